@@ -1,0 +1,1 @@
+"""Offline data: device-resident datasets, goal relabelling, sources on disk and collection."""
