@@ -1,8 +1,10 @@
 """Files that are either whole or absent: written under a temporary name, then renamed."""
 
 import contextlib
+import fcntl
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,7 +27,9 @@ def replacing(path: Path) -> Iterator[Path]:
         yield temporary
         os.replace(temporary, path)
     except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}; free space or choose another folder") from error
+        raise UserError(
+            f"cannot write {path}: {error.strerror or error}; free space or choose another folder"
+        ) from error
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -43,3 +47,19 @@ def require_space(folder: Path, needed: int) -> None:
             f"no disk space in {folder}: {needed / 1e6:.0f} MB needed, {free / 1e6:.0f} MB free; "
             "free space or choose another folder"
         )
+
+
+@contextlib.contextmanager
+def exclusive(lock: Path, holder: str) -> Iterator[None]:
+    """Lets one process at a time into the block; others say that they wait for `holder`.
+
+    The lock ends with the process, however that ends. The empty file stays: to remove it would be a race.
+    """
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with open(lock, "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print(f"waiting for {holder} to finish", file=sys.stderr, flush=True)
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield

@@ -1,0 +1,83 @@
+"""Configurations as frozen dataclasses: which fields a sweep may vary, their ranges and their help text."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from flowrl.errors import UserError
+
+
+def static(default: Any, help: str) -> Any:
+    """Declares a field that shapes the program; another value compiles another program."""
+    return dataclasses.field(default=default, metadata={"help": help, "sweepable": False})
+
+
+def sweepable(default: float | int, help: str, low: float = 0.0, high: float = float("inf")) -> Any:
+    """Declares a traced scalar that mapped runs may differ in; it must lie in [`low`, `high`]."""
+    return dataclasses.field(default=default, metadata={"help": help, "sweepable": True, "range": (low, high)})
+
+
+def hyper(config: Any, replacements: Mapping[str, Any] | None = None) -> dict[str, jax.Array]:
+    """Returns the sweepable fields of a configuration as strongly typed scalars: int32 or float32, as declared.
+
+    A weakly typed scalar in the state would cost a second trace.
+
+    Args:
+        config: An agent's configuration.
+        replacements: Values, possibly traced, to use instead of the configuration's.
+
+    Raises:
+        KeyError: A replacement is not a sweepable field.
+    """
+    fields = {field.name: field for field in dataclasses.fields(config) if field.metadata["sweepable"]}
+    values = {name: getattr(config, name) for name in fields} | dict(replacements or {})
+    unknown = sorted(set(values) - set(fields))
+    if unknown:
+        raise KeyError(f"not sweepable fields of {type(config).__module__}.Config: {', '.join(unknown)}")
+    return {
+        name: jnp.asarray(value, jnp.int32 if fields[name].type is int else jnp.float32)
+        for name, value in values.items()
+    }
+
+
+def check(config: Any) -> None:
+    """Checks the values of a configuration against the declared ranges; static sizes must be positive.
+
+    Raises:
+        UserError: A value is out of range; the message names its flag.
+    """
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if field.metadata["sweepable"]:
+            low, high = field.metadata["range"]
+            if not low <= value <= high:
+                raise UserError(f"--agent.{field.name}={value} is out of range; give a value in [{low:g}, {high:g}]")
+        elif not isinstance(value, bool):
+            sizes = value if isinstance(value, tuple) else (value,)
+            if any(isinstance(size, int) and size <= 0 for size in sizes):
+                raise UserError(f"--agent.{field.name}={value} must be positive")
+
+
+@dataclasses.dataclass(frozen=True)
+class GoalConditioned:
+    """Settings that every goal-conditioned agent has; the defaults are OGBench's."""
+
+    hidden_dims: tuple[int, ...] = static((512, 512, 512), "Hidden layers of every network.")
+    batch_size: int = static(1024, "Transitions per update.")
+    learning_rate: float = sweepable(3e-4, "Adam's step size, for every network.")
+    actor_p_trajectory: float = sweepable(1.0, "Share of actor goals from the rest of the episode.", 0, 1)
+    actor_p_random: float = sweepable(0.0, "Share of actor goals from anywhere; what remains is the state itself.", 0, 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class GoalValue(GoalConditioned):
+    """Settings of agents with a goal-conditioned value function; the defaults are OGBench's."""
+
+    discount: float = sweepable(0.99, "Discount per environment step.", 0, 1)
+    expectile: float = sweepable(0.7, "Expectile of the value loss; 0.5 is the mean.", 0, 1)
+    value_target_rate: float = sweepable(0.005, "Polyak rate of the target value network.", 0, 1)
+    value_p_trajectory: float = sweepable(0.5, "Share of value goals from the rest of the episode.", 0, 1)
+    value_p_random: float = sweepable(0.3, "Share of value goals from anywhere; what remains is the state itself.", 0, 1)

@@ -1,0 +1,142 @@
+"""OGBench's published collection procedures: who acts, toward which goals, for how long.
+
+A behaviour is a Python generator that plays one episode: it first yields the options for `reset`, then an action for
+every `(observation, info)` that it is sent. New kinds of data (a learnt actor, random exploration, scripted
+manipulation) need another behaviour or another actor here; nothing in `collect` changes.
+"""
+
+import functools
+import math
+from collections.abc import Callable, Generator
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from flowrl import envs
+from flowrl.errors import UserError
+
+Cell = tuple[int, int]
+Actor = Callable[[np.ndarray, np.ndarray], np.ndarray]  # (observation, unit direction) -> action before noise
+Episode = Generator[Any, tuple[np.ndarray, dict[str, Any]], None]
+
+
+class Recipe(NamedTuple):
+    """How one dataset is collected.
+
+    Attributes:
+        behaviour: Plays one episode; takes the unwrapped environment, the episode's generator and this recipe.
+        actor: Turns an observation and a unit direction into an action.
+        noise: Standard deviation of the Gaussian noise added to each action, which is then clipped to [-1, 1].
+        episodes: Training episodes of the published set; a tenth more make its validation file.
+        length: Environment steps per episode; one row each.
+        row_bytes: Bytes of one row over all fields, for the check of disk space.
+    """
+
+    behaviour: Callable[[Any, np.random.Generator, "Recipe"], Episode]
+    actor: Actor
+    noise: float
+    episodes: int
+    length: int
+    row_bytes: int
+
+
+def recipe(name: envs.EnvName) -> Recipe:
+    """Returns how the dataset of that name is collected.
+
+    Raises:
+        UserError: flowrl cannot collect it yet.
+    """
+    body, _, size = name.env_id.removesuffix("-v0").partition("-")
+    if body != "pointmaze" or name.behaviour not in ("navigate", "stitch"):
+        raise UserError(
+            f"flowrl cannot collect {name.name} yet, only the navigate and stitch sets of pointmaze; "
+            f"give a file with --data=PATH, for example a download of {name.dataset}.npz"
+        )
+    # Four float32 fields of two numbers each, and the terminals.
+    point = functools.partial(Recipe, actor=follow, noise=0.5, row_bytes=4 * 2 * 4 + 1)
+    if name.behaviour == "stitch":
+        return point(behaviour=stitch, episodes=5000, length=201)
+    if size == "giant":
+        return point(behaviour=navigate, episodes=500, length=2001)
+    return point(behaviour=navigate, episodes=1000, length=1001)
+
+
+def follow(observation: np.ndarray, direction: np.ndarray) -> np.ndarray:
+    """The actor of a point mass: its action is the direction itself."""
+    return direction
+
+
+def navigate(maze: Any, generator: np.random.Generator, recipe: Recipe) -> Episode:
+    """Walks from a random free cell to random cells that are not straight corridor, one after the other."""
+    goals = turning_cells(maze.maze_map)
+    start, goal = _pick(generator, free_cells(maze.maze_map)), _pick(generator, goals)
+    observation, info = yield {"task_info": {"init_ij": start, "goal_ij": goal}}
+    while True:
+        observation, info = yield _act(recipe, generator, observation, _direction(maze))
+        if info["success"]:
+            # With a cell instead of a position, OGBench's set_goal would write None to the target's position.
+            maze.set_goal(goal_xy=_noisy_centre(maze, generator, _pick(generator, goals)))
+
+
+def stitch(maze: Any, generator: np.random.Generator, recipe: Recipe) -> Episode:
+    """Walks from a random free cell to a cell four steps away and stays there."""
+    start = _pick(generator, free_cells(maze.maze_map))
+    goal = _pick(generator, cells_at(maze, start, 4) or [start])
+    observation, _ = yield {"task_info": {"init_ij": start, "goal_ij": goal}}
+    while True:
+        observation, _ = yield _act(recipe, generator, observation, _direction(maze))
+
+
+def free_cells(maze_map: np.ndarray) -> list[Cell]:
+    """Returns the cells (row, column) without a wall."""
+    return [(int(i), int(j)) for i, j in np.argwhere(maze_map == 0)]
+
+
+def turning_cells(maze_map: np.ndarray) -> list[Cell]:
+    """Returns the free cells but those of straight corridors: two opposite neighbours free, the other two walls."""
+
+    def straight(i: int, j: int) -> bool:
+        rows = (maze_map[i - 1, j], maze_map[i + 1, j])
+        columns = (maze_map[i, j - 1], maze_map[i, j + 1])
+        return (rows, columns) in (((0, 0), (1, 1)), ((1, 1), (0, 0)))
+
+    return [cell for cell in free_cells(maze_map) if not straight(*cell)]
+
+
+def cells_at(maze: Any, start: Cell, steps: int) -> list[Cell]:
+    """Returns the cells whose shortest path from `start` has exactly `steps` steps."""
+    centre = maze.ij_to_xy(start)
+    _, distances = maze.get_oracle_subgoal(centre, centre)
+    return [(int(i), int(j)) for i, j in np.argwhere(distances == steps)]
+
+
+@functools.cache
+def _subgoal(maze: Any, start: Cell, goal: Cell) -> tuple[float, float]:
+    """Returns the position that OGBench's oracle walks to next; it depends on the two cells alone."""
+    subgoal, _ = maze.get_oracle_subgoal(maze.ij_to_xy(start), maze.ij_to_xy(goal))
+    return float(subgoal[0]), float(subgoal[1])
+
+
+def _direction(maze: Any) -> np.ndarray:
+    """Returns the unit direction from the agent to its subgoal."""
+    x, y = maze.get_xy().tolist()
+    subgoal_x, subgoal_y = _subgoal(maze, maze.xy_to_ij((x, y)), maze.xy_to_ij(maze.cur_goal_xy))
+    dx, dy = subgoal_x - x, subgoal_y - y
+    return np.array((dx, dy)) / (math.hypot(dx, dy) + 1e-6)
+
+
+def _act(recipe: Recipe, generator: np.random.Generator, observation: np.ndarray, direction: np.ndarray) -> np.ndarray:
+    """Returns the actor's action with noise, inside the bounds."""
+    action = recipe.actor(observation, direction)
+    return np.clip(action + generator.normal(0.0, recipe.noise, action.shape), -1.0, 1.0)
+
+
+def _noisy_centre(maze: Any, generator: np.random.Generator, cell: Cell) -> tuple[float, float]:
+    """Returns a point uniform over the middle quarter of a cell, as OGBench's `add_noise` does for goals."""
+    x, y = maze.ij_to_xy(cell)
+    dx, dy = generator.uniform(-1.0, 1.0, 2) * maze._noise * maze._maze_unit / 4
+    return float(x + dx), float(y + dy)
+
+
+def _pick(generator: np.random.Generator, cells: list[Cell]) -> Cell:
+    return cells[generator.integers(len(cells))]

@@ -1,0 +1,145 @@
+"""Network modules (flax.linen) that agents share, and the functions that call several of them in a row."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from flowrl.train_state import Params
+
+Activation = Callable[[jax.Array], jax.Array]
+
+
+def glorot(scale: float = 1.0) -> nn.initializers.Initializer:
+    """Uniform kernel initialisation by the mean of fan-in and fan-out."""
+    return nn.initializers.variance_scaling(scale, "fan_avg", "uniform")
+
+
+def mish(x: jax.Array) -> jax.Array:
+    """Mish, x·tanh(softplus(x)) (https://arxiv.org/abs/1908.08681), written with one exponential.
+
+    tanh(log(1 + e)) = n / (n + 2) with n = e² + 2e; beyond 20 it is 1 in float32.
+    """
+    e = jnp.exp(jnp.minimum(x, 20.0))
+    n = e * (e + 2.0)
+    return x * (n / (n + 2.0))
+
+
+class SplitDense(nn.Module):
+    """A dense layer on the concatenation of its inputs.
+
+    Inputs whose batch axes have length 1 are multiplied once and broadcast, where a real concatenation would repeat the
+    work for every row.
+
+    Attributes:
+        features: Output size.
+    """
+
+    features: int
+
+    @nn.compact
+    def __call__(self, *parts: jax.Array) -> jax.Array:
+        """Maps `[B or 1, D_i]`... to `[B, features]`."""
+        sizes = [part.shape[-1] for part in parts]
+        kernel = self.param("kernel", glorot(), (sum(sizes), self.features))
+        bias = self.param("bias", nn.initializers.zeros, (self.features,))
+        offsets = [sum(sizes[:i]) for i in range(len(sizes))]
+        blocks = [kernel[start : start + size] for start, size in zip(offsets, sizes, strict=True)]
+        return sum((part @ block for part, block in zip(parts, blocks, strict=True)), bias)
+
+
+class MLP(nn.Module):
+    """Dense layers, each hidden one followed by the activation and, if asked, LayerNorm; the last layer is linear.
+
+    Attributes:
+        hidden_dims: Sizes of the hidden layers.
+        out_dim: Output size.
+        activation: Nonlinearity of the hidden layers.
+        layer_norm: Whether LayerNorm follows each activation.
+        final_scale: Scale of the last kernel's initial variance.
+    """
+
+    hidden_dims: Sequence[int]
+    out_dim: int
+    activation: Activation = nn.gelu
+    layer_norm: bool = False
+    final_scale: float = 1.0
+
+    @nn.compact
+    def __call__(self, *parts: jax.Array) -> jax.Array:
+        """Maps the concatenation of `[B or 1, D_i]` to `[B, out_dim]`."""
+        x: jax.Array | None = None
+        for width in self.hidden_dims:
+            x = SplitDense(width)(*parts) if x is None else nn.Dense(width, kernel_init=glorot())(x)
+            x = self.activation(x)
+            if self.layer_norm:
+                x = nn.LayerNorm()(x)
+        inputs = jnp.concatenate(parts, axis=-1) if x is None else x
+        return nn.Dense(self.out_dim, kernel_init=glorot(self.final_scale))(inputs)
+
+
+class Value(nn.Module):
+    """A scalar function of its concatenated inputs, GELU and LayerNorm."""
+
+    hidden_dims: Sequence[int]
+
+    @nn.compact
+    def __call__(self, *parts: jax.Array) -> jax.Array:
+        """Maps `[B, D_i]`... to `[B]`."""
+        return MLP(self.hidden_dims, 1, layer_norm=True)(*parts).squeeze(-1)
+
+
+def ensemble(module: type[nn.Module], size: int = 2) -> Any:
+    """Returns `module` with `size` independent sets of parameters and outputs stacked on a new first axis."""
+    return nn.vmap(module, variable_axes={"params": 0}, split_rngs={"params": True}, in_axes=None, axis_size=size)
+
+
+def length_normalize(x: jax.Array) -> jax.Array:
+    """Scales vectors `[..., R]` to length √R."""
+    return x / jnp.linalg.norm(x, axis=-1, keepdims=True) * jnp.sqrt(x.shape[-1])
+
+
+class GoalRep(nn.Module):
+    """Representation φ([s; g]) of a goal seen from a state, of length √rep_dim (HIQL in OGBench).
+
+    Attributes:
+        hidden_dims: Sizes of the hidden layers.
+        rep_dim: Output size R.
+    """
+
+    hidden_dims: Sequence[int]
+    rep_dim: int
+
+    @nn.compact
+    def __call__(self, observations: jax.Array, goals: jax.Array) -> jax.Array:
+        """Maps `[B, D]` and `[B, G]` to `[B, R]`."""
+        return length_normalize(MLP(self.hidden_dims, self.rep_dim, layer_norm=True)(observations, goals))
+
+
+class FourierFeatures(nn.Module):
+    """Learnable Fourier features [cos 2πWx, sin 2πWx] of a scalar.
+
+    Attributes:
+        frequencies: Number of rows of W, initially N(0, 0.2²).
+    """
+
+    frequencies: int = 64
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps `[..., 1]` to `[..., 2·frequencies]`."""
+        kernel = self.param("kernel", nn.initializers.normal(0.2), (1, self.frequencies))
+        angles = 2 * jnp.pi * x @ kernel
+        return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
+
+
+def represent(networks: Any, params: Params, observations: jax.Array, goals: jax.Array) -> jax.Array:
+    """Returns φ([s; g]) `[B, R]`, for agents with the networks `goal_rep` and `value`."""
+    return networks.goal_rep.apply(params["goal_rep"], observations, goals)
+
+
+def represented_value(networks: Any, params: Params, observations: jax.Array, goals: jax.Array) -> jax.Array:
+    """Returns the twin values V(s, φ([s; g])) `[2, B]`, for agents with the networks `goal_rep` and `value`."""
+    return networks.value.apply(params["value"], observations, represent(networks, params, observations, goals))
