@@ -1,0 +1,317 @@
+"""Collects OGBench's datasets here, by their published procedure, with several processes and without losing work.
+
+Every episode is a function of (seed, episode index) alone, so the result depends neither on the number of processes
+nor on interruptions. Blocks of episodes are stored as they are finished; the same call continues where one stopped.
+"""
+
+import datetime
+import functools
+import hashlib
+import importlib.metadata
+import json
+import multiprocessing
+import os
+import shutil
+import signal
+import subprocess
+import threading
+import zipfile
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from tqdm import tqdm
+
+import flowrl
+from flowrl import envs, files
+from flowrl.data import behaviours
+from flowrl.errors import UserError
+
+_BLOCK_ROWS = 5_000  # rows per stored block: well under a second of point maze
+_FIELDS = {
+    "observations": np.float32,
+    "actions": np.float32,
+    "terminals": np.bool_,
+    "qpos": np.float32,
+    "qvel": np.float32,
+}
+
+
+class Job(NamedTuple):
+    """One collection: episodes 0 … train-1 make the training file, train … train+validation-1 the other."""
+
+    env: str
+    seed: int
+    train: int
+    validation: int
+
+
+class Block(NamedTuple):
+    """Consecutive episodes `first` … `stop`-1 that are stored together."""
+
+    first: int
+    stop: int
+
+
+def collect(
+    env_name: str, out: Path, *, episodes: int | None = None, seed: int = 0, workers: int | None = None
+) -> Path:
+    """Collects a dataset into `out`/<dataset>.npz with <dataset>-val.npz and <dataset>.json beside it.
+
+    Starts processes, so a script that calls this needs the usual `if __name__ == "__main__":`. Returns at once where
+    the same collection is already there.
+
+    Args:
+        env_name: An OGBench dataset name, such as `pointmaze-medium-navigate`.
+        out: Folder, made if absent.
+        episodes: Training episodes; the published number where None. A tenth (at least one) is added for validation.
+        seed: Any number from 0.
+        workers: Processes; one per available core where None. The result does not depend on it.
+
+    Returns:
+        The path of the training file.
+
+    Raises:
+        UserError: flowrl cannot collect this dataset; a number is out of range; another file has the name; the disk is
+            full; a process died.
+    """
+    name = envs.parse(env_name)
+    recipe = behaviours.recipe(name)
+    for label, value, least in (("episodes", episodes, 1), ("seed", seed, 0), ("workers", workers, 1)):
+        if value is not None and value < least:
+            raise UserError(f"{label} must be at least {least}, not {value}")
+    train = recipe.episodes if episodes is None else episodes
+    job = Job(name.name, seed, train, max(1, train // 10))
+    with files.exclusive(out / f".{name.dataset}.lock", f"another collection of {name.name}"):
+        target, parts = out / f"{name.dataset}.npz", out / f"{name.dataset}.parts"
+        if not _finished(target, job):
+            _prepare(parts, job, recipe)
+            _run(parts, job, recipe, workers or _cores())
+            _merge(parts, target, job, recipe)
+        shutil.rmtree(parts, ignore_errors=True)
+    return target
+
+
+def blocks(job: Job, length: int) -> list[Block]:
+    """Cuts a job into blocks; no block holds episodes of both files, and the cut depends on the job alone."""
+    # At least sixteen blocks where there are as many episodes, so that several processes have work.
+    size = max(1, min(_BLOCK_ROWS // length, (job.train + job.validation) // 16))
+    ranges = ((0, job.train), (job.train, job.train + job.validation))
+    return [Block(first, min(first + size, stop)) for start, stop in ranges for first in range(start, stop, size)]
+
+
+def play(env: envs.SeededEpisodes, recipe: behaviours.Recipe, seed: int, episode: int) -> dict[str, np.ndarray]:
+    """Plays one episode, which (seed, episode) fixes, and returns its fields, one row per step.
+
+    As in OGBench's files, a row holds the observation that the environment returned before the step (in a teleport
+    maze, the one at the entrance) and the simulator's state at the start of the step (there, at the exit).
+    """
+    procedure, simulator = np.random.SeedSequence([seed, episode]).spawn(2)
+    moves = recipe.behaviour(env.unwrapped, np.random.default_rng(procedure), recipe)
+    observation, info = env.reset(seed=int(simulator.generate_state(1)[0]), options=next(moves))
+    rows: dict[str, list[Any]] = {field: [] for field in _FIELDS}
+    done = False
+    while not done:
+        action = moves.send((observation, info))
+        next_observation, _, terminated, truncated, info = env.step(action)
+        done = terminated or truncated
+        row = (observation, action, done, info["prev_qpos"], info["prev_qvel"])
+        for field, value in zip(_FIELDS, row, strict=True):
+            rows[field].append(value)
+        observation = next_observation
+    return {field: np.array(rows[field], dtype) for field, dtype in _FIELDS.items()}
+
+
+# ---------------------------------------------------------------------------------------------------- processes
+
+
+def _run(parts: Path, job: Job, recipe: behaviours.Recipe, workers: int) -> None:
+    """Collects the blocks that are missing; on an interruption lets the blocks in flight finish."""
+    todo = [block for block in blocks(job, recipe.length) if not _part(parts, block).exists()]
+    total = (job.train + job.validation) * recipe.length
+    missing = sum(block.stop - block.first for block in todo) * recipe.length
+    if not todo:
+        return
+    pool = ProcessPoolExecutor(min(workers, len(todo)), multiprocessing.get_context("spawn"), _initialise)
+    try:
+        with tqdm(total=total, initial=total - missing, unit="row", unit_scale=True, desc=f"collect {job.env}") as bar:
+            for future in as_completed([pool.submit(_collect_block, parts, job, block) for block in todo]):
+                bar.update(future.result())
+    except BrokenProcessPool as error:
+        raise UserError(
+            "a collecting process died: memory may be short (try fewer --workers), or a script calls collect without "
+            "`if __name__ == '__main__':`; the same call continues"
+        ) from error
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _initialise() -> None:
+    """Leaves Ctrl-C to the parent, and makes this process end when the parent does, however that ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
+def _collect_block(parts: Path, job: Job, block: Block) -> int:
+    """Plays and stores one block in a worker process; returns its number of rows."""
+    name = envs.parse(job.env)
+    recipe = behaviours.recipe(name)
+    env = _environment(name.env_id, recipe.length)
+    episodes = [play(env, recipe, job.seed, episode) for episode in range(block.first, block.stop)]
+    merged = {field: np.concatenate([episode[field] for episode in episodes]) for field in _FIELDS}
+    with files.replacing(_part(parts, block)) as temporary, open(temporary, "wb") as file:
+        np.savez(file, **merged)  # type: ignore[arg-type]
+    return len(merged["terminals"])
+
+
+@functools.cache
+def _environment(env_id: str, length: int) -> envs.SeededEpisodes:
+    return envs.make(env_id, terminate_at_goal=False, max_episode_steps=length)
+
+
+# -------------------------------------------------------------------------------------------------------- parts
+
+
+def _part(parts: Path, block: Block) -> Path:
+    return parts / f"{block.first:06d}-{block.stop:06d}.npz"
+
+
+def _prepare(parts: Path, job: Job, recipe: behaviours.Recipe) -> None:
+    """Makes the folder of parts; throws away those that another seed, length or version has made."""
+    identity = {"job": job._asdict(), "versions": _versions()}
+    record = parts / "job.json"
+    if not record.exists() or json.loads(record.read_text()) != identity:
+        shutil.rmtree(parts, ignore_errors=True)
+        with files.replacing(record) as temporary:
+            temporary.write_text(json.dumps(identity, indent=1))
+    # Parts and merged files lie side by side for a while; what the parts hold already need not be free any more.
+    stored = sum(part.stat().st_size for part in parts.glob("*.npz"))
+    rows = (job.train + job.validation) * recipe.length
+    files.require_space(parts, 2 * rows * recipe.row_bytes - stored)
+
+
+def _finished(target: Path, job: Job) -> bool:
+    """Returns whether `target` is this very collection.
+
+    Raises:
+        UserError: The file is there but is something else.
+    """
+    if not target.exists():
+        return False
+    made = provenance(target)
+    if made is not None and {key: made.get(key) for key in Job._fields} == job._asdict():
+        return True
+    what = (
+        "is no collection of flowrl" if made is None else f"has {made.get('train')} episodes of seed {made.get('seed')}"
+    )
+    raise UserError(f"{target} exists and {what}; move or delete it, or choose another folder with --out")
+
+
+def provenance(target: Path) -> dict[str, Any] | None:
+    """Returns the record beside a file that flowrl has collected, or None where there is none for this very file."""
+    record = target.with_suffix(".json")
+    try:
+        made = json.loads(record.read_text())
+        return made if made["sha256"][target.name] == sha256(target) else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _merge(parts: Path, target: Path, job: Job, recipe: behaviours.Recipe) -> None:
+    """Joins the parts into the two files; the training file appears last, so that where it is, all is."""
+    members: dict[str, list[Path]] = {f"{target.stem}-val.npz": [], target.name: []}
+    for block in blocks(job, recipe.length):
+        members[target.name if block.first < job.train else f"{target.stem}-val.npz"].append(_part(parts, block))
+    try:
+        with tqdm(total=len(_FIELDS) * sum(map(len, members.values())), unit="part", desc="compress") as bar:
+            rows = {name: _write_npz(parts / f"{name}.tmp", members[name], bar) for name in members}
+        hashes = {name: sha256(parts / f"{name}.tmp") for name in members}
+        with files.replacing(target.with_suffix(".json")) as temporary:
+            temporary.write_text(json.dumps(_record(job, recipe, rows, hashes), indent=1) + "\n")
+        for name in members:
+            os.replace(parts / f"{name}.tmp", target.parent / name)
+    except OSError as error:
+        what = error.strerror or error
+        raise UserError(f"cannot write {target}: {what}; free space, then the same call continues") from error
+
+
+def _write_npz(target: Path, members: list[Path], bar: tqdm) -> int:
+    """Writes what `np.savez_compressed` would, one part at a time; returns the number of rows."""
+    rows = 0
+    with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED) as archive:
+        for field in _FIELDS:
+            shapes = [array.shape for array in _arrays(members, field)]
+            rows = sum(shape[0] for shape in shapes)
+            descr = np.lib.format.dtype_to_descr(np.dtype(_FIELDS[field]))
+            header = {"descr": descr, "fortran_order": False, "shape": (rows, *shapes[0][1:])}
+            entry = zipfile.ZipInfo(f"{field}.npy")  # without the time of day: equal content, equal file
+            entry.compress_type = zipfile.ZIP_DEFLATED
+            with archive.open(entry, "w", force_zip64=True) as file:
+                np.lib.format.write_array_header_1_0(file, header)
+                for array in _arrays(members, field):
+                    file.write(array.tobytes())
+                    bar.update()
+    return rows
+
+
+def _arrays(members: list[Path], field: str) -> Iterator[np.ndarray]:
+    for member in members:
+        with np.load(member) as part:
+            yield part[field]
+
+
+# --------------------------------------------------------------------------------------------------- provenance
+
+
+def _record(job: Job, recipe: behaviours.Recipe, rows: dict[str, int], hashes: dict[str, str]) -> dict[str, Any]:
+    """Returns what the provenance file says."""
+    return {
+        "made": "collected by flowrl, OGBench's published procedure, not the official download",
+        **job._asdict(),
+        "behaviour": envs.parse(job.env).behaviour,
+        "noise": recipe.noise,
+        "steps_per_episode": recipe.length,
+        "published_episodes": recipe.episodes,
+        "rows": rows,
+        "versions": _versions(),
+        "git_commit": git_commit(),
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "sha256": hashes,
+    }
+
+
+def _versions() -> dict[str, str]:
+    packages = ("ogbench", "mujoco", "gymnasium", "numpy")
+    return {"flowrl": flowrl.__version__} | {package: importlib.metadata.version(package) for package in packages}
+
+
+def git_commit() -> str | None:
+    """Returns the commit of flowrl's checkout, with `-dirty` after local changes; None where there is no checkout."""
+    root = Path(flowrl.__file__).resolve().parents[1]
+    if not (root / ".git").exists():
+        return None
+    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def sha256(path: Path) -> str:
+    """Returns the SHA-256 of a file in hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

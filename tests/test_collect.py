@@ -1,0 +1,453 @@
+import collections
+import importlib.util
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import ogbench
+import pytest
+
+from flowrl import envs, files
+from flowrl.data import behaviours, collect
+from flowrl.errors import UserError
+
+ROOT = Path(__file__).parents[1]
+STITCH, NAVIGATE = "pointmaze-medium-stitch", "pointmaze-medium-navigate"
+
+
+def program():
+    spec = importlib.util.spec_from_file_location("experiments_collect", ROOT / "experiments" / "collect.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def hashes(target):
+    return json.loads(target.with_suffix(".json").read_text())["sha256"]
+
+
+def make(name):
+    known = envs.parse(name)
+    recipe = behaviours.recipe(known)
+    return envs.make(known.env_id, terminate_at_goal=False, max_episode_steps=recipe.length), recipe
+
+
+def distances(maze_map, start):
+    """Shortest paths, written independently of OGBench's."""
+    found, queue = {start: 0}, collections.deque([start])
+    while queue:
+        i, j = queue.popleft()
+        for cell in ((i + 1, j), (i - 1, j), (i, j + 1), (i, j - 1)):
+            if maze_map[cell] == 0 and cell not in found:
+                found[cell] = found[i, j] + 1
+                queue.append(cell)
+    return found
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    """The set that others are compared with, made by one process."""
+    return collect.collect(STITCH, tmp_path_factory.mktemp("one"), episodes=20, seed=3, workers=1)
+
+
+@pytest.fixture(scope="module")
+def stitch():
+    return make(STITCH)
+
+
+@pytest.fixture(scope="module")
+def navigate():
+    return make(NAVIGATE)
+
+
+# ------------------------------------------------------------------------------------------------- behaviours
+
+
+@pytest.mark.parametrize(
+    ("name", "episodes", "length"),
+    [
+        ("pointmaze-medium-navigate", 1000, 1001),
+        ("pointmaze-teleport-navigate", 1000, 1001),
+        ("pointmaze-giant-navigate", 500, 2001),
+        ("pointmaze-giant-stitch", 5000, 201),
+        ("pointmaze-large-stitch", 5000, 201),
+    ],
+)
+def test_recipes_are_the_published_ones(name, episodes, length):
+    recipe = behaviours.recipe(envs.parse(name))
+    assert (recipe.episodes, recipe.length, recipe.noise) == (episodes, length, 0.5)
+
+
+@pytest.mark.parametrize("name", ["antmaze-large-navigate", "antmaze-medium-explore", "cube-single-play"])
+def test_other_datasets_are_refused_with_a_remedy(name):
+    with pytest.raises(UserError, match=rf"cannot collect {name} yet.*--data=PATH.*{name}-v0\.npz"):
+        behaviours.recipe(envs.parse(name))
+
+
+def test_turning_cells_leave_out_straight_corridor_only():
+    maze_map = np.array(
+        [
+            [1, 1, 1, 1, 1, 1],
+            [1, 0, 0, 0, 0, 1],
+            [1, 0, 1, 1, 0, 1],
+            [1, 0, 0, 0, 0, 1],
+            [1, 0, 1, 0, 1, 1],
+            [1, 1, 1, 1, 1, 1],
+        ]
+    )
+    corridor = {(1, 2), (1, 3), (2, 1), (2, 4), (3, 2)}
+    assert set(behaviours.turning_cells(maze_map)) == set(behaviours.free_cells(maze_map)) - corridor
+    assert len(behaviours.free_cells(maze_map)) == 12
+
+
+def test_direction_is_the_oracle_s(navigate):
+    env, _ = navigate
+    env.reset(seed=0)
+    maze, generator = env.unwrapped, np.random.default_rng(0)
+    free = behaviours.free_cells(maze.maze_map)
+    for _ in range(200):
+        position, goal = (
+            np.array(maze.ij_to_xy(free[generator.integers(len(free))])) + generator.uniform(-1.5, 1.5, 2)
+            for _ in range(2)
+        )
+        maze.set_xy(position)
+        maze.set_goal(goal_xy=tuple(goal))
+        way = maze.get_oracle_subgoal(position, goal)[0] - position
+        np.testing.assert_allclose(behaviours._direction(maze), way / (np.linalg.norm(way) + 1e-6), rtol=1e-12)
+
+
+def test_navigate_starts_anywhere_and_goes_to_turning_cells(navigate):
+    env, recipe = navigate
+    maze = env.unwrapped
+    tasks = [next(behaviours.navigate(maze, np.random.default_rng(seed), recipe))["task_info"] for seed in range(600)]
+    assert {task["init_ij"] for task in tasks} == set(behaviours.free_cells(maze.maze_map))
+    assert {task["goal_ij"] for task in tasks} == set(behaviours.turning_cells(maze.maze_map))
+
+
+def test_navigate_draws_a_new_goal_on_success_only(navigate):
+    env, recipe = navigate
+    maze = env.unwrapped
+    moves = behaviours.navigate(maze, np.random.default_rng(0), recipe)
+    observation, info = env.reset(seed=0, options=next(moves))
+    first = maze.cur_goal_xy
+    moves.send((observation, info))
+    moves.send((observation, {"success": 0.0}))
+    assert maze.cur_goal_xy == first
+    goals, offsets = set(), []
+    for _ in range(400):
+        moves.send((observation, {"success": 1.0}))
+        cell = maze.xy_to_ij(maze.cur_goal_xy)
+        goals.add(cell)
+        offsets.append(np.subtract(maze.cur_goal_xy, maze.ij_to_xy(cell)))
+        np.testing.assert_array_equal(maze.model.geom("target").pos[:2], maze.cur_goal_xy)
+    assert goals == set(behaviours.turning_cells(maze.maze_map))
+    assert 0.95 < np.abs(offsets).max() <= 1.0  # the noise that OGBench adds to goals
+    assert abs(np.std(offsets) - 3**-0.5) < 0.03
+
+
+def test_stitch_goals_are_four_steps_away(stitch):
+    env, recipe = stitch
+    maze, seen = env.unwrapped, collections.defaultdict(set)
+    for seed in range(1500):
+        task = next(behaviours.stitch(maze, np.random.default_rng(seed), recipe))["task_info"]
+        seen[task["init_ij"]].add(task["goal_ij"])
+    assert set(seen) == set(behaviours.free_cells(maze.maze_map))
+    for start, goals in seen.items():
+        reach = distances(maze.maze_map, start)
+        assert goals == {cell for cell, steps in reach.items() if steps == 4}
+
+
+def test_stitch_keeps_its_goal_and_stays_where_no_cell_is_four_steps_away():
+    env, recipe = make(STITCH)
+    maze = env.unwrapped
+    maze.maze_map = np.ones_like(maze.maze_map)
+    maze.maze_map[1, 1:3] = 0
+    moves = behaviours.stitch(maze, np.random.default_rng(0), recipe)
+    options = next(moves)
+    assert options["task_info"]["init_ij"] == options["task_info"]["goal_ij"]
+    sent = env.reset(seed=0, options=options)
+    goal = maze.cur_goal_xy
+    moves.send(sent)
+    moves.send((sent[0], {"success": 1.0}))
+    assert maze.cur_goal_xy == goal
+
+
+def test_action_noise_is_half_a_unit_and_clipped(stitch):
+    _, recipe = stitch
+    generator = np.random.default_rng(0)
+    direction = np.array([0.6, -0.8])
+    actions = np.array([behaviours._act(recipe, generator, np.zeros(2), direction) for _ in range(20_000)])
+    assert np.abs(actions).max() == 1.0
+    np.testing.assert_allclose(np.median(actions, axis=0), direction, atol=0.02)
+    np.testing.assert_allclose(np.quantile(actions, 0.1587, axis=0)[0], 0.6 - 0.5, atol=0.03)
+    np.testing.assert_allclose((np.abs(actions) == 1.0).mean(axis=0), [0.2126, 0.3447], atol=0.015)
+
+
+# ---------------------------------------------------------------------------------------------------- episodes
+
+
+@pytest.mark.parametrize("name", [STITCH, "pointmaze-teleport-stitch"])
+def test_an_episode_depends_on_seed_and_index_alone(name):
+    (env, recipe), (other, _) = make(name), make(name)
+    expected = collect.play(env, recipe, 5, 11)  # in the teleport maze, one that draws exits
+    collect.play(other, recipe, 5, 6)
+    np.random.seed(1)  # noqa: NPY002
+    again = collect.play(other, recipe, 5, 11)
+    for field in expected:
+        np.testing.assert_array_equal(expected[field], again[field])
+    for seed, index in ((5, 12), (6, 11), (11, 5)):
+        assert not np.array_equal(collect.play(env, recipe, seed, index)["actions"], expected["actions"])
+
+
+def test_rows_follow_ogbench(navigate):
+    env, recipe = navigate
+    episode = collect.play(env, recipe, 0, 0)
+    assert {field: (array.shape, array.dtype) for field, array in episode.items()} == {
+        "observations": ((1001, 2), np.float32),
+        "actions": ((1001, 2), np.float32),
+        "terminals": ((1001,), np.bool_),
+        "qpos": ((1001, 2), np.float32),
+        "qvel": ((1001, 2), np.float32),
+    }
+    assert np.flatnonzero(episode["terminals"]).tolist() == [1000]
+    np.testing.assert_array_equal(episode["observations"], episode["qpos"])
+    # A free step moves by a fifth of the action; a step along a wall by less.
+    moved = np.diff(episode["observations"], axis=0)
+    assert np.median(np.abs(moved - 0.2 * episode["actions"][:-1])) < 1e-3
+    assert np.all(np.abs(moved) < 0.4)
+    maze = env.unwrapped
+    cells = {maze.xy_to_ij(position) for position in episode["observations"]}
+    assert cells <= set(behaviours.free_cells(maze.maze_map))
+    assert len(cells) > 8  # an episode reaches several goals
+
+
+def test_teleported_rows_hold_the_entrance_seen_and_the_exit_simulated():
+    env, recipe = make("pointmaze-teleport-navigate")
+    episode = collect.play(env, recipe, 5, 8)
+    jumps = np.linalg.norm(episode["observations"] - episode["qpos"], axis=1) > 1.0
+    assert jumps.any()
+    info = env.unwrapped._teleport_info
+    for seen, simulated in zip(episode["observations"][jumps], episode["qpos"][jumps], strict=True):
+        assert min(np.linalg.norm(seen - xy) for xy in info["teleport_in_xys"]) <= 1.5
+        assert min(np.linalg.norm(simulated - xy) for xy in info["teleport_out_xys"]) < 1e-6
+
+
+# ------------------------------------------------------------------------------------------------- collections
+
+
+@pytest.mark.parametrize(("train", "validation"), [(1, 1), (20, 2), (1000, 100), (37, 3)])
+def test_blocks_cover_each_episode_once_and_never_mix_the_files(train, validation):
+    cut = collect.blocks(collect.Job(NAVIGATE, 0, train, validation), 1001)
+    assert [episode for block in cut for episode in range(*block)] == list(range(train + validation))
+    assert all(block.stop <= train or block.first >= train for block in cut)
+
+
+def test_the_number_of_processes_does_not_matter(undisturbed, tmp_path):
+    two = collect.collect(STITCH, tmp_path, episodes=20, seed=3, workers=2)
+    assert hashes(two) == hashes(undisturbed)
+    assert sorted(path.name for path in tmp_path.iterdir() if not path.name.startswith(".")) == [
+        f"{STITCH}-v0-val.npz",
+        f"{STITCH}-v0.json",
+        f"{STITCH}-v0.npz",
+    ]
+
+
+def test_files_hold_the_episodes_in_order(undisturbed, stitch):
+    env, recipe = stitch
+    for path, episodes in ((undisturbed, range(20)), (undisturbed.with_name(f"{STITCH}-v0-val.npz"), range(20, 22))):
+        with np.load(path) as file:
+            data = dict(file)
+        assert list(data) == ["observations", "actions", "terminals", "qpos", "qvel"]
+        assert np.flatnonzero(data["terminals"]).tolist() == [201 * n + 200 for n in range(len(episodes))]
+        for position in (0, len(episodes) - 1):
+            expected = collect.play(env, recipe, 3, episodes[position])
+            for field, array in expected.items():
+                rows = data[field][201 * position : 201 * (position + 1)]
+                assert rows.dtype == array.dtype
+                np.testing.assert_array_equal(rows, array)
+
+
+def test_ogbench_reads_the_files(undisturbed):
+    env, train, validation = ogbench.make_env_and_datasets(f"{STITCH}-v0", dataset_path=str(undisturbed))
+    env.close()
+    assert train["observations"].shape == train["next_observations"].shape == (20 * 200, 2)
+    assert validation["actions"].shape == (2 * 200, 2)
+    assert train["terminals"].sum() == 20
+
+
+def test_provenance_says_how_it_was_made(undisturbed):
+    made = json.loads(undisturbed.with_suffix(".json").read_text())
+    assert "not the official download" in made["made"]
+    assert (made["env"], made["behaviour"], made["noise"], made["seed"]) == (STITCH, "stitch", 0.5, 3)
+    assert (made["train"], made["validation"], made["published_episodes"]) == (20, 2, 5000)
+    assert made["rows"] == {f"{STITCH}-v0.npz": 4020, f"{STITCH}-v0-val.npz": 402}
+    assert {"flowrl", "ogbench", "mujoco", "gymnasium", "numpy"} == set(made["versions"])
+    for name, digest in made["sha256"].items():
+        assert collect.sha256(undisturbed.with_name(name)) == digest
+    assert collect.provenance(undisturbed) == made
+
+
+def test_provenance_of_another_file_does_not_count(undisturbed, tmp_path):
+    copy = tmp_path / undisturbed.name
+    shutil.copy(undisturbed.with_suffix(".json"), copy.with_suffix(".json"))
+    copy.write_bytes(undisturbed.read_bytes() + b" ")
+    assert collect.provenance(copy) is None
+
+
+def test_what_is_there_is_neither_made_again_nor_overwritten(undisturbed, tmp_path, monkeypatch):
+    folder = shutil.copytree(undisturbed.parent, tmp_path / "copy")
+    monkeypatch.setattr(collect, "_run", lambda *_: pytest.fail("collected again"))
+    assert collect.collect(STITCH, folder, episodes=20, seed=3) == folder / undisturbed.name
+    for changed in ({"episodes": 21, "seed": 3}, {"episodes": 20, "seed": 4}):
+        with pytest.raises(UserError, match="has 20 episodes of seed 3; move or delete it"):
+            collect.collect(STITCH, folder, **changed)
+    (folder / f"{STITCH}-v0.json").unlink()
+    with pytest.raises(UserError, match="is no collection of flowrl"):
+        collect.collect(STITCH, folder, episodes=20, seed=3)
+
+
+def test_parts_of_another_collection_are_not_used(undisturbed, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(collect, "_merge", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            collect.collect(STITCH, tmp_path, episodes=20, seed=4, workers=1)
+    assert len(list((tmp_path / f"{STITCH}-v0.parts").glob("*.npz"))) > 16
+    assert hashes(collect.collect(STITCH, tmp_path, episodes=20, seed=3, workers=1)) == hashes(undisturbed)
+
+
+def start(folder, *more):
+    command = [sys.executable, ROOT / "experiments" / "collect.py", f"--env={NAVIGATE}", "--episodes=32", "--workers=1"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen(
+        [*command, f"--out={folder}", *more], env=environment, stderr=subprocess.PIPE, start_new_session=True, text=True
+    )
+    parts = folder / f"{NAVIGATE}-v0.parts"
+    deadline = time.monotonic() + 60
+    while len(list(parts.glob("*.npz"))) < 2 and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert process.poll() is None, process.stderr.read()
+    return process, parts
+
+
+def children(pid):
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="looks at /proc")
+def test_a_killed_collection_leaves_no_process_and_continues(tmp_path, monkeypatch):
+    process, parts = start(tmp_path / "killed")
+    workers = children(process.pid)
+    assert workers
+    process.kill()
+    process.wait()
+    process.stderr.close()
+    deadline = time.monotonic() + 20
+    while any(
+        Path(f"/proc/{worker}/cmdline").exists() and Path(f"/proc/{worker}/cmdline").read_bytes() for worker in workers
+    ):
+        assert time.monotonic() < deadline, "a worker outlived its parent"
+        time.sleep(0.02)
+    kept = {part.name for part in parts.glob("*.npz")}
+    assert len(kept) >= 2
+    assert not (tmp_path / "killed" / f"{NAVIGATE}-v0.npz").exists()
+
+    bars = []
+    real = collect.tqdm
+    monkeypatch.setattr(collect, "tqdm", lambda *a, **k: bars.append(k) or real(*a, **k))
+    continued = collect.collect(NAVIGATE, tmp_path / "killed", episodes=32, workers=2)
+    assert bars[0]["initial"] >= 2 * 2 * 1001  # what was stored is not collected again
+    assert hashes(continued) == hashes(collect.collect(NAVIGATE, tmp_path / "whole", episodes=32, workers=2))
+    assert not parts.exists()
+
+
+def test_ctrl_c_ends_in_one_line_and_keeps_the_parts(tmp_path):
+    process, parts = start(tmp_path)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: parent and workers alike
+    _, said = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert "Traceback" not in said
+    assert said.strip().splitlines()[-1] == "interrupted; the same command continues"
+    assert len(list(parts.glob("*.npz"))) >= 2
+
+
+def test_a_dead_process_is_explained(tmp_path, monkeypatch):
+    monkeypatch.setattr(collect, "_initialise", sys.exit)
+    with pytest.raises(UserError, match="a collecting process died"):
+        collect.collect(STITCH, tmp_path, episodes=2, workers=1)
+
+
+def test_a_full_disk_is_said_before_anything_is_collected(tmp_path, monkeypatch):
+    monkeypatch.setattr(files.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(100, 50, 50))
+    monkeypatch.setattr(collect, "_run", lambda *_: pytest.fail("started"))
+    with pytest.raises(UserError, match="no disk space"):
+        collect.collect(STITCH, tmp_path, episodes=5)
+
+
+def test_two_collections_of_one_file_take_turns(tmp_path):
+    script = (
+        "import sys\nfrom pathlib import Path\nfrom flowrl import files\n"
+        "with files.exclusive(Path(sys.argv[1]), 'another'):\n print('in', flush=True)\n sys.stdin.readline()\n"
+    )
+    lock, environment = tmp_path / "lock", os.environ | {"PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", script, str(lock)]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with (
+        subprocess.Popen(command, env=environment, text=True, **pipes) as first,
+        subprocess.Popen(command, env=environment, text=True, **pipes) as second,
+    ):
+        ahead, behind = None, None
+        while ahead is None:
+            for one, other in ((first, second), (second, first)):
+                os.set_blocking(one.stdout.fileno(), False)
+                if one.stdout.readline() == "in\n":
+                    ahead, behind = one, other
+                    break
+            time.sleep(0.01)
+        assert behind.stderr.readline() == "waiting for another to finish\n"
+        ahead.kill()  # a lock must not outlive its holder
+        os.set_blocking(behind.stdout.fileno(), True)
+        assert behind.stdout.readline() == "in\n"
+        behind.communicate("\n")
+
+
+# ------------------------------------------------------------------------------------------------ command line
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "which dataset"),
+        (["--env=pointmaze-medum-navigate"], "did you mean pointmaze-medium-navigate?"),
+        (["--env=antmaze-large-navigate"], "--data=PATH"),
+        (["--evn=x"], "Unknown command line flag 'evn'. Did you mean: env"),
+        (["pointmaze-medium-navigate"], "unexpected argument 'pointmaze-medium-navigate'"),
+        ([f"--env={STITCH}", "--episodes=0"], "episodes must be at least 1, not 0"),
+        ([f"--env={STITCH}", "--episodes=many"], "--episodes=many"),
+        ([f"--env={STITCH}", "--workers=0"], "workers must be at least 1, not 0"),
+        ([f"--env={STITCH}", "--seed=-1"], "seed must be at least 0, not -1"),
+        ([f"--env={STITCH}", "--out=/dev/null/x"], "cannot write to /dev/null/x"),
+    ],
+)
+def test_mistakes_end_in_one_line(arguments, message, capsys, tmp_path, monkeypatch):
+    monkeypatch.setenv("FLOWRL_DATA", str(tmp_path))
+    assert program().main(["collect.py", *arguments]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: ")
+    assert message in said
+    assert len(said.strip().splitlines()) == 1
+
+
+def test_help_and_default_folder(capsys, tmp_path, monkeypatch):
+    assert program().main(["collect.py", "--help"]) == 0
+    said = capsys.readouterr().out
+    assert "--episodes" in said
+    assert "--workers" in said
+    monkeypatch.setenv("FLOWRL_DATA", str(tmp_path))
+    assert program().main(["collect.py", f"--env={STITCH}-v0", "--episodes=1", "--workers=1"]) == 0
+    assert (tmp_path / "collected" / f"{STITCH}-v0.npz").exists()

@@ -1,0 +1,482 @@
+import contextlib
+import http.server
+import io
+import threading
+import tracemalloc
+import zipfile
+
+import numpy as np
+import pytest
+
+from flowrl import envs
+from flowrl.data import collect, download, sources
+from flowrl.errors import UserError
+
+NAME = "pointmaze-medium-stitch"
+ENV = envs.parse(NAME)
+FILE = f"{NAME}-v0.npz"
+
+
+def rows(n=40, **changed):
+    generator = np.random.default_rng(0)
+    terminals = np.zeros(n, bool)
+    terminals[9::10] = True
+    data = {
+        "observations": generator.normal(size=(n, 2)).astype(np.float32),
+        "actions": generator.uniform(-1, 1, (n, 2)).astype(np.float32),
+        "terminals": terminals,
+        "qpos": generator.normal(size=(n, 2)).astype(np.float32),
+    }
+    return {field: array for field, array in (data | changed).items() if array is not None}
+
+
+def packed(**changed):
+    buffer = io.BytesIO()
+    np.savez(buffer, **rows(**changed))
+    return buffer.getvalue()
+
+
+class Host:
+    """A web server on this machine: what it holds, how it behaves, what it was asked."""
+
+    def __init__(self):
+        self.body = packed()
+        self.etag = '"one"'
+        self.ranges = True
+        self.kind = "application/octet-stream"
+        self.cut = None  # the connection ends after so many bytes
+        self.status = 200
+        self.lie = False  # answers with another range than was asked for
+        self.asked = []
+        self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
+        self.url = f"http://127.0.0.1:{self.server.server_port}"
+        self.thread = threading.Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.01})
+        self.thread.start()
+
+    def _handler(host):
+        class Handler(http.server.BaseHTTPRequestHandler):
+            def do_GET(self):
+                host.asked.append((self.path, self.headers.get("Range"), self.headers.get("If-Range")))
+                start, status = 0, host.status
+                if host.ranges and "Range" in self.headers and self.headers["If-Range"] == host.etag:
+                    start, status = int(self.headers["Range"][len("bytes=") : -1]), 206
+                    status = 416 if start >= len(host.body) else 206
+                body = host.body[start:] if status in (200, 206) else b"no"
+                self.send_response(status)
+                self.send_header("Content-Type", host.kind)
+                self.send_header("Content-Length", str(len(body)))
+                if host.etag:
+                    self.send_header("ETag", host.etag)
+                if status == 206:
+                    first = start - 1 if host.lie else start
+                    self.send_header("Content-Range", f"bytes {first}-{len(host.body) - 1}/{len(host.body)}")
+                self.end_headers()
+                self.wfile.write(body[: host.cut])
+
+            def log_message(self, *_):
+                pass
+
+        return Handler
+
+    def close(self):
+        self.server.shutdown()
+        self.server.server_close()
+        self.thread.join()
+
+
+@pytest.fixture
+def host():
+    served = Host()
+    yield served
+    served.close()
+
+
+@pytest.fixture
+def mirror():
+    served = Host()
+    yield served
+    served.close()
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    """A cache of its own, and no host in the world, for every test."""
+    monkeypatch.setenv("FLOWRL_DATA", str(tmp_path / "cache"))
+    monkeypatch.setattr(sources, "HOSTS", ())
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def collected(cache, monkeypatch):
+    """Stands in for a collection; counts its calls."""
+    calls = []
+
+    def collect_here(name, out, *, workers=None):
+        calls.append((name, workers))
+        out.mkdir(parents=True, exist_ok=True)
+        (out / FILE).write_bytes(packed())
+
+    monkeypatch.setattr(collect, "collect", collect_here)
+    return calls
+
+
+@pytest.fixture
+def forbidden(monkeypatch):
+    monkeypatch.setattr(collect, "collect", lambda *_, **__: pytest.fail("collected"))
+
+
+def leftovers(cache):
+    return sorted(p.name for p in (cache / "official").iterdir() if not p.name.endswith(".lock") and p.name != FILE)
+
+
+# ---------------------------------------------------------------------------------------------------- download
+
+
+@pytest.mark.usefixtures("forbidden")
+@pytest.mark.parametrize("data", ["auto", "official"])
+def test_download_is_kept_as_official_and_asked_for_once(data, host, cache, monkeypatch):
+    monkeypatch.setattr(sources, "HOSTS", (host.url,))
+    source = sources.locate(ENV, data)
+    assert source.origin == "official"
+    assert source.path == cache / "official" / FILE
+    assert source.path.read_bytes() == host.body
+    assert source.sha256 == collect.sha256(source.path)
+    assert sources.locate(ENV, data) == source
+    assert [path for path, *_ in host.asked] == [f"/{FILE}"]
+    assert leftovers(cache) == []
+
+
+@pytest.mark.usefixtures("forbidden")
+def test_interrupted_download_continues_with_a_range(host, cache, monkeypatch):
+    monkeypatch.setattr(sources, "HOSTS", (host.url,))
+    host.cut = 700
+    with pytest.raises(UserError, match=rf"ended after 700 of {len(host.body)} bytes; another try continues"):
+        sources.locate(ENV, "official")
+    assert not (cache / "official" / FILE).exists()
+    host.cut = 300
+    with pytest.raises(UserError, match="ended after 1000 of"):
+        sources.locate(ENV, "official")
+    host.cut = None
+    assert sources.locate(ENV, "official").path.read_bytes() == host.body
+    assert [asked[1:] for asked in host.asked] == [
+        (None, None),
+        ("bytes=700-", '"one"'),
+        ("bytes=1000-", '"one"'),
+    ]
+    assert leftovers(cache) == []
+
+
+@pytest.mark.usefixtures("forbidden")
+@pytest.mark.parametrize("change", ["no ranges", "another version", "no mark"])
+def test_download_starts_again_where_it_cannot_continue(change, host, cache, monkeypatch):
+    monkeypatch.setattr(sources, "HOSTS", (host.url,))
+    host.cut = 700
+    host.etag = "" if change == "no mark" else host.etag
+    with pytest.raises(UserError, match="ended after 700"):
+        sources.locate(ENV, "official")
+    host.cut = None
+    if change == "no ranges":
+        host.ranges = False
+    if change == "another version":
+        host.body, host.etag = packed(n=50), '"two"'
+    assert sources.locate(ENV, "official").path.read_bytes() == host.body
+    assert leftovers(cache) == []
+
+
+@pytest.mark.usefixtures("forbidden")
+def test_a_shorter_new_version_does_not_keep_the_old_end(host, monkeypatch):
+    monkeypatch.setattr(sources, "HOSTS", (host.url,))
+    host.cut = len(host.body) - 1
+    with pytest.raises(UserError, match="ended after"):
+        sources.locate(ENV, "official")
+    host.body, host.etag, host.cut = packed(n=20), '"two"', None
+    assert sources.locate(ENV, "official").path.read_bytes() == host.body
+
+
+@pytest.mark.usefixtures("forbidden")
+def test_a_wrong_range_is_not_appended(host, cache, monkeypatch):
+    monkeypatch.setattr(sources, "HOSTS", (host.url,))
+    host.cut = 700
+    with pytest.raises(UserError, match="ended after 700"):
+        sources.locate(ENV, "official")
+    host.cut, host.lie = None, True
+    with pytest.raises(UserError, match="another range"):
+        sources.locate(ENV, "official")
+    host.lie = False
+    assert sources.locate(ENV, "official").path.read_bytes() == host.body
+
+
+@pytest.mark.usefixtures("forbidden")
+def test_a_download_killed_before_its_renaming_is_finished(host, cache, monkeypatch):
+    monkeypatch.setattr(sources, "HOSTS", (host.url,))
+    monkeypatch.setattr(download, "_check", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        sources.locate(ENV, "official")
+    monkeypatch.undo()
+    monkeypatch.setattr(sources, "HOSTS", (host.url,))
+    monkeypatch.setenv("FLOWRL_DATA", str(cache))
+    assert sources.locate(ENV, "official").path.read_bytes() == host.body
+    assert host.asked[-1][1] == f"bytes={len(host.body)}-"
+
+
+@pytest.mark.usefixtures("forbidden")
+def test_the_mirror_serves_where_the_first_host_fails_and_parts_never_mix(host, mirror, cache, monkeypatch):
+    monkeypatch.setattr(sources, "HOSTS", (host.url, mirror.url))
+    mirror.body = packed(n=60)
+    host.cut = 700
+    source = sources.locate(ENV, "official")
+    assert source.path.read_bytes() == mirror.body
+    assert mirror.asked == [(f"/{FILE}", None, None)]
+    assert leftovers(cache) == []
+
+
+@pytest.mark.usefixtures("forbidden")
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"body": b"<html>sign in</html>", "kind": "text/html; charset=utf-8"}, "a web page, not a dataset"),
+        ({"body": b"<html>sign in</html>"}, "not a whole .npz file"),
+        ({"body": packed()[:-300]}, "not a whole .npz file"),
+        ({"body": packed().replace(packed()[400:410], b"0123456789")}, "not a whole .npz file"),
+        ({"body": packed(actions=None)}, "lacks actions.npy"),
+        ({"status": 503}, "the server answered 503"),
+        ({"status": 404}, "the server answered 404"),
+    ],
+)
+def test_what_is_no_dataset_never_enters_the_cache(changes, reason, host, cache, monkeypatch):
+    monkeypatch.setattr(sources, "HOSTS", (host.url,))
+    for name, value in changes.items():
+        setattr(host, name, value)
+    with pytest.raises(UserError, match=reason) as raised:
+        sources.locate(ENV, "official")
+    assert "--data=collected" in str(raised.value)
+    assert "--data=PATH" in str(raised.value)
+    assert [name for name in leftovers(cache) if name.endswith(".part")] == []
+    assert not (cache / "official" / FILE).exists()
+    good = Host()
+    with contextlib.closing(good):
+        monkeypatch.setattr(sources, "HOSTS", (good.url,))
+        assert sources.locate(ENV, "official").path.read_bytes() == good.body
+
+
+# ------------------------------------------------------------------------------------------------------ locate
+
+
+def test_auto_collects_where_no_host_answers(cache, collected, capsys, monkeypatch):
+    monkeypatch.setattr(sources, "HOSTS", ("http://127.0.0.1:9", "http://127.0.0.1:9/mirror"))
+    source = sources.locate(ENV, "auto", workers=2)
+    said = capsys.readouterr().err
+    assert "Connection refused" in said
+    assert f"collecting {NAME} here instead" in said
+    assert collected == [(NAME, 2)]
+    assert source.origin == "collected"
+    assert source.path == cache / "collected" / FILE
+    assert not (cache / "official" / FILE).exists()
+    with pytest.raises(UserError, match=r"cannot download.*Connection refused.*--data=collected.*--data=PATH"):
+        sources.locate(ENV, "official")
+
+
+@pytest.mark.usefixtures("forbidden")
+def test_official_never_means_collected(cache, monkeypatch):
+    (cache / "collected").mkdir(parents=True)
+    (cache / "collected" / FILE).write_bytes(packed())
+    monkeypatch.setattr(sources, "HOSTS", ("http://127.0.0.1:9",))
+    with pytest.raises(UserError, match="cannot download"):
+        sources.locate(ENV, "official")
+
+
+def test_auto_prefers_official_then_collected_then_the_network(cache, host, collected, monkeypatch):
+    monkeypatch.setattr(sources, "HOSTS", (host.url,))
+    first = sources.locate(ENV, "collected")
+    assert (first.origin, host.asked, len(collected)) == ("collected", [], 1)
+    second = sources.locate(ENV, "auto")
+    assert (second.path, host.asked, len(collected)) == (first.path, [], 1)
+    assert "not the official download" in second.detail
+    assert "--data=official" in second.detail
+    assert "--data=official" not in first.detail
+    assert sources.locate(ENV, "official").origin == "official"
+    assert sources.locate(ENV, "auto").origin == "official"
+    assert sources.locate(ENV, "collected").origin == "collected"
+    assert len(host.asked) == 1
+
+
+def test_what_cannot_be_collected_is_not_recommended(monkeypatch):
+    monkeypatch.setattr(sources, "HOSTS", ("http://127.0.0.1:9",))
+    for data in ("auto", "official"):
+        with pytest.raises(UserError, match=r"cannot download.*--data=PATH") as raised:
+            sources.locate(envs.parse("antmaze-large-navigate"), data)
+        assert "--data=collected" not in str(raised.value)
+    with pytest.raises(UserError, match="cannot collect antmaze-large-navigate yet"):
+        sources.locate(envs.parse("antmaze-large-navigate"), "collected")
+
+
+def test_a_file_or_its_folder_can_be_given(tmp_path):
+    path = tmp_path / FILE
+    path.write_bytes(packed())
+    for data in (str(path), str(tmp_path)):
+        source = sources.locate(ENV, data)
+        assert source == (path, "file", f"file {path}", collect.sha256(path))
+
+
+def test_a_given_file_that_flowrl_collected_says_so(tmp_path):
+    path = collect.collect(NAME, tmp_path, episodes=3, workers=1)
+    source = sources.locate(ENV, str(tmp_path))
+    assert source.origin == "file"
+    assert "collected by flowrl (not the official download), 3 of 5000 episodes, seed 0" in source.detail
+    path.write_bytes(packed())
+    assert sources.locate(ENV, str(path)).detail == f"file {path}"
+
+
+def test_a_wrong_path_names_the_expected_file(tmp_path):
+    with pytest.raises(UserError, match=FILE):
+        sources.locate(ENV, str(tmp_path))
+    with pytest.raises(UserError, match="did you mean official"):
+        sources.locate(ENV, "oficial")
+    with pytest.raises(UserError, match="no file"):
+        sources.locate(ENV, str(tmp_path / "absent.npz"))
+
+
+def test_the_cache_is_in_the_home_folder_by_default(monkeypatch):
+    monkeypatch.delenv("FLOWRL_DATA")
+    monkeypatch.setenv("HOME", "/home/someone")
+    assert str(sources.cache_root()) == "/home/someone/.cache/flowrl"
+
+
+# -------------------------------------------------------------------------------------------------------- read
+
+
+def saved(tmp_path, compressed=False, **changed):
+    path = tmp_path / "data.npz"
+    (np.savez_compressed if compressed else np.savez)(path, **rows(**changed))
+    return path
+
+
+@pytest.mark.parametrize("compressed", [False, True])
+def test_read_returns_checked_fields(tmp_path, compressed):
+    data = rows()
+    data["actions"][0] = [1.0, -1.0]
+    read = sources.read(saved(tmp_path, compressed, actions=data["actions"]), observation_dim=2, action_dim=2)
+    assert list(read) == ["observations", "actions", "terminals"]
+    assert [array.dtype for array in read.values()] == [np.float32, np.float32, bool]
+    np.testing.assert_array_equal(read["observations"], data["observations"])
+    np.testing.assert_array_equal(read["terminals"], data["terminals"])
+    np.testing.assert_array_equal(read["actions"][0], np.float32([1 - 1e-5, -1 + 1e-5]))
+    np.testing.assert_array_equal(read["actions"][1:], data["actions"][1:])
+
+
+@pytest.mark.parametrize("kind", [np.int64, np.uint8, np.float32, np.float64])
+def test_terminals_may_be_numbers(tmp_path, kind):
+    read = sources.read(saved(tmp_path, terminals=rows()["terminals"].astype(kind)))
+    np.testing.assert_array_equal(read["terminals"], rows()["terminals"])
+    assert read["terminals"].dtype == bool
+
+
+@pytest.mark.parametrize("convert", [np.float64, ">f4", np.asfortranarray])
+def test_numbers_of_other_kinds_become_float32(tmp_path, convert):
+    original = rows()["observations"]
+    changed = convert(original) if callable(convert) and convert is np.asfortranarray else original.astype(convert)
+    read = sources.read(saved(tmp_path, observations=changed))["observations"]
+    assert read.dtype == np.float32
+    assert read.flags.c_contiguous
+    np.testing.assert_array_equal(read, original)
+
+
+def with_value(field, row, value):
+    array = rows()[field].astype(np.float64)
+    array[row] = value
+    return {field: array}
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"observations": None}, "'observations' is missing"),
+        ({"terminals": None}, "'terminals' is missing"),
+        ({"observations": np.zeros(40)}, r"'observations' has shape \(40,\)"),
+        ({"actions": np.zeros((40, 2, 1))}, r"'actions' has shape \(40, 2, 1\)"),
+        ({"actions": np.zeros((39, 2))}, r"'actions' has shape \(39, 2\), but 40 rows"),
+        ({"terminals": np.zeros((40, 1))}, r"'terminals' has shape \(40, 1\)"),
+        ({"observations": np.full((40, 2), "a")}, "'observations' holds <U1, not numbers"),
+        ({"observations": np.full((40, 2), True)}, "'observations' holds bool, not numbers"),
+        ({"actions": np.full((40, 2), 1j)}, "'actions' holds complex128, not numbers"),
+        ({"actions": np.full((40, 2), None)}, "'actions' is not a plain array"),
+        (with_value("observations", 17, np.nan), "'observations' has NaN or infinite values, first in row 17"),
+        (with_value("observations", 3, 1e300), "'observations' has NaN or infinite values, first in row 3"),
+        (with_value("actions", 39, -np.inf), "'actions' has NaN or infinite values, first in row 39"),
+        (with_value("actions", 5, 1.01), r"'actions' reach 1\.01, outside \[-1, 1\]"),
+        (with_value("actions", 5, -2.0), r"'actions' reach 2, outside \[-1, 1\]"),
+        (with_value("terminals", 39, False), "'terminals' is not set on the last row; mark the last row"),
+        (with_value("terminals", 6, 2), "'terminals' is 2.0 in row 6"),
+        (with_value("terminals", 6, np.nan), "'terminals' is nan in row 6"),
+        ({"terminals": np.ones(40, bool)}, "no transition"),
+        ({"n": 0}, "no transition"),
+    ],
+)
+def test_a_malformed_file_is_explained(tmp_path, changed, message):
+    path = saved(tmp_path, **changed)
+    with pytest.raises(UserError, match=message) as raised:
+        sources.read(path)
+    assert str(path) in str(raised.value)
+    assert ";" in str(raised.value)  # what is wrong; what to do
+
+
+def test_actions_slightly_outside_are_clipped(tmp_path):
+    read = sources.read(saved(tmp_path, **with_value("actions", 5, 1.0005)))
+    assert read["actions"].max() == np.float32(1 - 1e-5)
+
+
+def test_sizes_that_do_not_fit_name_both_numbers(tmp_path):
+    with pytest.raises(UserError, match=r"'observations' have size 2, but the environment's have 29"):
+        sources.read(saved(tmp_path), observation_dim=29)
+    with pytest.raises(UserError, match=r"'actions' have size 2, but the environment's have 8"):
+        sources.read(saved(tmp_path), action_dim=8)
+
+
+def test_a_missing_file_is_explained(tmp_path):
+    with pytest.raises(UserError, match=r"absent\.npz: no such file.*--data"):
+        sources.read(tmp_path / "absent.npz")
+
+
+@pytest.mark.parametrize("compressed", [False, True])
+def test_a_damaged_file_is_explained(tmp_path, compressed):
+    whole = saved(tmp_path, compressed, n=4000).read_bytes()
+    path = tmp_path / "damaged.npz"
+    middle = len(whole) // 8
+    for damaged in (
+        b"",
+        b"\x93NUMPY",
+        whole[:-100],
+        whole[:middle],
+        whole[:middle] + b"\0" * 64 + whole[middle + 64 :],
+    ):
+        path.write_bytes(damaged)
+        with pytest.raises(UserError, match=r"damaged\.npz: .*delete it and run again"):
+            sources.read(path)
+
+
+def test_a_lone_array_is_explained(tmp_path):
+    np.save(tmp_path / "data.npy", rows()["observations"])
+    with pytest.raises(UserError, match="damaged or cannot be read"):
+        sources.read(tmp_path / "data.npy")
+
+
+def test_other_fields_are_never_read(tmp_path):
+    path = saved(tmp_path)
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr("qvel.npy", b"not an array")
+    assert len(sources.read(path)) == 3
+
+
+def test_reading_needs_little_more_memory_than_the_data(tmp_path):
+    n = 100_000
+    path = tmp_path / "data.npz"
+    terminals = np.zeros(n, bool)
+    terminals[-1] = True
+    np.savez(path, observations=np.ones((n, 29), np.float32), actions=np.ones((n, 8), np.float32), terminals=terminals)
+    tracemalloc.start()
+    try:
+        read = sources.read(path)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 1.4 * sum(array.nbytes for array in read.values())
