@@ -100,6 +100,25 @@ def _no_leftover_files() -> Iterator[None]:
             os.unlink(path)
 
 
-def task_count(env: gymnasium.Env) -> int:
-    """Returns how many evaluation tasks an OGBench environment has."""
-    return int(env.unwrapped.num_tasks)  # type: ignore[attr-defined]
+class Sizes(NamedTuple):
+    """What an environment asks of a policy: sizes of its observations and actions, and its number of tasks."""
+
+    observation_dim: int
+    action_dim: int
+    tasks: int
+
+
+def sizes(env_id: str) -> Sizes:
+    """Returns the sizes of a registered environment with actions in [−1, 1].
+
+    Raises:
+        UserError: Its actions are discrete or have other bounds.
+    """
+    env = make(env_id)
+    space = env.action_space
+    if not isinstance(space, gymnasium.spaces.Box):
+        raise UserError(f"{env_id} has actions of kind {type(space).__name__}; flowrl needs continuous ones")
+    if not (np.allclose(space.low, -1) and np.allclose(space.high, 1)):
+        raise UserError(f"{env_id} has actions in [{space.low.min()}, {space.high.max()}]; flowrl needs [-1, 1]")
+    (observation_dim,) = env.observation_space.shape or (0,)
+    return Sizes(observation_dim, space.shape[0], int(env.unwrapped.num_tasks))  # type: ignore[attr-defined]

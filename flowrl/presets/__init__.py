@@ -3,14 +3,105 @@
 import csv
 import functools
 from importlib import resources
+from typing import Any, NamedTuple
+
+from flowrl.errors import UserError
+
+_OGBENCH = "OGBench, https://arxiv.org/abs/2410.20092, the authors' run commands"
+_GC_SSCP = "Single-Step Completion Policy, https://arxiv.org/abs/2506.21427, the authors' code"
+
+# Column of the published tables -> field of an agent's Config, or of the run for `steps`.
+_COLUMNS = {
+    "alpha": "alpha",
+    "batch_size": "batch_size",
+    "train_steps": "steps",
+    "actor_p_randomgoal": "actor_p_random",
+    "actor_p_trajgoal": "actor_p_trajectory",
+    "discount": "discount",
+    "high_alpha": "high_alpha",
+    "low_alpha": "low_alpha",
+    "subgoal_steps": "subgoal_steps",
+    "low_actor_rep_grad": "low_actor_rep_grad",
+}
+_RUN = dict(log_interval=5_000, checkpoint_interval=50_000)
+_OGBENCH_RUN = dict(steps=1_000_000, eval_interval=100_000, eval_episodes=50, **_RUN)
+_GC_SSCP_RUN = dict(steps=500_000, eval_interval=50_000, eval_episodes=20, **_RUN)
+
+# Each table with its citation and the settings of a run that it goes with.
+_TABLES = (
+    ("ogbench_goal_conditioned.csv", _OGBENCH, _OGBENCH_RUN),
+    ("gc_sscp.csv", _GC_SSCP, _GC_SSCP_RUN),
+)
+
+_QUICK_SOURCE = "quick: flowrl's own settings for two CPU cores, see docs/quick_preset.md; not a published setting"
+_QUICK_RUN = dict(steps=30_000, eval_interval=5_000, eval_episodes=10, log_interval=1_000, checkpoint_interval=5_000)
+_QUICK_AGENT = dict(hidden_dims=(256, 256, 256), batch_size=256)
+_QUICK_OF: dict[str, dict[str, Any]] = {}
+
+
+class Preset(NamedTuple):
+    """A set of settings and where they come from.
+
+    Attributes:
+        name: `paper`, `quick` or `none`.
+        source: Citation, for the banner.
+        agent: Fields of the agent's `Config`.
+        run: Fields of the run's configuration, such as `steps`.
+    """
+
+    name: str
+    source: str
+    agent: dict[str, Any]
+    run: dict[str, Any]
+
+
+def ogbench_datasets() -> frozenset[str]:
+    """Returns the names of OGBench's datasets, without versions."""
+    return frozenset(row["dataset"] for row in _rows("ogbench_goal_conditioned.csv"))
+
+
+def lookup(name: str, agent: str, dataset: str) -> Preset:
+    """Returns the preset `paper`, `quick` or `none` of an agent for a dataset named without its version.
+
+    The quick preset stands on the published one: what it does not set itself (subgoal steps, discount, temperatures) is
+    the dataset's published value.
+
+    Raises:
+        UserError: There is no such preset; the message names those there are.
+    """
+    if name == "none":
+        return Preset("none", "none: the agent's defaults", {}, _OGBENCH_RUN)
+    if name not in ("paper", "quick"):
+        raise UserError(f"unknown preset {name!r}; choose paper, quick or none")
+    published = _published(agent, dataset)
+    if name == "paper":
+        if published is None:
+            raise UserError(
+                f"{agent} has no published settings for {dataset}; choose --preset=quick or --preset=none and give "
+                "your own as --agent.<field>=value"
+            )
+        return published
+    settings = (published.agent if published else {}) | _QUICK_AGENT | _QUICK_OF.get(agent, {})
+    return Preset("quick", _QUICK_SOURCE, settings, _QUICK_RUN)
+
+
+def _published(agent: str, dataset: str) -> Preset | None:
+    for table, source, run in _TABLES:
+        for row in _rows(table):
+            if (row["dataset"], row["agent"]) == (dataset, agent):
+                settings = {field: _value(row[column]) for column, field in _COLUMNS.items() if row.get(column)}
+                steps = {"steps": settings.pop("steps")} if "steps" in settings else {}
+                return Preset("paper", source, settings, run | steps)
+    return None
+
+
+def _value(text: str) -> Any:
+    if text in ("True", "False"):
+        return text == "True"
+    return int(text) if text.isdigit() else float(text)
 
 
 @functools.cache
 def _rows(table: str) -> tuple[dict[str, str], ...]:
     with (resources.files(__package__) / table).open(newline="") as lines:
         return tuple(csv.DictReader(lines))
-
-
-def ogbench_datasets() -> frozenset[str]:
-    """Returns the names of OGBench's datasets, without versions."""
-    return frozenset(row["dataset"] for row in _rows("ogbench_goal_conditioned.csv"))

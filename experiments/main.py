@@ -1,0 +1,54 @@
+"""Trains an agent: python experiments/main.py --agent=gc_sscp --env=pointmaze-medium-navigate --preset=quick.
+
+A published preset is the default; any setting can be given as a flag, an agent's own as --agent.<field>=value.
+`--agent=NAME --help` lists them all.
+"""
+
+import sys
+from collections.abc import Sequence
+
+from absl import flags as absl_flags
+
+from flowrl import agent as agents
+from flowrl import flags
+from flowrl.settings import Settings, plan, read_config, resumed_plan
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Runs the program and returns its exit status."""
+    values = absl_flags.FlagValues()
+    flags.define(values, Settings)
+    absl_flags.DEFINE_boolean("help", False, "Show this help.", short_name="h", flag_values=values)
+    name = _agent_name(arguments)
+    config = agents.load(name).Config if name else None
+    if config:
+        flags.define(values, config, "agent.")
+    if any(argument in ("-h", "--help", "-help", "--h") for argument in arguments[1:]):
+        print(f"{__doc__}\nagents: {', '.join(agents.names())}\n\n{flags.help_text(Settings)}")
+        print(f"\n{name}:\n{flags.help_text(config, 'agent.')}" if config else "")
+        return 0
+    flags.parse(values, arguments)
+    given = flags.given(values, Settings)
+    agent_given = flags.given(values, config, "agent.") if config else {}
+    from flowrl import run  # after the cheap checks: brings in environments and checkpoints
+
+    if given.get("resume"):
+        return run.execute(*resumed_plan(given, agent_given))
+    return run.execute(plan(given, agent_given))
+
+
+def _agent_name(arguments: Sequence[str]) -> str | None:
+    """Returns the agent whose flags are to be defined: the one named, or that of the run to resume."""
+    values = absl_flags.FlagValues()
+    flags.define(values, Settings)
+    known = [a for a in arguments[1:] if a.lstrip("-").split("=")[0] in ("agent", "run_dir", "resume", "noresume")]
+    flags.parse(values, [arguments[0], *known], known_only=True)
+    if values.agent is None and values.resume and values.run_dir:
+        from pathlib import Path
+
+        return read_config(Path(values.run_dir).expanduser())["settings"]["agent"]
+    return values.agent
+
+
+if __name__ == "__main__":
+    flags.run(main)

@@ -1,0 +1,88 @@
+"""Checkpoints of whole runs with orbax: all or nothing, and exact."""
+
+import logging
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import orbax.checkpoint as ocp
+
+from flowrl.errors import UserError
+from flowrl.files import require_space
+
+
+class Restored(NamedTuple):
+    """A checkpoint's arrays, in the structure asked for, and the facts saved beside them."""
+
+    arrays: Any
+    facts: dict[str, Any]
+
+
+class Checkpoints:
+    """The checkpoints of one run directory; the newest two are kept.
+
+    A checkpoint is written under a temporary name and renamed, so that a kill leaves the previous one in force.
+    """
+
+    def __init__(self, folder: Path):
+        logging.getLogger("absl").setLevel(logging.ERROR)
+        self.folder = folder.absolute()
+        options = ocp.CheckpointManagerOptions(max_to_keep=2, enable_async_checkpointing=False)
+        self._manager = ocp.CheckpointManager(self.folder, options=options)
+
+    def latest(self) -> int | None:
+        """Returns the step of the newest whole checkpoint, or None."""
+        return self._manager.latest_step()
+
+    def save(self, step: int, arrays: Any, facts: dict[str, Any]) -> None:
+        """Saves a pytree of arrays and some JSON facts as the checkpoint at `step`, replacing one of the same step.
+
+        Raises:
+            UserError: The disk is full; earlier checkpoints are untouched.
+        """
+        require_space(self.folder, sum(leaf.nbytes for leaf in jax.tree.leaves(arrays)))
+        parts = ocp.args.Composite(arrays=ocp.args.StandardSave(arrays), facts=ocp.args.JsonSave(facts))
+        try:
+            if step in self._manager.all_steps():
+                self._manager.delete(step)
+            self._manager.save(step, args=parts, force=True)
+            self._manager.wait_until_finished()
+        except Exception as error:
+            text = str(error)
+            if "No space" in text or "RESOURCE_EXHAUSTED" in text or getattr(error, "errno", None) == 28:
+                raise UserError(
+                    f"no disk space for a checkpoint in {self.folder}; the one at step {self.latest()} is whole; "
+                    "free space and continue with --resume"
+                ) from error
+            raise
+
+    def facts(self) -> dict[str, Any]:
+        """Returns the facts saved with the newest checkpoint."""
+        parts = ocp.args.Composite(facts=ocp.args.JsonRestore())
+        return self._manager.restore(self.latest(), args=parts)["facts"]
+
+    def restore(self, like: Any) -> Restored:
+        """Restores the newest checkpoint.
+
+        Args:
+            like: Arrays or shapes in the structure to restore.
+
+        Raises:
+            UserError: The checkpoint holds other networks or is damaged.
+        """
+        shapes = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+        parts = ocp.args.Composite(arrays=ocp.args.StandardRestore(shapes), facts=ocp.args.JsonRestore())
+        step = self.latest()
+        try:
+            restored = self._manager.restore(step, args=parts)
+        except (ValueError, KeyError, TypeError, OSError) as error:
+            reason = str(error).strip().splitlines()[0][:200]
+            raise UserError(
+                f"the checkpoint at step {step} in {self.folder} does not fit this agent and its settings, or is "
+                f"damaged ({reason}); delete that step's folder to fall back to the one before"
+            ) from error
+        return Restored(restored["arrays"], restored["facts"])
+
+    def close(self) -> None:
+        """Releases the manager's threads."""
+        self._manager.close()

@@ -1,0 +1,127 @@
+"""Evaluation by OGBench's protocol: success on each of an environment's tasks, for many runs at once."""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from flowrl import envs
+from flowrl.agent import Agent
+from flowrl.streams import stream_key
+from flowrl.workers import EnvPool, Episode
+
+MAX_SLOTS = 160
+
+
+class Evaluation(NamedTuple):
+    """Outcomes of R runs on K tasks of N episodes each.
+
+    Attributes:
+        successes: Whether each episode reached its goal, float32 `[R, K, N]`.
+        lengths: Environment steps of each episode, int32 `[R, K, N]`.
+    """
+
+    successes: np.ndarray
+    lengths: np.ndarray
+
+
+class Evaluator:
+    """Runs evaluation episodes that are fixed by the runs' keys, in environments kept alive between evaluations.
+
+    Each run has the same number E of slots, and slot j runs the episodes j, j + E, j + 2E, … of its run. An episode's
+    start, goal and policy noise depend only on the run's key, its task and its number, so neither the number of worker
+    processes nor the training step changes them.
+    """
+
+    def __init__(
+        self, agent: Agent, env_id: str, keys: jax.Array, *, tasks: int, episodes: int, workers: int | None = None
+    ):
+        """Starts the environments.
+
+        Args:
+            agent: Whose policy acts.
+            env_id: Environment registered with Gymnasium.
+            keys: Root keys of the runs `[R]`.
+            tasks: Number of tasks K.
+            episodes: Episodes per task N.
+            workers: Number of worker processes; by default one for each usable core.
+        """
+        self._shape = (len(keys), tasks, episodes)
+        total = tasks * episodes
+        self._slots = max(1, min(total, MAX_SLOTS // len(keys)))
+        self._keys = jax.vmap(lambda key: _episode_keys(key, tasks, episodes))(keys)
+        self._act = jax.jit(functools.partial(_act, agent))
+        seeds = np.asarray(jax.vmap(jax.vmap(jax.random.bits))(self._keys))
+        self._queues = [
+            [Episode(int(i) // episodes + 1, int(seeds[run, i])) for i in range(slot, total, self._slots)]
+            for run in range(len(keys))
+            for slot in range(self._slots)
+        ]
+        self._pool = EnvPool(functools.partial(envs.make, env_id), len(self._queues), workers)
+
+    def __call__(self, policies: Any, on_step: Callable[[int, int], None] = lambda done, total: None) -> Evaluation:
+        """Evaluates the policies of all runs.
+
+        Args:
+            policies: `agent.policy(state)` with a leading axis `[R, ...]`.
+            on_step: Called after every environment step with the numbers of finished and of all episodes; may raise to
+                break off.
+        """
+        runs, tasks, episodes = self._shape
+        successes = np.zeros((runs, tasks * episodes), np.float32)
+        lengths = np.zeros((runs, tasks * episodes), np.int32)
+        current = np.tile(np.arange(self._slots), (runs, 1))
+        times = np.zeros_like(current)
+        view, done = self._pool.start(self._queues), 0
+        while done < successes.size:
+            grid = (runs, self._slots, -1)
+            numbers = np.minimum(current, tasks * episodes - 1)
+            observations, goals = view.observations.reshape(grid), view.goals.reshape(grid)
+            actions = np.asarray(self._act(policies, self._keys, numbers, times, observations, goals))
+            view = self._pool.step(actions.reshape(runs * self._slots, -1))
+            times += 1
+            for event in view.finished:
+                run, slot = divmod(event.slot, self._slots)
+                successes[run, current[run, slot]] = event.success
+                lengths[run, current[run, slot]] = event.length
+                current[run, slot] += self._slots
+                times[run, slot] = 0
+            done += len(view.finished)
+            on_step(done, successes.size)
+        return Evaluation(successes.reshape(self._shape), lengths.reshape(self._shape))
+
+    def close(self) -> None:
+        """Ends the worker processes."""
+        self._pool.close()
+
+
+def _episode_keys(key: jax.Array, tasks: int, episodes: int) -> jax.Array:
+    """Returns one key per episode, `[tasks·episodes]`, from (run key, task, episode)."""
+    root = stream_key(key, "eval")
+    by_task = jax.vmap(lambda task: jax.random.fold_in(root, task))(jnp.arange(tasks))
+    fold = jax.vmap(jax.vmap(jax.random.fold_in, (None, 0)), (0, None))
+    return fold(by_task, jnp.arange(episodes)).reshape(tasks * episodes)
+
+
+def _act(
+    agent: Agent,
+    policies: Any,
+    keys: jax.Array,
+    numbers: jax.Array,
+    times: jax.Array,
+    observations: jax.Array,
+    goals: jax.Array,
+) -> jax.Array:
+    """Actions `[R, E, A]` for episode `numbers` at `times` `[R, E]`; keys `[R, K·N]`."""
+
+    def one(policy: Any, key: jax.Array, time: jax.Array, observation: jax.Array, goal: jax.Array) -> jax.Array:
+        key = jax.random.fold_in(key, time)
+        return agent.act(policy, observation[None], goal[None], key, mode="eval")[0]
+
+    def one_run(policy: Any, keys: jax.Array, numbers: jax.Array, *rest: jax.Array) -> jax.Array:
+        return jax.vmap(one, in_axes=(None, 0, 0, 0, 0))(policy, keys[numbers], *rest)
+
+    return jax.vmap(one_run)(policies, keys, numbers, times, observations, goals)

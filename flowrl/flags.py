@@ -1,0 +1,103 @@
+"""Command lines from dataclasses: flags, their help, and errors of one line that name the remedy."""
+
+import dataclasses
+import sys
+import types
+import typing
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from absl import flags
+
+from flowrl.errors import UserError
+
+
+def define(values: flags.FlagValues, config: type, prefix: str = "") -> None:
+    """Defines one flag `--<prefix><field>` per field of a dataclass, with the help text from the field's metadata."""
+    for field in dataclasses.fields(config):
+        name, text, default = prefix + field.name, field.metadata["help"], _text(field.default)
+        kind = _bare(field.type)
+        if kind is bool:
+            flags.DEFINE_boolean(name, field.default, text, flag_values=values)
+        elif kind is int:
+            flags.DEFINE_integer(name, default, text, flag_values=values)
+        elif kind is float:
+            flags.DEFINE_float(name, default, text, flag_values=values)
+        else:
+            flags.DEFINE_string(name, default, text, flag_values=values)
+
+
+def given(values: flags.FlagValues, config: type, prefix: str = "") -> dict[str, Any]:
+    """Returns the fields of a dataclass whose flags stood on the command line, with their values.
+
+    Raises:
+        UserError: A list of integers cannot be read.
+    """
+    found = {}
+    for field in dataclasses.fields(config):
+        flag = values[prefix + field.name]
+        if flag.present:
+            found[field.name] = _parse(f"--{flag.name}", field.type, flag.value)
+    return found
+
+
+def parse(values: flags.FlagValues, arguments: Sequence[str], *, known_only: bool = False) -> None:
+    """Parses a command line, program name first.
+
+    Args:
+        values: The defined flags.
+        arguments: `sys.argv`.
+        known_only: Whether to leave out what is not defined.
+
+    Raises:
+        UserError: A flag is unknown or has a bad value, or there is a positional argument.
+    """
+    try:
+        rest = values(list(arguments), known_only=known_only)[1:]
+    except flags.Error as error:
+        raise UserError(str(error).replace("\n", " ")) from error
+    if rest and not known_only:
+        raise UserError(f"unexpected argument {rest[0]!r}; flags are written --name=value, see --help")
+
+
+def help_text(config: type, prefix: str = "") -> str:
+    """Returns one line per field: flag, default, whether a sweep may map over it, and meaning."""
+    lines = []
+    for field in dataclasses.fields(config):
+        shown = "" if field.default is None else f"={_text(field.default)}"
+        note = {True: " [sweepable]", False: " [static]", None: ""}[field.metadata.get("sweepable")]
+        lines.append(f"  --{prefix}{field.name}{shown}{note}\n        {field.metadata['help']}")
+    return "\n".join(lines)
+
+
+def run(main: Callable[[Sequence[str]], int]) -> typing.NoReturn:
+    """Runs a program's `main(sys.argv)` and exits with its status; a `UserError` is one line and status 2."""
+    try:
+        status = main(sys.argv)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        status = 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        status = 130
+    sys.exit(status)
+
+
+def _bare(kind: Any) -> Any:
+    """Returns the type inside an optional one."""
+    if isinstance(kind, types.UnionType):
+        (kind,) = [option for option in kind.__args__ if option is not type(None)]
+    return kind
+
+
+def _text(value: Any) -> Any:
+    return ",".join(map(str, value)) if isinstance(value, tuple) else value
+
+
+def _parse(flag: str, kind: Any, value: Any) -> Any:
+    if typing.get_origin(kind) is not tuple:
+        return value
+    try:
+        return tuple(int(part) for part in value.strip("()").split(",") if part.strip())
+    except ValueError as error:
+        raise UserError(f"{flag}={value} is not a list of integers; write for example {flag}=256,256") from error

@@ -1,0 +1,312 @@
+"""The training loop: one compiled program that samples, updates and averages metrics, for many runs at once."""
+
+import functools
+import time
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from flowrl.agent import Agent
+from flowrl.data.dataset import Dataset, gather, sample_rows
+from flowrl.data.goals import relabel
+from flowrl.streams import stream_key
+from flowrl.train_state import Batch, Metrics, TrainState
+
+MapMode = Literal["auto", "vmap", "serial"]
+GOAL_FIELDS = (
+    "value_goals", "rewards", "masks", "actor_goals", "low_actor_goals", "high_actor_goals", "high_actor_targets"
+)  # fmt: skip
+"""Batch fields that relabelling provides."""
+FIRST_CHUNK = 50
+"""Updates in the first chunk, from which the end of the run is estimated."""
+
+
+@flax.struct.dataclass
+class Window:
+    """Metrics gathered since the last log line; carried from chunk to chunk and saved with checkpoints.
+
+    Attributes:
+        sums: Sum of each metric, float32 `[]`.
+        count: Updates summed, int32 `[]`; shared by all mapped runs.
+        bad_step: For each metric the first update after which it was not finite, int32 `[]`; 0 while there is none.
+    """
+
+    sums: Metrics
+    count: jax.Array
+    bad_step: dict[str, jax.Array]
+
+
+def empty_window(metrics: Any) -> Window:
+    """Returns a window with nothing in it, for metrics of the given names."""
+    return Window(
+        sums={name: jnp.zeros((), jnp.float32) for name in metrics},
+        count=jnp.zeros((), jnp.int32),
+        bad_step={name: jnp.zeros((), jnp.int32) for name in metrics},
+    )
+
+
+def sample_batch(agent: Agent, key: jax.Array, dataset: Dataset, state: TrainState, batch_size: int) -> Batch:
+    """Draws transitions uniformly and relabels their goals as the agent needs them."""
+    rows_key, goals_key = jax.random.split(key)
+    rows = sample_rows(rows_key, dataset, (batch_size,))
+    batch = gather(dataset, rows) | relabel(goals_key, dataset, rows, state.hyper, agent.needs)
+    return {name: batch[name] for name in agent.needs.fields}
+
+
+def train_step(
+    agent: Agent, batch_size: int, state: TrainState, key: jax.Array, dataset: Dataset
+) -> tuple[TrainState, Metrics]:
+    """One update of one run, whose root key is `key`; all randomness follows from the key and `state.step`."""
+    batch = sample_batch(agent, stream_key(key, "data", state.step), dataset, state, batch_size)
+    return agent.update(state, batch, stream_key(key, "update", state.step))
+
+
+def run_chunk(
+    agent: Agent, batch_size: int, state: TrainState, window: Window, key: jax.Array, dataset: Dataset, updates: jax.Array
+) -> tuple[TrainState, Window]:
+    """Runs `updates` updates of one run.
+
+    The count is traced, so that chunks of any length share one program; metrics are summed in the carry, in an order
+    that does not depend on where chunks begin and end.
+    """
+
+    def body(_: jax.Array, carry: tuple[TrainState, Window]) -> tuple[TrainState, Window]:
+        state, window = carry
+        state, metrics = train_step(agent, batch_size, state, key, dataset)
+        first_bad = {
+            name: jnp.where((window.bad_step[name] == 0) & ~jnp.isfinite(value), state.step, window.bad_step[name])
+            for name, value in metrics.items()
+        }
+        sums = {name: window.sums[name] + value for name, value in metrics.items()}
+        return state, Window(sums, window.count + 1, first_bad)
+
+    return jax.lax.fori_loop(0, updates, body, (state, window))
+
+
+class Program(NamedTuple):
+    """The functions of a training run with R runs mapped; states and windows carry a leading axis R but for counters.
+
+    Attributes:
+        start: `keys [R] -> (states, window)` before the first update.
+        chunk: `(states, window, keys, dataset, updates) -> (states, window)`; jitted, gives its first two arguments away.
+        policies: `states -> policies`, jitted.
+        clear: `window -> window` with its sums back at zero, jitted.
+    """
+
+    start: Callable[[jax.Array], tuple[TrainState, Window]]
+    chunk: Any
+    policies: Callable[[TrainState], Any]
+    clear: Callable[[Window], Window]
+
+
+def _state_axes(states: TrainState) -> TrainState:
+    return jax.tree.map(lambda _: 0, states).replace(step=None)
+
+
+def _window_axes(window: Window) -> Window:
+    return jax.tree.map(lambda _: 0, window).replace(count=None)
+
+
+def resolve_map(mode: MapMode, runs: int) -> Literal["vmap", "serial"]:
+    """Returns how runs are mapped: `auto` is `vmap` on accelerators and `serial` for one run or on a CPU.
+
+    On a CPU one run's matrices already fill the cores, and batched products are slower than plain ones.
+    """
+    if mode != "auto":
+        return mode
+    return "serial" if runs == 1 or jax.default_backend() == "cpu" else "vmap"
+
+
+def build(agent: Agent, batch_size: int, dataset: Dataset, mode: Literal["vmap", "serial"]) -> Program:
+    """Builds the program for `mode` `vmap` (all runs in one batched computation) or `serial` (one run after another).
+
+    Args:
+        agent: The algorithm.
+        batch_size: Transitions per update B.
+        dataset: The data, whose shapes give the names of the metrics.
+        mode: How runs are mapped. A serial run equals the same run alone bit for bit; with `vmap` keys, batches and
+            noise are equal and floats agree up to rounding.
+    """
+    one = functools.partial(run_chunk, agent, batch_size)
+
+    def start(keys: jax.Array) -> tuple[TrainState, Window]:
+        states = jax.vmap(lambda key: agent.init(stream_key(key, "init")))(keys)
+        states = states.replace(step=jnp.zeros((), jnp.int32))
+        single = jax.eval_shape(lambda: agent.init(jax.random.key(0)))
+        step = functools.partial(train_step, agent, batch_size)
+        names = jax.eval_shape(step, single, jax.random.key(0), dataset)[1]
+        windows = jax.vmap(lambda _: empty_window(names))(keys)
+        return states, windows.replace(count=jnp.zeros((), jnp.int32))
+
+    def vmapped(
+        states: TrainState, window: Window, keys: jax.Array, dataset: Dataset, updates: jax.Array
+    ) -> tuple[TrainState, Window]:
+        axes = (_state_axes(states), _window_axes(window))
+        return jax.vmap(one, in_axes=(*axes, 0, None, None), out_axes=axes)(states, window, keys, dataset, updates)
+
+    def serial(
+        states: TrainState, window: Window, keys: jax.Array, dataset: Dataset, updates: jax.Array
+    ) -> tuple[TrainState, Window]:
+        step, count = states.step, window.count
+
+        def run(args: tuple[TrainState, Window, jax.Array]) -> tuple[TrainState, Window]:
+            state, own, key = args
+            state, own = one(state.replace(step=step), own.replace(count=count), key, dataset, updates)
+            return state.replace(step=None), own.replace(count=None)
+
+        states, window = jax.lax.map(run, (states.replace(step=None), window.replace(count=None), keys))
+        return states.replace(step=step + updates), window.replace(count=count + updates)
+
+    def policies(states: TrainState) -> Any:
+        return jax.vmap(agent.policy, in_axes=(_state_axes(states),))(states)
+
+    def clear(window: Window) -> Window:
+        return window.replace(sums=jax.tree.map(jnp.zeros_like, window.sums), count=jnp.zeros_like(window.count))
+
+    chunk = jax.jit(vmapped if mode == "vmap" else serial, donate_argnums=(0, 1))
+    return Program(jax.jit(start), chunk, jax.jit(policies), jax.jit(clear))
+
+
+class Diverged(Exception):
+    """A metric or a parameter of some run is not finite.
+
+    Attributes:
+        step: Updates after which it was first seen.
+        metric: Name of the metric, or `params/<network>`.
+        run: Index of the run.
+    """
+
+    def __init__(self, step: int, metric: str, run: int):
+        super().__init__(f"{metric} of run {run} is not finite after update {step}")
+        self.step, self.metric, self.run = step, metric, run
+
+
+def check_window(window: Window) -> None:
+    """Raises `Diverged` for the earliest metric that was not finite."""
+    events = []
+    for metric, steps in jax.device_get(window.bad_step).items():
+        events += [(int(step), metric, run) for run, step in enumerate(np.atleast_1d(steps)) if step > 0]
+    if events:
+        raise Diverged(*min(events))
+
+
+def check_params(states: TrainState) -> None:
+    """Raises `Diverged` if a parameter is not finite; metrics show that only one update later."""
+    for name, params in states.params.items():
+        finite = np.ones(1, bool)
+        for leaf in jax.tree.leaves(jax.device_get(params)):
+            finite = finite & np.isfinite(leaf).reshape(len(leaf), -1).all(axis=1)
+        if not finite.all():
+            raise Diverged(int(states.step), f"params/{name}", int(np.argmin(finite)))
+
+
+class Schedule(NamedTuple):
+    """When what happens, in updates; each also happens after the last update."""
+
+    steps: int
+    log_interval: int
+    eval_interval: int
+    checkpoint_interval: int
+
+    def due(self, what: str, step: int) -> bool:
+        """Whether `what` (`log`, `eval` or `checkpoint`) happens after update `step`."""
+        return step > 0 and (step % getattr(self, f"{what}_interval") == 0 or step == self.steps)
+
+    def next_stop(self, step: int) -> int:
+        """Returns the first update after `step` at which something happens."""
+        intervals = (self.log_interval, self.eval_interval, self.checkpoint_interval)
+        return min(self.steps, *((step // interval + 1) * interval for interval in intervals))
+
+
+class Hooks(NamedTuple):
+    """What a training run does beside training; all are called on the host, between chunks.
+
+    Attributes:
+        log: `(step, metrics)` with the window's means, float32 `[R]` each.
+        evaluate: `(step, states) -> bool`; false if it was broken off because the run is to stop.
+        checkpoint: `(step, states, window, evaluated)`; `evaluated` is false if the evaluation due at this step is
+            still to come.
+        progress: `(step, updates, seconds)` after each chunk.
+        stopping: Whether to save and stop.
+    """
+
+    log: Callable[[int, dict[str, np.ndarray]], None]
+    evaluate: Callable[[int, TrainState], bool]
+    checkpoint: Callable[[int, TrainState, Window, bool], None]
+    progress: Callable[[int, int, float], None]
+    stopping: Callable[[], bool]
+
+
+class Stopped(Exception):
+    """The run was asked to stop, and has saved where it was."""
+
+
+def train(
+    program: Program,
+    schedule: Schedule,
+    hooks: Hooks,
+    states: TrainState,
+    window: Window,
+    keys: jax.Array,
+    dataset: Dataset,
+    *,
+    evaluated: bool = True,
+    chunk_seconds: float = 1.0,
+) -> TrainState:
+    """Trains until `schedule.steps`, in chunks of about `chunk_seconds`.
+
+    Chunk lengths, log and evaluation intervals do not change what is learnt.
+
+    Args:
+        program: The compiled functions; `program.chunk` may be compiled ahead of time.
+        schedule: When what happens.
+        hooks: What to call.
+        states: The states to go on from.
+        window: The window to go on from.
+        keys: Root keys of the runs `[R]`.
+        dataset: The data.
+        evaluated: False to begin with the evaluation due at the current step.
+        chunk_seconds: How soon the host sees what is going on.
+
+    Returns:
+        The final states.
+
+    Raises:
+        Diverged: A metric or parameter is not finite; nothing of it was saved.
+        Stopped: `hooks.stopping` said so; a checkpoint was saved.
+    """
+    step, length = int(states.step), FIRST_CHUNK
+    while True:
+        if not evaluated:
+            evaluated = hooks.evaluate(step, states)
+            if evaluated and schedule.due("checkpoint", step):
+                hooks.checkpoint(step, states, window, True)
+        if hooks.stopping() and step < schedule.steps:
+            hooks.checkpoint(step, states, window, evaluated)
+            raise Stopped
+        if step >= schedule.steps:
+            return states
+        updates = min(length, schedule.next_stop(step) - step)
+        began = time.perf_counter()
+        states, window = program.chunk(states, window, keys, dataset, jnp.int32(updates))
+        check_window(window)
+        seconds = time.perf_counter() - began
+        step += updates
+        hooks.progress(step, updates, seconds)
+        if updates == length:
+            length = max(1, min(2 * length, round(length * chunk_seconds / seconds)))
+        if schedule.due("log", step):
+            count = int(window.count)
+            hooks.log(step, {name: np.asarray(total) / np.float32(count) for name, total in window.sums.items()})
+            if step % schedule.log_interval == 0:
+                window = program.clear(window)
+        if schedule.due("checkpoint", step):
+            check_params(states)
+        if schedule.due("eval", step):
+            evaluated = False
+        elif schedule.due("checkpoint", step):
+            hooks.checkpoint(step, states, window, True)

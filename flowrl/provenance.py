@@ -1,0 +1,49 @@
+"""Facts that make a result traceable: versions, commit and hardware."""
+
+import functools
+import importlib.metadata
+import os
+import platform
+import subprocess
+from pathlib import Path
+
+import flowrl
+
+
+def versions(*packages: str) -> dict[str, str]:
+    """Returns the installed versions of flowrl, Python and the named packages."""
+    found = {package: importlib.metadata.version(package) for package in packages}
+    return {"flowrl": flowrl.__version__, "python": platform.python_version(), **found}
+
+
+@functools.cache
+def git_commit() -> str | None:
+    """Returns the commit of the checkout that flowrl runs from, with `-dirty` for local changes, or None outside one."""
+    folder = Path(__file__).resolve().parent.parent
+    git = functools.partial(subprocess.run, cwd=folder, capture_output=True, text=True, check=True)
+    try:
+        commit = git(["git", "rev-parse", "HEAD"]).stdout.strip()
+        changed = git(["git", "status", "--porcelain", "--untracked-files=no"]).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return f"{commit}-dirty" if changed else commit
+
+
+def hardware() -> str:
+    """Returns the processor, the number of usable cores and, if jax runs on others, the accelerators."""
+    import jax
+
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    text = f"{_processor()}, {cores} cores"
+    if jax.default_backend() != "cpu":
+        text += f", {jax.device_count()} × {jax.devices()[0].device_kind}"
+    return text
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        for line in info.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()

@@ -1,0 +1,342 @@
+"""One training run in a run directory: data, environments, logs, checkpoints, summary, resuming."""
+
+import dataclasses
+import os
+import signal
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from tqdm import tqdm
+
+from flowrl import agent as agents
+from flowrl import envs, loggers, loop, stats
+from flowrl.agent import Agent, Spec
+from flowrl.checkpoint import Checkpoints
+from flowrl.data import sources
+from flowrl.data.dataset import Dataset, from_arrays
+from flowrl.errors import UserError
+from flowrl.evaluate import Evaluation, Evaluator
+from flowrl.loop import Diverged, Program, Window
+from flowrl.provenance import git_commit, hardware, versions
+from flowrl.settings import Plan
+from flowrl.train_state import TrainState
+
+HEADLINE_EVALUATIONS = 3
+SLOW_HOURS = 6
+
+
+def execute(plan: Plan, stored: dict[str, Any] | None = None) -> int:
+    """Trains as planned, from the start or from the newest checkpoint.
+
+    Args:
+        plan: What to do.
+        stored: The run's `config.json` if it is resumed.
+
+    Returns:
+        An exit status: 0, or 128 + the signal that stopped the run.
+
+    Raises:
+        UserError: Data, folder or checkpoint are unusable, or the run diverged.
+    """
+    resume = stored is not None
+    _check_folder(plan, resume)
+    source = sources.locate(plan.env, plan.settings.data, workers=plan.settings.workers)
+    if stored is not None and source.sha256 != stored["data"]["sha256"]:
+        raise UserError(f"{source.path} is not the data that the run in {plan.folder} began with; give it as --data=PATH")
+    sizes = envs.sizes(plan.env.env_id)
+    arrays = sources.read(source.path, observation_dim=sizes.observation_dim, action_dim=sizes.action_dim)
+    dataset = from_arrays(arrays)
+    del arrays
+    module = agents.load(str(plan.settings.agent))
+    agent = module.make(plan.agent_config, Spec(sizes.observation_dim, sizes.action_dim, sizes.observation_dim))
+    run = Run(plan, agent, sizes.tasks, dataset)
+    if not resume:
+        loggers.write_json(plan.folder / "config.json", _config(plan, source))
+    _banner(plan, source, run.states)
+    with Signals() as signals:
+        try:
+            run.train(signals, resume=resume)
+        except loop.Stopped:
+            print(f"stopped at update {run.checkpoints.latest()}; continue with --resume --run_dir={plan.folder}")
+            return 128 + (signals.received or signal.SIGINT)
+        except Diverged as error:
+            raise UserError(
+                f"diverged: {error.metric} of the run with seed {plan.seeds[error.run]} is not finite after update "
+                f"{error.step}; the checkpoint at update {run.checkpoints.latest()} in {plan.folder} is from before it; "
+                "try a smaller --agent.learning_rate"
+            ) from error
+        finally:
+            run.close()
+    return 0
+
+
+def _check_folder(plan: Plan, resume: bool) -> None:
+    folder = plan.folder
+    if not resume and folder.exists() and any(folder.iterdir()):
+        raise UserError(f"{folder} is not empty; continue its run with --resume, or choose another --run_dir")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot make {folder}: {error.strerror}; choose another --run_dir") from error
+
+
+def _config(plan: Plan, source: sources.Source) -> dict[str, Any]:
+    packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "ogbench", "mujoco", "gymnasium")
+    settings = dataclasses.asdict(plan.settings) | {"resume": False, "run_dir": None}
+    return {
+        "settings": settings,
+        "agent_config": dataclasses.asdict(plan.agent_config),
+        "seeds": plan.seeds,
+        "preset": {"name": plan.preset.name, "source": plan.preset.source},
+        "data": source._asdict() | {"path": str(source.path.resolve())},
+        "hardware": hardware(),
+        "versions": versions(*packages),
+        "git_commit": git_commit(),
+    }
+
+
+def _banner(plan: Plan, source: sources.Source, states: TrainState) -> None:
+    settings, runs = plan.settings, len(plan.seeds)
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(states.params)) // runs
+    mapped = f" × {runs} runs ({settings.map})" if runs > 1 else ""
+    rows = {
+        "agent": f"{settings.agent}, {parameters:,} parameters{mapped}",
+        "environment": plan.env.env_id,
+        "data": f"[{source.origin}] {source.detail}",
+        "preset": plan.preset.source,
+        "training": f"{settings.steps:,} updates of {plan.agent_config.batch_size} transitions, seeds {plan.seeds}",
+        "device": f"{jax.devices()[0].device_kind} ({jax.default_backend()}), {hardware()}",
+        "run": str(plan.folder),
+    }
+    for name, text in rows.items():
+        print(f"{name:>12}  {text}")
+
+
+class Signals:
+    """Notes the first SIGINT or SIGTERM; a second one acts as usual."""
+
+    def __init__(self) -> None:
+        self.received: int | None = None
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> "Signals":
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._before[number] = signal.signal(number, self._note)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._restore()
+
+    def _note(self, number: int, _: Any) -> None:
+        self.received = number
+        self._restore()
+        os.write(2, b"\nstopping: saving a checkpoint (once more to quit without)\n")
+
+    def _restore(self) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+
+class _BrokenOff(Exception):
+    """Breaks off an evaluation because the run is to stop."""
+
+
+class Run:
+    """The parts of one training run, and what it does between chunks of training."""
+
+    def __init__(self, plan: Plan, agent: Agent, tasks: int, dataset: Dataset):
+        self.plan, self.dataset, self.tasks = plan, dataset, tasks
+        settings: Any = plan.settings
+        available = dict.fromkeys([*dataset.fields, "next_observations", *loop.GOAL_FIELDS])
+        agents.check_needs(agent.needs, available)
+        self.keys = jnp.stack([jax.random.key(seed) for seed in plan.seeds])
+        self.program: Program = loop.build(agent, plan.agent_config.batch_size, dataset, settings.map)
+        self.states, self.window = self.program.start(self.keys)
+        self.checkpoints = Checkpoints(plan.folder / "checkpoints")
+        self.evaluator: Evaluator | None = None
+        if settings.eval_episodes:
+            self.evaluator = Evaluator(
+                agent,
+                plan.env.env_id,
+                self.keys,
+                tasks=tasks,
+                episodes=settings.eval_episodes,
+                workers=settings.workers,
+            )
+        self.bar = tqdm(total=settings.steps, unit="update", desc="training", disable=None, smoothing=0.1)
+        self.updates, self.seconds, self.announced = 0, 0.0, False
+
+    def train(self, signals: Signals, *, resume: bool) -> None:
+        """Trains to the end and writes the summary."""
+        evaluated = self._restore() if resume else True
+        self._compile()
+        if not resume:
+            self._checkpoint(0, self.states, self.window, True)
+        hooks = loop.Hooks(
+            log=self._log,
+            evaluate=lambda step, states: self._evaluate(step, states, signals),
+            checkpoint=self._checkpoint,
+            progress=self._progress,
+            stopping=lambda: signals.received is not None,
+        )
+        states, window = self.states, self.window
+        del self.states, self.window  # the loop gives them away
+        arguments = (self.program, self.plan.schedule, hooks, states, window, self.keys, self.dataset)
+        loop.train(*arguments, evaluated=evaluated)
+        self.bar.close()
+        summary = summarize(self.plan, loggers.read_lines(self.plan.folder / "eval.jsonl"))
+        loggers.write_json(self.plan.folder / "summary.json", summary)
+        _print_summary(summary)
+
+    def close(self) -> None:
+        """Ends worker processes and threads."""
+        self.bar.close()
+        if self.evaluator is not None:
+            self.evaluator.close()
+        self.checkpoints.close()
+
+    def _compile(self) -> None:
+        began = time.perf_counter()
+        arguments = (self.states, self.window, self.keys, self.dataset, jnp.int32(1))
+        with tqdm(total=1, desc="compiling", disable=None, leave=False, bar_format="{desc} … {elapsed}"):
+            compiled = self.program.chunk.lower(*arguments).compile()
+        self.program = self.program._replace(chunk=compiled)
+        print(f"compiled in {time.perf_counter() - began:.1f} s", flush=True)
+
+    def _restore(self) -> bool:
+        """Loads the newest checkpoint, drops log lines from after it; returns whether its evaluation was done."""
+        step = self.checkpoints.latest()
+        if step is None:
+            raise UserError(f"{self.plan.folder} has no checkpoint to resume from; start anew in another --run_dir")
+        facts = self.checkpoints.facts()
+        if facts["agent"] != self.plan.settings.agent:
+            raise UserError(f"the checkpoint is of agent {facts['agent']}, not {self.plan.settings.agent}")
+        self.states, self.window = self.checkpoints.restore((self.states, self.window)).arrays
+        schedule = self.plan.schedule
+        for name, what in (("metrics", "log"), ("eval", "eval"), ("time", "log")):
+            path = self.plan.folder / f"{name}.jsonl"
+            loggers.keep_lines(path, lambda line, what=what: line["step"] <= step and schedule.due(what, line["step"]))
+        self.bar.update(step)
+        print(f"resuming from update {step:,}")
+        return facts["evaluated"] or not schedule.due("eval", step)
+
+    def _log(self, step: int, metrics: dict[str, np.ndarray]) -> None:
+        records = [
+            {"step": step, "run": run, "seed": seed}
+            | {f"train/{name}": float(values[run]) for name, values in sorted(metrics.items())}
+            for run, seed in enumerate(self.plan.seeds)
+        ]
+        loggers.append_lines(self.plan.folder / "metrics.jsonl", records)
+        rate = self.updates / self.seconds if self.seconds else 0.0
+        loggers.append_lines(self.plan.folder / "time.jsonl", [{"step": step, "updates_per_second": round(rate, 3)}])
+        self.updates, self.seconds = 0, 0.0
+
+    def _evaluate(self, step: int, states: TrainState, signals: Signals) -> bool:
+        if self.evaluator is None:
+            return True
+        total = len(self.plan.seeds) * self.tasks * int(self.plan.settings.eval_episodes or 0)
+        bar = tqdm(total=total, unit="episode", desc="evaluating", disable=None, leave=False)
+
+        def on_step(done: int, total: int) -> None:
+            bar.update(done - bar.n)
+            if signals.received is not None:
+                raise _BrokenOff
+
+        try:
+            outcome = self.evaluator(self.program.policies(states), on_step)
+        except _BrokenOff:
+            return False
+        finally:
+            bar.close()
+        loggers.append_lines(self.plan.folder / "eval.jsonl", _records(step, self.plan.seeds, outcome))
+        by_task = outcome.successes.mean(axis=(0, 2))
+        tasks = "  ".join(f"task{task + 1} {100 * success:3.0f}" for task, success in enumerate(by_task))
+        tqdm.write(f"update {step:>9,}  success {100 * by_task.mean():5.1f} %   {tasks}")
+        return True
+
+    def _checkpoint(self, step: int, states: TrainState, window: Window, evaluated: bool) -> None:
+        facts = {"agent": self.plan.settings.agent, "evaluated": evaluated}
+        self.checkpoints.save(step, (states, window), facts)
+
+    def _progress(self, step: int, updates: int, seconds: float) -> None:
+        self.updates, self.seconds = self.updates + updates, self.seconds + seconds
+        self.bar.update(step - self.bar.n)
+        if not self.announced:
+            self.announced = True
+            tqdm.write(_estimate(updates / seconds, self.plan.schedule.steps - step))
+
+
+def _estimate(rate: float, updates: int) -> str:
+    """Says how long the rest of the training takes."""
+    hours = updates / rate / 3600
+    left = f"{hours:.1f} hours" if hours >= 1 else f"{60 * hours:.0f} minutes"
+    advice = "; --preset=quick is made for small machines" if hours > SLOW_HOURS else ""
+    return f"{rate:.1f} updates/s; about {left} of training to go, evaluations apart{advice}"
+
+
+def _records(step: int, seeds: list[int], outcome: Evaluation) -> list[dict[str, Any]]:
+    """One line per run and task."""
+    return [
+        {
+            "step": step,
+            "run": run,
+            "seed": seed,
+            "task": task + 1,
+            "success": float(successes.mean()),
+            "episodes": len(successes),
+            "length": float(outcome.lengths[run, task].mean()),
+        }
+        for run, seed in enumerate(seeds)
+        for task, successes in enumerate(outcome.successes[run])
+    ]
+
+
+def summarize(plan: Plan, lines: list[dict[str, Any]]) -> dict[str, Any]:
+    """Returns the summary of a run from its evaluation lines.
+
+    The headline is OGBench's: success averaged over tasks and over the last three evaluations, for each seed; then the
+    mean over seeds with its 95 % bootstrap interval.
+    """
+    steps = sorted({line["step"] for line in lines})[-HEADLINE_EVALUATIONS:]
+    summary: dict[str, Any] = {
+        "agent": plan.settings.agent,
+        "environment": plan.env.env_id,
+        "dataset": plan.env.dataset,
+        "preset": plan.preset.name,
+        "steps": plan.settings.steps,
+        "seeds": plan.seeds,
+    }
+    if not steps:
+        return summary | {"success": None, "rule": "no evaluation was asked for"}
+
+    def mean(keep: Callable[[dict[str, Any]], bool]) -> float:
+        return float(np.mean([line["success"] for line in lines if line["step"] in steps and keep(line)]))
+
+    per_seed = [mean(lambda line, seed=seed: line["seed"] == seed) for seed in plan.seeds]
+    tasks = sorted({line["task"] for line in lines})
+    interval = stats.mean_interval(np.array(per_seed))
+    known = len(per_seed) > 1
+    return summary | {
+        "success": interval.mean,
+        "success_interval_95": [interval.low, interval.high] if known else None,
+        "rule": f"success averaged over tasks and the last {len(steps)} evaluations (updates {steps}), then over seeds; "
+        "interval: percentile bootstrap over seeds",
+        "success_per_seed": per_seed,
+        "success_per_task": {f"task{task}": mean(lambda line, task=task: line["task"] == task) for task in tasks},
+        "episodes_per_task": lines[-1]["episodes"],
+    }
+
+
+def _print_summary(summary: dict[str, Any]) -> None:
+    if summary["success"] is None:
+        print(f"done; {summary['rule']}")
+        return
+    bounds = summary["success_interval_95"]
+    spread = f" (95 % interval {100 * bounds[0]:.1f} to {100 * bounds[1]:.1f})" if bounds else ""
+    print(f"success {100 * summary['success']:.1f} %{spread}: {summary['rule']}")
+    for task, success in summary["success_per_task"].items():
+        print(f"    {task}  {100 * success:5.1f} %")

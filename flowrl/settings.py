@@ -1,0 +1,151 @@
+"""The settings of a run: resolved from command line, preset and defaults, or read back to resume."""
+
+import dataclasses
+import time
+from pathlib import Path
+from typing import Any
+
+from flowrl import agent as agents
+from flowrl import config as configs
+from flowrl import envs, loggers, loop, presets
+from flowrl.errors import UserError
+
+RESUMABLE = ("run_dir", "resume", "steps", "workers", "data")
+"""Settings that may differ when a run is resumed; data is checked by its hash."""
+
+
+def _setting(default: Any, help: str) -> Any:
+    return dataclasses.field(default=default, metadata={"help": help})
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """The settings of a run apart from its agent's; None stands for the preset's value."""
+
+    agent: str | None = _setting(None, "Algorithm; --agent=NAME --help lists its own flags.")
+    env: str | None = _setting(None, "OGBench dataset, with or without -v0: pointmaze-medium-navigate.")
+    preset: str = _setting("paper", "Settings to start from: paper, quick or none.")
+    data: str = _setting("auto", "auto, official, collected, or the path of an .npz file or its folder.")
+    steps: int | None = _setting(None, "Updates in all.")
+    num_seeds: int = _setting(1, "Runs, with seeds seed ... seed+n-1, in one program.")
+    seed: int = _setting(0, "Seed of the first run.")
+    eval_interval: int | None = _setting(None, "Updates between evaluations.")
+    eval_episodes: int | None = _setting(None, "Episodes per task and evaluation; 0 for no evaluation.")
+    log_interval: int | None = _setting(None, "Updates that one log line averages.")
+    checkpoint_interval: int | None = _setting(None, "Updates between checkpoints.")
+    map: str = _setting("auto", "How runs are mapped: vmap, serial, or auto (serial on CPUs).")
+    workers: int | None = _setting(None, "Processes for environments; one per core if absent.")
+    run_dir: str | None = _setting(None, "Folder of the run; a new one under runs/ if absent.")
+    resume: bool = _setting(False, "Continue the run in --run_dir from its newest checkpoint.")
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """All that defines a run; every setting has its value."""
+
+    settings: Settings
+    agent_config: Any
+    env: envs.EnvName
+    preset: presets.Preset
+    folder: Path
+
+    @property
+    def schedule(self) -> loop.Schedule:
+        """When things happen."""
+        settings: Any = self.settings
+        return loop.Schedule(
+            settings.steps, settings.log_interval, settings.eval_interval, settings.checkpoint_interval
+        )
+
+    @property
+    def seeds(self) -> list[int]:
+        """The seeds of the runs."""
+        return list(range(self.settings.seed, self.settings.seed + self.settings.num_seeds))
+
+
+def plan(given: dict[str, Any], agent_given: dict[str, Any]) -> Plan:
+    """Resolves what the command line gave to a complete plan.
+
+    Args:
+        given: Fields of `Settings` that were given.
+        agent_given: Fields of the agent's `Config` that were given.
+
+    Raises:
+        UserError: A name is unknown or a value out of range.
+    """
+    for name in ("agent", "env"):
+        if not given.get(name):
+            choices = ", ".join(agents.names()) if name == "agent" else "for example pointmaze-medium-navigate"
+            raise UserError(f"--{name} is missing: {choices}")
+    module, env = agents.load(given["agent"]), envs.parse(given["env"])
+    preset = presets.lookup(given.get("preset", "paper"), given["agent"], env.name)
+    settings = Settings(**(preset.run | given))
+    fields = {field.name for field in dataclasses.fields(module.Config)}
+    preset_fields = {name: value for name, value in preset.agent.items() if name in fields}
+    agent_config = module.Config(**(preset_fields | agent_given))
+    _check(settings)
+    configs.check(agent_config)
+    mode = loop.resolve_map(settings.map, settings.num_seeds)  # type: ignore[arg-type]
+    settings = dataclasses.replace(settings, env=env.name, map=mode)
+    return Plan(settings, agent_config, env, preset, _folder(settings))
+
+
+def _check(settings: Settings) -> None:
+    minima = dict(steps=1, num_seeds=1, seed=0, eval_interval=1, eval_episodes=0, log_interval=1, checkpoint_interval=1)
+    for name, minimum in minima.items():
+        if getattr(settings, name) < minimum:
+            raise UserError(f"--{name}={getattr(settings, name)} is too small; the least is {minimum}")
+    if settings.workers is not None and settings.workers < 1:
+        raise UserError(f"--workers={settings.workers} is too small; the least is 1")
+    if settings.map not in ("auto", "vmap", "serial"):
+        raise UserError(f"--map={settings.map} is unknown; choose auto, vmap or serial")
+
+
+def _folder(settings: Settings) -> Path:
+    if settings.run_dir:
+        return Path(settings.run_dir).expanduser()
+    return Path("runs") / f"{settings.agent}-{settings.env}-seed{settings.seed}-{time.strftime('%Y%m%d-%H%M%S')}"
+
+
+def resumed_plan(given: dict[str, Any], agent_given: dict[str, Any]) -> tuple[Plan, dict[str, Any]]:
+    """Resolves the plan of a run to continue: its own settings, but for those that may change.
+
+    Returns:
+        The plan, and the run's `config.json`.
+
+    Raises:
+        UserError: There is no run to continue, or the command line contradicts it.
+    """
+    if not given.get("run_dir"):
+        raise UserError("--resume needs --run_dir=DIR, the folder of the run to continue")
+    folder = Path(given["run_dir"]).expanduser()
+    stored = read_config(folder)
+    if "env" in given:
+        given = {**given, "env": envs.parse(given["env"]).name}
+    for name, value in (given | {f"agent.{name}": value for name, value in agent_given.items()}).items():
+        before = stored["agent_config"].get(name[6:]) if name.startswith("agent.") else stored["settings"].get(name)
+        before = tuple(before) if isinstance(before, list) else before
+        if name not in RESUMABLE and not (name == "map" and value == "auto") and value != before:
+            raise UserError(
+                f"the run in {folder} has --{name}={before}, not {value}; leave the flag out, or start a new run in "
+                "another --run_dir"
+            )
+    settings = stored["settings"] | {name: given[name] for name in RESUMABLE if name in given}
+    module = agents.load(settings["agent"])
+    lists = {name: tuple(v) if isinstance(v, list) else v for name, v in stored["agent_config"].items()}
+    preset = presets.Preset(stored["preset"]["name"], stored["preset"]["source"], {}, {})
+    resolved = Settings(**settings)
+    _check(resolved)
+    return Plan(resolved, module.Config(**lists), envs.parse(settings["env"]), preset, folder), stored
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """Returns a run's `config.json`.
+
+    Raises:
+        UserError: The folder holds no run.
+    """
+    records = folder / "config.json"
+    if not records.exists():
+        raise UserError(f"{folder} holds no run (no config.json); start one without --resume")
+    return loggers.read_json(records)
