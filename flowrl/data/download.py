@@ -77,9 +77,7 @@ def _stream(url: str, part: Path, mark: Path) -> None:
         length = int(response.headers["Content-Length"]) if "Content-Length" in response.headers else None
         files.require_space(part.parent, length or 0)
         mark.unlink(missing_ok=True)
-        with open(part, "r+b" if start else "wb") as file:
-            file.truncate(start)
-            file.seek(start)
+        with open(part, "ab" if start else "wb") as file:
             if version := _version(response.headers) or (version if start else ""):
                 mark.write_text(version)
             _copy(response, file, start, length, urlsplit(url).netloc)
