@@ -260,12 +260,12 @@ def draw(path: Path, collected: Data, reference: Data, maze: Maze, title: str) -
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(2, 4, figsize=(17, 8.5), layout="constrained")
-    pair = (("collected by flowrl", collected, "tab:blue"), ("reference", reference, "tab:orange"))
+    pair = (("collected", collected, "tab:blue"), ("reference", reference, "tab:orange"))
     shares = [np.bincount(data.cells, minlength=maze.map.size) / len(data.cells) for _, data, _ in pair]
     for axis, share, (label, _, _) in zip(axes[0], shares, pair, strict=False):
         shown = np.ma.masked_array(100 * share.reshape(maze.map.shape), maze.map == 1)
         image = axis.imshow(shown, origin="lower", cmap="viridis", vmin=0, vmax=100 * max(map(np.max, shares)))
-        axis.set(title=f"time in each cell (white: wall), {label}", xlabel="column", ylabel="row")
+        axis.set(title=f"time in each cell, {label} (white: wall)", xlabel="column", ylabel="row")
         figure.colorbar(image, ax=axis, label="% of rows", shrink=0.8)
     for axis, (label, data, _) in zip(axes[0, 2:], pair, strict=True):
         for episode in range(3):

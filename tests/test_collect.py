@@ -236,14 +236,32 @@ def test_a_killed_collection_leaves_no_process_and_continues(tmp_path, monkeypat
     assert not parts.exists()
 
 
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="looks at /proc")
 def test_ctrl_c_ends_in_one_line_and_keeps_the_parts(tmp_path):
     process, parts = start(tmp_path)
+    for worker in children(process.pid):
+        os.kill(worker, signal.SIGINT)
+    before, deadline = len(list(parts.glob("*.npz"))), time.monotonic() + 20
+    while len(list(parts.glob("*.npz"))) < before + 2 and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert process.poll() is None, "a worker did not leave Ctrl-C to its parent"
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does: parent and workers alike
     _, said = process.communicate(timeout=30)
     assert process.returncode == 130
     assert "Traceback" not in said
     assert said.strip().splitlines()[-1] == "interrupted; the same command continues"
     assert len(list(parts.glob("*.npz"))) >= 2
+
+
+def test_a_block_that_is_half_written_does_not_count(tmp_path, monkeypatch):
+    def half(file, **_):
+        file.write(b"PK")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(collect.np, "savez", half)
+    with pytest.raises(KeyboardInterrupt):
+        collect._collect_block(tmp_path, collect.Job(STITCH, 0, 1, 1), collect.Block(0, 1))
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_dead_process_is_explained(tmp_path, monkeypatch):
