@@ -242,7 +242,7 @@ def test_ctrl_c_ends_in_one_line_and_keeps_the_parts(tmp_path):
     for worker in children(process.pid):
         os.kill(worker, signal.SIGINT)
     before, deadline = len(list(parts.glob("*.npz"))), time.monotonic() + 20
-    while len(list(parts.glob("*.npz"))) < before + 2 and process.poll() is None and time.monotonic() < deadline:
+    while len(list(parts.glob("*.npz"))) < before + 6 and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.01)
     assert process.poll() is None, "a worker did not leave Ctrl-C to its parent"
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does: parent and workers alike
