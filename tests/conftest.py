@@ -1,0 +1,29 @@
+import jax
+import numpy as np
+import pytest
+
+from flowrl.data.dataset import Dataset, from_arrays
+
+
+@pytest.fixture(scope="session", autouse=True)
+def compilation_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Programs that several tests build are compiled once; most of the tests' time is compilation."""
+    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("compiled")))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+
+
+@pytest.fixture(scope="session")
+def walks() -> Dataset:
+    """Random walks in the plane: 20 episodes of 30 rows, actions in [−1, 1]."""
+    rng = np.random.default_rng(0)
+    actions = rng.uniform(-1, 1, (20, 30, 2)).astype(np.float32)
+    observations = np.cumsum(actions, axis=1) - actions
+    terminals = np.zeros((20, 30), bool)
+    terminals[:, -1] = True
+    return from_arrays(
+        {
+            "observations": observations.reshape(-1, 2),
+            "actions": actions.reshape(-1, 2),
+            "terminals": terminals.reshape(-1),
+        }
+    )

@@ -1,0 +1,194 @@
+"""The loop: what mapping, chunking, logging and evaluating may and may not change."""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from flowrl import agent as agents
+from flowrl import loop
+from flowrl.agent import Agent, Spec
+from flowrl.data.dataset import Dataset
+from flowrl.streams import stream_key
+
+SPEC = Spec(2, 2, 2)
+BATCH = 32
+MAPPED_TOLERANCE = 1e-4
+"""Stated in docs/reproducibility.md: parameters after 100 updates, mapped by vmap against alone."""
+
+
+def make(name: str = "gcbc") -> Agent:
+    module = agents.load(name)
+    return module.make(module.Config(hidden_dims=(16, 16), batch_size=BATCH), SPEC)
+
+
+def keys_of(*seeds: int) -> jax.Array:
+    return jnp.stack([jax.random.key(seed) for seed in seeds])
+
+
+def advance(program: loop.Program, dataset: Dataset, keys: jax.Array, *lengths: int) -> tuple[Any, loop.Window]:
+    states, window = program.start(keys)
+    for length in lengths:
+        states, window = program.chunk(states, window, keys, dataset, jnp.int32(length))
+    return states, window
+
+
+def assert_equal(one: Any, other: Any) -> None:
+    jax.tree.map(np.testing.assert_array_equal, one, other)
+
+
+def run_of(states: Any, index: int) -> Any:
+    """One run's arrays, with the leading axis kept at length 1."""
+    return jax.tree.map(lambda leaf: leaf[index : index + 1], states.replace(step=None))
+
+
+@pytest.mark.parametrize("name", ["gc_sscp", "hiql", "gcivl", "gcbc"])
+def test_a_mapped_run_agrees_with_the_run_alone(walks: Dataset, name: str) -> None:
+    agent, seeds = make(name), (3, 4)
+    serial = loop.build(agent, BATCH, walks, "serial")
+    mapped = loop.build(agent, BATCH, walks, "vmap")
+    start, _ = mapped.start(keys_of(*seeds))
+    one_after_another, _ = advance(serial, walks, keys_of(*seeds), 100)
+    side_by_side, _ = advance(mapped, walks, keys_of(*seeds), 100)
+    for index, seed in enumerate(seeds):
+        own_start, _ = serial.start(keys_of(seed))
+        assert_equal(run_of(start, index), own_start.replace(step=None))
+        alone, _ = advance(serial, walks, keys_of(seed), 100)
+        assert_equal(run_of(one_after_another, index), alone.replace(step=None))
+        # Rounding differs with the width of the map; 100 Adam steps of 3e-4 move a parameter by up to 0.03.
+        close = functools.partial(np.testing.assert_allclose, atol=MAPPED_TOLERANCE)
+        jax.tree.map(close, run_of(side_by_side, index).params, alone.params)
+
+
+def test_mapping_does_not_change_rows_goals_or_noise(walks: Dataset) -> None:
+    agent, keys = make("gc_sscp"), keys_of(3, 4)
+    hyper = agent.init(jax.random.key(0))
+
+    def draws(key: jax.Array) -> Any:
+        batch = loop.sample_batch(agent, stream_key(key, "data", 7), walks, hyper, BATCH)
+        return batch, jax.random.normal(stream_key(key, "update", 7), (BATCH, 2))
+
+    mapped = jax.jit(jax.vmap(draws))(keys)
+    for index in range(2):
+        alone = jax.jit(draws)(keys[index])
+        assert_equal(jax.tree.map(lambda leaf, index=index: leaf[index], mapped), alone)
+
+
+@pytest.mark.parametrize("mode", ["serial", "vmap"])
+def test_chunks_do_not_change_states_or_metrics(walks: Dataset, mode: Any) -> None:
+    program, keys = loop.build(make("hiql"), BATCH, walks, mode), keys_of(0, 1)
+    assert_equal(advance(program, walks, keys, 30), advance(program, walks, keys, 1, 7, 22))
+
+
+def test_window_averages_every_update(walks: Dataset) -> None:
+    agent, key = make("gcbc"), jax.random.key(0)
+    step = jax.jit(functools.partial(loop.train_step, agent, BATCH))
+    state = agent.init(stream_key(key, "init"))
+    losses = []
+    for _ in range(5):
+        state, metrics = step(state, key, walks)
+        losses.append(float(metrics["actor/loss"]))
+    _, window = advance(loop.build(agent, BATCH, walks, "serial"), walks, keys_of(0), 5)
+    assert int(window.count) == 5
+    np.testing.assert_allclose(window.sums["actor/loss"], [sum(losses)], rtol=1e-5)
+
+
+def test_different_seeds_differ_from_the_start_and_in_their_batches(walks: Dataset) -> None:
+    agent = make("gcbc")
+    states, _ = loop.build(agent, BATCH, walks, "serial").start(keys_of(0, 1))
+    kernels = [leaf for leaf in jax.tree.leaves(states.params) if leaf.ndim == 3]
+    assert all((leaf[0] != leaf[1]).mean() > 0.9 for leaf in kernels)
+    state = agent.init(jax.random.key(0))
+    batches = [loop.sample_batch(agent, stream_key(k, "data", 0), walks, state, BATCH) for k in keys_of(0, 1)]
+    assert (batches[0]["observations"] != batches[1]["observations"]).mean() > 0.5
+
+
+class Recorder:
+    """Hooks that note what they were called with."""
+
+    def __init__(self, stop_at: int | None = None):
+        self.logged: list[tuple[int, dict[str, np.ndarray]]] = []
+        self.evaluated: list[int] = []
+        self.saved: list[tuple[int, bool]] = []
+        self.step, self.stop_at = 0, stop_at
+
+    def hooks(self) -> loop.Hooks:
+        def progress(step: int, updates: int, seconds: float) -> None:
+            self.step = step
+
+        def evaluate(step: int, states: Any) -> bool:
+            self.evaluated.append(step)
+            return True
+
+        return loop.Hooks(
+            log=lambda step, metrics: self.logged.append((step, metrics)),
+            evaluate=evaluate,
+            checkpoint=lambda step, states, window, evaluated: self.saved.append((step, evaluated)),
+            progress=progress,
+            stopping=lambda: self.stop_at is not None and self.step >= self.stop_at,
+        )
+
+
+def train(
+    agent: Agent, dataset: Dataset, schedule: loop.Schedule, recorder: Recorder, chunk_seconds: float = 1.0
+) -> Any:
+    program, keys = loop.build(agent, BATCH, dataset, "serial"), keys_of(0)
+    states, window = program.start(keys)
+    return loop.train(
+        program, schedule, recorder.hooks(), states, window, keys, dataset, chunk_seconds=chunk_seconds
+    )
+
+
+def test_intervals_do_not_change_training(walks: Dataset) -> None:
+    agent, often, seldom = make(), Recorder(), Recorder()
+    one = train(agent, walks, loop.Schedule(60, 5, 7, 11), often, chunk_seconds=1e-6)
+    other = train(agent, walks, loop.Schedule(60, 60, 60, 60), seldom)
+    assert_equal(one, other)
+    assert [step for step, _ in often.logged] == list(range(5, 61, 5))
+    assert often.evaluated == [7, 14, 21, 28, 35, 42, 49, 56, 60]
+    assert [step for step, _ in often.saved] == [11, 22, 33, 44, 55, 60]
+    means = np.mean([metrics["actor/loss"] for _, metrics in often.logged])
+    np.testing.assert_allclose(means, seldom.logged[0][1]["actor/loss"], rtol=1e-5)
+
+
+def test_the_update_is_traced_once_for_shapes_and_once_for_the_program(walks: Dataset) -> None:
+    agent, traces = make(), []
+
+    def update(*args: Any) -> Any:
+        traces.append(1)
+        return agent.update(*args)
+
+    train(agent._replace(update=update), walks, loop.Schedule(150, 20, 30, 50), Recorder(), chunk_seconds=1e-3)
+    assert len(traces) == 2
+
+
+def test_a_stop_saves_at_the_very_update(walks: Dataset) -> None:
+    recorder = Recorder(stop_at=20)
+    with pytest.raises(loop.Stopped):
+        train(make(), walks, loop.Schedule(1000, 20, 500, 500), recorder)
+    assert recorder.saved == [(20, True)]
+
+
+@pytest.mark.parametrize("where", ["metric", "params"])
+def test_divergence_names_update_metric_and_run(walks: Dataset, where: str) -> None:
+    agent = make("gcbc")
+
+    def update(state: Any, batch: Any, key: jax.Array) -> Any:
+        state, metrics = agent.update(state, batch, key)
+        bad = state.step >= 13
+        if where == "metric":
+            return state, metrics | {"actor/loss": jnp.where(bad, jnp.inf, metrics["actor/loss"])}
+        poisoned = jax.tree.map(lambda leaf: jnp.where(state.step >= 20, jnp.nan, leaf), state.params)
+        return state.replace(params=poisoned), metrics
+
+    recorder = Recorder()
+    with pytest.raises(loop.Diverged) as raised:
+        train(agent._replace(update=update), walks, loop.Schedule(20, 5, 20, 5), recorder, chunk_seconds=1e-6)
+    if where == "metric":
+        assert (raised.value.step, raised.value.metric, raised.value.run) == (13, "actor/loss", 0)
+    else:  # seen at the checkpoint, before any metric shows it
+        assert (raised.value.step, raised.value.metric) == (20, "params/actor")
+    assert all(step < raised.value.step for step, _ in recorder.saved)
