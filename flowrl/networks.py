@@ -97,8 +97,12 @@ def ensemble(module: type[nn.Module], size: int = 2) -> Any:
 
 
 def length_normalize(x: jax.Array) -> jax.Array:
-    """Scales vectors `[..., R]` to length √R."""
-    return x / jnp.linalg.norm(x, axis=-1, keepdims=True) * jnp.sqrt(x.shape[-1])
+    """Scales vectors `[..., R]` to length √R; zero stays zero.
+
+    Before training φ([0; 0]) is exactly zero, because biases start at zero.
+    """
+    squared_length = jnp.maximum(jnp.sum(x**2, axis=-1, keepdims=True), 1e-12)
+    return x / jnp.sqrt(squared_length) * jnp.sqrt(x.shape[-1])
 
 
 class GoalRep(nn.Module):
