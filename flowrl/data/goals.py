@@ -23,9 +23,13 @@ class GoalRows(NamedTuple):
 
 
 def geometric_offsets(key: jax.Array, discount: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """Draws offsets k ≥ 1 with probability (1 − γ) γ^(k−1), by the inverse of their distribution: int32."""
+    """Draws offsets k ≥ 1 with probability (1 − γ) γ^(k−1), by the inverse of their distribution: int32.
+
+    With γ = 1 they are larger than any episode.
+    """
     uniform = jax.random.uniform(key, shape)
-    offsets = jnp.ceil(jnp.log1p(-uniform) / jnp.log(discount))
+    # The bound lies above log γ of every float32 below 1.
+    offsets = jnp.ceil(jnp.log1p(-uniform) / jnp.minimum(jnp.log(discount), -1e-15))
     return jnp.clip(offsets, 1, 2**30).astype(jnp.int32)
 
 
@@ -53,9 +57,7 @@ def trajectory_rows(
     return ends - jnp.round(jax.random.uniform(key, rows.shape) * spans).astype(jnp.int32)
 
 
-def draw(
-    key: jax.Array, dataset: Dataset, rows: jax.Array, hyper: Hyper, kind: str, *, geometric: bool
-) -> GoalRows:
+def draw(key: jax.Array, dataset: Dataset, rows: jax.Array, hyper: Hyper, kind: str, *, geometric: bool) -> GoalRows:
     """Draws a goal for each of `rows` `[B]`: from its episode's future, from anywhere, or the row itself.
 
     Args:
