@@ -62,11 +62,11 @@ class Actor(nn.Module):
 
     @nn.compact
     def __call__(self, observations: jax.Array, goal_reps: jax.Array, noise: Pair, t: int, d: int) -> Pair:
-        """Maps `[B, D]`, `[B, R]` and noise to a prediction; `t` and `d` are the same for all rows."""
+        """Maps `[..., D]`, `[..., R]` and noise to a prediction; `t` and `d` are the same for all rows."""
         features = FourierFeatures()
         embed = partial(MLP, (128,), 128, activation=mish, layer_norm=True)
-        level = embed(name="level")(features(jnp.full((1, 1), t, jnp.float32)))
-        depth = embed(name="depth")(features(jnp.full((1, 1), d, jnp.float32)))
+        level = embed(name="level")(features(jnp.full((1,), t, jnp.float32)))
+        depth = embed(name="depth")(features(jnp.full((1,), d, jnp.float32)))
         out = MLP(self.hidden_dims, self.action_dim + self.rep_dim, activation=mish, layer_norm=True)(
             observations, goal_reps, *noise, level + depth
         )
@@ -127,7 +127,9 @@ def high_loss(
     target_values = represented_value(networks, state.params, targets, goals).mean(axis=0)
     weights = awr_weight(target_values - values, state.hyper["high_alpha"])
     target_reps = represent(networks, state.params, observations, targets)
-    hop = networks.actor.apply(params["actor"], observations, represent(networks, params, observations, goals), noise, 0, 1)
+    hop = networks.actor.apply(
+        params["actor"], observations, represent(networks, params, observations, goals), noise, 0, 1
+    )
     rep_errors = mse(hop.reps, target_reps)
     loss = (weights * (mse(hop.actions, batch["actions"]) + rep_errors)).mean()
     return loss, {"high/loss": loss, "high/weight": weights.mean(), "high/rep_mse": rep_errors.mean()}
