@@ -1,6 +1,7 @@
 import importlib.util
 import json
 import os
+import select
 import shutil
 import signal
 import subprocess
@@ -285,25 +286,14 @@ def test_two_collections_of_one_file_take_turns(tmp_path):
     lock, environment = tmp_path / "lock", os.environ | {"PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-c", script, str(lock)]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    with (
-        subprocess.Popen(command, env=environment, text=True, **pipes) as first,
-        subprocess.Popen(command, env=environment, text=True, **pipes) as second,
-    ):
-        ahead, behind = None, None
-        while ahead is None:
-            for one, other in ((first, second), (second, first)):
-                os.set_blocking(one.stdout.fileno(), False)
-                if one.stdout.readline() == "in\n":
-                    ahead, behind = one, other
-                    break
-            time.sleep(0.01)
-        assert behind.stderr.readline() == "waiting for another to finish\n"
-        time.sleep(0.2)
-        assert behind.stdout.readline() == ""  # nothing yet: it does wait
-        ahead.kill()  # a lock must not outlive its holder
-        os.set_blocking(behind.stdout.fileno(), True)
-        assert behind.stdout.readline() == "in\n"
-        behind.communicate("\n")
+    with subprocess.Popen(command, env=environment, text=True, **pipes) as first:
+        assert first.stdout.readline() == "in\n"
+        with subprocess.Popen(command, env=environment, text=True, **pipes) as second:
+            assert second.stderr.readline() == "waiting for another to finish\n"
+            assert not select.select([second.stdout], [], [], 0.2)[0]  # it does wait
+            first.kill()  # a lock must not outlive its holder
+            assert second.stdout.readline() == "in\n"
+            second.communicate("\n")
 
 
 # ------------------------------------------------------------------------------------------------ command line
