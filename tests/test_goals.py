@@ -1,0 +1,388 @@
+"""Goal relabelling against an independent statement of OGBench's samplers: one row at a time, in plain loops.
+
+Observations are row numbers, so that a goal shows where it came from. Statistical tests use fixed keys and reject at a
+level of 1e-6 for all their rows together.
+"""
+
+from collections import Counter
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.stats
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from flowrl.agent import Needs
+from flowrl.data.dataset import Dataset, from_arrays, gather, sample_rows
+from flowrl.data.goals import draw, geometric_offsets, relabel, trajectory_rows
+
+FIELDS = ("value_goals", "rewards", "masks", "actor_goals", "low_actor_goals", "high_actor_goals", "high_actor_targets")
+NEEDS = Needs(FIELDS, geometric=("value_goals",))
+FALSE_ALARM = 1e-6
+LENGTHS = (1, 4, 9, 2, 1, 6, 1)
+Pmf = dict[Any, float]
+
+
+def terminals_of(lengths: tuple[int, ...]) -> np.ndarray:
+    terminals = np.zeros(sum(lengths), bool)
+    terminals[np.cumsum(lengths) - 1] = True
+    return terminals
+
+
+def dataset_of(lengths: tuple[int, ...]) -> Dataset:
+    rows = np.arange(sum(lengths), dtype=np.float32)[:, None]
+    return from_arrays({"observations": rows, "actions": -rows, "terminals": terminals_of(lengths)})
+
+
+def layout(lengths: tuple[int, ...]) -> tuple[list[int], dict[int, int]]:
+    """The rows that have a transition, and for each the last row of its episode that has one."""
+    valid, ends, first = [], {}, 0
+    for length in lengths:
+        for row in range(first, first + length - 1):
+            valid.append(row)
+            ends[row] = first + length - 2
+        first += length
+    return valid, ends
+
+
+def hyper_of(**replacements: float) -> dict[str, jax.Array]:
+    values = {
+        "discount": 0.8,
+        "value_p_trajectory": 0.5,
+        "value_p_random": 0.3,
+        "actor_p_trajectory": 1.0,
+        "actor_p_random": 0.0,
+    }
+    values |= {name: value for name, value in replacements.items() if name != "subgoal_steps"}
+    steps = jnp.int32(replacements.get("subgoal_steps", 3))
+    return {name: jnp.float32(value) for name, value in values.items()} | {"subgoal_steps": steps}
+
+
+# --- the independent statement ---
+
+
+def future_pmf(row: int, end: int, discount: float | None) -> Pmf:
+    """Goals within the episode: geometric offsets capped at the end, or (discount None) uniform over the future."""
+    pmf: Pmf = Counter()
+    if discount == 1:
+        return {end: 1.0}
+    if discount is not None:
+        for k in range(1, 400):
+            pmf[min(row + k, end)] += (1 - discount) * discount ** (k - 1)
+        return pmf
+    # round(d·min(t + 1, end) + (1 − d)·end) over a grid of d that resolves every rounding boundary exactly.
+    first = min(row + 1, end)
+    grid = 2 * max(end - first, 1) * 10
+    for i in range(grid):
+        d = (i + 0.5) / grid
+        pmf[round(d * first + (1 - d) * end)] += 1 / grid
+    return pmf
+
+
+def goal_pmf(row: int, valid: list[int], end: int, p_future: float, p_random: float, discount: float | None) -> Pmf:
+    """Keys are pairs (goal, whether it was drawn from anywhere)."""
+    pmf: Pmf = Counter()
+    pmf[row, False] += 1 - p_future - p_random
+    for goal, p in future_pmf(row, end, discount).items():
+        pmf[goal, False] += p_future * p
+    for goal in valid:
+        pmf[goal, True] += p_random / len(valid)
+    return pmf
+
+
+def target_pmf(row: int, end: int, steps: int, goals: Pmf) -> Pmf:
+    """Keys are pairs (high goal, high target)."""
+    pmf: Pmf = Counter()
+    for (goal, is_random), p in goals.items():
+        pmf[goal, min(row + steps, end if is_random else goal)] += p
+    return pmf
+
+
+def marginal(pmf: Pmf) -> Pmf:
+    merged: Pmf = Counter()
+    for (goal, _), p in pmf.items():
+        merged[goal] += p
+    return merged
+
+
+def p_value(draws: list[Any], pmf: Pmf) -> float:
+    """Chi-square test of draws against a distribution; cells expecting fewer than 5 draws are pooled."""
+    pmf = {cell: p for cell, p in pmf.items() if p > 1e-12}
+    counts = Counter(draws)
+    assert set(counts) <= set(pmf), f"impossible draws: {set(counts) - set(pmf)}"
+    expected = {cell: p * len(draws) for cell, p in pmf.items()}
+    big = [cell for cell in expected if expected[cell] >= 5]
+    observed_cells = [counts[cell] for cell in big]
+    expected_cells = [expected[cell] for cell in big]
+    rest = len(draws) - sum(expected_cells)
+    if rest >= 5:
+        observed_cells.append(len(draws) - sum(observed_cells))
+        expected_cells.append(rest)
+    if len(expected_cells) == 1:
+        return 1.0
+    scale = sum(observed_cells) / sum(expected_cells)
+    return float(scipy.stats.chisquare(observed_cells, np.array(expected_cells) * scale).pvalue)
+
+
+DRAWS = 10_000
+
+
+def sampled(hyper: dict[str, jax.Array], seed: int, needs: Needs = NEEDS) -> tuple[list[int], dict[str, np.ndarray]]:
+    """The rows of the standard layout that have a transition, and for each `DRAWS` relabellings [rows, draws]."""
+    valid, _ = layout(LENGTHS)
+    rows = jnp.repeat(jnp.array(valid, jnp.int32), DRAWS)
+    fields = jax.jit(relabel, static_argnums=4)(jax.random.key(seed), dataset_of(LENGTHS), rows, hyper, needs)
+    return valid, {name: np.asarray(field).reshape(len(valid), DRAWS).astype(int) for name, field in fields.items()}
+
+
+# --- distributions ---
+
+
+@pytest.mark.parametrize(
+    ("p_future", "p_random", "discount"),
+    [(0.5, 0.3, 0.8), (1.0, 0.0, 0.8), (0.0, 1.0, 0.8), (0.0, 0.0, 0.8), (0.5, 0.5, 0.3), (0.5, 0.3, 1.0)],
+)
+def test_value_goals(p_future: float, p_random: float, discount: float) -> None:
+    hyper = hyper_of(value_p_trajectory=p_future, value_p_random=p_random, discount=discount)
+    valid, fields = sampled(hyper, seed=1)
+    _, ends = layout(LENGTHS)
+    for row, draws in zip(valid, fields["value_goals"], strict=True):
+        expected = goal_pmf(row, valid, ends[row], p_future, p_random, discount)
+        assert p_value(draws.tolist(), marginal(expected)) > FALSE_ALARM / len(valid), row
+
+
+@pytest.mark.parametrize(("p_future", "p_random"), [(1.0, 0.0), (0.5, 0.5), (0.3, 0.2)])
+@pytest.mark.parametrize("steps", [1, 3, 50])
+def test_actor_goals_and_high_targets(p_future: float, p_random: float, steps: int) -> None:
+    hyper = hyper_of(actor_p_trajectory=p_future, actor_p_random=p_random, subgoal_steps=steps)
+    valid, fields = sampled(hyper, seed=2)
+    _, ends = layout(LENGTHS)
+    for i, row in enumerate(valid):
+        goals = goal_pmf(row, valid, ends[row], p_future, p_random, None)
+        assert p_value(fields["actor_goals"][i].tolist(), marginal(goals)) > FALSE_ALARM / len(valid), row
+        pairs = list(zip(fields["high_actor_goals"][i].tolist(), fields["high_actor_targets"][i].tolist(), strict=True))
+        assert p_value(pairs, target_pmf(row, ends[row], steps, goals)) > FALSE_ALARM / len(valid), row
+
+
+def test_any_kind_of_goal_may_be_geometric() -> None:
+    needs = Needs(FIELDS, geometric=("actor_goals", "high_actor_goals"))
+    valid, fields = sampled(hyper_of(value_p_trajectory=1.0, value_p_random=0.0), seed=3, needs=needs)
+    _, ends = layout(LENGTHS)
+    for i, row in enumerate(valid):
+        for name, discount in {"value_goals": None, "actor_goals": 0.8, "high_actor_goals": 0.8}.items():
+            assert p_value(fields[name][i].tolist(), future_pmf(row, ends[row], discount)) > FALSE_ALARM / len(valid)
+
+
+def test_kinds_of_goals_are_drawn_independently() -> None:
+    # Whether the value goal is the row itself or comes from elsewhere says nothing about the policies' goals.
+    hyper = hyper_of(actor_p_trajectory=0.5, actor_p_random=0.5)
+    valid, fields = sampled(hyper, seed=4)
+    middle = valid.index(8)
+    names = ("value_goals", "actor_goals", "high_actor_goals")
+    for one, other in ((0, 1), (0, 2), (1, 2)):
+        table = np.zeros((2, 2))
+        np.add.at(
+            table, ((fields[names[one]][middle] > 8).astype(int), (fields[names[other]][middle] > 8).astype(int)), 1
+        )
+        assert scipy.stats.chi2_contingency(table).pvalue > FALSE_ALARM
+
+
+def test_the_kind_of_goal_is_independent_of_the_draw_within_the_episode() -> None:
+    # Were one uniform used for both, goals of the trajectory would come from a part of the future only; the tests above
+    # would notice it in the marginals, this one in two draws of one call.
+    drawn = draw(
+        jax.random.key(5),
+        dataset_of((40,)),
+        jnp.zeros(DRAWS, jnp.int32),
+        hyper_of(actor_p_trajectory=0.5, actor_p_random=0.5),
+        "actor",
+        geometric=False,
+    )
+    random, future = (np.asarray(drawn.rows)[np.asarray(drawn.is_random) == flag] for flag in (True, False))
+    assert abs(len(random) - DRAWS / 2) < 5 * np.sqrt(DRAWS / 4)
+    assert set(random) == set(range(39))
+    assert set(future) == set(range(1, 39))
+
+
+def test_random_rows_are_uniform_over_rows_with_a_transition() -> None:
+    valid, _ = layout(LENGTHS)
+    draws = sample_rows(jax.random.key(6), dataset_of(LENGTHS), (100, 1000))
+    assert draws.dtype == jnp.int32
+    assert p_value(np.asarray(draws).ravel().tolist(), {row: 1 / len(valid) for row in valid}) > FALSE_ALARM
+
+
+@pytest.mark.parametrize("discount", [0.995, 0.99, 0.5, 0.01])
+def test_geometric_offsets_follow_the_geometric_distribution(discount: float) -> None:
+    draws = np.asarray(geometric_offsets(jax.random.key(7), jnp.float32(discount), (200_000,)))
+    law = scipy.stats.geom(1 - discount)
+    assert draws.min() == 1
+    # Cells of about equal probability; the discrete distribution has fewer cells where one value holds more.
+    edges = np.unique(law.ppf(np.linspace(0, 1, 101)[1:-1]))
+    probabilities = np.diff(np.concatenate([[0.0], law.cdf(edges), [1.0]]))
+    counts = np.bincount(np.searchsorted(edges, draws), minlength=len(probabilities))
+    big = probabilities * len(draws) >= 5
+    assert (
+        scipy.stats.chisquare(counts[big], probabilities[big] * counts[big].sum() / probabilities[big].sum()).pvalue
+        > 1e-6
+    )
+    # Two further moments of the tail: the standard error of the mean is σ/√n.
+    assert abs(draws.mean() - law.mean()) < 5 * law.std() / np.sqrt(len(draws)) + 1e-12
+
+
+def test_geometric_offsets_at_the_extremes() -> None:
+    key = jax.random.key(8)
+    np.testing.assert_array_equal(geometric_offsets(key, jnp.float32(0), (10_000,)), 1)
+    assert (np.asarray(geometric_offsets(key, jnp.float32(1), (10_000,))) > 1_000_000).all()
+    # The closest float32 below 1, 1 − 2⁻²⁴, has a mean offset of 2²⁴.
+    offsets = np.asarray(geometric_offsets(key, jnp.nextafter(jnp.float32(1), jnp.float32(0)), (10_000,)), np.float64)
+    assert abs(offsets.mean() / 2**24 - 1) < 0.05
+    assert offsets.min() >= 1
+
+
+# --- structure of any layout ---
+
+ROWS, BATCH = 24, 64
+jitted_relabel = jax.jit(relabel, static_argnums=4)
+
+
+@st.composite
+def layouts(draw: st.DrawFn) -> tuple[int, ...]:
+    """Lengths of episodes that fill 24 rows, with at least one transition."""
+    cuts = draw(st.sets(st.integers(1, ROWS - 1), max_size=ROWS - 2))
+    return tuple(np.diff([0, *sorted(cuts), ROWS]).tolist())
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(layouts())
+def test_transitions_and_ends(lengths: tuple[int, ...]) -> None:
+    dataset, (valid, ends) = dataset_of(lengths), layout(lengths)
+    assert np.asarray(dataset.transitions).tolist() == valid
+    assert dataset.ends.shape == (ROWS,)
+    assert {row: int(dataset.ends[row]) for row in valid} == ends
+    assert (dataset.transitions.dtype, dataset.ends.dtype) == (jnp.int32, jnp.int32)
+    assert set(dataset.fields) == {"observations", "actions"}
+    batch = gather(dataset, dataset.transitions)
+    np.testing.assert_array_equal(batch["observations"][:, 0], valid)
+    np.testing.assert_array_equal(batch["actions"][:, 0], -np.array(valid))
+    np.testing.assert_array_equal(batch["next_observations"][:, 0], np.array(valid) + 1)
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(layouts(), st.integers(0, 2**31 - 1), st.integers(1, 40), st.sampled_from([(1.0, 0.0), (0.5, 0.5), (0.2, 0.3)]))
+def test_goals_keep_to_their_episodes(
+    lengths: tuple[int, ...], seed: int, steps: int, shares: tuple[float, float]
+) -> None:
+    p_future, p_random = shares
+    dataset, (valid, ends) = dataset_of(lengths), layout(lengths)
+    rows = np.random.default_rng(seed).choice(valid, BATCH)
+    hyper = hyper_of(
+        value_p_trajectory=p_future,
+        value_p_random=p_random,
+        actor_p_trajectory=p_future,
+        actor_p_random=p_random,
+        subgoal_steps=steps,
+    )
+    fields = jitted_relabel(jax.random.key(seed), dataset, jnp.asarray(rows, jnp.int32), hyper, NEEDS)
+    assert set(fields) == set(FIELDS)
+    assert fields["rewards"].dtype == fields["masks"].dtype == jnp.float32
+    assert {fields[name].shape for name in FIELDS if name not in ("rewards", "masks")} == {(BATCH, 1)}
+    numbers = {name: np.asarray(field).ravel() for name, field in fields.items()}
+    for i, row in enumerate(rows):
+        value, actor, high = (int(numbers[name][i]) for name in ("value_goals", "actor_goals", "high_actor_goals"))
+        low, target = int(numbers["low_actor_goals"][i]), int(numbers["high_actor_targets"][i])
+        # The reward is 0, and nothing follows, exactly where the goal is the row itself.
+        assert (numbers["rewards"][i], numbers["masks"][i]) == ((0, 0) if value == row else (-1, 1))
+        assert low == min(row + steps, ends[row])
+        for goal in (value, actor, high):
+            assert goal in valid
+            inside = row <= goal <= ends[row]
+            assert inside or p_random > 0
+            assert goal != row or row == ends[row] or p_random > 0 or p_future < 1
+        within, beyond = min(row + steps, high), min(row + steps, ends[row])
+        if not row <= high <= ends[row]:
+            assert target == beyond
+        elif p_random == 0:
+            assert target == within
+        else:
+            assert target in (within, beyond)
+
+
+def test_only_the_fields_that_an_agent_needs_are_drawn_and_the_others_do_not_change_them() -> None:
+    dataset, key, rows = dataset_of(LENGTHS), jax.random.key(9), jnp.array([1, 5, 6], jnp.int32)
+    all_fields = relabel(key, dataset, rows, hyper_of(), NEEDS)
+    assert relabel(key, dataset, rows, hyper_of(), Needs(("observations", "actions"))) == {}
+    one = relabel(key, dataset, rows, hyper_of(), Needs(("actor_goals",)))
+    assert set(one) == {"actor_goals"}
+    np.testing.assert_array_equal(one["actor_goals"], all_fields["actor_goals"])
+
+
+def test_goals_differ_between_keys_and_rows() -> None:
+    dataset, rows = dataset_of((1001,)), jnp.zeros(50, jnp.int32)
+    one, other = (relabel(jax.random.key(seed), dataset, rows, hyper_of(), NEEDS) for seed in (0, 1))
+    for name in ("value_goals", "actor_goals", "high_actor_goals"):
+        assert len(np.unique(one[name])) > 5
+        assert not np.array_equal(one[name], other[name])
+    assert not np.array_equal(one["actor_goals"], one["high_actor_goals"])
+
+
+# --- more rows than float32 can number ---
+
+FAR = 30_000_001
+
+
+class Constant:
+    """Stands for an array of any length that holds one value."""
+
+    def __init__(self, value: int) -> None:
+        self.value = value
+
+    def __getitem__(self, rows: jax.Array) -> jax.Array:
+        return jnp.full_like(rows, self.value)
+
+
+class Counting:
+    """Stands for the array 0, 1, 2, ... of a given length."""
+
+    def __init__(self, length: int) -> None:
+        self.length = length
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, rows: jax.Array) -> jax.Array:
+        return rows
+
+
+def far_dataset(end: int) -> Dataset:
+    return Dataset(fields={}, transitions=Counting(2 * FAR), ends=Constant(end))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("geometric", [True, False])
+def test_rows_beyond_float32_stay_exact(geometric: bool) -> None:
+    # Between 2²⁴ and 2²⁵ float32 holds even numbers only: odd rows would be lost.
+    assert int(np.float32(FAR)) != FAR
+    rows, end = jnp.full(DRAWS, FAR, jnp.int32), FAR + 6
+    goals = trajectory_rows(jax.random.key(10), far_dataset(end), rows, geometric=geometric, discount=jnp.float32(0.8))
+    assert goals.dtype == jnp.int32
+    expected = {FAR + k: p for k, p in future_pmf(0, 6, 0.8 if geometric else None).items()}
+    assert p_value(np.asarray(goals).tolist(), expected) > FALSE_ALARM
+
+
+def test_the_last_row_beyond_float32_is_its_own_goal() -> None:
+    rows = jnp.full(100, FAR, jnp.int32)
+    for geometric in (True, False):
+        goals = trajectory_rows(
+            jax.random.key(11), far_dataset(FAR), rows, geometric=geometric, discount=jnp.float32(0.99)
+        )
+        np.testing.assert_array_equal(goals, FAR)
+
+
+def test_random_rows_beyond_float32_are_odd_and_even() -> None:
+    draws = np.asarray(sample_rows(jax.random.key(12), far_dataset(0), (DRAWS,)))
+    assert draws.max() < 2 * FAR
+    far = draws[draws > 2**25]
+    assert len(far) > DRAWS / 3
+    assert abs((far % 2).mean() - 0.5) < 5 * 0.5 / np.sqrt(len(far))
