@@ -1,9 +1,9 @@
-"""GC-SSCP: one flat goal-conditioned policy that skips the hierarchy in a single step (https://arxiv.org/abs/2506.21427).
+"""GC-SSCP: one flat goal-conditioned policy that skips the hierarchy in one step (https://arxiv.org/abs/2506.21427).
 
-One actor jumps down a two-level hierarchy. The level `t` says where a jump starts (0: at the goal, 1: at a subgoal), the
-depth `d` how many levels it takes (1 or 2). From noise it predicts an action and the goal representation one hop below.
-Jumps of depth 1 are regressed on data; the jump of depth 2 from the goal is regressed on two hops of the slow actor, and
-is what acts.
+One actor jumps down a two-level hierarchy. The level `t` says where a jump starts (0: at the goal, 1: at a subgoal),
+the depth `d` how many levels it takes (1 or 2). From noise it predicts an action and the goal representation one hop
+below. Jumps of depth 1 are regressed on data; the jump of depth 2 from the goal is regressed on two hops of the slow
+actor, and is what acts.
 """
 
 import dataclasses
@@ -23,6 +23,7 @@ from flowrl.networks import (
     MLP,
     FourierFeatures,
     GoalRep,
+    Network,
     Value,
     ensemble,
     length_normalize,
@@ -76,9 +77,9 @@ class Actor(nn.Module):
 class Networks(NamedTuple):
     """Shared goal representation, twin values and the actor."""
 
-    goal_rep: GoalRep  # [B, D], [B, G] -> [B, R]
-    value: Any  # [B, D], [B, R] -> [2, B]
-    actor: Actor
+    goal_rep: Network  # [B, D], [B, G] -> [B, R]
+    value: Network  # [B, D], [B, R] -> [2, B]
+    actor: Network  # Actor
 
 
 def bounded(pair: Pair) -> Pair:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from flowrl import config as configs
 from flowrl.agent import Agent, Mode, Needs, Spec
 from flowrl.losses import unit_gaussian_log_prob
-from flowrl.networks import MLP
+from flowrl.networks import MLP, Network
 from flowrl.optim import descend
 from flowrl.train_state import Batch, Metrics, Params, TrainState, new_state
 
@@ -24,7 +24,7 @@ class Config(configs.GoalConditioned):
 class Networks(NamedTuple):
     """The mean of a Gaussian policy of unit standard deviation."""
 
-    actor: MLP  # [B, D], [B, G] -> [B, A]
+    actor: Network  # [B, D], [B, G] -> [B, A]
 
 
 def actor_loss(networks: Networks, params: Params, batch: Batch) -> tuple[jax.Array, Metrics]:
@@ -42,9 +42,12 @@ def update(networks: Networks, state: TrainState, batch: Batch, key: jax.Array) 
 
 
 def act(
-    networks: Networks, policy: Params, observations: jax.Array, goals: jax.Array, key: jax.Array, *, mode: Mode
+    networks: Any, policy: Params, observations: jax.Array, goals: jax.Array, key: jax.Array, *, mode: Mode
 ) -> jax.Array:
-    """The Gaussian's mode, or with `explore` a sample; clipped to [−1, 1]."""
+    """The Gaussian's mode, or with `explore` a sample; clipped to [−1, 1].
+
+    For any agent whose networks have such an `actor`.
+    """
     actions = networks.actor.apply(policy["actor"], observations, goals)
     if mode == "explore":
         actions += jax.random.normal(key, actions.shape)

@@ -12,7 +12,7 @@ from flowrl import config as configs
 from flowrl.agent import Agent, Needs, Spec
 from flowrl.agents import gcbc
 from flowrl.losses import awr_weight, goal_value_loss, unit_gaussian_log_prob
-from flowrl.networks import MLP, Value, ensemble
+from flowrl.networks import MLP, Network, Value, ensemble
 from flowrl.optim import descend, polyak
 from flowrl.train_state import Batch, Metrics, Params, TrainState, new_state
 
@@ -28,8 +28,8 @@ class Config(configs.GoalValue):
 class Networks(NamedTuple):
     """Twin values, and the mean of a Gaussian policy of unit standard deviation."""
 
-    value: Any  # [B, D], [B, G] -> [2, B]
-    actor: MLP  # [B, D], [B, G] -> [B, A]
+    value: Network  # [B, D], [B, G] -> [2, B]
+    actor: Network  # [B, D], [B, G] -> [B, A]
 
 
 def v(networks: Networks, params: Params, observations: jax.Array, goals: jax.Array) -> jax.Array:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from flowrl import config as configs
 from flowrl.agent import Agent, Mode, Needs, Spec
 from flowrl.losses import awr_weight, goal_value_loss, unit_gaussian_log_prob
-from flowrl.networks import MLP, GoalRep, Value, ensemble, length_normalize, represent, represented_value
+from flowrl.networks import MLP, GoalRep, Network, Value, ensemble, length_normalize, represent, represented_value
 from flowrl.optim import descend, polyak
 from flowrl.train_state import Batch, Metrics, Params, TrainState, new_state
 
@@ -30,10 +30,10 @@ class Config(configs.GoalValue):
 class Networks(NamedTuple):
     """Shared goal representation, twin values, and the means of two Gaussian policies of unit standard deviation."""
 
-    goal_rep: GoalRep  # [B, D], [B, G] -> [B, R]
-    value: Any  # [B, D], [B, R] -> [2, B]
-    low_actor: MLP  # [B, D], [B, R] -> [B, A]
-    high_actor: MLP  # [B, D], [B, G] -> [B, R]
+    goal_rep: Network  # [B, D], [B, G] -> [B, R]
+    value: Network  # [B, D], [B, R] -> [2, B]
+    low_actor: Network  # [B, D], [B, R] -> [B, A]
+    high_actor: Network  # [B, D], [B, G] -> [B, R]
 
 
 def low_actor_loss(

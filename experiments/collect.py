@@ -4,44 +4,40 @@ The files go to the cache that training reads with --data=collected, or to --out
 continued by the same command.
 """
 
+import dataclasses
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
-from absl import flags
-
+from flowrl import flags
+from flowrl.config import setting
 from flowrl.data import collect, sources
 from flowrl.errors import UserError
 
 
-def define() -> flags.FlagValues:
-    """Returns the flags of this program, apart from absl's global ones."""
-    values = flags.FlagValues()
-    flags.DEFINE_string("env", None, "OGBench dataset, for example pointmaze-medium-navigate.", flag_values=values)
-    flags.DEFINE_integer("episodes", None, "Training episodes; the published number if absent.", flag_values=values)
-    flags.DEFINE_integer("seed", 0, "Any number from 0; it fixes every episode.", flag_values=values)
-    flags.DEFINE_integer("workers", None, "Processes; one per core if absent.", flag_values=values)
-    flags.DEFINE_string("out", None, "Folder for the files; the cache if absent.", flag_values=values)
-    flags.DEFINE_boolean("help", False, "Show this help.", short_name="h", flag_values=values)
-    return values
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What to collect."""
+
+    env: str | None = setting(None, "OGBench dataset, for example pointmaze-medium-navigate.")
+    episodes: int | None = setting(None, "Training episodes; the published number if absent.")
+    seed: int = setting(0, "Any number from 0; it fixes every episode.")
+    workers: int | None = setting(None, "Processes; one per core if absent.")
+    out: str | None = setting(None, "Folder for the files; the cache if absent.")
 
 
-def main(arguments: list[str]) -> int:
+def main(arguments: Sequence[str]) -> int:
     """Runs the program and returns its exit status."""
-    values = define()
+    settings = flags.read(Settings, arguments, __doc__ or "")
+    if settings is None:
+        return 0
+    if settings.env is None:
+        raise UserError("which dataset? for example --env=pointmaze-medium-navigate")
+    out = Path(settings.out).expanduser() if settings.out else sources.cache_root() / "collected"
     try:
-        stray = values(arguments)[1:]
-        if values.help:
-            print(f"{__doc__}\n{values.main_module_help() or values.get_help()}")
-            return 0
-        if stray:
-            raise UserError(f"unexpected argument {stray[0]!r}; flags are written --name=value")
-        if values.env is None:
-            raise UserError("which dataset? for example --env=pointmaze-medium-navigate")
-        out = Path(values.out).expanduser() if values.out else sources.cache_root() / "collected"
-        path = collect.collect(values.env, out, episodes=values.episodes, seed=values.seed, workers=values.workers)
-    except (UserError, flags.Error) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        path = collect.collect(
+            settings.env, out, episodes=settings.episodes, seed=settings.seed, workers=settings.workers
+        )
     except KeyboardInterrupt:
         print("interrupted; the same command continues", file=sys.stderr)
         return 130
@@ -50,4 +46,4 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv))
+    flags.run(main)

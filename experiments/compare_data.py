@@ -9,18 +9,17 @@ rows of one episode are no independent draws, so episodes are dealt, not rows. W
 and comparison.png.
 """
 
+import dataclasses
 import json
-import os
-import platform
-import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import matplotlib as mpl
 import numpy as np
-from absl import flags
 
-from flowrl import envs, files
+from flowrl import envs, files, flags, provenance
+from flowrl.config import setting
 from flowrl.data import behaviours, collect, sources
 from flowrl.errors import UserError
 
@@ -298,23 +297,23 @@ def _draw_distributions(axes: np.ndarray, pair: Any, maze: Maze) -> None:
         axis.legend(loc="upper left")
 
 
-def main(arguments: list[str]) -> int:
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What to compare."""
+
+    collected: str | None = setting(None, "File collected by flowrl, named <dataset>.npz.")
+    reference: str | None = setting(None, "File to compare with.")
+    out: str | None = setting(None, "Folder for comparison.json, comparison.md and comparison.png.")
+
+
+def main(arguments: Sequence[str]) -> int:
     """Runs the program and returns its exit status."""
-    values = flags.FlagValues()
-    for name, text in (
-        ("collected", "File collected by flowrl, named <dataset>.npz."),
-        ("reference", "File to compare with."),
-        ("out", "Folder for comparison.json, comparison.md and comparison.png."),
-    ):
-        flags.DEFINE_string(name, None, text, flag_values=values)
-    try:
-        stray = values(arguments)[1:]
-        if stray or None in (values.collected, values.reference, values.out):
-            raise UserError("usage: compare_data.py --collected=PATH --reference=PATH --out=FOLDER")
-        run(Path(values.collected), Path(values.reference), Path(values.out))
-    except (UserError, flags.Error) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    settings = flags.read(Settings, arguments, __doc__ or "")
+    if settings is None:
+        return 0
+    if not (settings.collected and settings.reference and settings.out):
+        raise UserError("usage: compare_data.py --collected=PATH --reference=PATH --out=FOLDER")
+    run(Path(settings.collected), Path(settings.reference), Path(settings.out))
     return 0
 
 
@@ -328,8 +327,8 @@ def run(collected: Path, reference: Path, out: Path) -> None:
         # Names only: the folders are this machine's affair.
         "command": f"python experiments/compare_data.py --collected={collected.name} --reference={reference.name} "
         f"--out=experiments/results/{out.name}",
-        "git_commit": collect.git_commit(),
-        "hardware": {"machine": platform.machine(), "system": platform.system(), "cores": os.cpu_count()},
+        "git_commit": provenance.git_commit(),
+        "hardware": provenance.hardware(),
         "collected": summary(collected, ours, maze) | {"made": collect.provenance(collected)},
         "reference": summary(reference, theirs, maze) | {"made": _REFERENCE},
         "comparison": compare(ours, theirs, maze),
@@ -343,4 +342,4 @@ def run(collected: Path, reference: Path, out: Path) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv))
+    flags.run(main)

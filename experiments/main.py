@@ -4,7 +4,6 @@ A published preset is the default; any setting can be given as a flag, an agent'
 `--agent=NAME --help` lists them all.
 """
 
-import sys
 from collections.abc import Sequence
 
 from absl import flags as absl_flags
@@ -23,11 +22,11 @@ def main(arguments: Sequence[str]) -> int:
     config = agents.load(name).Config if name else None
     if config:
         flags.define(values, config, "agent.")
-    if any(argument in ("-h", "--help", "-help", "--h") for argument in arguments[1:]):
+    if flags.wants_help(arguments):
         print(f"{__doc__}\nagents: {', '.join(agents.names())}\n\n{flags.help_text(Settings)}")
         print(f"\n{name}:\n{flags.help_text(config, 'agent.')}" if config else "")
         return 0
-    flags.parse(values, arguments)
+    flags.parse(values, arguments, known_only=config is None)  # without an agent its flags are not known yet
     given = flags.given(values, Settings)
     agent_given = flags.given(values, config, "agent.") if config else {}
     from flowrl import run  # after the cheap checks: brings in environments and checkpoints
@@ -41,8 +40,7 @@ def _agent_name(arguments: Sequence[str]) -> str | None:
     """Returns the agent whose flags are to be defined: the one named, or that of the run to resume."""
     values = absl_flags.FlagValues()
     flags.define(values, Settings)
-    known = [a for a in arguments[1:] if a.lstrip("-").split("=")[0] in ("agent", "run_dir", "resume", "noresume")]
-    flags.parse(values, [arguments[0], *known], known_only=True)
+    flags.parse(values, arguments, known_only=True)
     if values.agent is None and values.resume and values.run_dir:
         from pathlib import Path
 

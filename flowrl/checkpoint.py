@@ -57,9 +57,12 @@ class Checkpoints:
             raise
 
     def facts(self) -> dict[str, Any]:
-        """Returns the facts saved with the newest checkpoint."""
-        parts = ocp.args.Composite(facts=ocp.args.JsonRestore())
-        return self._manager.restore(self.latest(), args=parts)["facts"]
+        """Returns the facts saved with the newest checkpoint.
+
+        Raises:
+            UserError: The checkpoint is damaged.
+        """
+        return self._read(ocp.args.Composite(facts=ocp.args.JsonRestore()))["facts"]
 
     def restore(self, like: Any) -> Restored:
         """Restores the newest checkpoint.
@@ -72,16 +75,20 @@ class Checkpoints:
         """
         shapes = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
         parts = ocp.args.Composite(arrays=ocp.args.StandardRestore(shapes), facts=ocp.args.JsonRestore())
+        restored = self._read(parts)
+        return Restored(restored["arrays"], restored["facts"])
+
+    def _read(self, parts: ocp.args.Composite) -> Any:
+        """Reads parts of the newest checkpoint."""
         step = self.latest()
         try:
-            restored = self._manager.restore(step, args=parts)
+            return self._manager.restore(step, args=parts)
         except (ValueError, KeyError, TypeError, OSError) as error:
-            reason = str(error).strip().splitlines()[0][:200]
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
             raise UserError(
                 f"the checkpoint at step {step} in {self.folder} does not fit this agent and its settings, or is "
                 f"damaged ({reason}); delete that step's folder to fall back to the one before"
             ) from error
-        return Restored(restored["arrays"], restored["facts"])
 
     def close(self) -> None:
         """Releases the manager's threads."""

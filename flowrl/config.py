@@ -1,6 +1,7 @@
 """Configurations as frozen dataclasses: which fields a sweep may vary, their ranges and their help text."""
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -8,6 +9,11 @@ import jax
 import jax.numpy as jnp
 
 from flowrl.errors import UserError
+
+
+def setting(default: Any, help: str) -> Any:
+    """Declares a field of a program's own settings, with its help text."""
+    return dataclasses.field(default=default, metadata={"help": help})
 
 
 def static(default: Any, help: str) -> Any:
@@ -53,12 +59,13 @@ def check(config: Any) -> None:
         value = getattr(config, field.name)
         if field.metadata["sweepable"]:
             low, high = field.metadata["range"]
-            if not low <= value <= high:
-                raise UserError(f"--agent.{field.name}={value} is out of range; give a value in [{low:g}, {high:g}]")
+            if not (low <= value <= high and math.isfinite(value)):
+                interval = f"[{low:g}, {high:g}" + ("]" if math.isfinite(high) else ")")
+                raise UserError(f"--agent.{field.name}={value} is out of range; give a value in {interval}")
         elif not isinstance(value, bool):
             sizes = value if isinstance(value, tuple) else (value,)
             if any(isinstance(size, int) and size <= 0 for size in sizes):
-                raise UserError(f"--agent.{field.name}={value} must be positive")
+                raise UserError(f"--agent.{field.name}={value} is too small; the least is 1")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,7 +76,9 @@ class GoalConditioned:
     batch_size: int = static(1024, "Transitions per update.")
     learning_rate: float = sweepable(3e-4, "Adam's step size, for every network.")
     actor_p_trajectory: float = sweepable(1.0, "Share of actor goals from the rest of the episode.", 0, 1)
-    actor_p_random: float = sweepable(0.0, "Share of actor goals from anywhere; what remains is the state itself.", 0, 1)
+    actor_p_random: float = sweepable(
+        0.0, "Share of actor goals from anywhere; what remains is the state itself.", 0, 1
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,4 +89,6 @@ class GoalValue(GoalConditioned):
     expectile: float = sweepable(0.7, "Expectile of the value loss; 0.5 is the mean.", 0, 1)
     value_target_rate: float = sweepable(0.005, "Polyak rate of the target value network.", 0, 1)
     value_p_trajectory: float = sweepable(0.5, "Share of value goals from the rest of the episode.", 0, 1)
-    value_p_random: float = sweepable(0.3, "Share of value goals from anywhere; what remains is the state itself.", 0, 1)
+    value_p_random: float = sweepable(
+        0.3, "Share of value goals from anywhere; what remains is the state itself.", 0, 1
+    )

@@ -62,13 +62,13 @@ class SeededEpisodes(gymnasium.Wrapper):
     def reset(self, *, seed: int, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:  # type: ignore[override]
         """Starts the episode that `seed` (uint32) fixes."""
         self._generator = np.random.MT19937(seed)
-        np.random.set_bit_generator(self._generator)  # noqa: NPY002
+        np.random.set_bit_generator(self._generator)  # type: ignore[attr-defined]
         self.env.action_space.seed(seed)
         return self.env.reset(seed=seed, options=options)
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
         """Steps with this environment's own global generator in place."""
-        np.random.set_bit_generator(self._generator)  # noqa: NPY002
+        np.random.set_bit_generator(self._generator)  # type: ignore[attr-defined]
         return self.env.step(action)
 
 
@@ -90,7 +90,7 @@ def _no_leftover_files() -> Iterator[None]:
         made.append(original(*args, **kwargs))
         return made[-1]
 
-    tempfile.mkstemp = recording
+    tempfile.mkstemp = recording  # type: ignore[assignment]
     try:
         yield
     finally:

@@ -9,16 +9,19 @@ from typing import Any
 
 from absl import flags
 
-from flowrl.errors import UserError
+from flowrl.errors import UserError, suggestion
+
+T = typing.TypeVar("T")
 
 
 def define(values: flags.FlagValues, config: type, prefix: str = "") -> None:
     """Defines one flag `--<prefix><field>` per field of a dataclass, with the help text from the field's metadata."""
     for field in dataclasses.fields(config):
-        name, text, default = prefix + field.name, field.metadata["help"], _text(field.default)
+        name, text = prefix + field.name, field.metadata["help"]
+        default: Any = _text(field.default)
         kind = _bare(field.type)
         if kind is bool:
-            flags.DEFINE_boolean(name, field.default, text, flag_values=values)
+            flags.DEFINE_boolean(name, default, text, flag_values=values)
         elif kind is int:
             flags.DEFINE_integer(name, default, text, flag_values=values)
         elif kind is float:
@@ -41,23 +44,58 @@ def given(values: flags.FlagValues, config: type, prefix: str = "") -> dict[str,
     return found
 
 
-def parse(values: flags.FlagValues, arguments: Sequence[str], *, known_only: bool = False) -> None:
+def parse(
+    values: flags.FlagValues, arguments: Sequence[str], *, known_only: bool = False, positional: bool = False
+) -> list[str]:
     """Parses a command line, program name first.
 
     Args:
         values: The defined flags.
         arguments: `sys.argv`.
         known_only: Whether to leave out what is not defined.
+        positional: Whether arguments other than flags are allowed.
+
+    Returns:
+        The arguments other than flags; with `known_only` also the flags left out.
 
     Raises:
-        UserError: A flag is unknown or has a bad value, or there is a positional argument.
+        UserError: A flag is unknown or has a bad value, or there is an argument where none is allowed.
     """
+    values.set_gnu_getopt(True)  # flags may also follow other arguments
     try:
-        rest = values(list(arguments), known_only=known_only)[1:]
+        rest: list[str] = values(list(arguments), known_only=known_only)[1:]
+    except flags.UnrecognizedFlagError as error:
+        near = suggestion(f"--{error.flagname}", [f"--{name}" for name in values if len(name) > 1])
+        raise UserError(f"unknown flag --{error.flagname}{near if '?' in near else ''}; --help lists all") from error
+    except flags.IllegalFlagValueError as error:
+        setting = str(error).removeprefix("flag ").split(": ")[0]
+        kind = values[setting.lstrip("-").split("=")[0]].flag_type()
+        raise UserError(f"{setting} is not of type {kind}; see --help") from error
     except flags.Error as error:
-        raise UserError(str(error).replace("\n", " ")) from error
-    if rest and not known_only:
+        raise UserError(f"{str(error).replace(chr(10), ' ')}; see --help") from error
+    if rest and not known_only and not positional:
         raise UserError(f"unexpected argument {rest[0]!r}; flags are written --name=value, see --help")
+    return rest
+
+
+def read(config: type[T], arguments: Sequence[str], description: str) -> T | None:
+    """Returns the settings, an instance of `config`, that a command line gives; prints help instead if it asks for it.
+
+    Raises:
+        UserError: A flag is unknown or has a bad value, or there is an argument that is no flag.
+    """
+    if wants_help(arguments):
+        print(f"{description}\n{help_text(config)}")
+        return None
+    values = flags.FlagValues()
+    define(values, config)
+    parse(values, arguments)
+    return config(**given(values, config))
+
+
+def wants_help(arguments: Sequence[str]) -> bool:
+    """Whether a command line, program name first, asks for help."""
+    return any(argument in ("-h", "-help", "--h", "--help") for argument in arguments[1:])
 
 
 def help_text(config: type, prefix: str = "") -> str:
@@ -98,6 +136,6 @@ def _parse(flag: str, kind: Any, value: Any) -> Any:
     if typing.get_origin(kind) is not tuple:
         return value
     try:
-        return tuple(int(part) for part in value.strip("()").split(",") if part.strip())
+        return tuple(int(part) for part in value.strip("()").removesuffix(",").split(","))
     except ValueError as error:
         raise UserError(f"{flag}={value} is not a list of integers; write for example {flag}=256,256") from error

@@ -36,10 +36,10 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     return records
 
 
-def keep_lines(path: Path, wanted: Callable[[dict[str, Any]], bool]) -> None:
-    """Rewrites a file with the wanted records only."""
+def keep_steps(path: Path, wanted: Callable[[int], bool]) -> None:
+    """Rewrites a file with the records of the wanted steps only."""
     if path.exists():
-        records = [record for record in read_lines(path) if wanted(record)]
+        records = [record for record in read_lines(path) if wanted(record["step"])]
         write_text(path, "".join(json.dumps(record) + "\n" for record in records))
 
 

@@ -25,8 +25,7 @@ FIRST_CHUNK = 50
 """Updates in the first chunk, from which the end of the run is estimated."""
 
 
-@flax.struct.dataclass
-class Window:
+class Window(flax.struct.PyTreeNode):
     """Metrics gathered since the last log line; carried from chunk to chunk and saved with checkpoints.
 
     Attributes:
@@ -66,7 +65,13 @@ def train_step(
 
 
 def run_chunk(
-    agent: Agent, batch_size: int, state: TrainState, window: Window, key: jax.Array, dataset: Dataset, updates: jax.Array
+    agent: Agent,
+    batch_size: int,
+    state: TrainState,
+    window: Window,
+    key: jax.Array,
+    dataset: Dataset,
+    updates: jax.Array,
 ) -> tuple[TrainState, Window]:
     """Runs `updates` updates of one run.
 
@@ -92,7 +97,7 @@ class Program(NamedTuple):
 
     Attributes:
         start: `keys [R] -> (states, window)` before the first update.
-        chunk: `(states, window, keys, dataset, updates) -> (states, window)`; jitted, gives its first two arguments away.
+        chunk: `(states, window, keys, dataset, updates) -> (states, window)`; jitted, takes its first two over.
         policies: `states -> policies`, jitted.
         clear: `window -> window` with its sums back at zero, jitted.
     """

@@ -13,7 +13,7 @@ GoalValueFn = Callable[[Params, jax.Array, jax.Array], jax.Array]
 
 
 def expectile_weight(advantages: jax.Array, expectile: jax.Array) -> jax.Array:
-    """Weight of a squared error in expectile regression, |κ − 1{adv < 0}| (IQL, https://arxiv.org/abs/2110.06169, eq. 5).
+    """Weight of a squared error in expectile regression, |κ − 1{adv < 0}| (https://arxiv.org/abs/2110.06169, eq. 5).
 
     Args:
         advantages: Any shape `[...]`.

@@ -10,6 +10,8 @@ import jax.numpy as jnp
 from flowrl.train_state import Params
 
 Activation = Callable[[jax.Array], jax.Array]
+Network = Any
+"""A flax module; flax's own type of `apply` is a union with the variables it may have changed."""
 
 
 def glorot(scale: float = 1.0) -> nn.initializers.Initializer:

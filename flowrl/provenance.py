@@ -18,7 +18,7 @@ def versions(*packages: str) -> dict[str, str]:
 
 @functools.cache
 def git_commit() -> str | None:
-    """Returns the commit of the checkout that flowrl runs from, with `-dirty` for local changes, or None outside one."""
+    """Returns the commit of flowrl's checkout, with `-dirty` after local changes; None where there is no checkout."""
     folder = Path(__file__).resolve().parent.parent
     git = functools.partial(subprocess.run, cwd=folder, capture_output=True, text=True, check=True)
     try:
@@ -29,12 +29,16 @@ def git_commit() -> str | None:
     return f"{commit}-dirty" if changed else commit
 
 
+def usable_cores() -> int:
+    """Returns the number of processor cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def hardware() -> str:
     """Returns the processor, the number of usable cores and, if jax runs on others, the accelerators."""
     import jax
 
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    text = f"{_processor()}, {cores} cores"
+    text = f"{_processor()}, {usable_cores()} cores"
     if jax.default_backend() != "cpu":
         text += f", {jax.device_count()} × {jax.devices()[0].device_kind}"
     return text

@@ -4,7 +4,7 @@ import dataclasses
 import os
 import signal
 import time
-from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -22,7 +22,7 @@ from flowrl.errors import UserError
 from flowrl.evaluate import Evaluation, Evaluator
 from flowrl.loop import Diverged, Program, Window
 from flowrl.provenance import git_commit, hardware, versions
-from flowrl.settings import Plan
+from flowrl.settings import Plan, read_config
 from flowrl.train_state import TrainState
 
 HEADLINE_EVALUATIONS = 3
@@ -46,7 +46,9 @@ def execute(plan: Plan, stored: dict[str, Any] | None = None) -> int:
     _check_folder(plan, resume)
     source = sources.locate(plan.env, plan.settings.data, workers=plan.settings.workers)
     if stored is not None and source.sha256 != stored["data"]["sha256"]:
-        raise UserError(f"{source.path} is not the data that the run in {plan.folder} began with; give it as --data=PATH")
+        raise UserError(
+            f"{source.path} is not the data that the run in {plan.folder} began with; give it as --data=PATH"
+        )
     sizes = envs.sizes(plan.env.env_id)
     arrays = sources.read(source.path, observation_dim=sizes.observation_dim, action_dim=sizes.action_dim)
     dataset = from_arrays(arrays)
@@ -66,7 +68,7 @@ def execute(plan: Plan, stored: dict[str, Any] | None = None) -> int:
         except Diverged as error:
             raise UserError(
                 f"diverged: {error.metric} of the run with seed {plan.seeds[error.run]} is not finite after update "
-                f"{error.step}; the checkpoint at update {run.checkpoints.latest()} in {plan.folder} is from before it; "
+                f"{error.step}; the checkpoint at {run.checkpoints.latest()} in {plan.folder} is from before it; "
                 "try a smaller --agent.learning_rate"
             ) from error
         finally:
@@ -99,6 +101,14 @@ def _config(plan: Plan, source: sources.Source) -> dict[str, Any]:
     }
 
 
+def _record_steps(plan: Plan) -> None:
+    """Writes the number of updates of a resumed run into its `config.json`; nothing else there can change."""
+    config = read_config(plan.folder)
+    if config["settings"]["steps"] != plan.settings.steps:
+        config["settings"]["steps"] = plan.settings.steps
+        loggers.write_json(plan.folder / "config.json", config)
+
+
 def _banner(plan: Plan, source: sources.Source, states: TrainState) -> None:
     settings, runs = plan.settings, len(plan.seeds)
     parameters = sum(leaf.size for leaf in jax.tree.leaves(states.params)) // runs
@@ -114,6 +124,11 @@ def _banner(plan: Plan, source: sources.Source, states: TrainState) -> None:
     }
     for name, text in rows.items():
         print(f"{name:>12}  {text}")
+
+
+def _written_by(schedule: loop.Schedule, what: str, last: int, step: int) -> bool:
+    """Whether a run that got to update `last` undisturbed has lines of this kind at `step`."""
+    return step <= last and schedule.due(what, step)
 
 
 class Signals:
@@ -214,17 +229,28 @@ class Run:
             raise UserError(f"{self.plan.folder} has no checkpoint to resume from; start anew in another --run_dir")
         facts = self.checkpoints.facts()
         if facts["agent"] != self.plan.settings.agent:
-            raise UserError(f"the checkpoint is of agent {facts['agent']}, not {self.plan.settings.agent}")
-        self.states, self.window = self.checkpoints.restore((self.states, self.window)).arrays
+            raise UserError(
+                f"the checkpoint in {self.plan.folder} is of agent {facts['agent']}, not {self.plan.settings.agent} as "
+                "its config.json says; put the right config.json back, or start a new run in another --run_dir"
+            )
         schedule = self.plan.schedule
+        if step > schedule.steps:
+            raise UserError(
+                f"the run in {self.plan.folder} has done {step} updates, more than --steps={schedule.steps}; give a "
+                "larger --steps, or start a new run in another --run_dir"
+            )
+        self.states, self.window = self.checkpoints.restore((self.states, self.window)).arrays
         for name, what in (("metrics", "log"), ("eval", "eval"), ("time", "log")):
-            path = self.plan.folder / f"{name}.jsonl"
-            loggers.keep_lines(path, lambda line, what=what: line["step"] <= step and schedule.due(what, line["step"]))
+            loggers.keep_steps(self.plan.folder / f"{name}.jsonl", partial(_written_by, schedule, what, step))
+        _record_steps(self.plan)
         self.bar.update(step)
         print(f"resuming from update {step:,}")
         return facts["evaluated"] or not schedule.due("eval", step)
 
     def _log(self, step: int, metrics: dict[str, np.ndarray]) -> None:
+        for name, values in metrics.items():
+            if not np.isfinite(values).all():  # finite values whose sum is not
+                raise Diverged(step, name, int(np.argmin(np.isfinite(values))))
         records = [
             {"step": step, "run": run, "seed": seed}
             | {f"train/{name}": float(values[run]) for name, values in sorted(metrics.items())}
@@ -313,20 +339,21 @@ def summarize(plan: Plan, lines: list[dict[str, Any]]) -> dict[str, Any]:
     if not steps:
         return summary | {"success": None, "rule": "no evaluation was asked for"}
 
-    def mean(keep: Callable[[dict[str, Any]], bool]) -> float:
-        return float(np.mean([line["success"] for line in lines if line["step"] in steps and keep(line)]))
+    def mean(**where: int) -> float:
+        kept = [line for line in lines if line["step"] in steps and where.items() <= line.items()]
+        return float(np.mean([line["success"] for line in kept]))
 
-    per_seed = [mean(lambda line, seed=seed: line["seed"] == seed) for seed in plan.seeds]
+    per_seed = [mean(seed=seed) for seed in plan.seeds]
     tasks = sorted({line["task"] for line in lines})
     interval = stats.mean_interval(np.array(per_seed))
     known = len(per_seed) > 1
     return summary | {
         "success": interval.mean,
         "success_interval_95": [interval.low, interval.high] if known else None,
-        "rule": f"success averaged over tasks and the last {len(steps)} evaluations (updates {steps}), then over seeds; "
+        "rule": f"success averaged over tasks and the last {len(steps)} evaluations (updates {steps}), then over seeds; "  # noqa: E501
         "interval: percentile bootstrap over seeds",
         "success_per_seed": per_seed,
-        "success_per_task": {f"task{task}": mean(lambda line, task=task: line["task"] == task) for task in tasks},
+        "success_per_task": {f"task{task}": mean(task=task) for task in tasks},
         "episodes_per_task": lines[-1]["episodes"],
     }
 

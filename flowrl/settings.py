@@ -14,29 +14,25 @@ RESUMABLE = ("run_dir", "resume", "steps", "workers", "data")
 """Settings that may differ when a run is resumed; data is checked by its hash."""
 
 
-def _setting(default: Any, help: str) -> Any:
-    return dataclasses.field(default=default, metadata={"help": help})
-
-
 @dataclasses.dataclass(frozen=True)
 class Settings:
     """The settings of a run apart from its agent's; None stands for the preset's value."""
 
-    agent: str | None = _setting(None, "Algorithm; --agent=NAME --help lists its own flags.")
-    env: str | None = _setting(None, "OGBench dataset, with or without -v0: pointmaze-medium-navigate.")
-    preset: str = _setting("paper", "Settings to start from: paper, quick or none.")
-    data: str = _setting("auto", "auto, official, collected, or the path of an .npz file or its folder.")
-    steps: int | None = _setting(None, "Updates in all.")
-    num_seeds: int = _setting(1, "Runs, with seeds seed ... seed+n-1, in one program.")
-    seed: int = _setting(0, "Seed of the first run.")
-    eval_interval: int | None = _setting(None, "Updates between evaluations.")
-    eval_episodes: int | None = _setting(None, "Episodes per task and evaluation; 0 for no evaluation.")
-    log_interval: int | None = _setting(None, "Updates that one log line averages.")
-    checkpoint_interval: int | None = _setting(None, "Updates between checkpoints.")
-    map: str = _setting("auto", "How runs are mapped: vmap, serial, or auto (serial on CPUs).")
-    workers: int | None = _setting(None, "Processes for environments; one per core if absent.")
-    run_dir: str | None = _setting(None, "Folder of the run; a new one under runs/ if absent.")
-    resume: bool = _setting(False, "Continue the run in --run_dir from its newest checkpoint.")
+    agent: str | None = configs.setting(None, "Algorithm; --agent=NAME --help lists its own flags.")
+    env: str | None = configs.setting(None, "OGBench dataset, with or without -v0: pointmaze-medium-navigate.")
+    preset: str = configs.setting("paper", "Settings to start from: paper, quick or none.")
+    data: str = configs.setting("auto", "auto, official, collected, or the path of an .npz file or its folder.")
+    steps: int | None = configs.setting(None, "Updates in all.")
+    num_seeds: int = configs.setting(1, "Runs, with seeds seed ... seed+n-1, in one program.")
+    seed: int = configs.setting(0, "Seed of the first run.")
+    eval_interval: int | None = configs.setting(None, "Updates between evaluations.")
+    eval_episodes: int | None = configs.setting(None, "Episodes per task and evaluation; 0 for no evaluation.")
+    log_interval: int | None = configs.setting(None, "Updates that one log line averages.")
+    checkpoint_interval: int | None = configs.setting(None, "Updates between checkpoints.")
+    map: str = configs.setting("auto", "How runs are mapped: vmap, serial, or auto (serial on CPUs).")
+    workers: int | None = configs.setting(None, "Processes for environments; one per core if absent.")
+    run_dir: str | None = configs.setting(None, "Folder of the run; a new one under runs/ if absent.")
+    resume: bool = configs.setting(False, "Continue the run in --run_dir from its newest checkpoint.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,4 +144,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     records = folder / "config.json"
     if not records.exists():
         raise UserError(f"{folder} holds no run (no config.json); start one without --resume")
-    return loggers.read_json(records)
+    config = loggers.read_json(records)
+    if not isinstance(config, dict) or not {"settings", "agent_config", "preset", "data"} <= set(config):
+        raise UserError(f"{records} is not the record of a run; put the right file back, or start without --resume")
+    return config

@@ -20,8 +20,7 @@ Hyper = Mapping[str, jax.Array]
 ADAM = optax.scale_by_adam()
 
 
-@flax.struct.dataclass
-class TrainState:
+class TrainState(flax.struct.PyTreeNode):
     """All that changes while an agent learns.
 
     Attributes:

@@ -1,7 +1,6 @@
 """Worker processes that each step a share of many seeded environments side by side."""
 
 import multiprocessing
-import os
 import signal
 import traceback
 import warnings
@@ -10,6 +9,8 @@ from multiprocessing.connection import Connection
 from typing import Any, NamedTuple
 
 import numpy as np
+
+from flowrl.provenance import usable_cores
 
 EnvFactory = Callable[[], Any]
 """Picklable function without arguments that makes one `flowrl.envs.SeededEpisodes`."""
@@ -49,11 +50,6 @@ class Slots(NamedTuple):
     finished: list[Finished]
 
 
-def usable_cpus() -> int:
-    """Returns the number of CPU cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 class EnvPool:
     """Environments in slots, spread evenly over worker processes that live until `close`."""
 
@@ -65,7 +61,7 @@ class EnvPool:
             slots: Number of environments S.
             workers: Number of processes; by default one for each usable core.
         """
-        workers = min(workers or usable_cpus(), slots)
+        workers = min(workers or usable_cores(), slots)
         context = multiprocessing.get_context("spawn")
         self._shares = [share.tolist() for share in np.array_split(np.arange(slots), workers)]
         self._connections: list[Connection] = []

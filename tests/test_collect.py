@@ -13,7 +13,7 @@ import numpy as np
 import ogbench
 import pytest
 
-from flowrl import envs, files
+from flowrl import envs, files, flags
 from flowrl.data import behaviours, collect
 from flowrl.errors import UserError
 
@@ -152,7 +152,7 @@ def test_provenance_says_how_it_was_made(undisturbed):
     assert (made["env"], made["behaviour"], made["noise"], made["seed"]) == (STITCH, "stitch", 0.5, 3)
     assert (made["train"], made["validation"], made["published_episodes"]) == (20, 2, 5000)
     assert made["rows"] == {f"{STITCH}-v0.npz": 4020, f"{STITCH}-v0-val.npz": 402}
-    assert {"flowrl", "ogbench", "mujoco", "gymnasium", "numpy"} == set(made["versions"])
+    assert {"flowrl", "python", "ogbench", "mujoco", "gymnasium", "numpy"} == set(made["versions"])
     for name, digest in made["sha256"].items():
         assert collect.sha256(undisturbed.with_name(name)) == digest
     assert collect.provenance(undisturbed) == made
@@ -305,7 +305,7 @@ def test_two_collections_of_one_file_take_turns(tmp_path):
         ([], "which dataset"),
         (["--env=pointmaze-medum-navigate"], "did you mean pointmaze-medium-navigate?"),
         (["--env=antmaze-large-navigate"], "--data=PATH"),
-        (["--evn=x"], "Unknown command line flag 'evn'. Did you mean: env"),
+        (["--evn=x"], "unknown flag --evn; did you mean --env?"),
         (["pointmaze-medium-navigate"], "unexpected argument 'pointmaze-medium-navigate'"),
         ([f"--env={STITCH}", "--episodes=0"], "episodes must be at least 1, not 0"),
         ([f"--env={STITCH}", "--episodes=many"], "--episodes=many"),
@@ -316,7 +316,10 @@ def test_two_collections_of_one_file_take_turns(tmp_path):
 )
 def test_mistakes_end_in_one_line(arguments, message, capsys, tmp_path, monkeypatch):
     monkeypatch.setenv("FLOWRL_DATA", str(tmp_path))
-    assert program().main(["collect.py", *arguments]) == 2
+    monkeypatch.setattr(sys, "argv", ["collect.py", *arguments])
+    with pytest.raises(SystemExit) as exit_:
+        flags.run(program().main)
+    assert exit_.value.code == 2
     said = capsys.readouterr().err
     assert said.startswith("error: ")
     assert message in said

@@ -137,9 +137,7 @@ def train(
 ) -> Any:
     program, keys = loop.build(agent, BATCH, dataset, "serial"), keys_of(0)
     states, window = program.start(keys)
-    return loop.train(
-        program, schedule, recorder.hooks(), states, window, keys, dataset, chunk_seconds=chunk_seconds
-    )
+    return loop.train(program, schedule, recorder.hooks(), states, window, keys, dataset, chunk_seconds=chunk_seconds)
 
 
 def test_intervals_do_not_change_training(walks: Dataset) -> None:

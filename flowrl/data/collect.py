@@ -7,13 +7,11 @@ nor on interruptions. Blocks of episodes are stored as they are finished; the sa
 import datetime
 import functools
 import hashlib
-import importlib.metadata
 import json
 import multiprocessing
 import os
 import shutil
 import signal
-import subprocess
 import threading
 import zipfile
 from collections.abc import Iterator
@@ -25,10 +23,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-import flowrl
 from flowrl import envs, files
 from flowrl.data import behaviours
 from flowrl.errors import UserError
+from flowrl.provenance import git_commit, usable_cores, versions
 
 _BLOCK_ROWS = 5_000  # rows per stored block: well under a second of point maze
 _FIELDS = {
@@ -89,7 +87,7 @@ def collect(
         target, parts = out / f"{name.dataset}.npz", out / f"{name.dataset}.parts"
         if not _finished(target, job):
             _prepare(parts, job, recipe)
-            _run(parts, job, recipe, workers or _cores())
+            _run(parts, job, recipe, workers or usable_cores())
             _merge(parts, target, job, recipe)
         shutil.rmtree(parts, ignore_errors=True)
     return target
@@ -188,7 +186,7 @@ def _part(parts: Path, block: Block) -> Path:
 
 def _prepare(parts: Path, job: Job, recipe: behaviours.Recipe) -> None:
     """Makes the folder of parts; throws away those that another seed, length or version has made."""
-    identity = {"job": job._asdict(), "versions": _versions()}
+    identity = {"job": job._asdict(), "versions": versions("ogbench", "mujoco", "gymnasium", "numpy")}
     record = parts / "job.json"
     if not record.exists() or json.loads(record.read_text()) != identity:
         shutil.rmtree(parts, ignore_errors=True)
@@ -283,35 +281,14 @@ def _record(job: Job, recipe: behaviours.Recipe, rows: dict[str, int], hashes: d
         "steps_per_episode": recipe.length,
         "published_episodes": recipe.episodes,
         "rows": rows,
-        "versions": _versions(),
+        "versions": versions("ogbench", "mujoco", "gymnasium", "numpy"),
         "git_commit": git_commit(),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "sha256": hashes,
     }
 
 
-def _versions() -> dict[str, str]:
-    packages = ("ogbench", "mujoco", "gymnasium", "numpy")
-    return {"flowrl": flowrl.__version__} | {package: importlib.metadata.version(package) for package in packages}
-
-
-def git_commit() -> str | None:
-    """Returns the commit of flowrl's checkout, with `-dirty` after local changes; None where there is no checkout."""
-    root = Path(flowrl.__file__).resolve().parents[1]
-    if not (root / ".git").exists():
-        return None
-    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return None
-
-
 def sha256(path: Path) -> str:
     """Returns the SHA-256 of a file in hexadecimal."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

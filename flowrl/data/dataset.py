@@ -8,8 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 
-@flax.struct.dataclass
-class Dataset:
+class Dataset(flax.struct.PyTreeNode):
     """Episodes laid end to end, one row per environment step, N rows in all.
 
     Attributes:

@@ -103,5 +103,5 @@ def _value(text: str) -> Any:
 
 @functools.cache
 def _rows(table: str) -> tuple[dict[str, str], ...]:
-    with (resources.files(__package__) / table).open(newline="") as lines:
+    with (resources.files(__package__) / table).open() as lines:
         return tuple(csv.DictReader(lines))

@@ -1,0 +1,169 @@
+"""Measures updates per second: python experiments/bench.py --agents=hiql,gc_sscp --sizes=paper,quick --runs=1.
+
+For each agent, size and number of mapped runs: compilation time, updates per second (all runs together), floating-point
+operations of one update as the compiler counts them, and their share of what this machine reaches on 512-wide float32
+matrix products in the same process. Times of one machine and one process can be compared; others cannot.
+"""
+
+import dataclasses
+import functools
+import json
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from flowrl import agent as agents
+from flowrl import flags, loggers, loop
+from flowrl.agent import Spec
+from flowrl.config import setting
+from flowrl.data.dataset import Dataset, from_arrays
+from flowrl.errors import UserError
+from flowrl.provenance import git_commit, hardware, versions
+
+SIZES = {
+    "paper": dict(hidden_dims=(512, 512, 512), batch_size=1024),
+    "quick": dict(hidden_dims=(256, 256, 256), batch_size=256),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What to measure."""
+
+    agents: str = setting("hiql,gc_sscp,gcivl,gcbc", "Algorithms, separated by commas.")
+    sizes: str = setting("paper,quick", "Network and batch sizes: paper (3×512, 1024), quick (3×256, 256).")
+    runs: str = setting("1", "Numbers of mapped runs, separated by commas.")
+    maps: str = setting("auto", "How runs are mapped: auto, vmap, serial; several separated by commas.")
+    seconds: float = setting(5.0, "Length of each measurement.")
+    observation_dim: int = setting(2, "Size of observations and goals; antmaze has 29.")
+    action_dim: int = setting(2, "Size of actions; antmaze has 8.")
+    out: str | None = setting(None, "JSON file for the numbers.")
+
+
+def synthetic_dataset(spec: Spec, episodes: int = 1000, length: int = 1001) -> Dataset:
+    """Returns noise in the shape of OGBench's navigate sets; rates do not depend on the values."""
+    rng = np.random.default_rng(0)
+    rows = episodes * length
+    terminals = np.zeros((episodes, length), bool)
+    terminals[:, -1] = True
+    return from_arrays(
+        {
+            "observations": rng.standard_normal((rows, spec.observation_dim), np.float32),
+            "actions": rng.uniform(-1, 1, (rows, spec.action_dim)).astype(np.float32),
+            "terminals": terminals.reshape(-1),
+        }
+    )
+
+
+def rate(advance: Callable[[int], None], seconds: float) -> float:
+    """Returns calls per second of something that can be done `n` times, in a run of about the given length."""
+    count = 1
+    while True:
+        began = time.perf_counter()
+        advance(count)
+        elapsed = time.perf_counter() - began
+        if elapsed >= seconds / 2:
+            return count / elapsed
+        count = max(2 * count, round(0.8 * count * seconds / max(elapsed, 1e-6)))
+
+
+def matmul_flops(seconds: float, width: int = 512) -> float:
+    """Returns floating-point operations per second of square float32 products, kept inside one program."""
+
+    @jax.jit
+    def products(x: jax.Array, count: jax.Array) -> jax.Array:
+        return jax.lax.fori_loop(0, count, lambda _, y: y @ x, x)
+
+    x = jnp.eye(width) * 0.999
+    products(x, jnp.int32(1)).block_until_ready()
+    return rate(lambda count: products(x, jnp.int32(count)).block_until_ready(), seconds) * 2 * width**3
+
+
+def measure(
+    name: str, size: str, runs: int, mode: loop.MapMode, settings: Settings, dataset: Dataset
+) -> dict[str, Any]:
+    """Measures one agent at one size."""
+    spec = Spec(settings.observation_dim, settings.action_dim, settings.observation_dim)
+    module = agents.load(name)
+    config = module.Config(**SIZES[size])
+    agent = module.make(config, spec)
+    resolved = loop.resolve_map(mode, runs)
+    program = loop.build(agent, config.batch_size, dataset, resolved)
+    keys = jnp.stack([jax.random.key(seed) for seed in range(runs)])
+    states, window = program.start(keys)
+
+    step = jax.jit(functools.partial(loop.train_step, agent, config.batch_size))
+    one = agent.init(jax.random.key(0))
+    flops = step.lower(one, keys[0], dataset).compile().cost_analysis()["flops"]
+
+    began = time.perf_counter()
+    chunk = program.chunk.lower(states, window, keys, dataset, jnp.int32(1)).compile()
+    compile_seconds = time.perf_counter() - began
+
+    def advance(count: int) -> None:
+        nonlocal states, window
+        states, window = jax.block_until_ready(chunk(states, window, keys, dataset, jnp.int32(count)))
+
+    updates = rate(advance, settings.seconds) * runs
+    return {
+        "agent": name,
+        "size": size,
+        "runs": runs,
+        "map": resolved,
+        "compile_seconds": compile_seconds,
+        "updates_per_second": updates,
+        "gflop_per_update": flops / 1e9,
+        "gflops": flops * updates / 1e9,
+    }
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Runs the program and returns its exit status."""
+    settings = flags.read(Settings, arguments, __doc__ or "")
+    if settings is None:
+        return 0
+    unknown = set(settings.sizes.split(",")) - set(SIZES)
+    if unknown:
+        raise UserError(f"--sizes={settings.sizes}: unknown {', '.join(unknown)}; choose from {', '.join(SIZES)}")
+    dataset = synthetic_dataset(Spec(settings.observation_dim, settings.action_dim, settings.observation_dim))
+    peaks = [matmul_flops(settings.seconds)]
+    results = []
+    for size in settings.sizes.split(","):
+        for name in settings.agents.split(","):
+            for runs in map(int, settings.runs.split(",")):
+                for mode in settings.maps.split(","):
+                    results.append(measure(name, size, runs, mode, settings, dataset))  # type: ignore[arg-type]
+                    print(_line(results[-1], max(peaks)), flush=True)
+    peaks.append(matmul_flops(settings.seconds))
+    peak = max(peaks)
+    report = {
+        "command": " ".join(["python", "experiments/bench.py", *arguments[1:]]),
+        "git_commit": git_commit(),
+        "hardware": hardware(),
+        "versions": versions("jax", "jaxlib"),
+        "matmul_gflops": [each / 1e9 for each in peaks],
+        "results": [result | {"share_of_peak": result["gflops"] * 1e9 / peak} for result in results],
+    }
+    print(f"512-wide products before and after: {peaks[0] / 1e9:.0f}, {peaks[1] / 1e9:.0f} GFLOP/s")
+    if settings.out:
+        loggers.write_json(Path(settings.out), report)
+    else:
+        print(json.dumps(report))
+    return 0
+
+
+def _line(result: dict[str, Any], peak: float) -> str:
+    return (
+        f"{result['agent']:>8} {result['size']:>5} × {result['runs']:<3}{result['map']:>6}  "
+        f"compile {result['compile_seconds']:5.1f} s  {result['updates_per_second']:8.1f} updates/s  "
+        f"{result['gflop_per_update']:6.2f} GFLOP/update  {100 * result['gflops'] * 1e9 / peak:4.0f} % of peak"
+    )
+
+
+if __name__ == "__main__":
+    flags.run(main)

@@ -1,0 +1,145 @@
+"""Interrupted and continued runs equal undisturbed ones bit for bit, through the real command line."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+
+pytestmark = pytest.mark.filterwarnings("ignore:Sharding info not provided")
+MAIN = Path(__file__).parents[1] / "experiments" / "main.py"
+KILL_SELF = """
+import os, runpy, signal, sys
+event, part = sys.argv[1:3]
+def hook(name, arguments):
+    if name == event and any(part in str(argument) for argument in arguments):
+        os.kill(os.getpid(), signal.SIGKILL)
+sys.addaudithook(hook)
+sys.argv = sys.argv[3:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small point maze file: 10 episodes of 50 rows around the first cell."""
+    rng = np.random.default_rng(0)
+    actions = rng.uniform(-1, 1, (10, 50, 2)).astype(np.float32)
+    observations = (0.2 * np.cumsum(actions, axis=1)).astype(np.float32)
+    terminals = np.zeros((10, 50), bool)
+    terminals[:, -1] = True
+    path = tmp_path_factory.mktemp("data") / "tiny.npz"
+    flat = dict(observations=observations.reshape(-1, 2), actions=actions.reshape(-1, 2), terminals=terminals.ravel())
+    np.savez(path, **flat)
+    return path
+
+
+def command(data: Path, run_dir: Path, *extra: str) -> list[str]:
+    flags = [
+        "--agent=hiql", "--env=pointmaze-medium-navigate", "--preset=none", f"--data={data}", f"--run_dir={run_dir}",
+        "--agent.hidden_dims=16,16", "--agent.batch_size=32", "--num_seeds=2", "--steps=400", "--log_interval=50",
+        "--checkpoint_interval=100", "--eval_interval=200", "--eval_episodes=0",
+    ]  # fmt: skip
+    return [sys.executable, str(MAIN), *flags, *extra]
+
+
+def run(arguments: list[str]) -> None:
+    subprocess.run(arguments, check=True, capture_output=True, timeout=300)
+
+
+def resume(run_dir: Path, *extra: str) -> None:
+    run([sys.executable, str(MAIN), "--resume", f"--run_dir={run_dir}", *extra])
+
+
+def assert_same_run(one: Path, other: Path, step: int) -> None:
+    """Asserts equal log lines and equal parameters, moments and counters."""
+    for name in ("metrics.jsonl", "eval.jsonl"):
+        assert (one / name).exists() == (other / name).exists()
+        if (one / name).exists():
+            assert (one / name).read_bytes() == (other / name).read_bytes()
+    restore = ocp.PyTreeCheckpointer().restore
+    arrays = [restore(folder.absolute() / "checkpoints" / str(step) / "arrays") for folder in (one, other)]
+    assert len(jax.tree.leaves(arrays[0])) > 50
+    jax.tree.map(np.testing.assert_array_equal, *arrays)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("undisturbed") / "run"
+    run(command(data, folder))
+    steps = [json.loads(line)["step"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert steps == [step for step in range(50, 401, 50) for _ in range(2)]
+    return folder
+
+
+def test_a_finished_run_goes_on_to_more_steps(data: Path, undisturbed: Path, tmp_path: Path) -> None:
+    run(command(data, tmp_path / "run", "--steps=230"))  # between log lines: the last one is a part of a window
+    assert '"step": 230' in (tmp_path / "run" / "metrics.jsonl").read_text()
+    resume(tmp_path / "run", "--steps=400")
+    assert_same_run(undisturbed, tmp_path / "run", 400)
+
+
+@pytest.mark.parametrize(
+    ("event", "part"),
+    [("open", "checkpoints/200.orbax-checkpoint-tmp"), ("os.rename", "checkpoints/200.orbax-checkpoint-tmp")],
+    ids=["as its files are written", "just before it is renamed"],
+)
+def test_kill_during_a_checkpoint_write(data: Path, undisturbed: Path, tmp_path: Path, event: str, part: str) -> None:
+    folder = tmp_path / "run"
+    arguments = command(data, folder)
+    killed = subprocess.run([arguments[0], "-c", KILL_SELF, event, part, *arguments[1:]], capture_output=True)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
+    assert not (folder / "checkpoints" / "200").exists()
+    assert (folder / "checkpoints" / "100").exists()
+    assert '"step": 200' in (folder / "metrics.jsonl").read_text()
+    with (folder / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 250, "run": 0, "tra')  # a torn line, as a kill during a write leaves it
+    resume(folder)
+    assert_same_run(undisturbed, folder, 400)
+
+
+def wait_for(path: Path, text: str, process: subprocess.Popen) -> None:
+    deadline = time.monotonic() + 240
+    while not (path.exists() and text in path.read_text()):
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+@pytest.fixture(scope="module")
+def undisturbed_with_evaluation(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("evaluated") / "run"
+    run(command(data, folder, "--eval_episodes=1"))
+    lines = [json.loads(line) for line in (folder / "eval.jsonl").read_text().splitlines()]
+    assert [(line["step"], line["run"], line["task"]) for line in lines] == [
+        (step, run, task) for step in (200, 400) for run in range(2) for task in range(1, 6)
+    ]
+    return folder
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_a_signal_during_training_or_evaluation(
+    data: Path, undisturbed_with_evaluation: Path, tmp_path: Path, number: signal.Signals
+) -> None:
+    folder = tmp_path / "run"
+    process = subprocess.Popen(
+        command(data, folder, "--eval_episodes=1"), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    wait_for(folder / "metrics.jsonl", '"step": 200', process)  # the evaluation at 200 is about to begin
+    time.sleep(0.3)
+    process.send_signal(number)
+    stdout, stderr = process.communicate(timeout=120)
+    if number == signal.SIGKILL:
+        assert process.returncode == -signal.SIGKILL
+    else:
+        assert process.returncode == 128 + number, stderr
+        assert "--resume" in stdout
+        assert "Traceback" not in stderr
+    resume(folder)
+    assert_same_run(undisturbed_with_evaluation, folder, 400)
