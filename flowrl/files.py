@@ -56,7 +56,7 @@ def require_space(folder: Path, needed: int) -> None:
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise UserError(
-            f"no disk space in {folder}: {needed / 1e6:.0f} MB needed, {free / 1e6:.0f} MB free; "
+            f"no disk space in {folder}: {needed / 1e6:.1f} MB needed, {free / 1e6:.1f} MB free; "
             "free space or choose another folder"
         )
 
