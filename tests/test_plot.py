@@ -1,0 +1,195 @@
+"""The plotting program, on made-up run directories."""
+
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+
+from flowrl import stats
+from flowrl.errors import UserError
+
+PLOT = Path(__file__).parents[1] / "experiments" / "plot.py"
+
+
+def load() -> ModuleType:
+    specification = importlib.util.spec_from_file_location("plot", PLOT)
+    assert specification is not None
+    assert specification.loader is not None
+    module = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(module)
+    return module
+
+
+plot = load()
+
+
+def make_run(
+    folder: Path,
+    curves: dict[int, list[float]],
+    agent: str = "gcbc",
+    env: str = "pointmaze-medium-navigate",
+    preset: str = "paper",
+    sha: str = "ab" * 32,
+    **fields: Any,
+) -> Path:
+    """Writes a run: for each seed its success after updates 100, 200, …; tasks 1 and 2 lie 0.1 beside their mean."""
+    folder.mkdir()
+    seeds, steps = list(curves), 100 * max(len(curve) for curve in curves.values())
+    config = {
+        "settings": dict(agent=agent, env=env, preset=preset, steps=steps, seed=seeds[0], num_seeds=len(seeds)),
+        "agent_config": {"alpha": 3.0, "hidden_dims": [8, 8]} | fields,
+        "seeds": seeds,
+        "preset": {"name": preset, "source": "somewhere"},
+        "data": {
+            "path": f"/home/me/{env}-v0.npz",
+            "origin": "collected",
+            "detail": "collected by flowrl (not the official download), 5 of 9 episodes, seed 0, /home/me/x.npz",
+            "sha256": sha,
+        },
+        "hardware": "an abacus, 2 cores",
+        "versions": {"jax": "1"},
+        "git_commit": "0123456789abcdef-dirty",
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    lines = [
+        dict(step=100 * (index + 1), run=run, seed=seed, task=task, success=mean + sign * 0.1, episodes=10, length=9.0)
+        for run, (seed, curve) in enumerate(curves.items())
+        for index, mean in enumerate(curve)
+        for task, sign in ((1, -1), (2, 1))
+    ]
+    (folder / "eval.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    times = [dict(step=step, updates_per_second=rate) for step, rate in ((150, 2.5), (300, 5.0))]
+    (folder / "time.jsonl").write_text("".join(json.dumps(line) + "\n" for line in times))
+    return folder
+
+
+def draw(*arguments: Path | str) -> list[dict[str, Any]]:
+    """Runs the program and returns the recorded groups."""
+    (out,) = [str(argument)[6:] for argument in arguments if str(argument).startswith("--out=")]
+    assert plot.main(["plot.py", *map(str, arguments)]) == 0
+    assert Path(out).read_bytes().startswith(b"\x89PNG")
+    assert Path(out).stat().st_size > 10_000
+    return json.loads(Path(f"{out}.json").read_text())["groups"]
+
+
+def test_numbers_by_hand(tmp_path: Path) -> None:
+    curves = {0: [0.1, 0.2, 0.4, 0.6], 1: [0.3, 0.4, 0.5, 0.9]}
+    (group,) = draw(make_run(tmp_path / "a", curves), f"--out={tmp_path / 'c.png'}")
+    assert group["updates"] == [100, 200, 300, 400]
+    np.testing.assert_allclose(group["mean"], [0.2, 0.3, 0.45, 0.75])
+    np.testing.assert_allclose(group["interval_95"], [[0.1, 0.3], [0.2, 0.4], [0.4, 0.5], [0.6, 0.9]])
+    np.testing.assert_allclose(group["per_seed"]["1"]["success"], curves[1])
+    np.testing.assert_allclose([*group["final"]["per_seed"].values()], [0.4, 0.6])  # of the last three evaluations
+    assert group["final"]["mean"] == pytest.approx(0.5)
+    assert group["final"]["rule"].endswith("[200, 300, 400]")
+    assert group["label"] == "gcbc, 2 seeds"
+
+
+def test_the_record_is_traceable_and_free_of_machine_paths(tmp_path: Path) -> None:
+    draw(make_run(tmp_path / "a", {0: [0.5]}), f"--out={tmp_path / 'c.png'}")
+    text = (tmp_path / "c.png.json").read_text()
+    (run,) = json.loads(text)["groups"][0]["runs"]
+    assert run["git_commit"] == "0123456789abcdef-dirty"
+    assert run["hardware"] == "an abacus, 2 cores"
+    assert run["data"]["from"] == "collected by flowrl, not the official download, 5 of 9 episodes, seed 0"
+    assert run["data"]["sha256"] == "ab" * 32
+    assert "/home/me" not in text
+    assert str(tmp_path) not in text
+
+
+def test_seeds_of_one_configuration_form_a_group_and_others_say_what_differs(tmp_path: Path) -> None:
+    folders = [
+        make_run(tmp_path / "a", {0: [0.5, 0.6], 1: [0.5, 0.7]}),
+        make_run(tmp_path / "b", {2: [0.4, 0.8]}),
+        make_run(tmp_path / "c", {0: [0.1, 0.2]}, alpha=10.0),
+        make_run(tmp_path / "d", {0: [0.1, 0.2]}, preset="quick", hidden_dims=[4]),
+        make_run(tmp_path / "e", {0: [0.1, 0.2]}, agent="hiql"),
+        make_run(tmp_path / "f", {0: [0.1, 0.2]}, env="pointmaze-large-navigate"),
+    ]
+    groups = draw(*folders, f"--out={tmp_path / 'c.png'}")
+    assert [group["label"] for group in groups] == [
+        "gcbc, preset=paper, agent.alpha=3.0, 3 seeds",
+        "gcbc, preset=paper, agent.alpha=10.0, 1 seed",
+        "gcbc, preset=quick, 1 seed",
+        "hiql, 1 seed",
+        "gcbc, 1 seed",
+    ]
+    assert [run["run_dir"] for run in groups[0]["runs"]] == ["a", "b"]
+    assert groups[1]["interval_95"] == [None, None]
+    expected = stats.mean_interval(np.array([0.6, 0.7, 0.8]))
+    np.testing.assert_allclose(groups[0]["interval_95"][-1], expected[1:])
+
+
+def test_other_data_is_another_group(tmp_path: Path) -> None:
+    folders = [make_run(tmp_path / "a", {0: [0.5]}), make_run(tmp_path / "b", {1: [0.5]}, sha="cd" * 32)]
+    groups = draw(*folders, f"--out={tmp_path / 'c.png'}")
+    assert len(groups) == 2
+    assert "cdcdcdcd" in groups[1]["label"]
+
+
+def test_an_unfinished_run_counts_where_all_its_seeds_were_evaluated(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "a", {0: [0.1, 0.2, 0.3], 1: [0.1, 0.2]})
+    lines = (folder / "eval.jsonl").read_text().splitlines()
+    torn = json.dumps(json.loads(lines[-1]) | {"step": 300, "task": 1})  # of seed 1: its task 2 never came
+    (folder / "eval.jsonl").write_text("\n".join([*lines, torn, '{"step": 30']))
+    (group,) = draw(folder, f"--out={tmp_path / 'c.png'}")
+    assert group["updates"] == [100, 200]
+    assert group["label"] == "gcbc, 2 seeds, unfinished: 200 of 300 updates"
+
+
+def test_minutes_follow_from_the_rates(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "a", {0: [0.1, 0.2, 0.3, 0.4]})
+    (group,) = draw(folder, f"--out={tmp_path / 'c.png'}", "--x=minutes")
+    # 150 updates at 2.5/s are 60 s, the next 150 at 5/s 30 s; update 400 lies 100 updates at 5/s after the last line.
+    np.testing.assert_allclose(group["minutes"], np.array([40, 70, 90, 110]) / 60)
+
+
+def assert_error(message: str, *arguments: Path | str) -> None:
+    with pytest.raises(UserError, match=message) as caught:
+        plot.main(["plot.py", *map(str, arguments)])
+    assert "\n" not in str(caught.value)
+
+
+def test_bad_input_is_named_with_its_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    run = make_run(tmp_path / "a", {0: [0.5]})
+    bare = make_run(tmp_path / "b", {1: [0.5]})
+    (bare / "eval.jsonl").unlink()
+    (bare / "time.jsonl").unlink()
+    strange = make_run(tmp_path / "strange", {1: [0.5]})
+    (strange / "config.json").write_text("{}")
+    assert_error("give one or more run directories")
+    assert_error("nowhere is not a folder", "nowhere")
+    assert_error("holds no run", tmp_path)
+    assert_error("no evaluations in eval.jsonl", bare)
+    assert_error("not those of a run", strange)
+    assert_error("same seed 0", run, run)
+    assert_error("choose updates or minutes", run, "--x=hours")
+    assert_error("end it in .png", run, "--out=curves.jpeg")
+    assert_error("did you mean --out", run, "--outt=c.png")
+    (bare / "eval.jsonl").write_text((run / "eval.jsonl").read_text())
+    assert_error("use --x=updates", bare, "--x=minutes")
+    other = make_run(tmp_path / "late", {5: [0.5, 0.6]})
+    text = (other / "eval.jsonl").read_text().replace('"step": 100', '"step": 50').replace('"step": 200', '"step": 70')
+    (other / "eval.jsonl").write_text(text)
+    long = make_run(tmp_path / "long", {6: [0.5, 0.6]})
+    assert_error("share no evaluated update", other, long)
+
+
+def test_without_matplotlib_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = make_run(tmp_path / "a", {0: [0.5]})
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    assert_error(r"pip install -e \.\[plot\]", run, f"--out={tmp_path / 'c.png'}")
+    assert not (tmp_path / "c.png.json").exists()
+
+
+def test_the_program_exits_with_one_line(tmp_path: Path) -> None:
+    done = subprocess.run([sys.executable, str(PLOT), str(tmp_path)], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.splitlines() == [f"error: {tmp_path} holds no run (no config.json); give the --run_dir of a run"]
