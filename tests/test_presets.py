@@ -1,0 +1,137 @@
+"""Published settings: the tables hold what was published, and every row builds an agent that can take a step."""
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from flowrl import agent as agents
+from flowrl import config as configs
+from flowrl import loop, presets
+from flowrl.agent import Agent, Spec
+from flowrl.errors import UserError
+
+AGENTS = ("gc_sscp", "gcbc", "gcivl", "hiql")
+SPEC = Spec(5, 3, 5)
+DATASETS = sorted(presets.ogbench_datasets())
+MAZES = [f"{maze}-{size}" for maze in ("pointmaze", "antmaze") for size in ("medium", "large", "giant", "teleport")]
+LONG_JUMPS = ("pointmaze-large-navigate", "antmaze-large-navigate", "antmaze-giant-navigate")
+
+
+def published(agent: str, dataset: str) -> Any:
+    """The agent's Config with the dataset's published values."""
+    return agents.load(agent).Config(**presets.lookup("paper", agent, dataset).agent)
+
+
+def test_the_table_covers_ogbench() -> None:
+    assert len(DATASETS) == 85
+    for agent in ("gcbc", "gcivl", "hiql"):
+        assert all(presets.lookup("paper", agent, dataset) for dataset in DATASETS)
+
+
+@pytest.mark.parametrize("dataset", [f"{maze}-{kind}" for maze in MAZES for kind in ("navigate", "stitch")])
+def test_gc_sscp_has_the_published_jumps(dataset: str) -> None:
+    config = published("gc_sscp", dataset)
+    expected = (25, 0.99) if "-medium-" in dataset else (100 if dataset in LONG_JUMPS else 50, 0.995)
+    assert (config.subgoal_steps, config.discount) == expected
+    stitched = dataset.startswith("antmaze-") and dataset.endswith("-stitch")
+    goals = (config.actor_p_trajectory, config.actor_p_random)
+    assert goals == ((0.5, 0.5) if stitched else (1.0, 0.0))
+
+
+def test_gc_sscp_defaults_are_the_published_ones() -> None:
+    config = published("gc_sscp", "pointmaze-medium-navigate")
+    expected = dict(
+        low_alpha=5.0, high_alpha=5.0, batch_size=1024, learning_rate=3e-4, hidden_dims=(512, 512, 512), expectile=0.7,
+        value_target_rate=0.005, actor_target_rate=0.001, rep_dim=10, value_p_trajectory=0.5, value_p_random=0.3,
+    )  # fmt: skip
+    assert {name: getattr(config, name) for name in expected} == expected
+    run = presets.lookup("paper", "gc_sscp", "pointmaze-medium-navigate").run
+    assert (run["steps"], run["eval_interval"], run["eval_episodes"]) == (500_000, 50_000, 20)
+
+
+@pytest.mark.parametrize(
+    ("agent", "dataset", "values"),
+    [
+        ("gcivl", "pointmaze-medium-navigate", dict(alpha=10.0, expectile=0.9, discount=0.99)),
+        ("gcivl", "pointmaze-giant-stitch", dict(alpha=10.0, discount=0.995)),
+        ("hiql", "pointmaze-medium-navigate", dict(low_alpha=3.0, high_alpha=3.0, subgoal_steps=25, expectile=0.7)),
+        ("hiql", "humanoidmaze-medium-stitch", dict(discount=0.995, subgoal_steps=100, low_alpha=3.0, high_alpha=3.0)),
+        ("hiql", "puzzle-4x6-noisy", dict(low_alpha=3.0, high_alpha=3.0, subgoal_steps=10)),
+        ("hiql", "visual-scene-play", dict(batch_size=256, subgoal_steps=10, low_actor_rep_grad=True)),
+        ("gcbc", "antmaze-large-navigate", dict(batch_size=1024, learning_rate=3e-4, actor_p_trajectory=1.0)),
+    ],
+)
+def test_published_values(agent: str, dataset: str, values: dict[str, Any]) -> None:
+    config = published(agent, dataset)
+    assert {name: getattr(config, name) for name in values} == values
+
+
+@pytest.mark.parametrize("agent", ["gcivl", "hiql"])
+@pytest.mark.parametrize("dataset", [name for name in DATASETS if name.endswith("-stitch")])
+def test_half_of_the_goals_of_stitch_sets_are_random(agent: str, dataset: str) -> None:
+    config = published(agent, dataset)
+    assert (config.actor_p_trajectory, config.actor_p_random) == (0.5, 0.5)
+
+
+def test_steps_of_a_row_are_the_runs() -> None:
+    assert presets.lookup("paper", "hiql", "visual-scene-play").run["steps"] == 500_000
+    assert presets.lookup("paper", "hiql", "scene-play").run["steps"] == 1_000_000
+
+
+def batch_of(agent: Agent, size: int) -> dict[str, jax.ShapeDtypeStruct]:
+    def shape(field: str) -> tuple[int, ...]:
+        if field in ("rewards", "masks"):
+            return (size,)
+        return (size, SPEC.action_dim if field == "actions" else SPEC.observation_dim)
+
+    return {field: jax.ShapeDtypeStruct(shape(field), jnp.float32) for field in agent.needs.fields}
+
+
+def statics(config: Any) -> Any:
+    """The configuration with its static fields alone: the others are scalars in the state and change no shapes."""
+    fields = dataclasses.fields(config)
+    return type(config)(
+        **{field.name: getattr(config, field.name) for field in fields if not field.metadata["sweepable"]}
+    )
+
+
+@functools.cache
+def check_builds(module_name: str, config: Any) -> None:
+    agent = agents.load(module_name).make(config, SPEC)
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    state = jax.eval_shape(agent.init, key)
+    after, metrics = jax.eval_shape(agent.update, state, batch_of(agent, config.batch_size), key)
+    assert jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), after) == jax.tree.map(
+        lambda leaf: (leaf.shape, leaf.dtype), state
+    )
+    assert all(value.shape == () and value.dtype == jnp.float32 for value in metrics.values())
+
+
+@pytest.mark.parametrize("name", AGENTS)
+@pytest.mark.parametrize("kind", ["paper", "quick", "none"])
+def test_every_preset_builds_and_takes_a_step(name: str, kind: str) -> None:
+    module, found = agents.load(name), 0
+    for dataset in DATASETS:
+        try:
+            preset = presets.lookup(kind, name, dataset)
+        except UserError:
+            assert name == "gc_sscp", f"{name} has no {kind} preset for {dataset}"
+            continue
+        config, found = module.Config(**preset.agent), found + 1
+        configs.check(config)
+        assert preset.source
+        assert set(preset.run) >= {"steps", "log_interval", "eval_interval", "eval_episodes", "checkpoint_interval"}
+        assert loop.Schedule(**{name: preset.run[name] for name in loop.Schedule._fields}).next_stop(0) > 0
+        check_builds(name, statics(config))
+    assert found == (16 if (name, kind) == ("gc_sscp", "paper") else 85)
+
+
+def test_a_missing_preset_names_the_way_out() -> None:
+    with pytest.raises(UserError, match=r"gc_sscp has no published settings for scene-play; choose --preset=quick"):
+        presets.lookup("paper", "gc_sscp", "scene-play")
+    with pytest.raises(UserError, match="choose paper, quick or none"):
+        presets.lookup("papers", "gc_sscp", "scene-play")
