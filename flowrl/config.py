@@ -50,7 +50,7 @@ def hyper(config: Any, replacements: Mapping[str, Any] | None = None) -> dict[st
 
 
 def check(config: Any) -> None:
-    """Checks the values of a configuration against the declared ranges; static sizes must be positive.
+    """Checks declared ranges; static sizes must be positive, and shares of goals at most 1 in all.
 
     Raises:
         UserError: A value is out of range; the message names its flag.
@@ -66,6 +66,13 @@ def check(config: Any) -> None:
             sizes = value if isinstance(value, tuple) else (value,)
             if any(isinstance(size, int) and size <= 0 for size in sizes):
                 raise UserError(f"--agent.{field.name}={value} is too small; the least is 1")
+    for role in ("actor", "value"):
+        shares = {
+            f"--agent.{role}_p_{kind}": getattr(config, f"{role}_p_{kind}", 0) for kind in ("trajectory", "random")
+        }
+        if sum(shares.values()) > 1 + 1e-6:
+            given = " and ".join(f"{flag}={share}" for flag, share in shares.items())
+            raise UserError(f"{given} are shares of the same goals; leave at most 1 in all")
 
 
 @dataclasses.dataclass(frozen=True)
