@@ -1,0 +1,376 @@
+"""Bad input through the command line: one line that names the remedy, exit status 2 and no traceback."""
+
+import importlib.util
+import json
+import math
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from flowrl import agent as agents
+from flowrl import config as configs
+from flowrl import files, loggers
+from flowrl.checkpoint import Checkpoints
+from flowrl.data import sources
+from flowrl.errors import UserError
+
+pytestmark = pytest.mark.filterwarnings("ignore:Sharding info not provided")
+MAIN = Path(__file__).parents[1] / "experiments" / "main.py"
+ENV = "--env=pointmaze-medium-navigate"
+TINY = ("--agent.hidden_dims=8,8", "--agent.batch_size=8", "--eval_episodes=0")
+
+
+def load() -> ModuleType:
+    specification = importlib.util.spec_from_file_location("flowrl_main", MAIN)
+    assert specification is not None
+    assert specification.loader is not None
+    module = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(module)
+    return module
+
+
+def main(*arguments: object) -> int:
+    """Calls the program's `main` in this process."""
+    return load().main(["main.py", *map(str, arguments)])
+
+
+def assert_error(message: str, *arguments: object) -> None:
+    """Checks for a one-line error that contains `message`."""
+    with pytest.raises(UserError) as caught:
+        main(*arguments)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def assert_program_fails(message: str, *arguments: object) -> None:
+    """Checks the exit status and all of stderr of the real program."""
+    command = [sys.executable, str(MAIN), *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1, done.stderr
+    assert message in errors[0]
+    assert "Traceback" not in done.stderr
+    assert done.returncode == 2
+
+
+def save(path: Path, **changed: Any) -> Path:
+    """Writes 6 episodes of 20 rows in the plane, with some fields replaced, or left out where None."""
+    rng = np.random.default_rng(0)
+    terminals = np.zeros((6, 20), bool)
+    terminals[:, -1] = True
+    fields: dict[str, Any] = {
+        "observations": rng.normal(size=(120, 2)).astype(np.float32),
+        "actions": rng.uniform(-1, 1, (120, 2)).astype(np.float32),
+        "terminals": terminals.ravel(),
+    }
+    np.savez(path, **{name: value for name, value in (fields | changed).items() if value is not None})
+    return path
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save(tmp_path_factory.mktemp("data") / "tiny.npz")
+
+
+@pytest.fixture(scope="module")
+def finished(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of 20 updates with checkpoints at 10 and 20."""
+    folder = tmp_path_factory.mktemp("runs") / "finished"
+    schedule = ("--steps=20", "--log_interval=10", "--checkpoint_interval=10")
+    assert main("--agent=gcbc", ENV, f"--data={data}", f"--run_dir={folder}", *TINY, *schedule) == 0
+    return folder
+
+
+@pytest.fixture
+def run_dir(finished: Path, tmp_path: Path) -> Path:
+    """A copy of the finished run, to spoil."""
+    return shutil.copytree(finished, tmp_path / "run")
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test may touch the user's datasets or leave runs behind."""
+    monkeypatch.setenv("FLOWRL_DATA", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+
+
+# ------------------------------------------------------------------------------------------------- names and values
+
+
+@pytest.mark.parametrize(
+    ("message", "arguments"),
+    [
+        ("did you mean gcbc?", ["--agent=gcbcc", ENV]),
+        ("did you mean pointmaze-medium-navigate?", ["--agent=gcbc", "--env=pointmaze-mediun-navigate"]),
+        ("unknown flag --stepz; did you mean --steps?", ["--agent=gcbc", ENV, "--stepz=4"]),
+        ("unknown flag --agent.alfa; did you mean --agent.alpha?", ["--agent=gcivl", ENV, "--agent.alfa=4"]),
+        ("unknown flag --agent.subgoal_steps; ", ["--agent=gcbc", ENV, "--agent.subgoal_steps=4"]),
+        ("--help lists all", ["--agent=gcbc", ENV, "--zzz=4"]),
+        ("unexpected argument 'quick'", ["--agent=gcbc", ENV, "quick", "--steps=3"]),
+        ("--agent is missing: gc_sscp, gcbc", [ENV]),
+        ("--agent is missing: gc_sscp, gcbc", [ENV, "--agent.alpha=3"]),
+        ("--env is missing: for example", ["--agent=gcbc"]),
+        ("--steps=1e6 is not of type int", ["--agent=gcbc", ENV, "--steps=1e6"]),
+        ("--resume=maybe is not of type bool", ["--agent=gcbc", ENV, "--resume=maybe"]),
+        ("--agent.learning_rate=fast is not of type float", ["--agent=gcbc", ENV, "--agent.learning_rate=fast"]),
+        ("for example --agent.hidden_dims=256,256", ["--agent=gcbc", ENV, "--agent.hidden_dims=8,x"]),
+        ("for example --agent.hidden_dims=256,256", ["--agent=gcbc", ENV, "--agent.hidden_dims="]),
+        ("--steps=0 is too small; the least is 1", ["--agent", "gcbc", ENV, "--steps=0"]),
+        ("--eval_interval=-5 is too small", ["--agent=gcbc", ENV, "--eval_interval=-5"]),
+        ("--eval_episodes=-1 is too small; the least is 0", ["--agent=gcbc", ENV, "--eval_episodes=-1"]),
+        ("--log_interval=0 is too small", ["--agent=gcbc", ENV, "--log_interval=0"]),
+        ("--checkpoint_interval=0 is too small", ["--agent=gcbc", ENV, "--checkpoint_interval=0"]),
+        ("--num_seeds=0 is too small", ["--agent=gcbc", ENV, "--num_seeds=0"]),
+        ("--seed=-1 is too small", ["--agent=gcbc", ENV, "--seed=-1"]),
+        ("--workers=0 is too small", ["--agent=gcbc", ENV, "--workers=0"]),
+        ("--agent.batch_size=0", ["--agent=gcbc", ENV, "--agent.batch_size=0"]),
+        ("--agent.hidden_dims=(8, -8)", ["--agent=gcbc", ENV, "--agent.hidden_dims=8,-8"]),
+        ("--agent.discount=1.5 is out of range; give a value in [0, 1]", ["--agent=hiql", ENV, "--agent.discount=1.5"]),
+        ("give a value in [0, inf)", ["--agent=gcbc", ENV, "--agent.learning_rate=inf"]),
+        ("--agent.learning_rate=nan is out of range", ["--agent=gcbc", ENV, "--agent.learning_rate=nan"]),
+        ("--agent.subgoal_steps=0 is out of range", ["--agent=gc_sscp", ENV, "--agent.subgoal_steps=0"]),
+        ("leave at most 1 in all", ["--agent=gcbc", ENV, "--agent.actor_p_random=0.5"]),
+        ("leave at most 1 in all", ["--agent=hiql", ENV, "--agent.value_p_trajectory=0.8"]),
+        ("choose auto, vmap or serial", ["--agent=gcbc", ENV, "--map=parallel"]),
+        ("choose paper, quick or none", ["--agent=gcbc", ENV, "--preset=papr"]),
+        ("choose --preset=quick or --preset=none", ["--agent=gc_sscp", "--env=scene-play"]),
+        ("pixel observations are not supported yet", ["--agent=gcbc", "--env=visual-scene-play"]),
+        ("--resume needs --run_dir=DIR", ["--resume"]),
+        ("--resume needs --run_dir=DIR", ["--resume", "--agent=gcbc"]),
+    ],
+)
+def test_a_bad_command_line_names_the_remedy(message: str, arguments: list[str]) -> None:
+    assert_error(message, *arguments)
+    assert not Path("runs").exists()
+
+
+def test_a_bad_command_line_exits_without_a_traceback() -> None:
+    assert_program_fails("did you mean --steps?", "--agent=gcbc", ENV, "--stepz=4")
+
+
+@pytest.mark.parametrize("name", agents.names())
+def test_help_lists_every_flag_with_its_default(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main("--help") == 0
+    general = capsys.readouterr().out
+    for flag in ("--agent", "--env", "--preset=paper", "--data=auto", "--num_seeds=1", "--seed=0", "--map=auto"):
+        assert f"  {flag}\n" in general
+    assert ", ".join(agents.names()) in general
+    assert main(f"--agent={name}", "--help") == 0
+    own = capsys.readouterr().out
+    assert own.startswith(general.rstrip())
+    for field, value in vars(agents.load(name).Config()).items():
+        shown = ",".join(map(str, value)) if isinstance(value, tuple) else value
+        assert f"  --agent.{field}={shown} [" in own
+
+
+def test_importing_the_package_or_an_agent_brings_in_no_environments_or_plots() -> None:
+    heavy = {"mujoco", "ogbench", "gymnasium", "matplotlib", "wandb", "tensorflow"}
+    program = (
+        "import sys, flowrl, flowrl.agent as agents\n"
+        "for name in agents.names(): agents.load(name)\n"
+        f"print(sorted({heavy!r} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
+
+
+# ------------------------------------------------------------------------------------------------- data
+
+
+def spoilt(values: np.ndarray) -> np.ndarray:
+    values = values.copy()
+    values[7, 1] = np.nan
+    return values
+
+
+@pytest.mark.parametrize(
+    ("message", "changed"),
+    [
+        ("the field 'actions' is missing", {"actions": None}),
+        ("'observations' has shape (119, 2), but 120 rows", {"observations": np.zeros((119, 2), np.float32)}),
+        ("first in row 7", {"observations": spoilt(np.zeros((120, 2), np.float32))}),
+        ("'observations' have size 3, but the environment's have 2", {"observations": np.zeros((120, 3), np.float32)}),
+        ("'actions' have size 8, but the environment's have 2", {"actions": np.zeros((120, 8), np.float32)}),
+    ],
+)
+def test_bad_data_is_named_before_anything_is_written(tmp_path: Path, message: str, changed: dict[str, Any]) -> None:
+    path = save(tmp_path / "bad.npz", **changed)
+    assert_error(message, "--agent=gcbc", ENV, f"--data={path}", f"--run_dir={tmp_path / 'run'}", *TINY)
+    assert not (tmp_path / "run" / "config.json").exists()
+
+
+def test_a_truncated_file_exits_without_a_traceback(tmp_path: Path, data: Path) -> None:
+    path = tmp_path / "cut.npz"
+    path.write_bytes(data.read_bytes()[:1000])
+    assert_program_fails("is damaged or cannot be read", "--agent=gcbc", ENV, f"--data={path}", *TINY)
+
+
+def test_a_missing_file_is_named() -> None:
+    assert_error("there is no file nowhere.npz", "--agent=gcbc", ENV, "--data=nowhere.npz")
+
+
+def test_official_data_without_a_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sources, "HOSTS", ("http://127.0.0.1:9/data",))  # nothing listens there
+    assert_error("use --data=collected", "--agent=gcbc", ENV, "--data=official")
+
+
+# ------------------------------------------------------------------------------------------------- run directories
+
+
+def test_a_folder_in_use_is_left_alone(run_dir: Path, data: Path) -> None:
+    before = sorted(run_dir.rglob("*"))
+    assert_error("continue its run with --resume", "--agent=gcbc", ENV, f"--data={data}", f"--run_dir={run_dir}", *TINY)
+    assert sorted(run_dir.rglob("*")) == before
+
+
+def test_resume_needs_a_run(tmp_path: Path) -> None:
+    assert_error("holds no run (no config.json)", "--resume", f"--run_dir={tmp_path}")
+
+
+@pytest.mark.parametrize(
+    ("message", "argument"),
+    [
+        ("has --agent=gcbc, not hiql", "--agent=hiql"),
+        ("has --seed=0, not 3", "--seed=3"),
+        ("has --agent.batch_size=8, not 16", "--agent.batch_size=16"),
+        ("has --agent.hidden_dims=(8, 8), not (16,)", "--agent.hidden_dims=16"),
+        ("has --env=pointmaze-medium-navigate, not pointmaze-large-navigate", "--env=pointmaze-large-navigate-v0"),
+        ("has done 20 updates, more than --steps=15", "--steps=15"),
+    ],
+)
+def test_resume_refuses_what_contradicts_the_run(finished: Path, message: str, argument: str) -> None:
+    before = {path: path.read_bytes() for path in finished.glob("*.json*")}
+    assert_error(message, "--resume", f"--run_dir={finished}", argument)
+    assert {path: path.read_bytes() for path in finished.glob("*.json*")} == before
+
+
+def test_more_steps_are_recorded(run_dir: Path) -> None:
+    assert main("--resume", f"--run_dir={run_dir}", "--steps=25") == 0
+    assert loggers.read_json(run_dir / "config.json")["settings"]["steps"] == 25
+    assert loggers.read_json(run_dir / "summary.json")["steps"] == 25
+    assert main("--resume", f"--run_dir={run_dir}") == 0
+
+
+@pytest.mark.parametrize("text", ["{}", "[1]", '{"settings"', ""])
+def test_a_damaged_record_of_a_run(run_dir: Path, text: str) -> None:
+    (run_dir / "config.json").write_text(text)
+    assert_error("config.json", "--resume", f"--run_dir={run_dir}")
+
+
+def test_the_checkpoint_of_another_agent(run_dir: Path) -> None:
+    config = loggers.read_json(run_dir / "config.json")
+    config["settings"]["agent"] = "gcivl"
+    (run_dir / "config.json").write_text(json.dumps(config))
+    assert_error("is of agent gcbc, not gcivl", "--resume", f"--run_dir={run_dir}", "--steps=30")
+
+
+def test_changed_data(run_dir: Path, tmp_path: Path) -> None:
+    other = save(tmp_path / "other.npz", actions=np.zeros((120, 2), np.float32))
+    message = "is not the data that the run in"
+    assert_error(message, "--resume", f"--run_dir={run_dir}", f"--data={other}", "--steps=30")
+
+
+def garble_facts(step: Path) -> None:
+    for path in (step / "facts").iterdir():
+        path.write_text("garbage")
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        garble_facts,
+        lambda step: shutil.rmtree(step / "facts"),
+        lambda step: shutil.rmtree(step / "arrays"),
+        lambda step: (step / "arrays" / "manifest.ocdbt").unlink(),
+    ],
+    ids=["facts garbled", "facts lost", "arrays lost", "manifest lost"],
+)
+def test_a_damaged_checkpoint_names_the_way_back(run_dir: Path, damage: Callable[[Path], None]) -> None:
+    damage(run_dir / "checkpoints" / "20")
+    again = ("--resume", f"--run_dir={run_dir}", "--steps=30")
+    assert_error("delete that step's folder to fall back to the one before", *again)
+    shutil.rmtree(run_dir / "checkpoints" / "20")
+    assert main(*again) == 0
+
+
+def test_a_damaged_checkpoint_exits_without_a_traceback(run_dir: Path) -> None:
+    garble_facts(run_dir / "checkpoints" / "20")
+    assert_program_fails("checkpoint at step 20", "--resume", f"--run_dir={run_dir}", "--steps=30")
+
+
+# ------------------------------------------------------------------------------------------------- during a run
+
+
+def test_a_diverging_run_stops_with_a_checkpoint_from_before_it(tmp_path: Path, data: Path) -> None:
+    folder = tmp_path / "run"
+    often = ("--log_interval=1", "--checkpoint_interval=1", "--steps=50", "--num_seeds=2", "--seed=4")
+    arguments = ("--agent=gcbc", ENV, f"--data={data}", f"--run_dir={folder}", *TINY, *often)
+    message = "diverged: actor/loss of the run with seed 4 is not finite after update 2; the checkpoint at 1 in"
+    assert_program_fails(message, *arguments, "--agent.learning_rate=1e20")
+    lines = loggers.read_lines(folder / "metrics.jsonl")
+    assert [line["step"] for line in lines] == [1, 1]
+    assert all(math.isfinite(value) for line in lines for value in line.values())
+    for path in folder.glob("*.json*"):
+        assert "NaN" not in path.read_text()
+        assert "Infinity" not in path.read_text()
+    checkpoints = Checkpoints(folder / "checkpoints")
+    assert checkpoints.latest() == 1
+    checkpoints.close()
+
+
+def test_metrics_whose_sum_overflows_are_not_logged(run_dir: Path) -> None:
+    from flowrl import run as runs
+    from flowrl.loop import Diverged
+
+    plan = SimpleNamespace(folder=run_dir, seeds=[0, 1])
+    before = (run_dir / "metrics.jsonl").read_text()
+    with pytest.raises(Diverged, match="actor/loss of run 1 is not finite after update 30"):
+        runs.Run._log(SimpleNamespace(plan=plan), 30, {"actor/loss": np.array([1.0, np.inf])})  # type: ignore[arg-type]
+    assert (run_dir / "metrics.jsonl").read_text() == before
+
+
+@pytest.fixture
+def full_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(total=10, used=10, free=0))
+
+
+@pytest.mark.usefixtures("full_disk")
+def test_no_disk_space_for_a_checkpoint_leaves_the_run_as_it_was(run_dir: Path) -> None:
+    assert_error("no disk space in", "--resume", f"--run_dir={run_dir}", "--steps=30")
+    checkpoints = Checkpoints(run_dir / "checkpoints")
+    assert checkpoints.latest() == 20
+    assert checkpoints.facts()["agent"] == "gcbc"
+    checkpoints.close()
+
+
+def test_no_disk_space_while_a_file_is_written_leaves_the_old_one(tmp_path: Path) -> None:
+    path = tmp_path / "summary.json"
+    path.write_text("old")
+
+    def write() -> None:
+        with files.replacing(path) as temporary:
+            temporary.write_text("half")
+            raise OSError(28, "No space left on device")
+
+    with pytest.raises(UserError, match="No space left on device; free space"):
+        write()
+    assert [item.name for item in tmp_path.iterdir()] == ["summary.json"]
+    assert path.read_text() == "old"
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+def test_no_disk_space_for_a_log_line() -> None:
+    with pytest.raises(UserError, match="No space left on device; free space and continue with --resume"):
+        loggers.append_lines(Path("/dev/full"), [{"step": 1}])
+
+
+def test_every_sweepable_default_is_in_range() -> None:
+    for name in agents.names():
+        configs.check(agents.load(name).Config())
