@@ -1,6 +1,8 @@
 """Checkpoints of whole runs with orbax: all or nothing, and exact."""
 
+import gc
 import logging
+import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -9,6 +11,16 @@ import orbax.checkpoint as ocp
 
 from flowrl.errors import UserError
 from flowrl.files import require_space
+
+
+def _drop_unfinished_reads() -> None:
+    """Frees what a failed restore left behind: orbax's pending reads each complain that their event loop is closed."""
+    hook = sys.unraisablehook
+    sys.unraisablehook = lambda _: None
+    try:
+        gc.collect()
+    finally:
+        sys.unraisablehook = hook
 
 
 class Restored(NamedTuple):
@@ -73,7 +85,7 @@ class Checkpoints:
         Raises:
             UserError: The checkpoint holds other networks or is damaged.
         """
-        shapes = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+        shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), like)
         parts = ocp.args.Composite(arrays=ocp.args.StandardRestore(shapes), facts=ocp.args.JsonRestore())
         restored = self._read(parts)
         return Restored(restored["arrays"], restored["facts"])
@@ -85,10 +97,11 @@ class Checkpoints:
             return self._manager.restore(step, args=parts)
         except (ValueError, KeyError, TypeError, OSError) as error:
             reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-            raise UserError(
-                f"the checkpoint at step {step} in {self.folder} does not fit this agent and its settings, or is "
-                f"damaged ({reason}); delete that step's folder to fall back to the one before"
-            ) from error
+        _drop_unfinished_reads()
+        raise UserError(
+            f"the checkpoint at step {step} in {self.folder} does not fit this agent and its settings, or is "
+            f"damaged ({reason}); delete that step's folder to fall back to the one before"
+        )
 
     def close(self) -> None:
         """Releases the manager's threads."""

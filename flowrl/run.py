@@ -116,7 +116,7 @@ def _banner(plan: Plan, source: sources.Source, states: TrainState) -> None:
     rows = {
         "agent": f"{settings.agent}, {parameters:,} parameters{mapped}",
         "environment": plan.env.env_id,
-        "data": f"[{source.origin}] {source.detail}",
+        "data": source.detail,
         "preset": plan.preset.source,
         "training": f"{settings.steps:,} updates of {plan.agent_config.batch_size} transitions, seeds {plan.seeds}",
         "device": f"{jax.devices()[0].device_kind} ({jax.default_backend()}), {hardware()}",
@@ -299,7 +299,7 @@ class Run:
 def _estimate(rate: float, updates: int) -> str:
     """Says how long the rest of the training takes."""
     hours = updates / rate / 3600
-    left = f"{hours:.1f} hours" if hours >= 1 else f"{60 * hours:.0f} minutes"
+    left = f"{hours:.1f} hours" if hours >= 1 else f"{60 * hours:.1f} minutes"
     advice = "; --preset=quick is made for small machines" if hours > SLOW_HOURS else ""
     return f"{rate:.1f} updates/s; about {left} of training to go, evaluations apart{advice}"
 

@@ -12,6 +12,7 @@ from flowrl.errors import UserError
 
 RESUMABLE = ("run_dir", "resume", "steps", "workers", "data")
 """Settings that may differ when a run is resumed; data is checked by its hash."""
+MAX_SEED = 2**32 - 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,6 +92,8 @@ def _check(settings: Settings) -> None:
     for name, minimum in minima.items():
         if getattr(settings, name) < minimum:
             raise UserError(f"--{name}={getattr(settings, name)} is too small; the least is {minimum}")
+    if settings.seed + settings.num_seeds > MAX_SEED:
+        raise UserError(f"--seed={settings.seed} is too large; seeds end at {MAX_SEED}")
     if settings.workers is not None and settings.workers < 1:
         raise UserError(f"--workers={settings.workers} is too small; the least is 1")
     if settings.map not in ("auto", "vmap", "serial"):
@@ -126,13 +129,17 @@ def resumed_plan(given: dict[str, Any], agent_given: dict[str, Any]) -> tuple[Pl
                 f"the run in {folder} has --{name}={before}, not {value}; leave the flag out, or start a new run in "
                 "another --run_dir"
             )
-    settings = stored["settings"] | {name: given[name] for name in RESUMABLE if name in given}
-    module = agents.load(settings["agent"])
+    changed = {name: given[name] for name in RESUMABLE if name in given}
+    fields = stored["settings"] | {"data": stored["data"]["path"]} | changed
     lists = {name: tuple(v) if isinstance(v, list) else v for name, v in stored["agent_config"].items()}
     preset = presets.Preset(stored["preset"]["name"], stored["preset"]["source"], {}, {})
-    resolved = Settings(**settings)
-    _check(resolved)
-    return Plan(resolved, module.Config(**lists), envs.parse(settings["env"]), preset, folder), stored
+    module = agents.load(fields["agent"])
+    try:
+        settings, agent_config = Settings(**fields), module.Config(**lists)
+    except TypeError as error:
+        raise UserError(f"the run in {folder} is of another flowrl: {error}; check out its commit to go on") from error
+    _check(settings)
+    return Plan(settings, agent_config, envs.parse(fields["env"]), preset, folder), stored
 
 
 def read_config(folder: Path) -> dict[str, Any]:

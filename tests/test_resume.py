@@ -42,7 +42,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def command(data: Path, run_dir: Path, *extra: str) -> list[str]:
     flags = [
-        "--agent=hiql", "--env=pointmaze-medium-navigate", "--preset=none", f"--data={data}", f"--run_dir={run_dir}",
+        "--agent=gcivl", "--env=pointmaze-medium-navigate", "--preset=none", f"--data={data}", f"--run_dir={run_dir}",
         "--agent.hidden_dims=16,16", "--agent.batch_size=32", "--num_seeds=2", "--steps=400", "--log_interval=50",
         "--checkpoint_interval=100", "--eval_interval=200", "--eval_episodes=0",
     ]  # fmt: skip
@@ -65,7 +65,7 @@ def assert_same_run(one: Path, other: Path, step: int) -> None:
             assert (one / name).read_bytes() == (other / name).read_bytes()
     restore = ocp.PyTreeCheckpointer().restore
     arrays = [restore(folder.absolute() / "checkpoints" / str(step) / "arrays") for folder in (one, other)]
-    assert len(jax.tree.leaves(arrays[0])) > 50
+    assert len(jax.tree.leaves(arrays[0])) > 20
     jax.tree.map(np.testing.assert_array_equal, *arrays)
 
 
@@ -115,7 +115,7 @@ def wait_for(path: Path, text: str, process: subprocess.Popen) -> None:
 @pytest.fixture(scope="module")
 def undisturbed_with_evaluation(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("evaluated") / "run"
-    run(command(data, folder, "--eval_episodes=1"))
+    run(command(data, folder, "--agent=gcbc", "--eval_episodes=1"))
     lines = [json.loads(line) for line in (folder / "eval.jsonl").read_text().splitlines()]
     assert [(line["step"], line["run"], line["task"]) for line in lines] == [
         (step, run, task) for step in (200, 400) for run in range(2) for task in range(1, 6)
@@ -129,7 +129,10 @@ def test_a_signal_during_training_or_evaluation(
 ) -> None:
     folder = tmp_path / "run"
     process = subprocess.Popen(
-        command(data, folder, "--eval_episodes=1"), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        command(data, folder, "--agent=gcbc", "--eval_episodes=1"),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
     wait_for(folder / "metrics.jsonl", '"step": 200', process)  # the evaluation at 200 is about to begin
     time.sleep(0.3)

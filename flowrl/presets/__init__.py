@@ -34,9 +34,8 @@ _TABLES = (
 )
 
 _QUICK_SOURCE = "quick: flowrl's own settings for two CPU cores, see docs/quick_preset.md; not a published setting"
-_QUICK_RUN = dict(steps=30_000, eval_interval=5_000, eval_episodes=10, log_interval=1_000, checkpoint_interval=5_000)
-_QUICK_AGENT = dict(hidden_dims=(256, 256, 256), batch_size=256)
-_QUICK_OF: dict[str, dict[str, Any]] = {}
+_QUICK_RUN = dict(steps=20_000, eval_interval=2_500, eval_episodes=10, log_interval=500, checkpoint_interval=2_500)
+_QUICK_AGENT = dict(hidden_dims=(256, 256, 256), batch_size=256, learning_rate=1e-3)
 
 
 class Preset(NamedTuple):
@@ -63,8 +62,8 @@ def ogbench_datasets() -> frozenset[str]:
 def lookup(name: str, agent: str, dataset: str) -> Preset:
     """Returns the preset `paper`, `quick` or `none` of an agent for a dataset named without its version.
 
-    The quick preset stands on the published one: what it does not set itself (subgoal steps, discount, temperatures) is
-    the dataset's published value.
+    The quick preset, the same for all agents, stands on the published one: what it does not set itself (subgoal steps,
+    discount, temperatures) is the dataset's published value.
 
     Raises:
         UserError: There is no such preset; the message names those there are.
@@ -81,7 +80,7 @@ def lookup(name: str, agent: str, dataset: str) -> Preset:
                 "your own as --agent.<field>=value"
             )
         return published
-    settings = (published.agent if published else {}) | _QUICK_AGENT | _QUICK_OF.get(agent, {})
+    settings = (published.agent if published else {}) | _QUICK_AGENT
     return Preset("quick", _QUICK_SOURCE, settings, _QUICK_RUN)
 
 
