@@ -19,8 +19,8 @@ from flowrl import config as configs
 from flowrl import flags, loggers, stats
 from flowrl.errors import UserError
 from flowrl.files import replacing
+from flowrl.summary import HEADLINE_EVALUATIONS
 
-HEADLINE_EVALUATIONS = 3
 FORMATS = ("png", "pdf", "svg")
 AXES = {"updates": "Updates", "minutes": "Training time of the run directory in minutes, without evaluation"}
 # Settings that do not change what a seed learns or how it is evaluated.

@@ -1,7 +1,6 @@
 """One training run in a run directory: data, environments, logs, checkpoints, summary, resuming."""
 
 import dataclasses
-import os
 import signal
 import time
 from functools import partial
@@ -13,19 +12,20 @@ import numpy as np
 from tqdm import tqdm
 
 from flowrl import agent as agents
-from flowrl import envs, loggers, loop, stats
+from flowrl import envs, loggers, loop
 from flowrl.agent import Agent, Spec
 from flowrl.checkpoint import Checkpoints
 from flowrl.data import sources
 from flowrl.data.dataset import Dataset, from_arrays
 from flowrl.errors import UserError
-from flowrl.evaluate import Evaluation, Evaluator
+from flowrl.evaluate import Evaluator
 from flowrl.loop import Diverged, Program, Window
 from flowrl.provenance import git_commit, hardware, versions
 from flowrl.settings import Plan, read_config
+from flowrl.signals import Signals
+from flowrl.summary import evaluation_lines, print_summary, summarize
 from flowrl.train_state import TrainState
 
-HEADLINE_EVALUATIONS = 3
 SLOW_HOURS = 6
 
 
@@ -131,31 +131,6 @@ def _written_by(schedule: loop.Schedule, what: str, last: int, step: int) -> boo
     return step <= last and schedule.due(what, step)
 
 
-class Signals:
-    """Notes the first SIGINT or SIGTERM; a second one acts as usual."""
-
-    def __init__(self) -> None:
-        self.received: int | None = None
-        self._before: dict[int, Any] = {}
-
-    def __enter__(self) -> "Signals":
-        for number in (signal.SIGINT, signal.SIGTERM):
-            self._before[number] = signal.signal(number, self._note)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._restore()
-
-    def _note(self, number: int, _: Any) -> None:
-        self.received = number
-        self._restore()
-        os.write(2, b"\nstopping: saving a checkpoint (once more to quit without)\n")
-
-    def _restore(self) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-
 class _BrokenOff(Exception):
     """Breaks off an evaluation because the run is to stop."""
 
@@ -205,7 +180,7 @@ class Run:
         self.bar.close()
         summary = summarize(self.plan, loggers.read_lines(self.plan.folder / "eval.jsonl"))
         loggers.write_json(self.plan.folder / "summary.json", summary)
-        _print_summary(summary)
+        print_summary(summary)
 
     def close(self) -> None:
         """Ends worker processes and threads."""
@@ -278,7 +253,7 @@ class Run:
             return False
         finally:
             bar.close()
-        loggers.append_lines(self.plan.folder / "eval.jsonl", _records(step, self.plan.seeds, outcome))
+        loggers.append_lines(self.plan.folder / "eval.jsonl", evaluation_lines(step, self.plan.seeds, outcome))
         by_task = outcome.successes.mean(axis=(0, 2))
         tasks = "  ".join(f"task{task + 1} {100 * success:3.0f}" for task, success in enumerate(by_task))
         tqdm.write(f"update {step:>9,}  success {100 * by_task.mean():5.1f} %   {tasks}")
@@ -302,68 +277,3 @@ def _estimate(rate: float, updates: int) -> str:
     left = f"{hours:.1f} hours" if hours >= 1 else f"{60 * hours:.1f} minutes"
     advice = "; --preset=quick is made for small machines" if hours > SLOW_HOURS else ""
     return f"{rate:.1f} updates/s; about {left} of training to go, evaluations apart{advice}"
-
-
-def _records(step: int, seeds: list[int], outcome: Evaluation) -> list[dict[str, Any]]:
-    """One line per run and task."""
-    return [
-        {
-            "step": step,
-            "run": run,
-            "seed": seed,
-            "task": task + 1,
-            "success": float(successes.mean()),
-            "episodes": len(successes),
-            "length": float(outcome.lengths[run, task].mean()),
-        }
-        for run, seed in enumerate(seeds)
-        for task, successes in enumerate(outcome.successes[run])
-    ]
-
-
-def summarize(plan: Plan, lines: list[dict[str, Any]]) -> dict[str, Any]:
-    """Returns the summary of a run from its evaluation lines.
-
-    The headline is OGBench's: success averaged over tasks and over the last three evaluations, for each seed; then the
-    mean over seeds with its 95 % bootstrap interval.
-    """
-    steps = sorted({line["step"] for line in lines})[-HEADLINE_EVALUATIONS:]
-    summary: dict[str, Any] = {
-        "agent": plan.settings.agent,
-        "environment": plan.env.env_id,
-        "dataset": plan.env.dataset,
-        "preset": plan.preset.name,
-        "steps": plan.settings.steps,
-        "seeds": plan.seeds,
-    }
-    if not steps:
-        return summary | {"success": None, "rule": "no evaluation was asked for"}
-
-    def mean(**where: int) -> float:
-        kept = [line for line in lines if line["step"] in steps and where.items() <= line.items()]
-        return float(np.mean([line["success"] for line in kept]))
-
-    per_seed = [mean(seed=seed) for seed in plan.seeds]
-    tasks = sorted({line["task"] for line in lines})
-    interval = stats.mean_interval(np.array(per_seed))
-    known = len(per_seed) > 1
-    return summary | {
-        "success": interval.mean,
-        "success_interval_95": [interval.low, interval.high] if known else None,
-        "rule": f"success averaged over tasks and the last {len(steps)} evaluations (updates {steps}), then over seeds; "  # noqa: E501
-        "interval: percentile bootstrap over seeds",
-        "success_per_seed": per_seed,
-        "success_per_task": {f"task{task}": mean(task=task) for task in tasks},
-        "episodes_per_task": lines[-1]["episodes"],
-    }
-
-
-def _print_summary(summary: dict[str, Any]) -> None:
-    if summary["success"] is None:
-        print(f"done; {summary['rule']}")
-        return
-    bounds = summary["success_interval_95"]
-    spread = f" (95 % interval {100 * bounds[0]:.1f} to {100 * bounds[1]:.1f})" if bounds else ""
-    print(f"success {100 * summary['success']:.1f} %{spread}: {summary['rule']}")
-    for task, success in summary["success_per_task"].items():
-        print(f"    {task}  {100 * success:5.1f} %")

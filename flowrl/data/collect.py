@@ -135,7 +135,9 @@ def _run(parts: Path, job: Job, recipe: behaviours.Recipe, workers: int) -> None
         return
     pool = ProcessPoolExecutor(min(workers, len(todo)), multiprocessing.get_context("spawn"), _initialise)
     try:
-        with tqdm(total=total, initial=total - missing, unit="row", unit_scale=True, desc=f"collect {job.env}") as bar:
+        with tqdm(
+            total=total, initial=total - missing, unit="row", unit_scale=True, desc=f"collect {job.env}", disable=None
+        ) as bar:
             for future in as_completed([pool.submit(_collect_block, parts, job, block) for block in todo]):
                 bar.update(future.result())
     except BrokenProcessPool as error:
@@ -231,7 +233,9 @@ def _merge(parts: Path, target: Path, job: Job, recipe: behaviours.Recipe) -> No
     for block in blocks(job, recipe.length):
         members[target.name if block.first < job.train else f"{target.stem}-val.npz"].append(_part(parts, block))
     try:
-        with tqdm(total=len(_FIELDS) * sum(map(len, members.values())), unit="part", desc="compress") as bar:
+        with tqdm(
+            total=len(_FIELDS) * sum(map(len, members.values())), unit="part", desc="compress", disable=None
+        ) as bar:
             rows = {name: _write_npz(parts / f"{name}.tmp", members[name], bar) for name in members}
         hashes = {name: sha256(parts / f"{name}.tmp") for name in members}
         with files.replacing(target.with_suffix(".json")) as temporary:

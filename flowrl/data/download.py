@@ -85,7 +85,7 @@ def _stream(url: str, part: Path, mark: Path) -> None:
 
 def _copy(response: Any, file: Any, start: int, length: int | None, host: str) -> None:
     total = None if length is None else start + length
-    with tqdm(total=total, initial=start, unit="B", unit_scale=True, desc=f"download from {host}") as bar:
+    with tqdm(total=total, initial=start, unit="B", unit_scale=True, desc=f"download from {host}", disable=None) as bar:
         while chunk := response.read(_CHUNK):
             file.write(chunk)
             bar.update(len(chunk))
