@@ -16,8 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from flowrl import config as configs
-from flowrl.agent import Agent, Mode, Needs, Spec
-from flowrl.errors import UserError
+from flowrl.agent import Agent, Needs, Spec
 from flowrl.losses import awr_weight, goal_value_loss, mse
 from flowrl.networks import (
     MLP,
@@ -32,7 +31,7 @@ from flowrl.networks import (
     represented_value,
 )
 from flowrl.optim import descend, polyak
-from flowrl.train_state import Batch, Metrics, Params, TrainState, new_state
+from flowrl.train_state import Batch, Metrics, Mode, Params, TrainState, new_state
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +39,7 @@ class Config(configs.GoalValue):
     """The settings of the released code."""
 
     rep_dim: int = configs.static(10, "Size of the goal representation.")
-    hops: int = configs.static(1, "Calls of the actor per action: 1 is the shortcut, 2 goes through the subgoal.")
+    hops: int = configs.static(1, "Calls of the actor per action: 1 is the shortcut, 2 goes by a subgoal.", (1, 2))
     low_alpha: float = configs.sweepable(5.0, "Inverse temperature of the advantage weights at the subgoal.")
     high_alpha: float = configs.sweepable(5.0, "Inverse temperature of the advantage weights at the goal.")
     actor_target_rate: float = configs.sweepable(0.001, "Polyak rate of the acting copy of the actor.", 0, 1)
@@ -207,13 +206,7 @@ def init(
 
 
 def make(config: Config, spec: Spec) -> Agent:
-    """Builds the agent.
-
-    Raises:
-        UserError: `hops` is neither 1 nor 2.
-    """
-    if config.hops not in (1, 2):
-        raise UserError(f"--agent.hops={config.hops} must be 1 (the shortcut) or 2 (through the subgoal)")
+    """Builds the agent."""
     networks = Networks(
         goal_rep=GoalRep(config.hidden_dims, config.rep_dim),
         value=ensemble(Value)(config.hidden_dims),

@@ -9,11 +9,11 @@ import jax
 import jax.numpy as jnp
 
 from flowrl import config as configs
-from flowrl.agent import Agent, Mode, Needs, Spec
+from flowrl.agent import Agent, Needs, Spec
 from flowrl.losses import unit_gaussian_log_prob
-from flowrl.networks import MLP, Network
+from flowrl.networks import MLP, Network, gaussian_draw
 from flowrl.optim import descend
-from flowrl.train_state import Batch, Metrics, Params, TrainState, new_state
+from flowrl.train_state import Batch, Metrics, Mode, Params, TrainState, new_state
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,16 +42,10 @@ def update(networks: Networks, state: TrainState, batch: Batch, key: jax.Array) 
 
 
 def act(
-    networks: Any, policy: Params, observations: jax.Array, goals: jax.Array, key: jax.Array, *, mode: Mode
+    networks: Networks, policy: Params, observations: jax.Array, goals: jax.Array, key: jax.Array, *, mode: Mode
 ) -> jax.Array:
-    """The Gaussian's mode, or with `explore` a sample; clipped to [−1, 1].
-
-    For any agent whose networks have such an `actor`.
-    """
-    actions = networks.actor.apply(policy["actor"], observations, goals)
-    if mode == "explore":
-        actions += jax.random.normal(key, actions.shape)
-    return jnp.clip(actions, -1.0, 1.0)
+    """The Gaussian's mode, or with `explore` a sample; clipped to [−1, 1]."""
+    return jnp.clip(gaussian_draw(networks.actor.apply(policy["actor"], observations, goals), key, mode), -1.0, 1.0)
 
 
 def init(

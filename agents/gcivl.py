@@ -10,11 +10,10 @@ import jax.numpy as jnp
 
 from flowrl import config as configs
 from flowrl.agent import Agent, Needs, Spec
-from flowrl.agents import gcbc
 from flowrl.losses import awr_weight, goal_value_loss, unit_gaussian_log_prob
-from flowrl.networks import MLP, Network, Value, ensemble
+from flowrl.networks import MLP, Network, Value, ensemble, gaussian_draw
 from flowrl.optim import descend, polyak
-from flowrl.train_state import Batch, Metrics, Params, TrainState, new_state
+from flowrl.train_state import Batch, Metrics, Mode, Params, TrainState, new_state
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,6 +65,13 @@ def update(networks: Networks, state: TrainState, batch: Batch, key: jax.Array) 
     return state.replace(step=state.step + 1), metrics
 
 
+def act(
+    networks: Networks, policy: Params, observations: jax.Array, goals: jax.Array, key: jax.Array, *, mode: Mode
+) -> jax.Array:
+    """The Gaussian's mode, or with `explore` a sample; clipped to [−1, 1]."""
+    return jnp.clip(gaussian_draw(networks.actor.apply(policy["actor"], observations, goals), key, mode), -1.0, 1.0)
+
+
 def init(
     networks: Networks, config: Config, spec: Spec, key: jax.Array, hyper: Mapping[str, Any] | None = None
 ) -> TrainState:
@@ -86,7 +92,7 @@ def make(config: Config, spec: Spec) -> Agent:
         init=partial(init, networks, config, spec),
         update=partial(update, networks),
         policy=lambda state: {"actor": state.params["actor"]},
-        act=partial(gcbc.act, networks),
+        act=partial(act, networks),
         needs=Needs(
             ("observations", "actions", "next_observations", "rewards", "masks", "value_goals", "actor_goals"),
             geometric=("value_goals",),

@@ -9,11 +9,21 @@ import jax
 import jax.numpy as jnp
 
 from flowrl import config as configs
-from flowrl.agent import Agent, Mode, Needs, Spec
+from flowrl.agent import Agent, Needs, Spec
 from flowrl.losses import awr_weight, goal_value_loss, unit_gaussian_log_prob
-from flowrl.networks import MLP, GoalRep, Network, Value, ensemble, length_normalize, represent, represented_value
+from flowrl.networks import (
+    MLP,
+    GoalRep,
+    Network,
+    Value,
+    ensemble,
+    gaussian_draw,
+    length_normalize,
+    represent,
+    represented_value,
+)
 from flowrl.optim import descend, polyak
-from flowrl.train_state import Batch, Metrics, Params, TrainState, new_state
+from flowrl.train_state import Batch, Metrics, Mode, Params, TrainState, new_state
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,14 +102,10 @@ def act(
     networks: Networks, policy: Params, observations: jax.Array, goals: jax.Array, key: jax.Array, *, mode: Mode
 ) -> jax.Array:
     """High level proposes a subgoal's representation, low level an action; modes, or with `explore` samples."""
-    reps = networks.high_actor.apply(policy["high_actor"], observations, goals)
     high_key, low_key = jax.random.split(key)
-    if mode == "explore":
-        reps += jax.random.normal(high_key, reps.shape)
-    actions = networks.low_actor.apply(policy["low_actor"], observations, length_normalize(reps))
-    if mode == "explore":
-        actions += jax.random.normal(low_key, actions.shape)
-    return jnp.clip(actions, -1.0, 1.0)
+    reps = gaussian_draw(networks.high_actor.apply(policy["high_actor"], observations, goals), high_key, mode)
+    means = networks.low_actor.apply(policy["low_actor"], observations, length_normalize(reps))
+    return jnp.clip(gaussian_draw(means, low_key, mode), -1.0, 1.0)
 
 
 def init(

@@ -7,6 +7,7 @@ matrix products in the same process. Times of one machine and one process can be
 
 import dataclasses
 import functools
+import itertools
 import json
 import time
 from collections.abc import Callable, Sequence
@@ -23,11 +24,12 @@ from flowrl.agent import Spec
 from flowrl.config import setting
 from flowrl.data.dataset import Dataset, from_arrays
 from flowrl.errors import UserError
+from flowrl.presets import QUICK_AGENT
 from flowrl.provenance import git_commit, hardware, versions
 
-SIZES = {
-    "paper": dict(hidden_dims=(512, 512, 512), batch_size=1024),
-    "quick": dict(hidden_dims=(256, 256, 256), batch_size=256),
+SIZES: dict[str, dict[str, Any]] = {
+    "paper": {},  # the agents' defaults
+    "quick": {name: QUICK_AGENT[name] for name in ("hidden_dims", "batch_size")},
 }
 
 
@@ -127,18 +129,18 @@ def main(arguments: Sequence[str]) -> int:
     settings = flags.read(Settings, arguments, __doc__ or "")
     if settings is None:
         return 0
-    unknown = set(settings.sizes.split(",")) - set(SIZES)
-    if unknown:
-        raise UserError(f"--sizes={settings.sizes}: unknown {', '.join(unknown)}; choose from {', '.join(SIZES)}")
+    sizes = _choices("sizes", settings.sizes, tuple(SIZES))
+    names = _choices("agents", settings.agents, tuple(agents.names()))
+    modes = _choices("maps", settings.maps, ("auto", "vmap", "serial"))
+    if not all(part.isdigit() and int(part) > 0 for part in settings.runs.split(",")):
+        raise UserError(f"--runs={settings.runs} is not a list of positive numbers; write for example --runs=1,4,16")
     dataset = synthetic_dataset(Spec(settings.observation_dim, settings.action_dim, settings.observation_dim))
     peaks = [matmul_flops(settings.seconds)]
     results = []
-    for size in settings.sizes.split(","):
-        for name in settings.agents.split(","):
-            for runs in map(int, settings.runs.split(",")):
-                for mode in settings.maps.split(","):
-                    results.append(measure(name, size, runs, mode, settings, dataset))  # type: ignore[arg-type]
-                    print(_line(results[-1], max(peaks)), flush=True)
+    counts = map(int, settings.runs.split(","))
+    for size, name, runs, mode in itertools.product(sizes, names, counts, modes):
+        results.append(measure(name, size, runs, mode, settings, dataset))  # type: ignore[arg-type]
+        print(_line(results[-1], max(peaks)))
     peaks.append(matmul_flops(settings.seconds))
     peak = max(peaks)
     report = {
@@ -155,6 +157,15 @@ def main(arguments: Sequence[str]) -> int:
     else:
         print(json.dumps(report))
     return 0
+
+
+def _choices(flag: str, text: str, known: tuple[str, ...]) -> list[str]:
+    """Returns the parts of a list on the command line, all of them known."""
+    parts = text.split(",")
+    for part in parts:
+        if part not in known:
+            raise UserError(f"--{flag}={text}: unknown {part!r}; choose from {', '.join(known)}")
+    return parts
 
 
 def _line(result: dict[str, Any], peak: float) -> str:

@@ -5,16 +5,21 @@ A published preset is the default; any setting can be given as a flag, an agent'
 """
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from absl import flags as absl_flags
 
-from flowrl import agent as agents
 from flowrl import flags
-from flowrl.settings import Settings, plan, read_config, resumed_plan
+
+# All else is imported where it is used: environment workers import this file anew, and have no need of JAX.
 
 
 def main(arguments: Sequence[str]) -> int:
     """Runs the program and returns its exit status."""
+    from flowrl import agent as agents
+    from flowrl import run
+    from flowrl.settings import Settings, plan, resumed_plan
+
     values = absl_flags.FlagValues()
     flags.define(values, Settings)
     absl_flags.DEFINE_boolean("help", False, "Show this help.", short_name="h", flag_values=values)
@@ -29,8 +34,6 @@ def main(arguments: Sequence[str]) -> int:
     flags.parse(values, arguments, known_only=config is None)  # without an agent its flags are not known yet
     given = flags.given(values, Settings)
     agent_given = flags.given(values, config, "agent.") if config else {}
-    from flowrl import run  # after the cheap checks: brings in environments and checkpoints
-
     if given.get("resume"):
         return run.execute(*resumed_plan(given, agent_given))
     return run.execute(plan(given, agent_given))
@@ -38,12 +41,12 @@ def main(arguments: Sequence[str]) -> int:
 
 def _agent_name(arguments: Sequence[str]) -> str | None:
     """Returns the agent whose flags are to be defined: the one named, or that of the run to resume."""
+    from flowrl.settings import Settings, read_config
+
     values = absl_flags.FlagValues()
     flags.define(values, Settings)
     flags.parse(values, arguments, known_only=True)
     if values.agent is None and values.resume and values.run_dir:
-        from pathlib import Path
-
         return read_config(Path(values.run_dir).expanduser())["settings"]["agent"]
     return values.agent
 

@@ -4,15 +4,13 @@ import importlib
 import pkgutil
 from collections.abc import Callable, Mapping
 from types import ModuleType
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 
 import flowrl.agents
 from flowrl.errors import UserError, suggestion
 from flowrl.train_state import Batch, Metrics, TrainState
-
-Mode = Literal["eval", "explore"]
 
 
 class Spec(NamedTuple):

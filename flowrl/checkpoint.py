@@ -4,7 +4,7 @@ import gc
 import logging
 import sys
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
@@ -21,13 +21,6 @@ def _drop_unfinished_reads() -> None:
         gc.collect()
     finally:
         sys.unraisablehook = hook
-
-
-class Restored(NamedTuple):
-    """A checkpoint's arrays, in the structure asked for, and the facts saved beside them."""
-
-    arrays: Any
-    facts: dict[str, Any]
 
 
 class Checkpoints:
@@ -50,7 +43,7 @@ class Checkpoints:
         """Saves a pytree of arrays and some JSON facts as the checkpoint at `step`, replacing one of the same step.
 
         Raises:
-            UserError: The disk is full; earlier checkpoints are untouched.
+            UserError: The disk is full; checkpoints of earlier steps are untouched.
         """
         require_space(self.folder, sum(leaf.nbytes for leaf in jax.tree.leaves(arrays)))
         parts = ocp.args.Composite(arrays=ocp.args.StandardSave(arrays), facts=ocp.args.JsonSave(facts))
@@ -62,9 +55,9 @@ class Checkpoints:
         except Exception as error:
             text = str(error)
             if "No space" in text or "RESOURCE_EXHAUSTED" in text or getattr(error, "errno", None) == 28:
+                whole = f"the one at step {self.latest()} is whole; " if self.latest() is not None else ""
                 raise UserError(
-                    f"no disk space for a checkpoint in {self.folder}; the one at step {self.latest()} is whole; "
-                    "free space and continue with --resume"
+                    f"no disk space for a checkpoint in {self.folder}; {whole}free space and continue with --resume"
                 ) from error
             raise
 
@@ -76,8 +69,8 @@ class Checkpoints:
         """
         return self._read(ocp.args.Composite(facts=ocp.args.JsonRestore()))["facts"]
 
-    def restore(self, like: Any) -> Restored:
-        """Restores the newest checkpoint.
+    def restore(self, like: Any) -> Any:
+        """Returns the newest checkpoint's arrays, in the structure of `like`.
 
         Args:
             like: Arrays or shapes in the structure to restore.
@@ -86,9 +79,7 @@ class Checkpoints:
             UserError: The checkpoint holds other networks or is damaged.
         """
         shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), like)
-        parts = ocp.args.Composite(arrays=ocp.args.StandardRestore(shapes), facts=ocp.args.JsonRestore())
-        restored = self._read(parts)
-        return Restored(restored["arrays"], restored["facts"])
+        return self._read(ocp.args.Composite(arrays=ocp.args.StandardRestore(shapes)))["arrays"]
 
     def _read(self, parts: ocp.args.Composite) -> Any:
         """Reads parts of the newest checkpoint."""

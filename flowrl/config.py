@@ -16,9 +16,9 @@ def setting(default: Any, help: str) -> Any:
     return dataclasses.field(default=default, metadata={"help": help})
 
 
-def static(default: Any, help: str) -> Any:
+def static(default: Any, help: str, choices: tuple[Any, ...] = ()) -> Any:
     """Declares a field that shapes the program; another value compiles another program."""
-    return dataclasses.field(default=default, metadata={"help": help, "sweepable": False})
+    return dataclasses.field(default=default, metadata={"help": help, "sweepable": False, "choices": choices})
 
 
 def sweepable(default: float | int, help: str, low: float = 0.0, high: float = float("inf")) -> Any:
@@ -62,6 +62,10 @@ def check(config: Any) -> None:
             if not (low <= value <= high and math.isfinite(value)):
                 interval = f"[{low:g}, {high:g}" + ("]" if math.isfinite(high) else ")")
                 raise UserError(f"--agent.{field.name}={value} is out of range; give a value in {interval}")
+        elif field.metadata["choices"]:
+            if value not in field.metadata["choices"]:
+                known = " or ".join(map(str, field.metadata["choices"]))
+                raise UserError(f"--agent.{field.name}={value} must be {known}")
         elif not isinstance(value, bool):
             sizes = value if isinstance(value, tuple) else (value,)
             if any(isinstance(size, int) and size <= 0 for size in sizes):

@@ -52,9 +52,9 @@ class Evaluator:
         self._shape = (len(keys), tasks, episodes)
         total = tasks * episodes
         self._slots = max(1, min(total, MAX_SLOTS // len(keys)))
-        self._keys = jax.vmap(lambda key: _episode_keys(key, tasks, episodes))(keys)
+        env_keys, self._keys = jax.vmap(lambda key: _episode_keys(key, tasks, episodes))(keys)
         self._act = jax.jit(functools.partial(_act, agent))
-        seeds = np.asarray(jax.vmap(jax.vmap(jax.random.bits))(self._keys))
+        seeds = np.asarray(jax.vmap(jax.vmap(jax.random.bits))(env_keys))
         self._queues = [
             [Episode(int(i) // episodes + 1, int(seeds[run, i])) for i in range(slot, total, self._slots)]
             for run in range(len(keys))
@@ -98,12 +98,13 @@ class Evaluator:
         self._pool.close()
 
 
-def _episode_keys(key: jax.Array, tasks: int, episodes: int) -> jax.Array:
-    """Returns one key per episode, `[tasks·episodes]`, from (run key, task, episode)."""
+def _episode_keys(key: jax.Array, tasks: int, episodes: int) -> tuple[jax.Array, jax.Array]:
+    """Returns keys for each episode's environment and for its policy, `[tasks·episodes]`, from (key, task, episode)."""
     root = stream_key(key, "eval")
     by_task = jax.vmap(lambda task: jax.random.fold_in(root, task))(jnp.arange(tasks))
     fold = jax.vmap(jax.vmap(jax.random.fold_in, (None, 0)), (0, None))
-    return fold(by_task, jnp.arange(episodes)).reshape(tasks * episodes)
+    pairs = jax.vmap(jax.random.split)(fold(by_task, jnp.arange(episodes)).reshape(tasks * episodes))
+    return pairs[:, 0], pairs[:, 1]
 
 
 def _act(

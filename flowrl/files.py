@@ -12,6 +12,9 @@ from pathlib import Path
 
 from flowrl.errors import UserError
 
+LOCK = ".lock"
+"""The file in a run folder by which one process claims it."""
+
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
@@ -74,4 +77,19 @@ def exclusive(lock: Path, holder: str) -> Iterator[None]:
         except BlockingIOError:
             print(f"waiting for {holder} to finish", file=sys.stderr, flush=True)
             fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+@contextlib.contextmanager
+def sole_owner(folder: Path) -> Iterator[None]:
+    """Keeps other processes from writing to the same run folder; the claim ends with the process.
+
+    Raises:
+        UserError: Another process has it.
+    """
+    with open(folder / LOCK, "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UserError(f"another process is running in {folder}; wait for it, or choose another folder") from error
         yield

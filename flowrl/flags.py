@@ -1,6 +1,7 @@
 """Command lines from dataclasses: flags, their help, and errors of one line that name the remedy."""
 
 import dataclasses
+import io
 import sys
 import types
 import typing
@@ -110,6 +111,8 @@ def help_text(config: type, prefix: str = "") -> str:
 
 def run(main: Callable[[Sequence[str]], int]) -> typing.NoReturn:
     """Runs a program's `main(sys.argv)` and exits with its status; a `UserError` is one line and status 2."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(line_buffering=True)  # a batch job's log shows what has happened
     try:
         status = main(sys.argv)
     except UserError as error:

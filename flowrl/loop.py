@@ -17,10 +17,6 @@ from flowrl.streams import stream_key
 from flowrl.train_state import Batch, Metrics, TrainState
 
 MapMode = Literal["auto", "vmap", "serial"]
-GOAL_FIELDS = (
-    "value_goals", "rewards", "masks", "actor_goals", "low_actor_goals", "high_actor_goals", "high_actor_targets"
-)  # fmt: skip
-"""Batch fields that relabelling provides."""
 FIRST_CHUNK = 50
 """Updates in the first chunk, from which the end of the run is estimated."""
 
@@ -136,6 +132,8 @@ def build(agent: Agent, batch_size: int, dataset: Dataset, mode: Literal["vmap",
         mode: How runs are mapped. A serial run equals the same run alone bit for bit; with `vmap` keys, batches and
             noise are equal and floats agree up to rounding.
     """
+    if mode not in ("vmap", "serial"):
+        raise ValueError(f"mode {mode!r} is neither vmap nor serial")
     one = functools.partial(run_chunk, agent, batch_size)
 
     def start(keys: jax.Array) -> tuple[TrainState, Window]:
@@ -270,7 +268,7 @@ def train(
         program: The compiled functions; `program.chunk` may be compiled ahead of time.
         schedule: When what happens.
         hooks: What to call.
-        states: The states to go on from.
+        states: The states to go on from, already saved.
         window: The window to go on from.
         keys: Root keys of the runs `[R]`.
         dataset: The data.
@@ -285,16 +283,20 @@ def train(
         Stopped: `hooks.stopping` said so; a checkpoint was saved.
     """
     step, length = int(states.step), FIRST_CHUNK
+    saved = (step, evaluated)  # the caller has saved where it begins
     while True:
         if not evaluated:
             evaluated = hooks.evaluate(step, states)
             if evaluated and schedule.due("checkpoint", step):
                 hooks.checkpoint(step, states, window, True)
-        if hooks.stopping() and step < schedule.steps:
-            hooks.checkpoint(step, states, window, evaluated)
-            raise Stopped
-        if step >= schedule.steps:
+                saved = (step, True)
+        if step >= schedule.steps and evaluated:
             return states
+        if hooks.stopping():
+            if saved != (step, evaluated):
+                check_params(states)
+                hooks.checkpoint(step, states, window, evaluated)
+            raise Stopped
         updates = min(length, schedule.next_stop(step) - step)
         began = time.perf_counter()
         states, window = program.chunk(states, window, keys, dataset, jnp.int32(updates))
@@ -315,3 +317,4 @@ def train(
             evaluated = False
         elif schedule.due("checkpoint", step):
             hooks.checkpoint(step, states, window, True)
+            saved = (step, True)

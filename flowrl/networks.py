@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from flowrl.train_state import Params
+from flowrl.train_state import Mode, Params
 
 Activation = Callable[[jax.Array], jax.Array]
 Network = Any
@@ -96,6 +96,11 @@ class Value(nn.Module):
 def ensemble(module: type[nn.Module], size: int = 2) -> Any:
     """Returns `module` with `size` independent sets of parameters and outputs stacked on a new first axis."""
     return nn.vmap(module, variable_axes={"params": 0}, split_rngs={"params": True}, in_axes=None, axis_size=size)
+
+
+def gaussian_draw(means: jax.Array, key: jax.Array, mode: Mode) -> jax.Array:
+    """Returns the mode of Gaussians of unit standard deviation, or with `explore` a sample: `[...]` like `means`."""
+    return means + jax.random.normal(key, means.shape) if mode == "explore" else means
 
 
 def length_normalize(x: jax.Array) -> jax.Array:

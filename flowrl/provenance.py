@@ -22,6 +22,8 @@ def git_commit() -> str | None:
     folder = Path(__file__).resolve().parent.parent
     git = functools.partial(subprocess.run, cwd=folder, capture_output=True, text=True, check=True)
     try:
+        if Path(git(["git", "rev-parse", "--show-toplevel"]).stdout.strip()) != folder:
+            return None  # installed somewhere inside another project's checkout
         commit = git(["git", "rev-parse", "HEAD"]).stdout.strip()
         changed = git(["git", "status", "--porcelain", "--untracked-files=no"]).stdout.strip()
     except (OSError, subprocess.CalledProcessError):

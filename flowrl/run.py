@@ -15,16 +15,18 @@ from flowrl import agent as agents
 from flowrl import envs, loggers, loop
 from flowrl.agent import Agent, Spec
 from flowrl.checkpoint import Checkpoints
-from flowrl.data import sources
+from flowrl.data import goals, sources
 from flowrl.data.dataset import Dataset, from_arrays
 from flowrl.errors import UserError
 from flowrl.evaluate import Evaluator
+from flowrl.files import LOCK, make_folder, sole_owner
 from flowrl.loop import Diverged, Program, Window
 from flowrl.provenance import git_commit, hardware, versions
 from flowrl.settings import Plan, read_config
 from flowrl.signals import Signals
 from flowrl.summary import evaluation_lines, print_summary, summarize
 from flowrl.train_state import TrainState
+from flowrl.workers import WorkerDied
 
 SLOW_HOURS = 6
 
@@ -42,8 +44,15 @@ def execute(plan: Plan, stored: dict[str, Any] | None = None) -> int:
     Raises:
         UserError: Data, folder or checkpoint are unusable, or the run diverged.
     """
+    make_folder(plan.folder)
+    with sole_owner(plan.folder):
+        return _execute(plan, stored)
+
+
+def _execute(plan: Plan, stored: dict[str, Any] | None) -> int:
     resume = stored is not None
-    _check_folder(plan, resume)
+    if not resume and {path.name for path in plan.folder.iterdir()} - {LOCK}:
+        raise UserError(f"{plan.folder} is not empty; continue its run with --resume, or choose another --run_dir")
     source = sources.locate(plan.env, plan.settings.data, workers=plan.settings.workers)
     if stored is not None and source.sha256 != stored["data"]["sha256"]:
         raise UserError(
@@ -55,12 +64,15 @@ def execute(plan: Plan, stored: dict[str, Any] | None = None) -> int:
     del arrays
     module = agents.load(str(plan.settings.agent))
     agent = module.make(plan.agent_config, Spec(sizes.observation_dim, sizes.action_dim, sizes.observation_dim))
-    run = Run(plan, agent, sizes.tasks, dataset)
-    if not resume:
-        loggers.write_json(plan.folder / "config.json", _config(plan, source))
-    _banner(plan, source, run.states)
+    config = _config(plan, source)
     with Signals() as signals:
+        run = Run(plan, agent, sizes.tasks, dataset)
         try:
+            _banner(plan, source, run.states)
+            if stored is None:
+                loggers.write_json(plan.folder / "config.json", config)
+            else:
+                _warn_of_changes(stored, config)
             run.train(signals, resume=resume)
         except loop.Stopped:
             print(f"stopped at update {run.checkpoints.latest()}; continue with --resume --run_dir={plan.folder}")
@@ -76,14 +88,11 @@ def execute(plan: Plan, stored: dict[str, Any] | None = None) -> int:
     return 0
 
 
-def _check_folder(plan: Plan, resume: bool) -> None:
-    folder = plan.folder
-    if not resume and folder.exists() and any(folder.iterdir()):
-        raise UserError(f"{folder} is not empty; continue its run with --resume, or choose another --run_dir")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot make {folder}: {error.strerror}; choose another --run_dir") from error
+def _warn_of_changes(stored: dict[str, Any], now: dict[str, Any]) -> None:
+    """Says what differs from when the run began: resuming is exact on the same machine, commit and versions only."""
+    for name in ("versions", "git_commit", "hardware"):
+        if stored.get(name) != now[name]:
+            print(f"note: {name} differ from the run's first part: {stored.get(name)} then, {now[name]} now")
 
 
 def _config(plan: Plan, source: sources.Source) -> dict[str, Any]:
@@ -141,7 +150,7 @@ class Run:
     def __init__(self, plan: Plan, agent: Agent, tasks: int, dataset: Dataset):
         self.plan, self.dataset, self.tasks = plan, dataset, tasks
         settings: Any = plan.settings
-        available = dict.fromkeys([*dataset.fields, "next_observations", *loop.GOAL_FIELDS])
+        available = dict.fromkeys([*dataset.fields, "next_observations", *goals.FIELDS])
         agents.check_needs(agent.needs, available)
         self.keys = jnp.stack([jax.random.key(seed) for seed in plan.seeds])
         self.program: Program = loop.build(agent, plan.agent_config.batch_size, dataset, settings.map)
@@ -162,9 +171,9 @@ class Run:
 
     def train(self, signals: Signals, *, resume: bool) -> None:
         """Trains to the end and writes the summary."""
-        evaluated = self._restore() if resume else True
+        evaluated = self._restore() if resume and self.checkpoints.latest() is not None else True
         self._compile()
-        if not resume:
+        if self.checkpoints.latest() is None:
             self._checkpoint(0, self.states, self.window, True)
         hooks = loop.Hooks(
             log=self._log,
@@ -199,9 +208,7 @@ class Run:
 
     def _restore(self) -> bool:
         """Loads the newest checkpoint, drops log lines from after it; returns whether its evaluation was done."""
-        step = self.checkpoints.latest()
-        if step is None:
-            raise UserError(f"{self.plan.folder} has no checkpoint to resume from; start anew in another --run_dir")
+        step = self.checkpoints.latest() or 0
         facts = self.checkpoints.facts()
         if facts["agent"] != self.plan.settings.agent:
             raise UserError(
@@ -209,18 +216,18 @@ class Run:
                 "its config.json says; put the right config.json back, or start a new run in another --run_dir"
             )
         schedule = self.plan.schedule
-        if step > schedule.steps:
-            raise UserError(
-                f"the run in {self.plan.folder} has done {step} updates, more than --steps={schedule.steps}; give a "
-                "larger --steps, or start a new run in another --run_dir"
-            )
-        self.states, self.window = self.checkpoints.restore((self.states, self.window)).arrays
-        for name, what in (("metrics", "log"), ("eval", "eval"), ("time", "log")):
-            loggers.keep_steps(self.plan.folder / f"{name}.jsonl", partial(_written_by, schedule, what, step))
+        self.states, self.window = self.checkpoints.restore((self.states, self.window))
         _record_steps(self.plan)
+        evaluated = facts["evaluated"] or not schedule.due("eval", step)
+        for name, what, last in (
+            ("metrics", "log", step),
+            ("eval", "eval", step if facts["evaluated"] else step - 1),
+            ("time", "log", step),
+        ):
+            loggers.keep_steps(self.plan.folder / f"{name}.jsonl", partial(_written_by, schedule, what, last))
         self.bar.update(step)
         print(f"resuming from update {step:,}")
-        return facts["evaluated"] or not schedule.due("eval", step)
+        return evaluated
 
     def _log(self, step: int, metrics: dict[str, np.ndarray]) -> None:
         for name, values in metrics.items():
@@ -251,6 +258,10 @@ class Run:
             outcome = self.evaluator(self.program.policies(states), on_step)
         except _BrokenOff:
             return False
+        except WorkerDied:
+            if signals.arrives(seconds=1.0):  # a signal to the whole process group ends the workers first
+                return False
+            raise
         finally:
             bar.close()
         loggers.append_lines(self.plan.folder / "eval.jsonl", evaluation_lines(step, self.plan.seeds, outcome))

@@ -1,6 +1,7 @@
 """The settings of a run: resolved from command line, preset and defaults, or read back to resume."""
 
 import dataclasses
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -103,7 +104,8 @@ def _check(settings: Settings) -> None:
 def _folder(settings: Settings) -> Path:
     if settings.run_dir:
         return Path(settings.run_dir).expanduser()
-    return Path("runs") / f"{settings.agent}-{settings.env}-seed{settings.seed}-{time.strftime('%Y%m%d-%H%M%S')}"
+    moment = f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
+    return Path("runs") / f"{settings.agent}-{settings.env}-seed{settings.seed}-{moment}"
 
 
 def resumed_plan(given: dict[str, Any], agent_given: dict[str, Any]) -> tuple[Plan, dict[str, Any]]:
@@ -139,6 +141,11 @@ def resumed_plan(given: dict[str, Any], agent_given: dict[str, Any]) -> tuple[Pl
     except TypeError as error:
         raise UserError(f"the run in {folder} is of another flowrl: {error}; check out its commit to go on") from error
     _check(settings)
+    if (settings.steps or 0) < stored["settings"]["steps"]:
+        raise UserError(
+            f"the run in {folder} is for {stored['settings']['steps']} updates, more than --steps={settings.steps}; "
+            "give a larger --steps, or start a new run in another --run_dir"
+        )
     return Plan(settings, agent_config, envs.parse(fields["env"]), preset, folder), stored
 
 

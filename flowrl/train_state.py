@@ -1,7 +1,7 @@
 """The state of a training run: a pytree of arrays, so that it scans, maps, shards and saves."""
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import flax.struct
 import jax
@@ -14,6 +14,8 @@ Batch = Mapping[str, jax.Array]
 """Named arrays with a leading batch axis `[B, ...]`, under OGBench's names."""
 Metrics = dict[str, jax.Array]
 """Named float32 scalars, `critic/q_mean` and the like."""
+Mode = Literal["eval", "explore"]
+"""How a policy acts: its best guess, or as it gathers experience."""
 Hyper = Mapping[str, jax.Array]
 """Named traced scalars that a sweep may map over."""
 

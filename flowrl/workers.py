@@ -1,5 +1,6 @@
 """Worker processes that each step a share of many seeded environments side by side."""
 
+import contextlib
 import multiprocessing
 import signal
 import traceback
@@ -10,6 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from flowrl.errors import UserError
 from flowrl.provenance import usable_cores
 
 EnvFactory = Callable[[], Any]
@@ -50,6 +52,10 @@ class Slots(NamedTuple):
     finished: list[Finished]
 
 
+class WorkerDied(UserError):
+    """A worker process ended without a word."""
+
+
 class EnvPool:
     """Environments in slots, spread evenly over worker processes that live until `close`."""
 
@@ -83,12 +89,16 @@ class EnvPool:
         return self._exchange("step", [actions[share] for share in self._shares])
 
     def _exchange(self, command: str, arguments: list[Any]) -> Slots:
-        try:
-            for connection, argument in zip(self._connections, arguments, strict=True):
+        for connection, argument in zip(self._connections, arguments, strict=True):
+            with contextlib.suppress(OSError):  # a worker that has failed says why in what it sent last
                 connection.send((command, argument))
+        try:
             replies = [connection.recv() for connection in self._connections]
         except (EOFError, OSError) as error:
-            raise RuntimeError("an environment worker died; see its message above") from error
+            raise WorkerDied(
+                "an environment worker died: it was killed, or memory ran out; try fewer --workers, and continue with "
+                "--resume"
+            ) from error
         for reply in replies:
             if isinstance(reply, str):
                 raise RuntimeError(f"an environment worker failed:\n{reply}")
@@ -119,13 +129,22 @@ def _work(connection: Connection, make_env: EnvFactory, slots: int) -> None:
     warnings.simplefilter("ignore")
     try:
         share = _Share(make_env, slots)
-        while True:
-            command, argument = connection.recv()
-            connection.send(share.start(argument) if command == "start" else share.step(argument))
-    except (EOFError, OSError):
-        return
+        while (message := _receive(connection)) is not None:
+            command, argument = message
+            reply = share.start(argument) if command == "start" else share.step(argument)
+            with contextlib.suppress(OSError):
+                connection.send(reply)
     except Exception:
-        connection.send(traceback.format_exc())
+        with contextlib.suppress(OSError):
+            connection.send(traceback.format_exc())
+
+
+def _receive(connection: Connection) -> tuple[str, Any] | None:
+    """Returns the next command, or None when the parent has gone."""
+    try:
+        return connection.recv()
+    except (EOFError, OSError):
+        return None
 
 
 class _Share:

@@ -81,8 +81,8 @@ def test_agrees_with_a_plain_loop(two_runs: Any) -> None:
     act = jax.jit(lambda *args: agent.act(jnp.float32(0.8), *args, mode="eval"))
     root = stream_key(jax.random.key(3), "eval")
     for task, episode in ((0, 0), (2, 1), (4, 0)):
-        key = jax.random.fold_in(jax.random.fold_in(root, task), episode)
-        observation, info = env.reset(seed=int(jax.random.bits(key)), options={"task_id": task + 1})
+        env_key, key = jax.random.split(jax.random.fold_in(jax.random.fold_in(root, task), episode))
+        observation, info = env.reset(seed=int(jax.random.bits(env_key)), options={"task_id": task + 1})
         goal = np.asarray(info["goal"], np.float32)[None]
         for time in range(1000):
             observations = np.asarray(observation, np.float32)[None]

@@ -109,17 +109,20 @@ def test_different_seeds_differ_from_the_start_and_in_their_batches(walks: Datas
 class Recorder:
     """Hooks that note what they were called with."""
 
-    def __init__(self, stop_at: int | None = None):
+    def __init__(self, stop_at: int | None = None, stop_in_evaluation: int | None = None):
         self.logged: list[tuple[int, dict[str, np.ndarray]]] = []
         self.evaluated: list[int] = []
         self.saved: list[tuple[int, bool]] = []
-        self.step, self.stop_at = 0, stop_at
+        self.step, self.stop_at, self.stop_in_evaluation = 0, stop_at, stop_in_evaluation
 
     def hooks(self) -> loop.Hooks:
         def progress(step: int, updates: int, seconds: float) -> None:
             self.step = step
 
         def evaluate(step: int, states: Any) -> bool:
+            if step == self.stop_in_evaluation:
+                self.stop_at = step
+                return False
             self.evaluated.append(step)
             return True
 
@@ -168,6 +171,35 @@ def test_a_stop_saves_at_the_very_update(walks: Dataset) -> None:
     with pytest.raises(loop.Stopped):
         train(make(), walks, loop.Schedule(1000, 20, 500, 500), recorder)
     assert recorder.saved == [(20, True)]
+
+
+@pytest.mark.parametrize("step", [20, 40], ids=["on the way", "at the end"])
+def test_a_stop_in_an_evaluation_leaves_it_to_be_done(walks: Dataset, step: int) -> None:
+    recorder = Recorder(stop_in_evaluation=step)
+    with pytest.raises(loop.Stopped):
+        train(make(), walks, loop.Schedule(40, 20, 20, 20), recorder)
+    assert recorder.saved[-1] == (step, False)
+    assert step not in recorder.evaluated
+
+
+def test_a_stop_right_after_a_checkpoint_saves_no_second_one(walks: Dataset) -> None:
+    recorder = Recorder(stop_at=20)
+    with pytest.raises(loop.Stopped):
+        train(make(), walks, loop.Schedule(100, 20, 100, 20), recorder)
+    assert recorder.saved == [(20, True)]
+
+
+def test_a_stop_saves_no_parameters_that_are_not_finite(walks: Dataset) -> None:
+    agent = make()
+
+    def update(state: Any, batch: Any, key: jax.Array) -> Any:
+        state, metrics = agent.update(state, batch, key)
+        return state.replace(params=jax.tree.map(lambda leaf: leaf * jnp.nan, state.params)), metrics
+
+    recorder = Recorder(stop_at=1)
+    with pytest.raises(loop.Diverged):
+        train(agent._replace(update=update), walks, loop.Schedule(100, 1, 100, 100), recorder)
+    assert recorder.saved == []
 
 
 @pytest.mark.parametrize("where", ["metric", "params"])

@@ -1,6 +1,7 @@
 """Interrupted and continued runs equal undisturbed ones bit for bit, through the real command line."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -11,6 +12,9 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+
+from flowrl.errors import UserError
+from flowrl.files import sole_owner
 
 pytestmark = pytest.mark.filterwarnings("ignore:Sharding info not provided")
 MAIN = Path(__file__).parents[1] / "experiments" / "main.py"
@@ -112,6 +116,23 @@ def wait_for(path: Path, text: str, process: subprocess.Popen) -> None:
         time.sleep(0.02)
 
 
+def test_a_run_killed_before_its_first_checkpoint_begins_anew(data: Path, undisturbed: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    arguments = command(data, folder)
+    hook = ["open", "checkpoints/0.orbax-checkpoint-tmp"]
+    killed = subprocess.run([arguments[0], "-c", KILL_SELF, *hook, *arguments[1:]], capture_output=True)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
+    resume(folder)
+    assert_same_run(undisturbed, folder, 400)
+
+
+def test_a_run_directory_belongs_to_one_process(tmp_path: Path) -> None:
+    with sole_owner(tmp_path), pytest.raises(UserError, match="another process"), sole_owner(tmp_path):
+        pass
+    with sole_owner(tmp_path):
+        pass
+
+
 @pytest.fixture(scope="module")
 def undisturbed_with_evaluation(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("evaluated") / "run"
@@ -127,6 +148,7 @@ def undisturbed_with_evaluation(data: Path, tmp_path_factory: pytest.TempPathFac
 def test_a_signal_during_training_or_evaluation(
     data: Path, undisturbed_with_evaluation: Path, tmp_path: Path, number: signal.Signals
 ) -> None:
+    """The signal goes to the whole process group, as from a terminal or a batch system."""
     folder = tmp_path / "run"
     process = subprocess.Popen(
         command(data, folder, "--agent=gcbc", "--eval_episodes=1"),
@@ -136,7 +158,7 @@ def test_a_signal_during_training_or_evaluation(
     )
     wait_for(folder / "metrics.jsonl", '"step": 200', process)  # the evaluation at 200 is about to begin
     time.sleep(0.3)
-    process.send_signal(number)
+    os.killpg(process.pid, number)
     stdout, stderr = process.communicate(timeout=120)
     if number == signal.SIGKILL:
         assert process.returncode == -signal.SIGKILL

@@ -9,6 +9,11 @@ from flowrl.agent import Needs
 from flowrl.data.dataset import Dataset, sample_rows
 from flowrl.train_state import Hyper
 
+FIELDS = (
+    "value_goals", "rewards", "masks", "actor_goals", "low_actor_goals", "high_actor_goals", "high_actor_targets"
+)  # fmt: skip
+"""What `relabel` can provide."""
+
 
 class GoalRows(NamedTuple):
     """Rows whose observations serve as goals.

@@ -35,7 +35,7 @@ _TABLES = (
 
 _QUICK_SOURCE = "quick: flowrl's own settings for two CPU cores, see docs/quick_preset.md; not a published setting"
 _QUICK_RUN = dict(steps=20_000, eval_interval=2_500, eval_episodes=10, log_interval=500, checkpoint_interval=2_500)
-_QUICK_AGENT = dict(hidden_dims=(256, 256, 256), batch_size=256, learning_rate=1e-3)
+QUICK_AGENT = dict(hidden_dims=(256, 256, 256), batch_size=256, learning_rate=1e-3)
 
 
 class Preset(NamedTuple):
@@ -80,7 +80,7 @@ def lookup(name: str, agent: str, dataset: str) -> Preset:
                 "your own as --agent.<field>=value"
             )
         return published
-    settings = (published.agent if published else {}) | _QUICK_AGENT
+    settings = (published.agent if published else {}) | QUICK_AGENT
     return Preset("quick", _QUICK_SOURCE, settings, _QUICK_RUN)
 
 
