@@ -155,6 +155,7 @@ def test_a_signal_during_training_or_evaluation(
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        start_new_session=True,
     )
     wait_for(folder / "metrics.jsonl", '"step": 200', process)  # the evaluation at 200 is about to begin
     time.sleep(0.3)
