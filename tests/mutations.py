@@ -1,0 +1,262 @@
+"""Faults that the tests must notice: one small change each, and the tests that must fail under it."""
+
+from typing import NamedTuple
+
+_LOSSES, _NETWORKS, _GOALS, _AGENTS = (f"tests/test_{name}.py" for name in ("losses", "networks", "goals", "agents"))
+
+
+class Mutation(NamedTuple):
+    """One fault.
+
+    Attributes:
+        path: File, from the repository's root.
+        old: Text that occurs exactly once in it.
+        new: What replaces it.
+        tests: File of the tests that must catch it.
+        select: Which of them, as for `pytest -k`.
+    """
+
+    path: str
+    old: str
+    new: str
+    tests: str
+    select: str
+
+
+_REFERENCES = "test_losses_and_gradients_equal_their_references"
+_STEP = "test_a_step_is_adam"
+_ROUTES = "test_gradients_reach_the_right_networks"
+_TRAIN, _DATASET, _RELABEL = "flowrl/train_state.py", "flowrl/data/dataset.py", "flowrl/data/goals.py"
+_MODULES = "flowrl/networks.py"
+_SSCP, _HIQL, _GCIVL, _GCBC = (f"agents/{name}.py" for name in ("gc_sscp", "hiql", "gcivl", "gcbc"))
+
+
+def _reference(case: str) -> str:
+    return f"{_REFERENCES} and {case}"
+
+
+MUTATIONS = (
+    # losses.py
+    Mutation("flowrl/losses.py", "(advantages < 0)", "(advantages <= 0)", _LOSSES, "expectile_weight"),
+    Mutation("flowrl/losses.py", "(advantages < 0)", "(advantages > 0)", _LOSSES, "goal_value_loss"),
+    Mutation("flowrl/losses.py", "jnp.exp(alpha * advantages)", "jnp.exp(-alpha * advantages)", _LOSSES, "awr"),
+    Mutation(
+        "flowrl/losses.py",
+        "jax.lax.stop_gradient(jnp.minimum(jnp.exp(alpha * advantages), maximum))",
+        "jnp.minimum(jnp.exp(alpha * advantages), maximum)",
+        _LOSSES,
+        "awr_weight_gives_no_gradient",
+    ),
+    Mutation("flowrl/losses.py", "next_values.min(axis=0)", "next_values.mean(axis=0)", _LOSSES, "goal_value_loss"),
+    Mutation("flowrl/losses.py", "target_values.mean(axis=0)", "values.mean(axis=0)", _LOSSES, "test_goal_value_loss"),
+    Mutation(
+        "flowrl/losses.py",
+        'hyper["discount"] * batch["masks"]',
+        'hyper["discount"] * jnp.ones_like(batch["masks"])',
+        _LOSSES,
+        "test_goal_value_loss",
+    ),
+    Mutation(
+        "flowrl/losses.py",
+        "discounts * next_values - values",
+        "discounts * next_values.min(axis=0) - values",
+        _LOSSES,
+        "each_head_has_its_own_target",
+    ),
+    Mutation(
+        "flowrl/losses.py",
+        '{**state.params, "value": state.target_params["value"]}',
+        '{**params, "value": state.target_params["value"]}',
+        _LOSSES,
+        "gradients_of_goal_value_loss",
+    ),
+    Mutation("flowrl/losses.py", "errors**2).mean(axis=-1).sum()", "errors**2).mean()", _LOSSES, "goal_value_loss"),
+    Mutation("flowrl/losses.py", "-0.5 * jnp.sum(", "-0.5 * jnp.mean(", _LOSSES, "log_prob"),
+    # optim.py and train_state.py
+    Mutation(
+        "flowrl/optim.py", '-state.hyper["learning_rate"]', 'state.hyper["learning_rate"]', _AGENTS, f"{_STEP} and gcbc"
+    ),
+    Mutation(
+        "flowrl/optim.py",
+        "incremental_update(state.params[name], state.target_params[name], rate)",
+        "incremental_update(state.target_params[name], state.params[name], rate)",
+        _AGENTS,
+        f"{_STEP} and gcivl",
+    ),
+    Mutation(
+        "flowrl/optim.py",
+        "direction, opt_state[name] = ",
+        "direction, _ = ",
+        _AGENTS,
+        f"{_STEP} and gcbc",
+    ),
+    Mutation(_TRAIN, "jax.tree.map(jnp.copy, params[name])", "params[name]", _AGENTS, "starts_with_copies and gcivl"),
+    Mutation(_TRAIN, "optax.scale_by_adam()", "optax.scale_by_adam(b2=0.99)", _AGENTS, "descend_takes"),
+    # dataset.py
+    Mutation(_DATASET, "(last_rows - 1).astype", "last_rows.astype", _GOALS, "transitions_and_ends"),
+    Mutation(_DATASET, "prepend=-1", "prepend=0", _GOALS, "transitions_and_ends"),
+    Mutation(_DATASET, "np.flatnonzero(~terminals)", "np.arange(len(terminals))", _GOALS, "transitions_and_ends"),
+    Mutation(_DATASET, '["observations"][rows + 1]', '["observations"][rows]', _GOALS, "transitions_and_ends"),
+    Mutation(
+        _DATASET, "0, len(dataset.transitions))", "0, len(dataset.transitions) - 1)", _GOALS, "random_rows_are_uniform"
+    ),
+    # goals.py
+    Mutation(_RELABEL, "jnp.ceil(jnp.log1p", "jnp.floor(jnp.log1p", _GOALS, "geometric_offsets_follow"),
+    Mutation(_RELABEL, "jnp.minimum(jnp.log(discount), -1e-15)", "jnp.log(discount)", _GOALS, "at_the_extremes"),
+    Mutation(_RELABEL, "jnp.minimum(rows + 1, ends)", "rows", _GOALS, "actor_goals_and_high_targets"),
+    Mutation(
+        _RELABEL,
+        "return ends - jnp.round(jax.random.uniform(key, rows.shape) * spans).astype(jnp.int32)",
+        "return jnp.round(ends - jax.random.uniform(key, rows.shape) * spans).astype(jnp.int32)",
+        _GOALS,
+        "beyond_float32",
+    ),
+    Mutation(
+        _RELABEL,
+        "jnp.minimum(rows + geometric_offsets(key, discount, rows.shape), ends)",
+        "rows + geometric_offsets(key, discount, rows.shape)",
+        _GOALS,
+        "test_value_goals or keep_to_their_episodes",
+    ),
+    Mutation(_RELABEL, "jnp.round(jax.random.uniform", "jnp.floor(jax.random.uniform", _GOALS, "actor_goals_and_high"),
+    Mutation(_RELABEL, "uniform < p_random + p_trajectory", "uniform < p_trajectory", _GOALS, "test_value_goals"),
+    Mutation(
+        _RELABEL, "jnp.where(reached, 0.0, -1.0)", "jnp.where(reached, -1.0, 0.0)", _GOALS, "keep_to_their_episodes"
+    ),
+    Mutation(
+        _RELABEL,
+        "jnp.where(goals.is_random, dataset.ends[rows], goals.rows)",
+        "dataset.ends[rows]",
+        _GOALS,
+        "actor_goals_and_high_targets",
+    ),
+    Mutation(
+        _RELABEL,
+        "jnp.where(goals.is_random, dataset.ends[rows], goals.rows)",
+        "goals.rows",
+        _GOALS,
+        "actor_goals_and_high_targets",
+    ),
+    Mutation(
+        _RELABEL,
+        'ahead = jnp.minimum(rows + hyper["subgoal_steps"], dataset.ends[rows])',
+        'ahead = rows + hyper["subgoal_steps"]',
+        _GOALS,
+        "keep_to_their_episodes",
+    ),
+    Mutation(
+        _RELABEL,
+        "kind_key, trajectory_key, random_key = jax.random.split(key, 3)",
+        "kind_key = trajectory_key = random_key = key",
+        _GOALS,
+        "test_value_goals or kind_of_goal",
+    ),
+    # networks.py
+    Mutation(_MODULES, "n / (n + 2.0)", "n / (n + 1.0)", _NETWORKS, "mish"),
+    Mutation(_MODULES, "jnp.minimum(x, 20.0)", "jnp.minimum(x, 2.0)", _NETWORKS, "mish"),
+    Mutation(_MODULES, "sum(sizes[:i])", "sum(sizes[i:])", _NETWORKS, "split_dense"),
+    Mutation(_MODULES, " * jnp.sqrt(x.shape[-1])", "", _NETWORKS, "length_normalize"),
+    Mutation(
+        _MODULES, "[jnp.cos(angles), jnp.sin(angles)]", "[jnp.sin(angles), jnp.sin(angles)]", _NETWORKS, "fourier"
+    ),
+    Mutation(_MODULES, 'split_rngs={"params": True}', 'split_rngs={"params": False}', _NETWORKS, "ensemble"),
+    Mutation(_MODULES, 'mode == "explore"', 'mode == "eval"', _AGENTS, "gaussian_policies and gcbc"),
+    # gcbc
+    Mutation(_GCBC, "loss = -unit", "loss = unit", _AGENTS, _reference("gcbc")),
+    Mutation(_GCBC, "key, mode), -1.0, 1.0)", "key, mode), -1.0, 2.0)", _AGENTS, "stay_in_bounds and gcbc"),
+    # gcivl
+    Mutation(
+        _GCIVL, "awr_weight(next_values - values", "awr_weight(values - next_values", _AGENTS, _reference("gcivl-actor")
+    ),
+    Mutation(_GCIVL, "return value_loss + policy_loss,", "return value_loss,", _AGENTS, f"{_STEP} and gcivl"),
+    Mutation(
+        _GCIVL,
+        'v(networks, state.params, batch["observations"], goals)',
+        'v(networks, state.target_params, batch["observations"], goals)',
+        _AGENTS,
+        _reference("gcivl-actor"),
+    ),
+    # hiql
+    Mutation(
+        _HIQL, "params if config.low_actor_rep_grad else state.params", "params", _AGENTS, f"{_ROUTES} and hiql-low"
+    ),
+    Mutation(_HIQL, 'state.hyper["high_alpha"]', 'state.hyper["low_alpha"]', _AGENTS, _reference("hiql-high")),
+    Mutation(
+        _HIQL,
+        'target_reps = represent(networks, state.params, batch["observations"], targets)',
+        'target_reps = represent(networks, params, batch["observations"], targets)',
+        _AGENTS,
+        f"{_ROUTES} and hiql-high",
+    ),
+    Mutation(_HIQL, "length_normalize(reps))", "reps)", _AGENTS, "gaussian_policies and hiql"),
+    # gc_sscp
+    Mutation(
+        _SSCP,
+        "subgoal_reps, noise, 1, 1)",
+        "subgoal_reps, noise, 0, 1)",
+        _AGENTS,
+        _reference("gc_sscp-low"),
+    ),
+    Mutation(
+        _SSCP,
+        "subgoal_reps = represent(networks, state.params,",
+        "subgoal_reps = represent(networks, params,",
+        _AGENTS,
+        f"{_ROUTES} and gc_sscp-low",
+    ),
+    Mutation(
+        _SSCP,
+        "represent(networks, params, observations, goals), noise, 0, 1",
+        "represent(networks, state.params, observations, goals), noise, 0, 1",
+        _AGENTS,
+        f"{_ROUTES} and gc_sscp-high",
+    ),
+    Mutation(
+        _SSCP,
+        '(weights * (mse(hop.actions, batch["actions"]) + rep_errors)).mean()',
+        '(weights * mse(hop.actions, batch["actions"]) + rep_errors).mean()',
+        _AGENTS,
+        _reference("gc_sscp-high"),
+    ),
+    Mutation(
+        _SSCP,
+        'two_hops(networks, state.target_params["actor"]',
+        'two_hops(networks, params["actor"]',
+        _AGENTS,
+        _reference("gc_sscp-shortcut"),
+    ),
+    Mutation(
+        _SSCP, "goal_reps, noises[0], 0, 2))", "goal_reps, noises[1], 0, 2))", _AGENTS, _reference("gc_sscp-shortcut")
+    ),
+    Mutation(_SSCP, "bounded(subgoal).reps", "subgoal.reps", _AGENTS, _reference("gc_sscp-shortcut")),
+    Mutation(_SSCP, "noises[1], 1, 1)", "noises[0], 1, 1)", _AGENTS, "acts_by_the_slow_actor"),
+    Mutation(
+        _SSCP, "goal_reps, noise, 0, 2)).actions", "goal_reps, noise, 0, 1)).actions", _AGENTS, "acts_by_the_slow"
+    ),
+    Mutation(
+        _SSCP, '"actor": state.target_params["actor"]}', '"actor": state.params["actor"]}', _AGENTS, "acts_by_the_slow"
+    ),
+    Mutation(
+        _SSCP,
+        '"actor": state.hyper["actor_target_rate"]',
+        '"actor": state.hyper["value_target_rate"]',
+        _AGENTS,
+        f"{_STEP} and gc_sscp",
+    ),
+    Mutation(
+        _SSCP,
+        "high_loss(networks, params, state, batch, hop_noise)",
+        "high_loss(networks, params, state, batch, first_noise)",
+        _AGENTS,
+        "draws_its_noise",
+    ),
+    Mutation(_SSCP, "jax.random.normal(rep_key", "jax.random.normal(action_key", _AGENTS, "draws_its_noise"),
+    Mutation(_SSCP, "step=state.step + 1", "step=state.step + 2", _AGENTS, f"{_STEP} and gc_sscp"),
+    Mutation(
+        _SSCP,
+        'embed(name="depth")(features(jnp.full((1,), d',
+        'embed(name="depth")(features(jnp.full((1,), t',
+        _NETWORKS,
+        "reads_all_inputs",
+    ),
+)
