@@ -19,6 +19,7 @@ from flowrl import config as configs
 from flowrl import flags, loggers, stats
 from flowrl.errors import UserError
 from flowrl.files import replacing
+from flowrl.settings import command
 from flowrl.summary import HEADLINE_EVALUATIONS
 
 FORMATS = ("png", "pdf", "svg")
@@ -255,6 +256,7 @@ def _traces(run: RunDir) -> dict[str, Any]:
     config = run.config
     return {
         "run_dir": run.folder.resolve().name,
+        "command": command(config),
         "seeds": [*run.curves],
         "episodes_per_task": run.episodes,
         "data": {"from": data_name(config), "sha256": config["data"]["sha256"]},

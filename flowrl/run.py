@@ -22,7 +22,7 @@ from flowrl.evaluate import Evaluator
 from flowrl.files import LOCK, make_folder, sole_owner
 from flowrl.loop import Diverged, Program, Window
 from flowrl.provenance import git_commit, hardware, versions
-from flowrl.settings import Plan, read_config
+from flowrl.settings import Plan, command, read_config
 from flowrl.signals import Signals
 from flowrl.summary import evaluation_lines, print_summary, summarize
 from flowrl.train_state import TrainState
@@ -98,7 +98,7 @@ def _warn_of_changes(stored: dict[str, Any], now: dict[str, Any]) -> None:
 def _config(plan: Plan, source: sources.Source) -> dict[str, Any]:
     packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "ogbench", "mujoco", "gymnasium")
     settings = dataclasses.asdict(plan.settings) | {"resume": False, "run_dir": None}
-    return {
+    config = {
         "settings": settings,
         "agent_config": dataclasses.asdict(plan.agent_config),
         "seeds": plan.seeds,
@@ -108,6 +108,7 @@ def _config(plan: Plan, source: sources.Source) -> dict[str, Any]:
         "versions": versions(*packages),
         "git_commit": git_commit(),
     }
+    return {"command": command(config)} | config
 
 
 def _record_steps(plan: Plan) -> None:

@@ -13,6 +13,8 @@ from flowrl.errors import UserError
 
 RESUMABLE = ("run_dir", "resume", "steps", "workers", "data")
 """Settings that may differ when a run is resumed; data is checked by its hash."""
+_ELSEWHERE = ("run_dir", "resume", "workers", "map")
+"""Settings that do not change what a run learns."""
 MAX_SEED = 2**32 - 1
 
 
@@ -147,6 +149,21 @@ def resumed_plan(given: dict[str, Any], agent_given: dict[str, Any]) -> tuple[Pl
             "give a larger --steps, or start a new run in another --run_dir"
         )
     return Plan(settings, agent_config, envs.parse(fields["env"]), preset, folder), stored
+
+
+def command(config: dict[str, Any]) -> str:
+    """Returns the command line that makes a run with this `config.json`; data from a file is named `--data=FILE`."""
+    settings, origin = config["settings"], config["data"]["origin"]
+    preset = presets.lookup(config["preset"]["name"], settings["agent"], settings["env"])
+    usual = dataclasses.asdict(Settings()) | preset.run | {"data": None, "preset": "paper"}
+    shown = settings | {"data": "FILE" if origin == "file" else origin}
+    flags = [f"--{name}={value}" for name, value in shown.items() if value != usual[name] and name not in _ELSEWHERE]
+    agent_usual = dataclasses.asdict(agents.load(settings["agent"]).Config()) | preset.agent
+    for name, value in config["agent_config"].items():
+        value = tuple(value) if isinstance(value, list) else value
+        if value != agent_usual[name]:
+            flags.append(f"--agent.{name}={','.join(map(str, value)) if isinstance(value, tuple) else value}")
+    return " ".join(["python experiments/main.py", *flags])
 
 
 def read_config(folder: Path) -> dict[str, Any]:
