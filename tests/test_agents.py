@@ -5,11 +5,10 @@ constants, so that a reference's gradient is also the gradient that the paper's 
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
-import jax.flatten_util
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -70,23 +69,17 @@ def networks_of(name: str) -> Any:
 
 
 @functools.cache
-def builder_of(name: str) -> Callable[[int], TrainState]:
-    def noisy(tree: Any, seed: jax.Array, salt: int) -> Any:
-        flat, restore = jax.flatten_util.ravel_pytree(tree)
-        return restore(flat + 0.2 * jax.random.normal(jax.random.key(100 * seed + salt), flat.shape))
-
-    def build(seed: jax.Array) -> TrainState:
-        state = agent_of(name).init(jax.random.key(seed))
-        params, targets = noisy(state.params, seed, 1), noisy(state.target_params, seed, 2)
-        return state.replace(params=params, target_params=targets)
-
-    return jax.jit(build)
-
-
-@functools.cache
 def state_of(name: str, seed: int = 0) -> TrainState:
     """A state away from initialisation: no zero biases, and targets unlike the trained networks."""
-    return builder_of(name)(seed)
+    shapes = jax.eval_shape(agent_of(name).init, jax.random.key(0)).params
+    rng = np.random.default_rng([seed, *name.encode()])
+
+    def filled(networks: Iterable[str]) -> Params:
+        one = {network: shapes[network] for network in sorted(networks)}
+        return jax.tree.map(lambda leaf: jnp.asarray(rng.normal(0, 0.3, leaf.shape), leaf.dtype), one)
+
+    state = new_state(filled(shapes), TARGETS[name], configs.hyper(config_of(name)))
+    return state.replace(target_params=filled(TARGETS[name]))
 
 
 def batch_of(seed: int = 0) -> Batch:
@@ -345,7 +338,7 @@ ROUTES = {
 
 def receivers(name: str, function: Loss) -> set[str]:
     state = state_of(name)
-    grads = jax.grad(function, has_aux=True)(state.params, state, batch_of())[0]
+    grads = jax.jit(jax.grad(function, has_aux=True))(state.params, state, batch_of())[0]
     return {network for network in grads if any(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(grads[network]))}
 
 
