@@ -242,7 +242,7 @@ def test_resume_needs_a_run(tmp_path: Path) -> None:
         ("has --agent.batch_size=8, not 16", "--agent.batch_size=16"),
         ("has --agent.hidden_dims=(8, 8), not (16,)", "--agent.hidden_dims=16"),
         ("has --env=pointmaze-medium-navigate, not pointmaze-large-navigate", "--env=pointmaze-large-navigate-v0"),
-        ("has done 20 updates, more than --steps=15", "--steps=15"),
+        ("is for 20 updates, more than --steps=15", "--steps=15"),
     ],
 )
 def test_resume_refuses_what_contradicts_the_run(finished: Path, message: str, argument: str) -> None:
