@@ -417,9 +417,12 @@ def test_gc_sscp_draws_its_noise_as_the_paper_does(monkeypatch: pytest.MonkeyPat
         # Standard errors with 6000 numbers or more: 0.013 for the mean, 0.009 for the deviation.
         assert abs(array.mean()) < 0.08
         assert abs(array.std() - 1) < 0.06
-    # Twelve columns of noise without correlation (standard error 0.018): the hop's, the two of the shortcut.
+    # Eighteen columns of noise without correlation (standard error 0.018): the hop's, the two of the shortcut.
     correlations = np.corrcoef(np.concatenate(arrays, axis=1).T) - np.eye(3 * (2 + REP))
     assert np.abs(correlations).max() < 0.12
+    # One key used for two shapes would give the same numbers in another layout (standard error 0.013).
+    prefixes = np.corrcoef([array.ravel()[: 500 * B * 2] for array in arrays]) - np.eye(len(arrays))
+    assert np.abs(prefixes).max() < 0.08
 
 
 @each_agent
