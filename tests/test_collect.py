@@ -187,7 +187,12 @@ def test_parts_of_another_collection_are_not_used(undisturbed, tmp_path, monkeyp
 
 
 def start(folder):
-    command = [sys.executable, ROOT / "experiments" / "collect.py", f"--env={NAVIGATE}", "--episodes=20", "--workers=1"]
+    # Where tests run in the background of a shell, Ctrl-C is ignored, and children inherit that.
+    heed = (
+        "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); os.execv(sys.executable, sys.argv[1:])"
+    )
+    program = [sys.executable, ROOT / "experiments" / "collect.py", f"--env={NAVIGATE}", "--episodes=20", "--workers=1"]
+    command = [sys.executable, "-c", heed, *program]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     process = subprocess.Popen(
         [*command, f"--out={folder}"],
@@ -195,8 +200,6 @@ def start(folder):
         stderr=subprocess.PIPE,
         start_new_session=True,
         text=True,
-        # Where tests run in the background of a shell, Ctrl-C is ignored, and children inherit that.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     parts = folder / f"{NAVIGATE}-v0.parts"
     deadline = time.monotonic() + 60
