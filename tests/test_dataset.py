@@ -1,0 +1,37 @@
+"""Memory of a dataset as large as OGBench's antmaze sets: 1M transitions of 29 numbers, actions of 8."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+
+MEASURE = """
+import resource, sys
+from pathlib import Path
+import jax, jax.numpy as jnp
+
+def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+jnp.ones(3).block_until_ready()
+before = peak()
+from flowrl.data.dataset import from_arrays
+from flowrl.data.sources import read
+dataset = jax.block_until_ready(from_arrays(read(Path(sys.argv[1]), observation_dim=29, action_dim=8)))
+assert dataset.transitions.shape == (1_000_000,)
+print(peak() - before)
+"""
+
+
+def test_an_antmaze_sized_dataset_takes_less_than_a_gigabyte(tmp_path: Path) -> None:
+    rng, rows = np.random.default_rng(0), 1000 * 1001
+    terminals = np.zeros((1000, 1001), bool)
+    terminals[:, -1] = True
+    np.savez(
+        tmp_path / "large.npz",
+        observations=rng.standard_normal((rows, 29), np.float32),
+        actions=rng.uniform(-1, 1, (rows, 8)).astype(np.float32),
+        terminals=terminals.ravel(),
+    )
+    command = [sys.executable, "-c", MEASURE, str(tmp_path / "large.npz")]
+    output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    assert 148e6 < float(output) < 1e9
