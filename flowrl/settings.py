@@ -157,11 +157,12 @@ def command(config: dict[str, Any]) -> str:
     preset = presets.lookup(config["preset"]["name"], settings["agent"], settings["env"])
     usual = dataclasses.asdict(Settings()) | preset.run | {"data": None, "preset": "paper"}
     shown = settings | {"data": "FILE" if origin == "file" else origin}
-    flags = [f"--{name}={value}" for name, value in shown.items() if value != usual[name] and name not in _ELSEWHERE]
+    told = {name: value for name, value in shown.items() if name not in _ELSEWHERE and value != usual.get(name)}
+    flags = [f"--{name}={value}" for name, value in told.items()]
     agent_usual = dataclasses.asdict(agents.load(settings["agent"]).Config()) | preset.agent
     for name, value in config["agent_config"].items():
         value = tuple(value) if isinstance(value, list) else value
-        if value != agent_usual[name]:
+        if value != agent_usual.get(name):
             flags.append(f"--agent.{name}={','.join(map(str, value)) if isinstance(value, tuple) else value}")
     return " ".join(["python experiments/main.py", *flags])
 
