@@ -1,6 +1,5 @@
 """Checkpoints of whole runs with orbax: all or nothing, and exact."""
 
-import gc
 import logging
 import sys
 from pathlib import Path
@@ -13,14 +12,18 @@ from flowrl.errors import UserError
 from flowrl.files import require_space
 
 
-def _drop_unfinished_reads() -> None:
-    """Frees what a failed restore left behind: orbax's pending reads each complain that their event loop is closed."""
-    hook = sys.unraisablehook
-    sys.unraisablehook = lambda _: None
-    try:
-        gc.collect()
-    finally:
-        sys.unraisablehook = hook
+def _ignore_unfinished_reads() -> None:
+    """Silences orbax's reads that are still under way after a failed restore.
+
+    Each one, whenever it ends, finds its event loop closed and says so on stderr; the failure itself was raised.
+    """
+    previous = sys.unraisablehook
+
+    def hook(unraisable: Any) -> None:
+        if str(unraisable.exc_value) != "Event loop is closed":
+            previous(unraisable)
+
+    sys.unraisablehook = hook
 
 
 class Checkpoints:
@@ -88,7 +91,7 @@ class Checkpoints:
             return self._manager.restore(step, args=parts)
         except (ValueError, KeyError, TypeError, OSError) as error:
             reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-        _drop_unfinished_reads()
+        _ignore_unfinished_reads()
         raise UserError(
             f"the checkpoint at step {step} in {self.folder} does not fit this agent and its settings, or is "
             f"damaged ({reason}); delete that step's folder to fall back to the one before"
