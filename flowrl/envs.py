@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import tempfile
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -10,41 +11,73 @@ import gymnasium
 import numpy as np
 
 from flowrl import presets
+from flowrl.data import d4rl
 from flowrl.errors import UserError, suggestion
 
 
 class EnvName(NamedTuple):
-    """What a name such as `pointmaze-medium-navigate` stands for.
+    """What a name given as `--env` stands for: an environment, and the dataset that belongs to it.
 
     Attributes:
-        name: The name without its version, `pointmaze-medium-navigate`.
-        dataset: Stem of OGBench's dataset files, `pointmaze-medium-navigate-v0`.
-        env_id: The environment registered with Gymnasium, `pointmaze-medium-v0`.
-        behaviour: How the data was collected, `navigate`.
+        name: The canonical name: `pointmaze-medium-navigate`, `cube-single-play-singletask-task2`,
+            `halfcheetah-medium-v2`, `minari:mujoco/hopper/medium-v0`, `Pendulum-v1`.
+        family: Whose name it is, which decides how its data is found and read: `ogbench`, `d4rl`, `minari` or
+            `gymnasium` (any registered environment, with the user's own file).
+        dataset: OGBench's file stem `cube-single-play-v0`, D4RL's name, Minari's id; empty for `gymnasium`.
+        env_id: The environment registered with Gymnasium in which policies are evaluated, or None where there is none.
+        behaviour: How OGBench's data was collected, `navigate` or `play`; empty for other families.
+        goals: What a policy is told to reach: `state` (an observation), `oracle` (OGBench's compact goal), or `none`
+            (a single task that the rewards define).
+        note: What people must know about the environment, such as that it is of another version than the data; or empty.
     """
 
     name: str
+    family: str
     dataset: str
-    env_id: str
-    behaviour: str
+    env_id: str | None
+    behaviour: str = ""
+    goals: str = "state"
+    note: str = ""
+
+
+_SINGLE_TASK = re.compile(r"(?P<stem>.+)-singletask(?P<task>-task[1-5])?")
 
 
 def parse(name: str) -> EnvName:
-    """Resolves an OGBench dataset name, with or without `-v0`.
+    """Resolves the name of an OGBench, D4RL or Minari dataset, or of a Gymnasium environment.
+
+    OGBench's names come with or without `-v0`.
 
     Raises:
-        UserError: The name is unknown, or names something flowrl cannot train on yet.
+        UserError: The name is unknown, or names something flowrl cannot train on.
     """
+    if name.startswith("minari:"):
+        return EnvName(name, "minari", name.removeprefix("minari:"), None, goals="none")
+    if name in d4rl.SETS:
+        known = d4rl.SETS[name]
+        return EnvName(name, "d4rl", name, known.env_id, goals="none", note=known.note)
     stem = name.removesuffix("-v0")
-    known = presets.ogbench_datasets()
-    if "singletask" in stem or "oraclerep" in stem:
-        raise UserError(f"environment {name!r}: single-task and oracle-representation sets are not supported yet")
-    if stem not in known:
-        raise UserError(f"unknown environment {name!r}{suggestion(stem, known)}")
-    if stem.startswith(("visual-", "powderworld-")):
+    if (found := _ogbench(stem, name)) is not None:
+        return found
+    if name in gymnasium.registry:
+        return EnvName(name, "gymnasium", "", name, goals="none")
+    known_names = [*presets.ogbench_datasets(), *d4rl.SETS, *gymnasium.registry]
+    raise UserError(f"unknown environment {name!r}{suggestion(stem, known_names)}")
+
+
+def _ogbench(stem: str, name: str) -> EnvName | None:
+    """Resolves the name of an OGBench dataset without its version, or returns None if it is not one."""
+    single = _SINGLE_TASK.fullmatch(stem)
+    oracle = stem.endswith("-oraclerep")
+    data = single["stem"] if single else stem.removesuffix("-oraclerep")
+    if data not in presets.ogbench_datasets():
+        return None
+    if data.startswith(("visual-", "powderworld-")):
         raise UserError(f"environment {name!r}: pixel observations are not supported yet; use a state-based set")
-    body, behaviour = stem.rsplit("-", 1)
-    return EnvName(stem, f"{stem}-v0", f"{body}-v0", behaviour)
+    body, behaviour = data.rsplit("-", 1)
+    suffix = f"-singletask{single['task'] or ''}" if single else ""
+    goals = "none" if single else "oracle" if oracle else "state"
+    return EnvName(stem, "ogbench", f"{data}-v0", f"{body}{suffix}-v0", behaviour, goals)
 
 
 class SeededEpisodes(gymnasium.Wrapper):
