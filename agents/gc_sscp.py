@@ -20,9 +20,9 @@ from flowrl.agent import Agent, Needs, Spec
 from flowrl.losses import awr_weight, goal_value_loss, mse
 from flowrl.networks import (
     MLP,
-    FourierFeatures,
     GoalRep,
     Network,
+    TimePairEmbedding,
     Value,
     ensemble,
     length_normalize,
@@ -63,12 +63,9 @@ class Actor(nn.Module):
     @nn.compact
     def __call__(self, observations: jax.Array, goal_reps: jax.Array, noise: Pair, t: int, d: int) -> Pair:
         """Maps `[..., D]`, `[..., R]` and noise to a prediction; `t` and `d` are the same for all rows."""
-        features = FourierFeatures()
-        embed = partial(MLP, (128,), 128, activation=mish, layer_norm=True)
-        level = embed(name="level")(features(jnp.full((1,), t, jnp.float32)))
-        depth = embed(name="depth")(features(jnp.full((1,), d, jnp.float32)))
+        jump = TimePairEmbedding(layer_norm=True)(*(jnp.full((1,), x, jnp.float32) for x in (t, d)))
         out = MLP(self.hidden_dims, self.action_dim + self.rep_dim, activation=mish, layer_norm=True)(
-            observations, goal_reps, *noise, level + depth
+            observations, goal_reps, *noise, jump
         )
         return Pair(noise.actions + out[..., : self.action_dim], noise.reps + out[..., self.action_dim :])
 

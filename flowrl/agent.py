@@ -10,7 +10,7 @@ import jax
 
 import flowrl.agents
 from flowrl.errors import UserError, suggestion
-from flowrl.train_state import Batch, Metrics, TrainState
+from flowrl.train_state import Batch, Metrics, Mode, TrainState
 
 
 class Spec(NamedTuple):
@@ -19,7 +19,7 @@ class Spec(NamedTuple):
     Attributes:
         observation_dim: D, of observations `[..., D]`.
         action_dim: A, of actions `[..., A]`.
-        goal_dim: G, of goals `[..., G]`.
+        goal_dim: G, of goals `[..., G]`; 0 where there is a single task.
     """
 
     observation_dim: int
@@ -38,6 +38,11 @@ class Needs(NamedTuple):
     fields: tuple[str, ...]
     geometric: tuple[str, ...] = ()
 
+    @property
+    def goals(self) -> bool:
+        """Whether the agent is goal-conditioned."""
+        return any("goals" in field for field in self.fields)
+
 
 class Agent(NamedTuple):
     """An algorithm; every function can be jitted, mapped and differentiated.
@@ -47,8 +52,10 @@ class Agent(NamedTuple):
         update: `(state, batch, key) -> (state, metrics)`: one training step.
         policy: `state -> arrays`: exactly what acting needs.
         act: `(policy, observations [..., D], goals [..., G], key, *, mode) -> actions [..., A]` in [−1, 1]. Mode
-            `eval` is the mode of a Gaussian policy, and one draw of unit noise for a policy that maps noise.
+            `eval` is the mode of a Gaussian policy, and one draw of unit noise for a policy that maps noise;
+            `best_of_n` chooses among several draws by Q.
         needs: What `update` reads from a batch.
+        evaluations: The modes in which the agent is evaluated; their results are reported apart.
     """
 
     init: Callable[..., TrainState]
@@ -56,6 +63,7 @@ class Agent(NamedTuple):
     policy: Callable[[TrainState], Any]
     act: Callable[..., jax.Array]
     needs: Needs
+    evaluations: tuple[Mode, ...] = ("eval",)
 
 
 def names() -> list[str]:

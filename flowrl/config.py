@@ -103,3 +103,24 @@ class GoalValue(GoalConditioned):
     value_p_random: float = sweepable(
         0.3, "Share of value goals from anywhere; what remains is the state itself.", 0, 1
     )
+
+
+@dataclasses.dataclass(frozen=True)
+class Offline:
+    """Settings that every agent for a single task has; the defaults are FQL's."""
+
+    hidden_dims: tuple[int, ...] = static((512, 512, 512, 512), "Hidden layers of every network.")
+    batch_size: int = static(256, "Transitions per update.")
+    learning_rate: float = sweepable(3e-4, "Adam's step size, for every network.")
+
+
+@dataclasses.dataclass(frozen=True)
+class OfflineQ(Offline):
+    """Settings of agents with a critic and a policy that maps noise to actions."""
+
+    discount: float = sweepable(0.99, "Discount per environment step.", 0, 1)
+    critic_target_rate: float = sweepable(0.005, "Polyak rate of the target critics.", 0, 1)
+    candidates: int = static(1, "With more than 1, also evaluates the best of that many actions by Q.")
+    candidate_temperature: float = sweepable(
+        0.0, "Candidates are drawn by softmax(temperature x Q), as in DQL's code; 0 takes the best."
+    )

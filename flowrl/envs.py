@@ -28,7 +28,7 @@ class EnvName(NamedTuple):
         behaviour: How OGBench's data was collected, `navigate` or `play`; empty for other families.
         goals: What a policy is told to reach: `state` (an observation), `oracle` (OGBench's compact goal), or `none`
             (a single task that the rewards define).
-        note: What people must know about the environment, such as that it is of another version than the data; or empty.
+        note: What people must know about the environment, such as that its version is not the data's; or empty.
     """
 
     name: str

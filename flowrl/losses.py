@@ -6,6 +6,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
+from flowrl.networks import Network
 from flowrl.train_state import Batch, Metrics, Params, TrainState
 
 GoalValueFn = Callable[[Params, jax.Array, jax.Array], jax.Array]
@@ -94,3 +95,58 @@ def goal_value_loss(value: GoalValueFn, params: Params, state: TrainState, batch
         "value/v_min": values.min(),
         "value/advantage": advantages.mean(),
     }
+
+
+def td_target(batch: Batch, next_values: jax.Array, discount: jax.Array) -> jax.Array:
+    """One-step target r + γ m Q̄(s', a'), without gradient.
+
+    Args:
+        batch: `rewards` and `masks` `[B]`; the mask is 0 where the episode terminated.
+        next_values: Q̄(s', a') `[B]`.
+        discount: γ, `[]`.
+
+    Returns:
+        `[B]`.
+    """
+    chex.assert_equal_shape([batch["rewards"], batch["masks"], next_values])
+    return jax.lax.stop_gradient(batch["rewards"] + discount * batch["masks"] * next_values)
+
+
+def critic_loss(
+    critic: Network, params: Params, state: TrainState, batch: Batch, next_values: jax.Array
+) -> tuple[jax.Array, Metrics]:
+    """Mean squared TD error of twin critics against one target, over critics and batch.
+
+    Args:
+        critic: Maps `[B, D]` and `[B, A]` to `[2, B]`.
+        params: Parameters to differentiate, with an entry `critic`.
+        state: Gives `discount`.
+        batch: `observations`, `actions`, `rewards` and `masks`.
+        next_values: Q̄(s', a') `[B]`.
+
+    Returns:
+        The loss `[]` and its metrics.
+    """
+    targets = td_target(batch, next_values, state.hyper["discount"])
+    values = critic.apply(params["critic"], batch["observations"], batch["actions"])
+    chex.assert_equal_shape([values[0], targets])
+    loss = jnp.mean((values - targets) ** 2)
+    return loss, {
+        "critic/loss": loss,
+        "critic/q_mean": values.mean(),
+        "critic/q_max": values.max(),
+        "critic/q_min": values.min(),
+    }
+
+
+def normalized_q_loss(values: jax.Array, scale_values: jax.Array) -> jax.Array:
+    """−mean Q / sg(mean |Q'|): a policy objective whose size does not depend on that of the rewards (TD3+BC, eq. 5).
+
+    Args:
+        values: Q of the policy's actions, any shape.
+        scale_values: Q' that the size is taken from, any shape.
+
+    Returns:
+        `[]`.
+    """
+    return -values.mean() / jax.lax.stop_gradient(jnp.abs(scale_values).mean() + 1e-8)

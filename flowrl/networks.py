@@ -1,6 +1,7 @@
 """Network modules (flax.linen) that agents share, and the functions that call several of them in a row."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -83,14 +84,16 @@ class MLP(nn.Module):
 
 
 class Value(nn.Module):
-    """A scalar function of its concatenated inputs, GELU and LayerNorm."""
+    """A scalar function of its concatenated inputs, by default with GELU and LayerNorm."""
 
     hidden_dims: Sequence[int]
+    activation: Activation = nn.gelu
+    layer_norm: bool = True
 
     @nn.compact
     def __call__(self, *parts: jax.Array) -> jax.Array:
         """Maps `[B, D_i]`... to `[B]`."""
-        return MLP(self.hidden_dims, 1, layer_norm=True)(*parts).squeeze(-1)
+        return MLP(self.hidden_dims, 1, activation=self.activation, layer_norm=self.layer_norm)(*parts).squeeze(-1)
 
 
 def ensemble(module: type[nn.Module], size: int = 2) -> Any:
@@ -144,6 +147,30 @@ class FourierFeatures(nn.Module):
         kernel = self.param("kernel", nn.initializers.normal(0.2), (1, self.frequencies))
         angles = 2 * jnp.pi * x @ kernel
         return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
+
+
+class TimePairEmbedding(nn.Module):
+    """Sum of two scalars' embeddings: Fourier features that both share, then an MLP each (SSCP).
+
+    Attributes:
+        layer_norm: Whether LayerNorm follows the activation, as in GC-SSCP.
+    """
+
+    layer_norm: bool = False
+
+    @nn.compact
+    def __call__(self, first: jax.Array, second: jax.Array) -> jax.Array:
+        """Maps `[..., 1]` and `[..., 1]` to `[..., 128]`."""
+        features = FourierFeatures()
+        embed = partial(MLP, (128,), 128, activation=mish, layer_norm=self.layer_norm)
+        return embed(name="first")(features(first)) + embed(name="second")(features(second))
+
+
+def sinusoidal_features(x: jax.Array, size: int) -> jax.Array:
+    """Fixed features [sin ωx, cos ωx] with ω falling geometrically from 1 to 1/10,000: `[..., 1]` to `[..., size]`."""
+    half = size // 2
+    angles = x * jnp.exp(-jnp.log(10_000.0) * jnp.arange(half) / (half - 1))
+    return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
 
 
 def represent(networks: Any, params: Params, observations: jax.Array, goals: jax.Array) -> jax.Array:

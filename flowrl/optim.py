@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from flowrl.train_state import ADAM, Metrics, Params, TrainState
@@ -13,7 +14,8 @@ def descend(
 ) -> tuple[TrainState, Metrics]:
     """Takes one Adam step, of size `hyper["learning_rate"]`, on the networks in `names`; all others are constants.
 
-    The gradient is joint: a representation that several losses share receives the sum of theirs.
+    The gradient is joint: a representation that several losses share receives the sum of theirs. Where there is a
+    `hyper["max_grad_norm"]`, each network's gradient is clipped to it.
 
     Args:
         state: State whose `params` the loss is differentiated at.
@@ -27,10 +29,19 @@ def descend(
     grads, metrics = jax.grad(lambda params: loss_fn({**state.params, **params}), has_aux=True)(trained)
     params, opt_state = dict(state.params), dict(state.opt_state)
     for name in names:
+        if "max_grad_norm" in state.hyper:
+            grads[name] = clip_norm(grads[name], state.hyper["max_grad_norm"])
         direction, opt_state[name] = ADAM.update(grads[name], state.opt_state[name])
         updates = jax.tree.map(lambda d: -state.hyper["learning_rate"] * d, direction)
         params[name] = optax.apply_updates(state.params[name], updates)
     return state.replace(params=params, opt_state=opt_state), metrics
+
+
+def clip_norm(grads: Params, max_norm: jax.Array) -> Params:
+    """Scales a gradient down to the norm `max_norm` `[]` where it is larger; 0 leaves it as it is."""
+    norm = optax.global_norm(grads)
+    scale = jnp.where(max_norm > 0, jnp.minimum(1.0, max_norm / (norm + 1e-6)), 1.0)
+    return jax.tree.map(lambda g: g * scale, grads)
 
 
 def polyak(state: TrainState, rates: Mapping[str, jax.Array]) -> TrainState:

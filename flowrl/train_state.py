@@ -14,8 +14,8 @@ Batch = Mapping[str, jax.Array]
 """Named arrays with a leading batch axis `[B, ...]`, under OGBench's names."""
 Metrics = dict[str, jax.Array]
 """Named float32 scalars, `critic/q_mean` and the like."""
-Mode = Literal["eval", "explore"]
-"""How a policy acts: its best guess, or as it gathers experience."""
+Mode = Literal["eval", "explore", "best_of_n"]
+"""How a policy acts: one action, as it gathers experience, or the best of several candidates by Q."""
 Hyper = Mapping[str, jax.Array]
 """Named traced scalars that a sweep may map over."""
 
