@@ -1,8 +1,9 @@
-"""Measures updates per second: python experiments/bench.py --agents=hiql,gc_sscp --sizes=paper,quick --runs=1.
+"""Measures the cost of agents: python experiments/bench.py --agents=sscp,ofql,fql,bc --sizes=equal --runs=1.
 
 For each agent, size and number of mapped runs: compilation time, updates per second (all runs together), floating-point
-operations of one update as the compiler counts them, and their share of what this machine reaches on 512-wide float32
-matrix products in the same process. Times of one machine and one process can be compared; others cannot.
+operations of one update as the compiler counts them, their share of what this machine reaches on 512-wide float32
+matrix products in the same process, and the time of one action for one observation, host and device together. Times of
+one machine and one process can be compared; others cannot.
 """
 
 import dataclasses
@@ -26,9 +27,11 @@ from flowrl.data.dataset import Dataset, from_arrays
 from flowrl.errors import UserError
 from flowrl.presets import QUICK_AGENT
 from flowrl.provenance import git_commit, hardware, versions
+from flowrl.train_state import TrainState
 
 SIZES: dict[str, dict[str, Any]] = {
     "paper": {},  # the agents' defaults
+    "equal": {"hidden_dims": (512, 512, 512), "batch_size": 256},
     "quick": {name: QUICK_AGENT[name] for name in ("hidden_dims", "batch_size")},
 }
 
@@ -38,7 +41,9 @@ class Settings:
     """What to measure."""
 
     agents: str = setting("hiql,gc_sscp,gcivl,gcbc", "Algorithms, separated by commas.")
-    sizes: str = setting("paper,quick", "Network and batch sizes: paper (3×512, 1024), quick (3×256, 256).")
+    sizes: str = setting(
+        "paper,quick", "Network and batch sizes: paper (each agent's), equal (3×512, 256), quick (3×256, 256)."
+    )
     runs: str = setting("1", "Numbers of mapped runs, separated by commas.")
     maps: str = setting("auto", "How runs are mapped: auto, vmap, serial; several separated by commas.")
     seconds: float = setting(5.0, "Length of each measurement.")
@@ -57,6 +62,8 @@ def synthetic_dataset(spec: Spec, episodes: int = 1000, length: int = 1001) -> D
         {
             "observations": rng.standard_normal((rows, spec.observation_dim), np.float32),
             "actions": rng.uniform(-1, 1, (rows, spec.action_dim)).astype(np.float32),
+            "rewards": rng.standard_normal(rows, np.float32),
+            "masks": np.ones(rows, np.float32),
             "terminals": terminals.reshape(-1),
         }
     )
@@ -112,6 +119,7 @@ def measure(
         states, window = jax.block_until_ready(chunk(states, window, keys, dataset, jnp.int32(count)))
 
     updates = rate(advance, settings.seconds) * runs
+    act_compile_seconds, action_seconds = measure_acting(agent, spec, one, settings.seconds / 2)
     return {
         "agent": name,
         "size": size,
@@ -121,7 +129,24 @@ def measure(
         "updates_per_second": updates,
         "gflop_per_update": flops / 1e9,
         "gflops": flops * updates / 1e9,
+        "act_compile_seconds": act_compile_seconds,
+        "milliseconds_per_action": 1e3 * action_seconds,
     }
+
+
+def measure_acting(agent: agents.Agent, spec: Spec, state: TrainState, seconds: float) -> tuple[float, float]:
+    """Returns the seconds to compile acting on one observation, and those of one action."""
+    observation, goal = jnp.zeros((1, spec.observation_dim)), jnp.zeros((1, spec.goal_dim))
+    arguments = (agent.policy(state), observation, goal, jax.random.key(0))
+    began = time.perf_counter()
+    act = jax.jit(functools.partial(agent.act, mode="eval")).lower(*arguments).compile()
+    compile_seconds = time.perf_counter() - began
+
+    def advance(count: int) -> None:
+        for _ in range(count):
+            act(*arguments).block_until_ready()
+
+    return compile_seconds, 1 / rate(advance, seconds)
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -172,7 +197,8 @@ def _line(result: dict[str, Any], peak: float) -> str:
     return (
         f"{result['agent']:>8} {result['size']:>5} × {result['runs']:<3}{result['map']:>6}  "
         f"compile {result['compile_seconds']:5.1f} s  {result['updates_per_second']:8.1f} updates/s  "
-        f"{result['gflop_per_update']:6.2f} GFLOP/update  {100 * result['gflops'] * 1e9 / peak:4.0f} % of peak"
+        f"{result['gflop_per_update']:6.2f} GFLOP/update  {100 * result['gflops'] * 1e9 / peak:4.0f} % of peak  "
+        f"{result['milliseconds_per_action']:6.3f} ms/action"
     )
 
 

@@ -1,10 +1,11 @@
 """Environment names, and environments whose every episode is fixed by one seed."""
 
 import contextlib
+import functools
 import os
 import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import gymnasium
@@ -106,11 +107,23 @@ class SeededEpisodes(gymnasium.Wrapper):
 
 
 def make(env_id: str, **kwargs: Any) -> SeededEpisodes:
-    """Makes a registered environment; keyword arguments go to `gymnasium.make`."""
-    import ogbench  # noqa: F401  (registers its environments)
+    """Makes a registered environment with actions in [−1, 1]; keyword arguments go to `gymnasium.make`.
 
+    Raises:
+        UserError: Its actions are not continuous and bounded, or its observations not a vector.
+    """
+    if env_id not in gymnasium.registry:
+        import ogbench  # noqa: F401  (registers its environments)
     with _no_leftover_files():
-        return SeededEpisodes(gymnasium.make(env_id, disable_env_checker=True, **kwargs))
+        env = gymnasium.make(env_id, disable_env_checker=True, **kwargs)
+    actions, observations = env.action_space, env.observation_space
+    if not isinstance(actions, gymnasium.spaces.Box) or not actions.is_bounded():
+        raise UserError(f"{env_id} has actions {actions}; flowrl needs continuous, bounded ones")
+    if not isinstance(observations, gymnasium.spaces.Box) or len(observations.shape) != 1:
+        raise UserError(f"{env_id} has observations {observations}; flowrl needs a vector of numbers")
+    if not (np.all(actions.low == -1) and np.all(actions.high == 1)):
+        env = gymnasium.wrappers.RescaleAction(env, np.float32(-1.0), np.float32(1.0))
+    return SeededEpisodes(env)
 
 
 @contextlib.contextmanager
@@ -134,24 +147,44 @@ def _no_leftover_files() -> Iterator[None]:
 
 
 class Sizes(NamedTuple):
-    """What an environment asks of a policy: sizes of its observations and actions, and its number of tasks."""
+    """What an environment asks of a policy.
+
+    Attributes:
+        observation_dim: Size of an observation.
+        action_dim: Size of an action.
+        goal_dim: Size of a goal; 0 for a single task.
+        tasks: Number of evaluation tasks; 0 if the environment has no more than one.
+        action_low: Lower bounds of its own actions, `[A]`; data in its units are rescaled to [−1, 1].
+        action_high: Upper bounds, `[A]`.
+    """
 
     observation_dim: int
     action_dim: int
-    tasks: int
+    goal_dim: int = 0
+    tasks: int = 0
+    action_low: tuple[float, ...] = ()
+    action_high: tuple[float, ...] = ()
 
 
-def sizes(env_id: str) -> Sizes:
-    """Returns the sizes of a registered environment with actions in [−1, 1].
+def factory(env: EnvName) -> Callable[[], SeededEpisodes]:
+    """Returns a picklable function that makes the environment in which policies are evaluated."""
+    assert env.env_id is not None
+    return functools.partial(make, env.env_id, **({"use_oracle_rep": True} if env.goals == "oracle" else {}))
+
+
+def sizes(env: EnvName) -> Sizes:
+    """Returns the sizes of the environment in which policies are evaluated.
 
     Raises:
-        UserError: Its actions are discrete or have other bounds.
+        UserError: flowrl cannot act in it.
     """
-    env = make(env_id)
-    space = env.action_space
-    if not isinstance(space, gymnasium.spaces.Box):
-        raise UserError(f"{env_id} has actions of kind {type(space).__name__}; flowrl needs continuous ones")
-    if not (np.allclose(space.low, -1) and np.allclose(space.high, 1)):
-        raise UserError(f"{env_id} has actions in [{space.low.min()}, {space.high.max()}]; flowrl needs [-1, 1]")
-    (observation_dim,) = env.observation_space.shape or (0,)
-    return Sizes(observation_dim, space.shape[0], int(env.unwrapped.num_tasks))  # type: ignore[attr-defined]
+    made = factory(env)()
+    space: Any = made.unwrapped.action_space
+    (observation_dim,) = made.observation_space.shape or (0,)
+    goal_dim = tasks = 0
+    if env.goals != "none":
+        tasks = int(made.unwrapped.num_tasks)  # type: ignore[attr-defined]
+        _, info = made.reset(seed=0, options={"task_id": 1})
+        goal_dim = len(info["goal"])
+    bounds = (tuple(float(x) for x in bound) for bound in (space.low, space.high))
+    return Sizes(observation_dim, space.shape[0], goal_dim, tasks, *bounds)

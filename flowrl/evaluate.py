@@ -1,4 +1,4 @@
-"""Evaluation by OGBench's protocol: success on each of an environment's tasks, for many runs at once."""
+"""Evaluation: episodes on each of an environment's tasks, or on its only one, for many runs at once."""
 
 import functools
 from collections.abc import Callable
@@ -8,10 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from flowrl import envs
 from flowrl.agent import Agent
 from flowrl.streams import stream_key
-from flowrl.workers import EnvPool, Episode
+from flowrl.train_state import Mode
+from flowrl.workers import EnvFactory, EnvPool, Episode
 
 MAX_SLOTS = 160
 
@@ -20,11 +20,13 @@ class Evaluation(NamedTuple):
     """Outcomes of R runs on K tasks of N episodes each.
 
     Attributes:
-        successes: Whether each episode reached its goal, float32 `[R, K, N]`.
+        successes: Whether each episode reached its goal, float32 `[R, K, N]`; NaN where the environment does not say.
+        returns: Sum of each episode's rewards, float32 `[R, K, N]`.
         lengths: Environment steps of each episode, int32 `[R, K, N]`.
     """
 
     successes: np.ndarray
+    returns: np.ndarray
     lengths: np.ndarray
 
 
@@ -37,61 +39,73 @@ class Evaluator:
     """
 
     def __init__(
-        self, agent: Agent, env_id: str, keys: jax.Array, *, tasks: int, episodes: int, workers: int | None = None
+        self,
+        agent: Agent,
+        make_env: EnvFactory,
+        keys: jax.Array,
+        *,
+        tasks: int,
+        episodes: int,
+        workers: int | None = None,
     ):
         """Starts the environments.
 
         Args:
             agent: Whose policy acts.
-            env_id: Environment registered with Gymnasium.
+            make_env: Makes an environment; picklable.
             keys: Root keys of the runs `[R]`.
-            tasks: Number of tasks K.
+            tasks: Number of OGBench's tasks K; 0 for an environment with a single task, which then counts as K = 1.
             episodes: Episodes per task N.
             workers: Number of worker processes; by default one for each usable core.
         """
+        first_task = 1 if tasks else 0
+        tasks = max(1, tasks)
         self._shape = (len(keys), tasks, episodes)
         total = tasks * episodes
         self._slots = max(1, min(total, MAX_SLOTS // len(keys)))
         env_keys, self._keys = jax.vmap(lambda key: _episode_keys(key, tasks, episodes))(keys)
-        self._act = jax.jit(functools.partial(_act, agent))
+        self._act = jax.jit(functools.partial(_act, agent), static_argnames="mode")
         seeds = np.asarray(jax.vmap(jax.vmap(jax.random.bits))(env_keys))
         self._queues = [
-            [Episode(int(i) // episodes + 1, int(seeds[run, i])) for i in range(slot, total, self._slots)]
+            [Episode(int(i) // episodes + first_task, int(seeds[run, i])) for i in range(slot, total, self._slots)]
             for run in range(len(keys))
             for slot in range(self._slots)
         ]
-        self._pool = EnvPool(functools.partial(envs.make, env_id), len(self._queues), workers)
+        self._pool = EnvPool(make_env, len(self._queues), workers)
 
-    def __call__(self, policies: Any, on_step: Callable[[int, int], None] = lambda done, total: None) -> Evaluation:
+    def __call__(
+        self, policies: Any, on_step: Callable[[int, int], None] = lambda done, total: None, *, mode: Mode = "eval"
+    ) -> Evaluation:
         """Evaluates the policies of all runs.
 
         Args:
             policies: `agent.policy(state)` with a leading axis `[R, ...]`.
             on_step: Called after every environment step with the numbers of finished and of all episodes; may raise to
                 break off.
+            mode: How the agent acts.
         """
         runs, tasks, episodes = self._shape
         successes = np.zeros((runs, tasks * episodes), np.float32)
-        lengths = np.zeros((runs, tasks * episodes), np.int32)
+        returns, lengths = np.zeros_like(successes), np.zeros(successes.shape, np.int32)
         current = np.tile(np.arange(self._slots), (runs, 1))
         times = np.zeros_like(current)
         view, done = self._pool.start(self._queues), 0
         while done < successes.size:
-            grid = (runs, self._slots, -1)
             numbers = np.minimum(current, tasks * episodes - 1)
-            observations, goals = view.observations.reshape(grid), view.goals.reshape(grid)
-            actions = np.asarray(self._act(policies, self._keys, numbers, times, observations, goals))
+            observations, goals = (x.reshape(runs, self._slots, x.shape[-1]) for x in (view.observations, view.goals))
+            actions = np.asarray(self._act(policies, self._keys, numbers, times, observations, goals, mode=mode))
             view = self._pool.step(actions.reshape(runs * self._slots, -1))
             times += 1
             for event in view.finished:
                 run, slot = divmod(event.slot, self._slots)
                 successes[run, current[run, slot]] = event.success
+                returns[run, current[run, slot]] = event.total_reward
                 lengths[run, current[run, slot]] = event.length
                 current[run, slot] += self._slots
                 times[run, slot] = 0
             done += len(view.finished)
             on_step(done, successes.size)
-        return Evaluation(successes.reshape(self._shape), lengths.reshape(self._shape))
+        return Evaluation(*(x.reshape(self._shape) for x in (successes, returns, lengths)))
 
     def close(self) -> None:
         """Ends the worker processes."""
@@ -115,12 +129,14 @@ def _act(
     times: jax.Array,
     observations: jax.Array,
     goals: jax.Array,
+    *,
+    mode: Mode,
 ) -> jax.Array:
     """Actions `[R, E, A]` for episode `numbers` at `times` `[R, E]`; keys `[R, K·N]`."""
 
     def one(policy: Any, key: jax.Array, time: jax.Array, observation: jax.Array, goal: jax.Array) -> jax.Array:
         key = jax.random.fold_in(key, time)
-        return agent.act(policy, observation[None], goal[None], key, mode="eval")[0]
+        return agent.act(policy, observation[None], goal[None], key, mode=mode)[0]
 
     def one_run(policy: Any, keys: jax.Array, numbers: jax.Array, *rest: jax.Array) -> jax.Array:
         return jax.vmap(one, in_axes=(None, 0, 0, 0, 0))(policy, keys[numbers], *rest)

@@ -12,7 +12,7 @@ import numpy as np
 from tqdm import tqdm
 
 from flowrl import agent as agents
-from flowrl import envs, loggers, loop
+from flowrl import envs, loggers, loop, normalize
 from flowrl.agent import Agent, Spec
 from flowrl.checkpoint import Checkpoints
 from flowrl.data import goals, sources
@@ -24,7 +24,7 @@ from flowrl.loop import Diverged, Program, Window
 from flowrl.provenance import git_commit, hardware, versions
 from flowrl.settings import Plan, command, read_config
 from flowrl.signals import Signals
-from flowrl.summary import evaluation_lines, print_summary, summarize
+from flowrl.summary import evaluation_lines, evaluation_text, print_summary, summarize
 from flowrl.train_state import TrainState
 from flowrl.workers import WorkerDied
 
@@ -58,12 +58,14 @@ def _execute(plan: Plan, stored: dict[str, Any] | None) -> int:
         raise UserError(
             f"{source.path} is not the data that the run in {plan.folder} began with; give it as --data=PATH"
         )
-    sizes = envs.sizes(plan.env.env_id)
-    arrays = sources.read(source.path, observation_dim=sizes.observation_dim, action_dim=sizes.action_dim)
+    sizes = envs.sizes(plan.env) if plan.env.env_id is not None else None
+    expected = (sizes.observation_dim, sizes.action_dim) if sizes else (None, None)
+    arrays = sources.read(source, plan.env, observation_dim=expected[0], action_dim=expected[1])
+    if sizes is None:
+        sizes = envs.Sizes(arrays["observations"].shape[1], arrays["actions"].shape[1])
+    agent = _agent(plan, sizes, arrays)
     dataset = from_arrays(arrays)
     del arrays
-    module = agents.load(str(plan.settings.agent))
-    agent = module.make(plan.agent_config, Spec(sizes.observation_dim, sizes.action_dim, sizes.observation_dim))
     config = _config(plan, source)
     with Signals() as signals:
         run = Run(plan, agent, sizes.tasks, dataset)
@@ -86,6 +88,26 @@ def _execute(plan: Plan, stored: dict[str, Any] | None) -> int:
         finally:
             run.close()
     return 0
+
+
+def _agent(plan: Plan, sizes: envs.Sizes, arrays: dict[str, np.ndarray]) -> Agent:
+    """Builds the agent, with the normalisation that the settings ask for."""
+    name, env = str(plan.settings.agent), plan.env
+    agent = agents.load(name).make(plan.agent_config, Spec(sizes.observation_dim, sizes.action_dim, sizes.goal_dim))
+    if agent.needs.goals and env.goals == "none":
+        raise UserError(
+            f"{name} is goal-conditioned, but {env.name} has a single task; choose an agent for single tasks, such as "
+            "sscp, or an OGBench name without -singletask"
+        )
+    if not agent.needs.goals and env.goals != "none":
+        raise UserError(
+            f"{name} learns a single task, but {env.name} has goals; choose a goal-conditioned agent, such as gc_sscp, "
+            f"or --env={env.name.removesuffix('-oraclerep')}-singletask"
+        )
+    normalizer = normalize.fit(arrays, plan.normalization)
+    if normalizer is None:
+        return agent
+    return normalize.normalized(agent, normalizer, goals_are_states=env.goals == "state")
 
 
 def _warn_of_changes(stored: dict[str, Any], now: dict[str, Any]) -> None:
@@ -125,7 +147,7 @@ def _banner(plan: Plan, source: sources.Source, states: TrainState) -> None:
     mapped = f" × {runs} runs ({settings.map})" if runs > 1 else ""
     rows = {
         "agent": f"{settings.agent}, {parameters:,} parameters{mapped}",
-        "environment": plan.env.env_id,
+        "environment": "; ".join(filter(None, (plan.env.env_id or "none: training only", plan.env.note))),
         "data": source.detail,
         "preset": plan.preset.source,
         "training": f"{settings.steps:,} updates of {plan.agent_config.batch_size} transitions, seeds {plan.seeds}",
@@ -149,10 +171,9 @@ class Run:
     """The parts of one training run, and what it does between chunks of training."""
 
     def __init__(self, plan: Plan, agent: Agent, tasks: int, dataset: Dataset):
-        self.plan, self.dataset, self.tasks = plan, dataset, tasks
+        self.plan, self.agent, self.dataset, self.tasks = plan, agent, dataset, tasks
         settings: Any = plan.settings
-        available = dict.fromkeys([*dataset.fields, "next_observations", *goals.FIELDS])
-        agents.check_needs(agent.needs, available)
+        agents.check_needs(agent.needs, dict.fromkeys(goals.available(dataset, agent.needs)))
         self.keys = jnp.stack([jax.random.key(seed) for seed in plan.seeds])
         self.program: Program = loop.build(agent, plan.agent_config.batch_size, dataset, settings.map)
         self.states, self.window = self.program.start(self.keys)
@@ -161,7 +182,7 @@ class Run:
         if settings.eval_episodes:
             self.evaluator = Evaluator(
                 agent,
-                plan.env.env_id,
+                envs.factory(plan.env),
                 self.keys,
                 tasks=tasks,
                 episodes=settings.eval_episodes,
@@ -247,16 +268,21 @@ class Run:
     def _evaluate(self, step: int, states: TrainState, signals: Signals) -> bool:
         if self.evaluator is None:
             return True
-        total = len(self.plan.seeds) * self.tasks * int(self.plan.settings.eval_episodes or 0)
+        runs, episodes = len(self.plan.seeds), int(self.plan.settings.eval_episodes or 0)
+        total = runs * max(1, self.tasks) * episodes * len(self.agent.evaluations)
         bar = tqdm(total=total, unit="episode", desc="evaluating", disable=None, leave=False)
 
-        def on_step(done: int, total: int) -> None:
-            bar.update(done - bar.n)
+        def on_step(before: int, done: int, _: int) -> None:
+            bar.update(before + done - bar.n)
             if signals.received is not None:
                 raise _BrokenOff
 
+        policies, lines = self.program.policies(states), []
         try:
-            outcome = self.evaluator(self.program.policies(states), on_step)
+            for i, mode in enumerate(self.agent.evaluations):
+                before = i * total // len(self.agent.evaluations)
+                outcome = self.evaluator(policies, partial(on_step, before), mode=mode)
+                lines += evaluation_lines(step, self.plan.seeds, mode, outcome, self.plan.env)
         except _BrokenOff:
             return False
         except WorkerDied:
@@ -265,10 +291,9 @@ class Run:
             raise
         finally:
             bar.close()
-        loggers.append_lines(self.plan.folder / "eval.jsonl", evaluation_lines(step, self.plan.seeds, outcome))
-        by_task = outcome.successes.mean(axis=(0, 2))
-        tasks = "  ".join(f"task{task + 1} {100 * success:3.0f}" for task, success in enumerate(by_task))
-        tqdm.write(f"update {step:>9,}  success {100 * by_task.mean():5.1f} %   {tasks}")
+        loggers.append_lines(self.plan.folder / "eval.jsonl", lines)
+        for mode in self.agent.evaluations:
+            tqdm.write(evaluation_text(step, [line for line in lines if line["mode"] == mode]))
         return True
 
     def _checkpoint(self, step: int, states: TrainState, window: Window, evaluated: bool) -> None:

@@ -2,13 +2,14 @@
 
 import dataclasses
 import os
+import re
 import time
 from pathlib import Path
 from typing import Any
 
 from flowrl import agent as agents
 from flowrl import config as configs
-from flowrl import envs, loggers, loop, presets
+from flowrl import envs, loggers, loop, normalize, presets
 from flowrl.errors import UserError
 
 RESUMABLE = ("run_dir", "resume", "steps", "workers", "data")
@@ -23,9 +24,12 @@ class Settings:
     """The settings of a run apart from its agent's; None stands for the preset's value."""
 
     agent: str | None = configs.setting(None, "Algorithm; --agent=NAME --help lists its own flags.")
-    env: str | None = configs.setting(None, "OGBench dataset, with or without -v0: pointmaze-medium-navigate.")
+    env: str | None = configs.setting(
+        None,
+        "Dataset or environment: pointmaze-medium-navigate, cube-single-play-singletask, hopper-medium-v2, minari:ID.",
+    )
     preset: str = configs.setting("paper", "Settings to start from: paper, quick or none.")
-    data: str = configs.setting("auto", "auto, official, collected, or the path of an .npz file or its folder.")
+    data: str = configs.setting("auto", "auto, official, collected, or the path of a file or its folder.")
     steps: int | None = configs.setting(None, "Updates in all.")
     num_seeds: int = configs.setting(1, "Runs, with seeds seed ... seed+n-1, in one program.")
     seed: int = configs.setting(0, "Seed of the first run.")
@@ -33,6 +37,10 @@ class Settings:
     eval_episodes: int | None = configs.setting(None, "Episodes per task and evaluation; 0 for no evaluation.")
     log_interval: int | None = configs.setting(None, "Updates that one log line averages.")
     checkpoint_interval: int | None = configs.setting(None, "Updates between checkpoints.")
+    normalize_observations: bool = configs.setting(False, "Bring the data's observations to mean 0 and deviation 1.")
+    normalize_rewards: bool = configs.setting(False, "Scale rewards by 1000 / (best - worst episode return), as IQL.")
+    reward_scale: float = configs.setting(1.0, "Factor of rewards.")
+    reward_shift: float = configs.setting(0.0, "Added to rewards after scaling; the return in evaluations is unscaled.")
     map: str = configs.setting("auto", "How runs are mapped: vmap, serial, or auto (serial on CPUs).")
     workers: int | None = configs.setting(None, "Processes for environments; one per core if absent.")
     run_dir: str | None = configs.setting(None, "Folder of the run; a new one under runs/ if absent.")
@@ -55,6 +63,17 @@ class Plan:
         settings: Any = self.settings
         return loop.Schedule(
             settings.steps, settings.log_interval, settings.eval_interval, settings.checkpoint_interval
+        )
+
+    @property
+    def normalization(self) -> normalize.Options:
+        """What to normalise."""
+        settings = self.settings
+        return normalize.Options(
+            settings.normalize_observations,
+            settings.normalize_rewards,
+            settings.reward_scale,
+            settings.reward_shift,
         )
 
     @property
@@ -84,6 +103,7 @@ def plan(given: dict[str, Any], agent_given: dict[str, Any]) -> Plan:
     preset_fields = {name: value for name, value in preset.agent.items() if name in fields}
     agent_config = module.Config(**(preset_fields | agent_given))
     _check(settings)
+    _check_evaluation(settings, env)
     configs.check(agent_config)
     mode = loop.resolve_map(settings.map, settings.num_seeds)  # type: ignore[arg-type]
     settings = dataclasses.replace(settings, env=env.name, map=mode)
@@ -103,11 +123,17 @@ def _check(settings: Settings) -> None:
         raise UserError(f"--map={settings.map} is unknown; choose auto, vmap or serial")
 
 
+def _check_evaluation(settings: Settings, env: envs.EnvName) -> None:
+    if env.env_id is None and env.family == "d4rl" and settings.eval_episodes:
+        raise UserError(f"{env.name} cannot be evaluated here: {env.note}; or train only, with --eval_episodes=0")
+
+
 def _folder(settings: Settings) -> Path:
     if settings.run_dir:
         return Path(settings.run_dir).expanduser()
+    place = re.sub("[:/]", "-", str(settings.env))
     moment = f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
-    return Path("runs") / f"{settings.agent}-{settings.env}-seed{settings.seed}-{moment}"
+    return Path("runs") / f"{settings.agent}-{place}-seed{settings.seed}-{moment}"
 
 
 def resumed_plan(given: dict[str, Any], agent_given: dict[str, Any]) -> tuple[Plan, dict[str, Any]]:

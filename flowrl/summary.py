@@ -5,36 +5,54 @@ from typing import Any
 import numpy as np
 
 from flowrl import stats
+from flowrl.data import d4rl
+from flowrl.envs import EnvName
 from flowrl.evaluate import Evaluation
 from flowrl.settings import Plan
+from flowrl.train_state import Mode
 
 HEADLINE_EVALUATIONS = 3
 
 
-def evaluation_lines(step: int, seeds: list[int], outcome: Evaluation) -> list[dict[str, Any]]:
-    """One line per run and task."""
-    return [
-        {
-            "step": step,
-            "run": run,
-            "seed": seed,
-            "task": task + 1,
-            "success": float(successes.mean()),
-            "episodes": len(successes),
-            "length": float(outcome.lengths[run, task].mean()),
-        }
-        for run, seed in enumerate(seeds)
-        for task, successes in enumerate(outcome.successes[run])
-    ]
+METRICS = ("success", "normalized_score", "return")
+"""What an evaluation may be judged by, the first of those that it has."""
+
+
+def evaluation_lines(
+    step: int, seeds: list[int], mode: Mode, outcome: Evaluation, env: EnvName
+) -> list[dict[str, Any]]:
+    """One line per run and task; what the environment does not tell is left out."""
+    lines = []
+    for run, seed in enumerate(seeds):
+        for task, successes in enumerate(outcome.successes[run]):
+            returns = outcome.returns[run, task]
+            line: dict[str, Any] = {"step": step, "run": run, "seed": seed, "task": task + 1, "mode": mode}
+            if not np.isnan(successes).any():
+                line["success"] = float(successes.mean())
+            if env.family == "d4rl":
+                line["normalized_score"] = float(d4rl.normalized_score(env.dataset, returns).mean())
+            line |= {"return": float(returns.mean()), "episodes": len(successes)}
+            lines.append(line | {"length": float(outcome.lengths[run, task].mean())})
+    return lines
+
+
+def evaluation_text(step: int, lines: list[dict[str, Any]]) -> str:
+    """Returns what the terminal shows of one evaluation in one mode: means over runs, in all and per task."""
+    metric = metric_of(lines[-1])
+    tasks = sorted({line["task"] for line in lines})
+    means = [float(np.mean([line[metric] for line in lines if line["task"] == task])) for task in tasks]
+    label = f"{metric}{' best of n' if lines[-1]['mode'] == 'best_of_n' else ''}"
+    each = "   " + "  ".join(f"task{task} {shown(metric, mean)}" for task, mean in zip(tasks, means, strict=True))
+    return f"update {step:>9,}  {label} {shown(metric, float(np.mean(means)))}{each if len(tasks) > 1 else ''}"
 
 
 def summarize(plan: Plan, lines: list[dict[str, Any]]) -> dict[str, Any]:
     """Returns the summary of a run from its evaluation lines.
 
-    The headline is OGBench's: success averaged over tasks and over the last three evaluations, for each seed; then the
-    mean over seeds with its 95 % bootstrap interval.
+    The headline follows OGBench: success (where the environment does not tell it, D4RL's normalised score or the
+    return) averaged over tasks and over the last three evaluations, for each seed; then the mean over seeds with its
+    95 % bootstrap interval. It is of single actions; a choice among several by Q is reported apart.
     """
-    steps = sorted({line["step"] for line in lines})[-HEADLINE_EVALUATIONS:]
     summary: dict[str, Any] = {
         "agent": plan.settings.agent,
         "environment": plan.env.env_id,
@@ -43,35 +61,67 @@ def summarize(plan: Plan, lines: list[dict[str, Any]]) -> dict[str, Any]:
         "steps": plan.settings.steps,
         "seeds": plan.seeds,
     }
-    if not steps:
-        return summary | {"success": None, "rule": "no evaluation was asked for"}
+    if not lines:
+        return summary | {"metric": None, "rule": "no evaluation was asked for"}
+    by_mode = {mode: [line for line in lines if line["mode"] == mode] for mode in ("eval", "best_of_n")}
+    summary |= _headline(plan, by_mode["eval"])
+    if by_mode["best_of_n"]:
+        note = {"candidates": plan.agent_config.candidates}
+        summary["best_of_n"] = note | _headline(plan, by_mode["best_of_n"])
+    return summary
+
+
+def _headline(plan: Plan, lines: list[dict[str, Any]]) -> dict[str, Any]:
+    steps = sorted({line["step"] for line in lines})[-HEADLINE_EVALUATIONS:]
+    metric = metric_of(lines[-1])
 
     def mean(**where: int) -> float:
         kept = [line for line in lines if line["step"] in steps and where.items() <= line.items()]
-        return float(np.mean([line["success"] for line in kept]))
+        return float(np.mean([line[metric] for line in kept]))
 
     per_seed = [mean(seed=seed) for seed in plan.seeds]
     tasks = sorted({line["task"] for line in lines})
     interval = stats.mean_interval(np.array(per_seed))
     known = len(per_seed) > 1
-    return summary | {
-        "success": interval.mean,
-        "success_interval_95": [interval.low, interval.high] if known else None,
-        "rule": f"success averaged over tasks and the last {len(steps)} evaluations (updates {steps}), then over seeds; "  # noqa: E501
-        "interval: percentile bootstrap over seeds",
-        "success_per_seed": per_seed,
-        "success_per_task": {f"task{task}": mean(task=task) for task in tasks},
+    rule = f"{metric} averaged over tasks and the last {len(steps)} evaluations (updates {steps}), then over seeds"
+    return {
+        "metric": metric,
+        metric: interval.mean,
+        f"{metric}_interval_95": [interval.low, interval.high] if known else None,
+        "rule": f"{rule}; interval: percentile bootstrap over seeds",
+        f"{metric}_per_seed": per_seed,
+        f"{metric}_per_task": {f"task{task}": mean(task=task) for task in tasks},
         "episodes_per_task": lines[-1]["episodes"],
     }
 
 
+def metric_of(line: dict[str, Any]) -> str:
+    """Returns what an evaluation line is judged by."""
+    return next(metric for metric in METRICS if metric in line)
+
+
+def scale(metric: str) -> float:
+    """Returns the factor by which people see a metric: success in per cent."""
+    return 100.0 if metric == "success" else 1.0
+
+
+def shown(metric: str, value: float) -> str:
+    """Returns a number as people read it."""
+    return f"{scale(metric) * value:.1f}{' %' if metric == 'success' else ''}"
+
+
 def print_summary(summary: dict[str, Any]) -> None:
-    """Prints the headline and the success per task."""
-    if summary["success"] is None:
+    """Prints the headline and the numbers per task."""
+    metric = summary["metric"]
+    if metric is None:
         print(f"done; {summary['rule']}")
         return
-    bounds = summary["success_interval_95"]
-    spread = f" (95 % interval {100 * bounds[0]:.1f} to {100 * bounds[1]:.1f})" if bounds else ""
-    print(f"success {100 * summary['success']:.1f} %{spread}: {summary['rule']}")
-    for task, success in summary["success_per_task"].items():
-        print(f"    {task}  {100 * success:5.1f} %")
+    parts = {"": summary}
+    if "best_of_n" in summary:
+        parts[f", best of {summary['best_of_n']['candidates']} by Q"] = summary["best_of_n"]
+    for label, part in parts.items():
+        bounds = part[f"{metric}_interval_95"]
+        spread = f" (95 % interval {shown(metric, bounds[0])} to {shown(metric, bounds[1])})" if bounds else ""
+        print(f"{metric}{label} {shown(metric, part[metric])}{spread}: {part['rule']}")
+        for task, value in part[f"{metric}_per_task"].items():
+            print(f"    {task}  {shown(metric, value):>7}")

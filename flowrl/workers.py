@@ -22,7 +22,7 @@ class Episode(NamedTuple):
     """One evaluation episode to run.
 
     Attributes:
-        task: OGBench's task number, from 1.
+        task: OGBench's task number, from 1; 0 where the environment has no more than one task.
         seed: uint32 that fixes the episode's start, goal and environment noise.
     """
 
@@ -31,10 +31,18 @@ class Episode(NamedTuple):
 
 
 class Finished(NamedTuple):
-    """The end of a slot's episode: whether its goal was reached, and its length in environment steps."""
+    """The end of a slot's episode.
+
+    Attributes:
+        slot: Where it was played.
+        success: Whether its goal was reached; NaN where the environment does not say.
+        total_reward: Sum of its rewards, undiscounted.
+        length: In environment steps.
+    """
 
     slot: int
     success: float
+    total_reward: float
     length: int
 
 
@@ -43,7 +51,7 @@ class Slots(NamedTuple):
 
     Attributes:
         observations: float32 `[S, D]`; of the slot's next episode where one has just finished.
-        goals: float32 `[S, G]`.
+        goals: float32 `[S, G]`; G is 0 where there is a single task.
         finished: The episodes that ended in this step.
     """
 
@@ -154,6 +162,7 @@ class _Share:
         self._envs = [make_env() for _ in range(slots)]
         self._queues: list[list[Episode]] = [[] for _ in range(slots)]
         self._lengths = [0] * slots
+        self._rewards = [0.0] * slots
         self._busy = [False] * slots
         self._rows: list[tuple[np.ndarray, np.ndarray] | None] = [None] * slots
 
@@ -168,10 +177,12 @@ class _Share:
         for slot, env in enumerate(self._envs):
             if not self._busy[slot]:
                 continue
-            observation, _, terminated, truncated, info = env.step(actions[slot])
+            observation, reward, terminated, truncated, info = env.step(actions[slot])
             self._lengths[slot] += 1
+            self._rewards[slot] += float(reward)
             if terminated or truncated:
-                finished.append(Finished(slot, float(info["success"]), self._lengths[slot]))
+                success = float(info.get("success", np.nan))
+                finished.append(Finished(slot, success, self._rewards[slot], self._lengths[slot]))
                 self._next_episode(slot)
             else:
                 _, goal = self._rows[slot]  # type: ignore[misc]
@@ -180,11 +191,13 @@ class _Share:
 
     def _next_episode(self, slot: int) -> None:
         self._busy[slot] = bool(self._queues[slot])
-        self._lengths[slot] = 0
+        self._lengths[slot], self._rewards[slot] = 0, 0.0
         if self._busy[slot]:
             episode = self._queues[slot].pop()
-            observation, info = self._envs[slot].reset(seed=episode.seed, options={"task_id": episode.task})
-            self._rows[slot] = np.asarray(observation, np.float32), np.asarray(info["goal"], np.float32)
+            options = {"task_id": episode.task} if episode.task else None
+            observation, info = self._envs[slot].reset(seed=episode.seed, options=options)
+            goal = info["goal"] if episode.task else ()
+            self._rows[slot] = np.asarray(observation, np.float32), np.asarray(goal, np.float32)
 
     def _view(self, finished: list[Finished]) -> Slots:
         observations, goals = zip(*[row for row in self._rows if row is not None], strict=True)

@@ -1,5 +1,6 @@
 """Evaluation: episodes are a function of the run's key, its tasks and nothing else."""
 
+import functools
 from typing import Any
 
 import jax
@@ -33,7 +34,9 @@ def keys_of(*seeds: int) -> jax.Array:
 
 
 def outcome(*seeds: int, workers: int = 2, twice: bool = False) -> Any:
-    evaluator = Evaluator(wanderer(), ENV, keys_of(*seeds), tasks=TASKS, episodes=EPISODES, workers=workers)
+    evaluator = Evaluator(
+        wanderer(), functools.partial(envs.make, ENV), keys_of(*seeds), tasks=TASKS, episodes=EPISODES, workers=workers
+    )
     try:
         policies = jnp.full(len(seeds), 0.8)
         first = evaluator(policies)
@@ -95,7 +98,7 @@ def test_agrees_with_a_plain_loop(two_runs: Any) -> None:
 
 
 def test_breaking_off_leaves_the_evaluator_usable() -> None:
-    evaluator = Evaluator(wanderer(), ENV, keys_of(3), tasks=TASKS, episodes=1, workers=1)
+    evaluator = Evaluator(wanderer(), functools.partial(envs.make, ENV), keys_of(3), tasks=TASKS, episodes=1, workers=1)
 
     def stop(done: int, total: int) -> None:
         raise KeyboardInterrupt
@@ -108,7 +111,9 @@ def test_breaking_off_leaves_the_evaluator_usable() -> None:
 
 
 def test_a_failing_worker_is_reported() -> None:
-    evaluator = Evaluator(wanderer(), "no-such-env-v0", keys_of(3), tasks=1, episodes=1, workers=1)
+    evaluator = Evaluator(
+        wanderer(), functools.partial(envs.make, "no-such-env-v0"), keys_of(3), tasks=1, episodes=1, workers=1
+    )
     with pytest.raises(RuntimeError, match=r"environment worker failed[\s\S]*no-such-env"):
         evaluator(jnp.full(1, 0.8))
     evaluator.close()

@@ -1,7 +1,10 @@
 """Published settings: the tables hold what was published, and every row builds an agent that can take a step."""
 
+import csv
 import dataclasses
 import functools
+import re
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -14,7 +17,11 @@ from flowrl import loop, presets
 from flowrl.agent import Agent, Spec
 from flowrl.errors import UserError
 
-AGENTS = ("gc_sscp", "gcbc", "gcivl", "hiql")
+AGENTS = ("bc", "fql", "gc_sscp", "gcbc", "gcivl", "hiql", "ofql", "sscp")
+PUBLISHED = {
+    "bc": 78, "fql": 83, "gc_sscp": 16, "gcbc": 85, "gcivl": 85, "hiql": 85, "ofql": 15, "sscp": 9,
+}  # fmt: skip
+PRESETS = Path(presets.__file__).parent
 SPEC = Spec(5, 3, 5)
 DATASETS = sorted(presets.ogbench_datasets())
 MAZES = [f"{maze}-{size}" for maze in ("pointmaze", "antmaze") for size in ("medium", "large", "giant", "teleport")]
@@ -114,20 +121,82 @@ def check_builds(module_name: str, config: Any) -> None:
 @pytest.mark.parametrize("name", AGENTS)
 @pytest.mark.parametrize("kind", ["paper", "quick", "none"])
 def test_every_preset_builds_and_takes_a_step(name: str, kind: str) -> None:
-    module, found = agents.load(name), 0
-    for dataset in DATASETS:
-        try:
-            preset = presets.lookup(kind, name, dataset)
-        except UserError:
-            assert name == "gc_sscp", f"{name} has no {kind} preset for {dataset}"
-            continue
-        config, found = module.Config(**preset.agent), found + 1
+    module, known = agents.load(name), presets.datasets(name)
+    assert len(known) == PUBLISHED[name]
+    for dataset in sorted(known):
+        preset = presets.lookup(kind, name, dataset)
+        fields = {field.name for field in dataclasses.fields(module.Config)}
+        assert kind == "quick" or set(preset.agent) <= fields
+        config = module.Config(**{name: value for name, value in preset.agent.items() if name in fields})
         configs.check(config)
         assert preset.source
         assert set(preset.run) >= {"steps", "log_interval", "eval_interval", "eval_episodes", "checkpoint_interval"}
         assert loop.Schedule(**{name: preset.run[name] for name in loop.Schedule._fields}).next_stop(0) > 0
         check_builds(name, statics(config))
-    assert found == (16 if (name, kind) == ("gc_sscp", "paper") else 85)
+
+
+def rows_of(path: Path) -> list[dict[str, str]]:
+    with path.open() as lines:
+        return list(csv.DictReader(lines))
+
+
+def test_fql_has_every_published_offline_row_and_nothing_else() -> None:
+    table = rows_of(PRESETS / "fql.csv")
+    rows = [row for row in table if row["agent"] == "fql" and row["setting"] == "offline"]
+    assert {row["dataset"] for row in rows} == presets.datasets("fql")
+    for row in rows:
+        config = published("fql", row["dataset"])
+        assert config.alpha == float(row["alpha"])
+        assert config.discount == (float(row["discount"]) if row["discount"] else 0.99)
+        assert config.q_agg == (row["q_agg"] or "mean")
+        assert (config.hidden_dims, config.batch_size, config.learning_rate) == ((512,) * 4, 256, 3e-4)
+        run = presets.lookup("paper", "fql", row["dataset"]).run
+        assert run["steps"] == (int(row["offline_steps"]) if row["offline_steps"] else 1_000_000)
+        assert run["eval_episodes"] == 50
+        assert run.get("reward_shift", 0.0) == (-1.0 if re.fullmatch("antmaze-.*-v2", row["dataset"]) else 0.0)
+
+
+@pytest.mark.parametrize(
+    ("dataset", "alpha2"),
+    [
+        ("halfcheetah-medium-v2", 0.2), ("halfcheetah-medium-replay-v2", 0.05), ("halfcheetah-medium-expert-v2", 0.1),
+        ("hopper-medium-v2", 0.05), ("hopper-medium-replay-v2", 0.1), ("hopper-medium-expert-v2", 0.75),
+        ("walker2d-medium-v2", 0.5), ("walker2d-medium-replay-v2", 0.1), ("walker2d-medium-expert-v2", 0.1),
+    ],
+)  # fmt: skip
+def test_sscp_has_the_published_weights(dataset: str, alpha2: float) -> None:
+    config, run = published("sscp", dataset), presets.lookup("paper", "sscp", dataset).run
+    assert (config.flow_alpha, config.completion_alpha) == (1.0, alpha2)
+    assert (config.hidden_dims, config.batch_size, config.learning_rate) == ((512,) * 4, 1024, 3e-4)
+    assert (config.critic_target_rate, config.actor_target_rate, config.discount) == (0.005, 0.0005, 0.99)
+    assert (run["steps"], run["eval_interval"], run["eval_episodes"]) == (500_000, 50_000, 10)
+
+
+@pytest.mark.parametrize(
+    ("dataset", "values"),
+    [
+        ("halfcheetah-medium-v2", dict(max_grad_norm=9, candidate_temperature=50, max_q_backup=False, q_alpha=0.1)),
+        ("halfcheetah-medium-expert-v2", dict(max_grad_norm=7, candidate_temperature=50, q_alpha=0.05)),
+        ("hopper-medium-v2", dict(max_grad_norm=9, candidate_temperature=100, q_alpha=0.01)),
+        ("hopper-medium-expert-v2", dict(max_grad_norm=5, candidate_temperature=8, q_alpha=0.01)),
+        ("walker2d-medium-replay-v2", dict(max_grad_norm=4, candidate_temperature=300, q_alpha=0.01)),
+        ("antmaze-medium-play-v2", dict(max_grad_norm=2, candidate_temperature=10, q_alpha=0.005, max_q_backup=True)),
+        ("antmaze-large-diverse-v2", dict(max_grad_norm=7, candidate_temperature=10, q_alpha=0.3, max_q_backup=True)),
+        ("kitchen-mixed-v0", dict(max_grad_norm=10, candidate_temperature=3, max_q_backup=False)),
+    ],
+)
+def test_ofql_has_the_published_values(dataset: str, values: dict[str, Any]) -> None:
+    config, run = published("ofql", dataset), presets.lookup("paper", "ofql", dataset).run
+    assert {name: getattr(config, name) for name in values} == values
+    assert (config.hidden_dims, config.batch_size, config.flow_ratio, config.candidates) == ((256,) * 3, 256, 0.5, 50)
+    maze = dataset.startswith("antmaze")
+    assert run["steps"] == (1_000_000 if maze or dataset.startswith("kitchen") else 2_000_000)
+    assert (run.get("reward_scale", 1.0), run.get("reward_shift", 0.0)) == ((4, -2) if maze else (1.0, 0.0))
+
+
+def test_a_task_of_its_own_is_evaluated_on_more_episodes() -> None:
+    assert presets.lookup("quick", "fql", "cube-single-play-singletask").run["eval_episodes"] == 50
+    assert presets.lookup("quick", "hiql", "cube-single-play").run["eval_episodes"] == 10
 
 
 def test_a_missing_preset_names_the_way_out() -> None:

@@ -9,10 +9,19 @@ from flowrl.agent import Needs
 from flowrl.data.dataset import Dataset, sample_rows
 from flowrl.train_state import Hyper
 
-FIELDS = (
-    "value_goals", "rewards", "masks", "actor_goals", "low_actor_goals", "high_actor_goals", "high_actor_targets"
-)  # fmt: skip
-"""What `relabel` can provide."""
+_HIERARCHY = ("low_actor_goals", "high_actor_goals", "high_actor_targets")
+_VALUE = ("value_goals", "rewards", "masks")
+
+
+def available(dataset: Dataset, needs: Needs) -> list[str]:
+    """Returns the names of the fields that a batch for an agent with these needs can have.
+
+    Goals in OGBench's compact form cannot be subgoals, which are states. Rewards and masks come with the value goals,
+    or from a dataset of a single task.
+    """
+    names = [*dataset.fields, "next_observations", "actor_goals"]
+    names += [] if "oracle_reps" in dataset.fields else _HIERARCHY
+    return [*names, *_VALUE] if "value_goals" in needs.fields else names
 
 
 class GoalRows(NamedTuple):
@@ -87,29 +96,30 @@ def relabel(key: jax.Array, dataset: Dataset, rows: jax.Array, hyper: Hyper, nee
     """Returns the goal fields `[B, ...]` that an agent needs for the transitions at `rows` `[B]`.
 
     - `value_goals`, `rewards` and `masks`: reward 0 and mask 0 exactly where the goal is the row itself, else −1 and 1.
-    - `actor_goals`.
+    - `actor_goals`; they and the value goals are OGBench's compact `oracle_reps` where the dataset has them.
     - `low_actor_goals`: the state `subgoal_steps` ahead, or the episode's end.
     - `high_actor_goals`, and `high_actor_targets` `subgoal_steps` ahead but not beyond the goal (for goals from
       anywhere: not beyond the episode's end).
     """
-    observations = dataset.fields["observations"]
+    states = dataset.fields["observations"]
+    as_goals = dataset.fields.get("oracle_reps", states)
     value_key, actor_key, high_key = jax.random.split(key, 3)
     fields: dict[str, jax.Array] = {}
     if "value_goals" in needs.fields:
         goals = draw(value_key, dataset, rows, hyper, "value", geometric="value_goals" in needs.geometric)
         reached = goals.rows == rows
-        fields["value_goals"] = observations[goals.rows]
+        fields["value_goals"] = as_goals[goals.rows]
         fields["rewards"] = jnp.where(reached, 0.0, -1.0)
         fields["masks"] = jnp.where(reached, 0.0, 1.0)
     if "actor_goals" in needs.fields:
         goals = draw(actor_key, dataset, rows, hyper, "actor", geometric="actor_goals" in needs.geometric)
-        fields["actor_goals"] = observations[goals.rows]
+        fields["actor_goals"] = as_goals[goals.rows]
     if "low_actor_goals" in needs.fields:
         ahead = jnp.minimum(rows + hyper["subgoal_steps"], dataset.ends[rows])
-        fields["low_actor_goals"] = observations[ahead]
+        fields["low_actor_goals"] = states[ahead]
     if "high_actor_goals" in needs.fields:
         goals = draw(high_key, dataset, rows, hyper, "actor", geometric="high_actor_goals" in needs.geometric)
         limits = jnp.where(goals.is_random, dataset.ends[rows], goals.rows)
-        fields["high_actor_goals"] = observations[goals.rows]
-        fields["high_actor_targets"] = observations[jnp.minimum(rows + hyper["subgoal_steps"], limits)]
+        fields["high_actor_goals"] = states[goals.rows]
+        fields["high_actor_targets"] = states[jnp.minimum(rows + hyper["subgoal_steps"], limits)]
     return fields

@@ -8,9 +8,17 @@ from typing import Any, NamedTuple
 from flowrl.errors import UserError
 
 _OGBENCH = "OGBench, https://arxiv.org/abs/2410.20092, the authors' run commands"
-_GC_SSCP = "Single-Step Completion Policy, https://arxiv.org/abs/2506.21427, the authors' code"
+_SSCP = "Single-Step Completion Policy, https://arxiv.org/abs/2506.21427, the authors' code"
+_FQL = "Flow Q-Learning, https://arxiv.org/abs/2502.02538, the authors' run commands"
+_BC = (
+    "behaviour cloning with the networks and optimizer of Flow Q-Learning's baselines, https://arxiv.org/abs/2502.02538"
+)
+_OFQL = (
+    "One-Step Flow Q-Learning, https://arxiv.org/abs/2508.13904; its weight of Q per task is unpublished: where given, "
+    "a sequel's, else the agent's default"
+)
 
-# Column of the published tables -> field of an agent's Config, or of the run for `steps`.
+# Column of the published tables -> field of an agent's Config, or of the run for those in _OF_RUN.
 _COLUMNS = {
     "alpha": "alpha",
     "batch_size": "batch_size",
@@ -22,19 +30,38 @@ _COLUMNS = {
     "low_alpha": "low_alpha",
     "subgoal_steps": "subgoal_steps",
     "low_actor_rep_grad": "low_actor_rep_grad",
+    "offline_steps": "steps",
+    "q_agg": "q_agg",
+    "alpha2": "completion_alpha",
+    "q_alpha": "q_alpha",
+    "max_grad_norm": "max_grad_norm",
+    "max_q_backup": "max_q_backup",
+    "candidates": "candidates",
+    "temperature": "candidate_temperature",
+    "reward_scale": "reward_scale",
+    "reward_shift": "reward_shift",
 }
+_OF_RUN = ("steps", "reward_scale", "reward_shift")
 _RUN = dict(log_interval=5_000, checkpoint_interval=50_000)
 _OGBENCH_RUN = dict(steps=1_000_000, eval_interval=100_000, eval_episodes=50, **_RUN)
 _GC_SSCP_RUN = dict(steps=500_000, eval_interval=50_000, eval_episodes=20, **_RUN)
+_SSCP_RUN = dict(steps=500_000, eval_interval=50_000, eval_episodes=10, **_RUN)
+_OFQL_RUN = dict(steps=1_000_000, eval_interval=100_000, eval_episodes=150, **_RUN)
 
 # Each table with its citation and the settings of a run that it goes with.
 _TABLES = (
     ("ogbench_goal_conditioned.csv", _OGBENCH, _OGBENCH_RUN),
-    ("gc_sscp.csv", _GC_SSCP, _GC_SSCP_RUN),
+    ("gc_sscp.csv", _SSCP, _GC_SSCP_RUN),
+    ("sscp.csv", _SSCP, _SSCP_RUN),
+    ("ofql.csv", _OFQL, _OFQL_RUN),
+    ("fql.csv", _FQL, _OGBENCH_RUN),
+    ("bc.csv", _BC, _OGBENCH_RUN),
 )
 
 _QUICK_SOURCE = "quick: flowrl's own settings for two CPU cores, see docs/quick_preset.md; not a published setting"
 _QUICK_RUN = dict(steps=20_000, eval_interval=2_500, eval_episodes=10, log_interval=500, checkpoint_interval=2_500)
+# One task instead of five: as many episodes in all.
+_QUICK_SINGLE_RUN = _QUICK_RUN | dict(eval_interval=5_000, eval_episodes=50)
 QUICK_AGENT = dict(hidden_dims=(256, 256, 256), batch_size=256, learning_rate=1e-3)
 
 
@@ -59,6 +86,13 @@ def ogbench_datasets() -> frozenset[str]:
     return frozenset(row["dataset"] for row in _rows("ogbench_goal_conditioned.csv"))
 
 
+def datasets(agent: str) -> frozenset[str]:
+    """Returns the names of the datasets for which an agent has published settings."""
+    return frozenset(
+        row["dataset"] for table, *_ in _TABLES for row in _rows(table) if row["agent"] == agent and _is_offline(row)
+    )
+
+
 def lookup(name: str, agent: str, dataset: str) -> Preset:
     """Returns the preset `paper`, `quick` or `none` of an agent for a dataset named without its version.
 
@@ -68,6 +102,7 @@ def lookup(name: str, agent: str, dataset: str) -> Preset:
     Raises:
         UserError: There is no such preset; the message names those there are.
     """
+    dataset = dataset.removesuffix("-oraclerep")  # the same data, shown the goal in another form
     if name == "none":
         return Preset("none", "none: the agent's defaults", {}, _OGBENCH_RUN)
     if name not in ("paper", "quick"):
@@ -81,23 +116,34 @@ def lookup(name: str, agent: str, dataset: str) -> Preset:
             )
         return published
     settings = (published.agent if published else {}) | QUICK_AGENT
-    return Preset("quick", _QUICK_SOURCE, settings, _QUICK_RUN)
+    shared = {name: published.run[name] for name in _OF_RUN[1:] if published and name in published.run}
+    run = _QUICK_RUN if dataset in ogbench_datasets() else _QUICK_SINGLE_RUN
+    return Preset("quick", _QUICK_SOURCE, settings, run | shared)
 
 
 def _published(agent: str, dataset: str) -> Preset | None:
     for table, source, run in _TABLES:
         for row in _rows(table):
-            if (row["dataset"], row["agent"]) == (dataset, agent):
+            if (row["dataset"], row["agent"]) == (dataset, agent) and _is_offline(row):
                 settings = {field: _value(row[column]) for column, field in _COLUMNS.items() if row.get(column)}
-                steps = {"steps": settings.pop("steps")} if "steps" in settings else {}
-                return Preset("paper", source, settings, run | steps)
+                of_run = {name: settings.pop(name) for name in _OF_RUN if name in settings}
+                if agent == "fql" and dataset.startswith("antmaze-") and dataset.endswith("-v2"):
+                    of_run["reward_shift"] = -1.0  # D4RL's rewards are 0 and 1; the released code subtracts 1
+                return Preset("paper", source, settings, run | of_run)
     return None
+
+
+def _is_offline(row: dict[str, str]) -> bool:
+    return row.get("setting", "offline") == "offline"
 
 
 def _value(text: str) -> Any:
     if text in ("True", "False"):
         return text == "True"
-    return int(text) if text.isdigit() else float(text)
+    try:
+        return int(text) if text.isdigit() else float(text)
+    except ValueError:
+        return text
 
 
 @functools.cache

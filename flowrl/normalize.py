@@ -1,0 +1,104 @@
+"""Normalised observations and rescaled rewards as a wrapper around any agent; the statistics live in its state."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from flowrl.agent import Agent
+from flowrl.train_state import Batch, Metrics, Mode, TrainState
+
+_STATES = ("observations", "next_observations")
+
+
+class Normalizer(flax.struct.PyTreeNode):
+    """What stands between data or environment and an agent.
+
+    Attributes:
+        mean: Subtracted from observations, float32 `[D]`.
+        std: What remains is divided by this, float32 `[D]`.
+        reward_scale: Rewards are multiplied by this, float32 `[]`.
+        reward_shift: And then this is added, float32 `[]`.
+    """
+
+    mean: jax.Array
+    std: jax.Array
+    reward_scale: jax.Array
+    reward_shift: jax.Array
+
+
+class Options(NamedTuple):
+    """What to normalise.
+
+    Attributes:
+        observations: Whether to bring the data's observations to mean 0 and standard deviation 1.
+        rewards: Whether to scale rewards by 1000 / (best − worst return of the data's episodes), IQL's rule.
+        reward_scale: Further factor of rewards.
+        reward_shift: Added to rewards at last.
+    """
+
+    observations: bool = False
+    rewards: bool = False
+    reward_scale: float = 1.0
+    reward_shift: float = 0.0
+
+
+def fit(arrays: Mapping[str, np.ndarray], options: Options) -> Normalizer | None:
+    """Returns the normaliser of a dataset `[N, ...]` in OGBench's layout, or None where nothing is to be done."""
+    if options == Options():
+        return None
+    observations, rewards = arrays["observations"], arrays.get("rewards")
+    size = observations.shape[1]
+    mean, std = np.zeros(size), np.ones(size)
+    if options.observations:
+        mean, std = observations.mean(axis=0, dtype=np.float64), observations.std(axis=0, dtype=np.float64) + 1e-3
+    scale = options.reward_scale
+    if options.rewards and rewards is not None:
+        returns = episode_returns(rewards, arrays["terminals"])
+        scale *= 1000.0 / max(float(returns.max() - returns.min()), 1e-6)
+    return Normalizer(*(jnp.asarray(x, jnp.float32) for x in (mean, std, scale, options.reward_shift)))
+
+
+def episode_returns(rewards: np.ndarray, terminals: np.ndarray) -> np.ndarray:
+    """Returns the sum of rewards of each episode; its last row, which has no transition, does not count."""
+    ends = np.flatnonzero(terminals)
+    sums = np.concatenate([[0.0], np.cumsum(np.where(terminals, 0.0, rewards), dtype=np.float64)])
+    return np.diff(sums[np.concatenate([[0], ends + 1])])
+
+
+def normalized(agent: Agent, normalizer: Normalizer, *, goals_are_states: bool = True) -> Agent:
+    """Wraps an agent so that it sees normalised observations, goals and rewards, in training and in acting.
+
+    Args:
+        agent: Any agent.
+        normalizer: The statistics; they become part of the state, and so of checkpoints and of the policy.
+        goals_are_states: Whether goals are observations, and normalised like them.
+    """
+
+    def states(normalizer: Normalizer, x: jax.Array) -> jax.Array:
+        return (x - normalizer.mean) / normalizer.std
+
+    def init(key: jax.Array, hyper: Mapping[str, Any] | None = None) -> TrainState:
+        state = agent.init(key, hyper)
+        return state.replace(extras={**state.extras, "normalizer": normalizer})
+
+    def update(state: TrainState, batch: Batch, key: jax.Array) -> tuple[TrainState, Metrics]:
+        own: Normalizer = state.extras["normalizer"]
+        names = [n for n in batch if n in _STATES or (goals_are_states and n.endswith(("_goals", "_targets")))]
+        batch = {**batch, **{name: states(own, batch[name]) for name in names}}
+        if "rewards" in batch:
+            batch["rewards"] = own.reward_scale * batch["rewards"] + own.reward_shift
+        return agent.update(state, batch, key)
+
+    def policy(state: TrainState) -> dict[str, Any]:
+        return {"agent": agent.policy(state), "normalizer": state.extras["normalizer"]}
+
+    def act(policy: Any, observations: jax.Array, goals: jax.Array, key: jax.Array, *, mode: Mode) -> jax.Array:
+        own = policy["normalizer"]
+        goals = states(own, goals) if agent.needs.goals and goals_are_states else goals
+        return agent.act(policy["agent"], states(own, observations), goals, key, mode=mode)
+
+    return agent._replace(init=init, update=update, policy=policy, act=act)
