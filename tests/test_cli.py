@@ -1,6 +1,5 @@
 """Bad input through the command line: one line that names the remedy, exit status 2 and no traceback."""
 
-import importlib.util
 import json
 import math
 import shutil
@@ -8,11 +7,12 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+from programs import main, save_walks
 
 from flowrl import agent as agents
 from flowrl import config as configs
@@ -25,20 +25,6 @@ pytestmark = pytest.mark.filterwarnings("ignore:Sharding info not provided")
 MAIN = Path(__file__).parents[1] / "experiments" / "main.py"
 ENV = "--env=pointmaze-medium-navigate"
 TINY = ("--agent.hidden_dims=8,8", "--agent.batch_size=8", "--eval_episodes=0")
-
-
-def load() -> ModuleType:
-    specification = importlib.util.spec_from_file_location("flowrl_main", MAIN)
-    assert specification is not None
-    assert specification.loader is not None
-    module = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(module)
-    return module
-
-
-def main(*arguments: object) -> int:
-    """Calls the program's `main` in this process."""
-    return load().main(["main.py", *map(str, arguments)])
 
 
 def assert_error(message: str, *arguments: object) -> None:
@@ -60,23 +46,9 @@ def assert_program_fails(message: str, *arguments: object) -> None:
     assert done.returncode == 2
 
 
-def save(path: Path, **changed: Any) -> Path:
-    """Writes 6 episodes of 20 rows in the plane, with some fields replaced, or left out where None."""
-    rng = np.random.default_rng(0)
-    terminals = np.zeros((6, 20), bool)
-    terminals[:, -1] = True
-    fields: dict[str, Any] = {
-        "observations": rng.normal(size=(120, 2)).astype(np.float32),
-        "actions": rng.uniform(-1, 1, (120, 2)).astype(np.float32),
-        "terminals": terminals.ravel(),
-    }
-    np.savez(path, **{name: value for name, value in (fields | changed).items() if value is not None})
-    return path
-
-
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save(tmp_path_factory.mktemp("data") / "tiny.npz")
+    return save_walks(tmp_path_factory.mktemp("data") / "tiny.npz")
 
 
 @pytest.fixture(scope="module")
@@ -201,7 +173,7 @@ def spoilt(values: np.ndarray) -> np.ndarray:
     ],
 )
 def test_bad_data_is_named_before_anything_is_written(tmp_path: Path, message: str, changed: dict[str, Any]) -> None:
-    path = save(tmp_path / "bad.npz", **changed)
+    path = save_walks(tmp_path / "bad.npz", **changed)
     assert_error(message, "--agent=gcbc", ENV, f"--data={path}", f"--run_dir={tmp_path / 'run'}", *TINY)
     assert not (tmp_path / "run" / "config.json").exists()
 
@@ -272,7 +244,7 @@ def test_the_checkpoint_of_another_agent(run_dir: Path) -> None:
 
 
 def test_changed_data(run_dir: Path, tmp_path: Path) -> None:
-    other = save(tmp_path / "other.npz", actions=np.zeros((120, 2), np.float32))
+    other = save_walks(tmp_path / "other.npz", actions=np.zeros((120, 2), np.float32))
     message = "is not the data that the run in"
     assert_error(message, "--resume", f"--run_dir={run_dir}", f"--data={other}", "--steps=30")
 

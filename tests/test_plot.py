@@ -1,32 +1,22 @@
 """The plotting program, on made-up run directories."""
 
-import importlib.util
 import json
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
+from programs import ROOT, load
 
 from flowrl import stats
 from flowrl.errors import UserError
 
-PLOT = Path(__file__).parents[1] / "experiments" / "plot.py"
+PLOT = ROOT / "experiments" / "plot.py"
 
 
-def load() -> ModuleType:
-    specification = importlib.util.spec_from_file_location("plot", PLOT)
-    assert specification is not None
-    assert specification.loader is not None
-    module = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(module)
-    return module
-
-
-plot = load()
+plot = load("experiments/plot.py")
 
 
 def make_run(
