@@ -61,9 +61,9 @@ def maze_of(name: str) -> Maze:
     return Maze(env.maze_map, env._maze_unit, (env._offset_x, env._offset_y))
 
 
-def load(path: Path, maze: Maze) -> Data:
+def load(path: Path, env: envs.EnvName, maze: Maze) -> Data:
     """Reads a dataset; the first two observations must be the position, as in OGBench's mazes."""
-    data = sources.read(path)
+    data = sources.read(sources.locate(env, str(path)), env)
     xy = data["observations"][:, :2]
     ends = np.flatnonzero(data["terminals"])
     lengths = np.diff(ends, prepend=-1)
@@ -319,9 +319,9 @@ def main(arguments: Sequence[str]) -> int:
 
 def run(collected: Path, reference: Path, out: Path) -> None:
     """Compares two files and writes the results."""
-    name = envs.parse(collected.stem).name
-    maze = maze_of(name)
-    ours, theirs = load(collected, maze), load(reference, maze)
+    env = envs.parse(collected.stem)
+    name, maze = env.name, maze_of(env.name)
+    ours, theirs = load(collected, env, maze), load(reference, env, maze)
     result = {
         "env": name,
         # Names only: the folders are this machine's affair.

@@ -1,10 +1,9 @@
 import contextlib
 import http.server
-import io
 import threading
 
-import numpy as np
 import pytest
+from ogbench_files import packed
 
 from flowrl import envs
 from flowrl.data import collect, download, sources
@@ -13,25 +12,6 @@ from flowrl.errors import UserError
 NAME = "pointmaze-medium-stitch"
 ENV = envs.parse(NAME)
 FILE = f"{NAME}-v0.npz"
-
-
-def rows(n=40, **changed):
-    generator = np.random.default_rng(0)
-    terminals = np.zeros(n, bool)
-    terminals[9::10] = True
-    data = {
-        "observations": generator.normal(size=(n, 2)).astype(np.float32),
-        "actions": generator.uniform(-1, 1, (n, 2)).astype(np.float32),
-        "terminals": terminals,
-        "qpos": generator.normal(size=(n, 2)).astype(np.float32),
-    }
-    return {field: array for field, array in (data | changed).items() if array is not None}
-
-
-def packed(**changed):
-    buffer = io.BytesIO()
-    np.savez(buffer, **rows(**changed))
-    return buffer.getvalue()
 
 
 class Host:
@@ -207,7 +187,7 @@ def test_a_wrong_range_is_not_appended(host, cache, monkeypatch):
 @pytest.mark.usefixtures("forbidden")
 def test_a_download_killed_before_its_renaming_is_finished(host, cache, monkeypatch):
     monkeypatch.setattr(sources, "HOSTS", (host.url,))
-    monkeypatch.setattr(download, "_check", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(download, "check_npz", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         sources.locate(ENV, "official")
     monkeypatch.undo()

@@ -7,7 +7,7 @@ import urllib.error
 import urllib.request
 import zipfile
 import zlib
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 from tqdm import tqdm
 
 from flowrl import files
+from flowrl.data.fields import h5py
 
 _TIMEOUT = 10.0  # seconds without a connection, or without a byte on it
 _CHUNK = 1 << 18
@@ -24,11 +25,16 @@ class DownloadError(Exception):
     """Why a file could not be downloaded, in one line."""
 
 
-def fetch_npz(url: str, target: Path, fields: Collection[str]) -> None:
-    """Downloads an .npz file to `target`, which appears only when the file is complete and has the fields.
+def fetch(url: str, target: Path, check: Callable[[Path], None]) -> None:
+    """Downloads a file to `target`, which appears only when the file is complete and `check` finds nothing wrong.
 
     An interrupted download stays beside it as `.<name>.<host>.part`, with the server's mark of that version of the
     file (ETag or date). It is continued where the server still has that version, and started again otherwise.
+
+    Args:
+        url: Where it is.
+        target: Where it is to be.
+        check: Raises DownloadError where a file is not what was wanted.
 
     Raises:
         DownloadError: It did not work; what has arrived is kept for the next call where it is of use.
@@ -42,7 +48,7 @@ def fetch_npz(url: str, target: Path, fields: Collection[str]) -> None:
     except (OSError, http.client.HTTPException) as error:
         raise DownloadError(f"{url}: {_reason(error)}") from error
     try:
-        _check(part, fields)
+        check(part)
     except DownloadError as error:
         part.unlink()
         raise DownloadError(f"{url}: {error}") from error
@@ -113,7 +119,7 @@ def _version(headers: email.message.Message) -> str:
     return etag if etag and not etag.startswith("W/") else headers.get("Last-Modified", "")
 
 
-def _check(part: Path, fields: Collection[str]) -> None:
+def check_npz(part: Path, fields: Collection[str]) -> None:
     """Checks that `part` is a whole .npz file with the fields.
 
     Raises:
@@ -127,6 +133,22 @@ def _check(part: Path, fields: Collection[str]) -> None:
         if archive.testzip() is None:
             return
     raise DownloadError("what arrived is not a whole .npz file")
+
+
+def check_hdf5(part: Path, fields: Collection[str]) -> None:
+    """Checks that `part` is an HDF5 file that does not end early, with the fields.
+
+    Raises:
+        DownloadError: It is not.
+    """
+    library = h5py()
+    try:
+        with library.File(part, "r") as file:
+            missing = set(fields) - set(file)
+    except OSError as error:
+        raise DownloadError("what arrived is not a whole HDF5 file") from error
+    if missing:
+        raise DownloadError(f"the file lacks {', '.join(sorted(missing))}")
 
 
 def _reason(error: Exception) -> str:

@@ -1,16 +1,16 @@
 """Where a dataset comes from (a download, a collection here, a file) and how it is read."""
 
+import functools
+import hashlib
 import os
 import sys
-import zipfile
-import zlib
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
-
 from flowrl import envs, files
-from flowrl.data import behaviours, collect, download
+from flowrl.data import behaviours, collect, d4rl, download, transitions
+from flowrl.data.fields import Arrays, Expected, Fields, h5py, opened
 from flowrl.errors import UserError, suggestion
 
 # Tried in this order; OGBench's own server, then a mirror.
@@ -19,18 +19,17 @@ HOSTS = (
     "https://huggingface.co/datasets/zhouzypaul/ogbench_datasets/resolve/main",
 )
 FIELDS = ("observations", "actions", "terminals")
-ACTION_LIMIT = 1.0 - 1e-5  # OGBench's clipping, which keeps log-densities of squashed policies finite
-_REMEDY = "mend the file, or delete it and run again to download or collect it anew"
+REMEDY = "mend the file, or delete it and run again to download or collect it anew"
 
 
 class Source(NamedTuple):
     """A dataset on disk.
 
     Attributes:
-        path: The .npz file.
+        path: The file, or the folder of a Minari dataset.
         origin: `official` (downloaded), `collected` (by flowrl) or `file` (given by the user).
         detail: One line for people.
-        sha256: Of the file, in hexadecimal.
+        sha256: Of the file or of the folder's files, in hexadecimal.
     """
 
     path: Path
@@ -45,12 +44,12 @@ def cache_root() -> Path:
 
 
 def locate(env: envs.EnvName, data: str, *, workers: int | None = None) -> Source:
-    """Finds the training file of a dataset, downloading or collecting it where needed.
+    """Finds the training data of a name, downloading or collecting it where needed.
 
     Args:
         env: Which dataset.
-        data: `official` (cache or download), `collected` (cache or collection here), `auto` (what is in the cache, else
-            a download, else a collection), or the path of a file or of a folder that holds `<dataset>.npz`.
+        data: `official` (cache or download), `collected` (cache or collection here, OGBench only), `auto` (what is in
+            the cache, else a download, else a collection), or the path of a file or of a folder that holds it.
         workers: Processes of a collection.
 
     Raises:
@@ -58,30 +57,68 @@ def locate(env: envs.EnvName, data: str, *, workers: int | None = None) -> Sourc
     """
     if data not in ("auto", "official", "collected"):
         return _given(env, data)
+    if env.family == "ogbench":
+        return _locate_ogbench(env, data, workers)
+    if data == "collected":
+        raise UserError(f"flowrl cannot collect data for {env.name}; {_others(env)}--data=PATH for a file you have")
+    if env.family == "d4rl":
+        return _locate_d4rl(env)
+    if env.family == "minari":
+        from flowrl.data import minari_sets
+
+        folder = minari_sets.folder(env.dataset)
+        return Source(folder, "official", f"Minari dataset {env.dataset}, {folder}", _hash(folder))
+    raise UserError(
+        f"{env.name} has no dataset of its own; give a file with --data=PATH (docs/data.md says which fields it needs)"
+    )
+
+
+def _others(env: envs.EnvName) -> str:
+    return "use " if env.family == "gymnasium" else "use --data=auto, or "
+
+
+def _locate_ogbench(env: envs.EnvName, data: str, workers: int | None) -> Source:
     official = cache_root() / "official" / f"{env.dataset}.npz"
     collected = cache_root() / "collected" / f"{env.dataset}.npz"
     if data == "official" or (data == "auto" and official.exists()):
-        _download(env, official)
+        _download_ogbench(env, official)
         return _source(official, "official", f"official download, {official}")
     if data == "auto" and not collected.exists():
         try:
-            _download(env, official)
+            _download_ogbench(env, official)
             return _source(official, "official", f"official download, {official}")
         except UserError as error:
             if not _collectable(env):
                 raise
-            print(f"{error}\ncollecting {env.name} here instead", file=sys.stderr, flush=True)
+            print(f"{error}\ncollecting {_base(env).name} here instead", file=sys.stderr, flush=True)
     if not collected.exists():
-        collect.collect(env.name, collected.parent, workers=workers)
+        collect.collect(_base(env).name, collected.parent, workers=workers)
     hint = "; --data=official downloads the official set" if data == "auto" else ""
     return _source(collected, "collected", f"{_collected_detail(collected)}{hint}")
 
 
+def _base(env: envs.EnvName) -> envs.EnvName:
+    """Returns the goal-conditioned dataset that a single task or another form of goals is made from."""
+    return envs.parse(env.dataset)
+
+
+def _locate_d4rl(env: envs.EnvName) -> Source:
+    path = cache_root() / "d4rl" / f"{env.dataset}.hdf5"
+    if not path.exists():
+        h5py()  # before a download that could not be read
+        check = functools.partial(download.check_hdf5, fields=d4rl.FIELDS)
+        _download(path, d4rl.urls(env.dataset), check, "use ")
+    return _source(path, "official", f"official download, {path}")
+
+
 def _given(env: envs.EnvName, data: str) -> Source:
     """Returns the file, or the dataset's file in the folder, that the user names."""
-    path = Path(data).expanduser()
+    given = path = Path(data).expanduser()
+    if env.family == "minari" and (found := _given_minari(env, given)) is not None:
+        return Source(found, "file", f"Minari dataset {found}", _hash(found))
     if path.is_dir():
-        path = path / f"{env.dataset}.npz"
+        candidates = [path / name for name in _file_names(env)]
+        path = next((candidate for candidate in candidates if candidate.is_file()), candidates[0])
     if not path.is_file():
         near = suggestion(data, ("auto", "official", "collected"))
         raise UserError(f"--data={data}: there is no file {path}{near}, or the path of a file or folder that exists")
@@ -89,8 +126,33 @@ def _given(env: envs.EnvName, data: str) -> Source:
     return _source(path, "file", _collected_detail(path) if ours else f"file {path}")
 
 
+def _given_minari(env: envs.EnvName, folder: Path) -> Path | None:
+    """Returns the folder of a Minari dataset: the given one, or the dataset's below it."""
+    for candidate in (folder, folder / env.dataset):
+        if (candidate / "data" / "metadata.json").is_file():
+            return candidate
+    return None
+
+
+def _file_names(env: envs.EnvName) -> list[str]:
+    """Returns what the dataset's file may be called in a folder."""
+    if env.family == "ogbench":
+        return [f"{env.dataset}.npz"]
+    if env.family == "d4rl":
+        return [f"{env.dataset}.hdf5", d4rl.SETS[env.dataset].url.rsplit("/", 1)[-1]]
+    return ["main_data.hdf5", "data.npz", "data.hdf5"]
+
+
 def _source(path: Path, origin: str, detail: str) -> Source:
     return Source(path, origin, detail, collect.sha256(path))
+
+
+def _hash(folder: Path) -> str:
+    """Returns one hash of all files of a folder, their names included."""
+    total = hashlib.sha256()
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        total.update(f"{path.relative_to(folder).as_posix()} {collect.sha256(path)}\n".encode())
+    return total.hexdigest()
 
 
 def _collected_detail(path: Path) -> str:
@@ -104,14 +166,26 @@ def _collected_detail(path: Path) -> str:
 
 def _collectable(env: envs.EnvName) -> bool:
     try:
-        behaviours.recipe(env)
+        behaviours.recipe(_base(env))
     except UserError:
         return False
     return True
 
 
-def _download(env: envs.EnvName, target: Path) -> None:
-    """Downloads the official file unless it is there.
+def _download_ogbench(env: envs.EnvName, target: Path) -> None:
+    ours = "use --data=collected to make it here, or " if _collectable(env) else "use "
+    urls = [f"{host}/{target.name}" for host in HOSTS]
+    _download(target, urls, functools.partial(download.check_npz, fields=FIELDS), ours)
+
+
+def _download(target: Path, urls: Sequence[str], check: Callable[[Path], None], others: str) -> None:
+    """Downloads a file from the first host that delivers it, unless it is there.
+
+    Args:
+        target: Where it is to be.
+        urls: Where it may be had.
+        check: Raises DownloadError where a file is not what was wanted.
+        others: What a message offers before `--data=PATH`.
 
     Raises:
         UserError: No host could deliver it.
@@ -122,16 +196,15 @@ def _download(env: envs.EnvName, target: Path) -> None:
         if target.exists():
             return
         reasons = []
-        for host in HOSTS:
+        for url in urls:
             try:
-                download.fetch_npz(f"{host}/{target.name}", target, FIELDS)
+                download.fetch(url, target, check)
                 break
             except download.DownloadError as error:
                 reasons.append(str(error))
         else:
-            ours = "use --data=collected to make it here, or " if _collectable(env) else "use "
             raise UserError(
-                f"cannot download {target.name} ({'; '.join(reasons)}); {ours}--data=PATH for a file you have"
+                f"cannot download {target.name} ({'; '.join(reasons)}); {others}--data=PATH for a file you have"
             )
         for leftover in target.parent.glob(f".{target.name}.*.part*"):
             leftover.unlink()
@@ -140,84 +213,64 @@ def _download(env: envs.EnvName, target: Path) -> None:
 # ----------------------------------------------------------------------------------------------------- reading
 
 
-def read(path: Path, *, observation_dim: int | None = None, action_dim: int | None = None) -> dict[str, np.ndarray]:
+def read(
+    source: Source,
+    env: envs.EnvName,
+    *,
+    observation_dim: int | None = None,
+    action_dim: int | None = None,
+    action_low: Sequence[float] = (),
+    action_high: Sequence[float] = (),
+) -> Arrays:
     """Reads and checks the fields that training needs, and no others.
 
     Args:
-        path: An .npz file in OGBench's format: one row per step, the last of each episode marked in `terminals`.
+        source: A dataset on disk.
+        env: What it is read for.
         observation_dim: Size D that the environment's observations have, where known.
         action_dim: Size A that its actions have, where known.
+        action_low: Lower bounds `[A]` of the environment's own actions, in which a user's own file holds them; those of
+            other files are in [-1, 1] or carry their bounds.
+        action_high: Upper bounds `[A]`.
 
     Returns:
-        `observations` float32 [N, D]; `actions` float32 [N, A], clipped to ±(1 - 1e-5); `terminals` bool [N].
+        `observations` float32 `[N, D]`; `actions` float32 `[N, A]`, clipped to ±(1 - 1e-5); `terminals` bool `[N]`,
+        true on the last row of each episode, which has no transition. For a single task `rewards` and `masks` float32
+        `[N]` besides; for compact goals `oracle_reps` float32 `[N, G]`.
 
     Raises:
         UserError: The file is missing, damaged, or not such a dataset.
     """
-    observations, actions, marks = (_field(path, field) for field in FIELDS)
-    terminals = _flags(path, marks)
-    for field, array in (("observations", observations), ("actions", actions)):
-        if array.ndim != 2 or len(array) != len(terminals):
-            raise UserError(
-                f"{path}: {field!r} has shape {array.shape}, but {len(terminals)} rows of numbers are needed, "
-                f"as many as 'terminals' has; {_REMEDY}"
-            )
-    _check_width(path, "observations", observations, observation_dim)
-    _check_width(path, "actions", actions, action_dim)
+    expected = Expected(observation_dim, action_dim, tuple(action_low), tuple(action_high))
+    if env.family == "ogbench":
+        return _read_ogbench(source.path, env, expected)
+    if env.family == "minari" and source.path.is_dir():
+        from flowrl.data import minari_sets
+
+        return minari_sets.read(source.path, expected)
+    if env.family == "d4rl" and source.path.suffix != ".npz":
+        return d4rl.read(source.path, env.dataset)
+    return transitions.read(source.path, expected)
+
+
+def _read_ogbench(path: Path, env: envs.EnvName, expected: Expected) -> Arrays:
+    """Reads an .npz file in OGBench's format: one row per step, the last of each episode marked in `terminals`."""
+    with opened(path, REMEDY) as file:
+        arrays = _ogbench_rows(file, expected)
+        if env.goals == "state":
+            return arrays
+        from flowrl.data import ogbench_tasks
+
+        return arrays | ogbench_tasks.added(file, env, len(arrays["terminals"]))
+
+
+def _ogbench_rows(file: Fields, expected: Expected) -> Arrays:
+    terminals = file.flags("terminals")
+    rows, like = len(terminals), "as many as 'terminals' has"
     if terminals.all():
-        raise UserError(f"{path}: 'terminals' leaves no transition, since every row ends an episode; {_REMEDY}")
+        raise file.error("'terminals' leaves no transition, since every row ends an episode")
     if not terminals[-1]:
-        raise UserError(f"{path}: 'terminals' is not set on the last row; mark the last row of the last episode")
-    _check_finite(path, "observations", observations)
-    _check_finite(path, "actions", actions)
-    largest = max(float(actions.max()), -float(actions.min()))
-    if largest > 1.0 + 1e-3:
-        raise UserError(f"{path}: 'actions' reach {largest:.4g}, outside [-1, 1]; rescale them by the action bounds")
-    np.clip(actions, -ACTION_LIMIT, ACTION_LIMIT, out=actions)
+        raise file.error("'terminals' is not set on the last row", "mark the last row of the last episode")
+    observations = file.matrix("observations", rows, like, expected.observation_dim)
+    actions = file.actions("actions", rows, like, Expected(action_dim=expected.action_dim))
     return {"observations": observations, "actions": actions, "terminals": terminals}
-
-
-def _field(path: Path, field: str) -> np.ndarray:
-    """Reads one field; numbers become float32, in the array they were read into where they are float32 already."""
-    try:
-        with open(path, "rb") as file, zipfile.ZipFile(file) as archive, archive.open(f"{field}.npy") as member:
-            array = np.lib.format.read_array(member, allow_pickle=False)
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file; name another with --data=PATH, or use --data=auto") from None
-    except KeyError:
-        raise UserError(f"{path}: the field {field!r} is missing; {_REMEDY}") from None
-    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError) as error:
-        raise UserError(f"{path}: {field!r} is damaged or cannot be read ({error}); {_REMEDY}") from error
-    except ValueError as error:
-        raise UserError(f"{path}: {field!r} is not a plain array ({error}); {_REMEDY}") from error
-    if array.dtype.kind not in "biuf" or (array.dtype.kind == "b" and field != "terminals"):
-        raise UserError(f"{path}: {field!r} holds {array.dtype}, not numbers; {_REMEDY}")
-    if field == "terminals":
-        return array
-    with np.errstate(over="ignore"):  # what does not fit becomes infinite and is refused for that
-        return np.ascontiguousarray(array, dtype=np.float32)
-
-
-def _flags(path: Path, marks: np.ndarray) -> np.ndarray:
-    """Returns `terminals` as booleans [N]."""
-    if marks.ndim != 1:
-        raise UserError(f"{path}: 'terminals' has shape {marks.shape}, but one flag per row is needed; {_REMEDY}")
-    if not ((marks == 0) | (marks == 1)).all():
-        row = int(np.argmin((marks == 0) | (marks == 1)))
-        raise UserError(f"{path}: 'terminals' is {marks[row]} in row {row}, but only 0 and 1 are allowed; {_REMEDY}")
-    return marks.astype(bool)
-
-
-def _check_width(path: Path, field: str, array: np.ndarray, expected: int | None) -> None:
-    if array.shape[1] == 0 or (expected is not None and array.shape[1] != expected):
-        needs = "at least 1" if expected is None else expected
-        raise UserError(
-            f"{path}: {field!r} have size {array.shape[1]}, but the environment's have {needs}; "
-            "choose the environment that the file was made for, or another file"
-        )
-
-
-def _check_finite(path: Path, field: str, array: np.ndarray) -> None:
-    good = np.isfinite(array).all(axis=1)
-    if not good.all():
-        raise UserError(f"{path}: {field!r} has NaN or infinite values, first in row {int(np.argmin(good))}; {_REMEDY}")

@@ -1,0 +1,140 @@
+"""Minari's datasets, read through the package `minari`, and the environments they belong to.
+
+Observations that are dicts become one vector: `observation` and `desired_goal` where both are there (the goal already
+achieved is a function of the observation), otherwise all entries, in sorted order of their keys; tuples in theirs.
+Actions are brought from the bounds of the dataset's action space to [-1, 1].
+"""
+
+import re
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import gymnasium
+import numpy as np
+
+from flowrl.data.fields import Arrays, Expected, Loaded
+from flowrl.data.transitions import episode, join
+from flowrl.errors import UserError
+
+_ID = re.compile(r"(?:[-\w]+/)*[-\w]+?-v\d+")
+
+
+class Environment(NamedTuple):
+    """Where policies trained on a dataset are evaluated.
+
+    Attributes:
+        env_id: The id registered with Gymnasium.
+        kwargs: What `gymnasium.make` is called with besides.
+        module: The module whose import registers the id, such as `gymnasium_robotics`, or empty.
+    """
+
+    env_id: str
+    kwargs: dict[str, Any]
+    module: str
+
+
+def folder(dataset_id: str) -> Path:
+    """Returns where a dataset lies on this machine: in MINARI_DATASETS_PATH, or `~/.minari/datasets`.
+
+    Raises:
+        UserError: Minari is not installed, the id is none, or the dataset is not there.
+    """
+    if not _ID.fullmatch(dataset_id):
+        raise UserError(
+            f"minari:{dataset_id} is not the id of a Minari set; name one as minari:mujoco/hopper/medium-v0"
+        )
+    _package()
+    from minari.storage.datasets_root_dir import get_dataset_path
+
+    found = Path(get_dataset_path(dataset_id))
+    if not (found / "data").is_dir():
+        raise UserError(f"there is no Minari dataset in {found}; get it with: minari download {dataset_id}")
+    return found
+
+
+def read(path: Path, expected: Expected | None = None) -> Arrays:
+    """Reads a Minari dataset.
+
+    Args:
+        path: Its folder, as `folder` returns it.
+        expected: What the environment says about it; the dataset's own space says what bounds actions have.
+
+    Returns:
+        `observations`, `actions`, `rewards`, `masks` float32 and `terminals` bool, `[N, ...]`, in the layout that
+        `flowrl.data.transitions` describes; `masks` are 0 where an episode terminated, not where it was truncated.
+
+    Raises:
+        UserError: Minari is not installed; the dataset is damaged or not of continuous observations and actions.
+    """
+    dataset = _load(path)
+    space, known = dataset.action_space, expected or Expected()
+    remedy = "flowrl needs vectors of numbers for observations and actions; choose another dataset"
+    if not isinstance(space, gymnasium.spaces.Box) or len(space.shape) != 1:
+        raise UserError(f"{path}: 'actions' are of {space}; {remedy}")
+    bounds = known._replace(action_low=tuple(space.low.tolist()), action_high=tuple(space.high.tolist()))
+    parts = []
+    try:
+        for found in dataset.iterate_episodes():
+            fields = {name: getattr(found, name) for name in ("actions", "rewards", "terminations")}
+            fields["observations"] = flat(found.observations)
+            parts.append(episode(Loaded(f"{path}, episode {found.id}", remedy, fields), "", bounds))
+    except (OSError, KeyError, AssertionError, ValueError) as error:
+        raise UserError(
+            f"{path}: an episode is damaged or cannot be read ({error}); get it anew with: minari download --force "
+            f"{dataset.id}"
+        ) from error
+    return join(Loaded(path, remedy, {}), parts)
+
+
+def flat(observation: Any) -> np.ndarray:
+    """Returns an observation, or a batch of them `[..., d]` by key, as one vector or a batch of vectors `[..., D]`."""
+    if isinstance(observation, Mapping):
+        keys = sorted(observation)
+        if {"observation", "desired_goal"} <= set(keys):
+            keys = ["observation", "desired_goal"]
+        return np.concatenate([flat(observation[key]) for key in keys], axis=-1)
+    if isinstance(observation, tuple):
+        return np.concatenate([flat(part) for part in observation], axis=-1)
+    return np.asarray(observation)
+
+
+def environment(path: Path) -> Environment | None:
+    """Returns where policies are evaluated, or None where the dataset does not name an environment.
+
+    Its observations may be dicts: `flat` makes of them what `read` has returned.
+
+    Raises:
+        UserError: Minari is not installed, or the dataset is damaged.
+    """
+    dataset = _load(path)
+    spec = getattr(dataset, "_eval_env_spec", None) or dataset.env_spec  # what recover_environment(eval_env=True) reads
+    if spec is None:
+        return None
+    kwargs = dict(spec.kwargs)
+    if spec.max_episode_steps is not None:
+        kwargs["max_episode_steps"] = spec.max_episode_steps
+    module = str(spec.entry_point).split(".")[0].split(":")[0]
+    return Environment(spec.id, kwargs, "" if spec.id in gymnasium.registry else module)
+
+
+def _load(path: Path) -> Any:
+    minari = _package()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # on versions of packages that only the environment needs
+            return minari.MinariDataset(path / "data")
+    except (OSError, KeyError, AssertionError, ValueError, TypeError) as error:
+        raise UserError(
+            f"{path}: damaged, or not a Minari dataset ({type(error).__name__}: {error}); get it anew with: "
+            "minari download --force ID"
+        ) from error
+
+
+def _package() -> Any:
+    try:
+        import minari
+    except ImportError as error:
+        raise UserError("Minari's datasets need minari; install it with: pip install -e .[minari]") from error
+    return minari
