@@ -1,6 +1,8 @@
-"""Small datasets in OGBench's format, for tests of what reads them."""
+"""Small datasets in OGBench's format, and a host that serves files, for tests of what reads them."""
 
+import http.server
 import io
+import threading
 
 import numpy as np
 
@@ -31,3 +33,51 @@ def with_value(field, row, value):
     array = rows()[field].astype(np.float64)
     array[row] = value
     return {field: array}
+
+
+class Host:
+    """A web server on this machine: what it holds, how it behaves, what it was asked."""
+
+    def __init__(self):
+        self.body = packed()
+        self.etag = '"one"'
+        self.ranges = True
+        self.kind = "application/octet-stream"
+        self.cut = None  # the connection ends after so many bytes
+        self.status = 200
+        self.lie = False  # answers with another range than was asked for
+        self.asked = []
+        self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
+        self.url = f"http://127.0.0.1:{self.server.server_port}"
+        self.thread = threading.Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.01})
+        self.thread.start()
+
+    def _handler(host):
+        class Handler(http.server.BaseHTTPRequestHandler):
+            def do_GET(self):
+                host.asked.append((self.path, self.headers.get("Range"), self.headers.get("If-Range")))
+                start, status = 0, host.status
+                if host.ranges and "Range" in self.headers and self.headers["If-Range"] == host.etag:
+                    start, status = int(self.headers["Range"][len("bytes=") : -1]), 206
+                    status = 416 if start >= len(host.body) else 206
+                body = host.body[start:] if status in (200, 206) else b"no"
+                self.send_response(status)
+                self.send_header("Content-Type", host.kind)
+                self.send_header("Content-Length", str(len(body)))
+                if host.etag:
+                    self.send_header("ETag", host.etag)
+                if status == 206:
+                    first = start - 1 if host.lie else start
+                    self.send_header("Content-Range", f"bytes {first}-{len(host.body) - 1}/{len(host.body)}")
+                self.end_headers()
+                self.wfile.write(body[: host.cut])
+
+            def log_message(self, *_):
+                pass
+
+        return Handler
+
+    def close(self):
+        self.server.shutdown()
+        self.server.server_close()
+        self.thread.join()

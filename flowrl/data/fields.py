@@ -139,10 +139,8 @@ class Fields:
         if largest > 1.0 + tolerance:
             row = int(np.argmax(np.abs(array).max(axis=1)))
             if expected.action_low:
-                problem = f"reach {largest:.4g} times the environment's action bounds in row {row}"
-                raise self.error(
-                    f"{field!r} {problem}", "clip them, or choose the environment that the file was made for"
-                )
+                problem = f"reach {largest:.4g} times as far as the environment's action bounds in row {row}"
+                raise self.error(f"{field!r} {problem}", "choose the environment that the file was made for")
             problem = f"reach {largest:.4g} in row {row}, outside [-1, 1]"
             raise self.error(f"{field!r} {problem}", "rescale them by the action bounds")
         return np.clip(array, -ACTION_LIMIT, ACTION_LIMIT, out=array)

@@ -42,9 +42,7 @@ def folder(dataset_id: str) -> Path:
         UserError: Minari is not installed, the id is none, or the dataset is not there.
     """
     if not _ID.fullmatch(dataset_id):
-        raise UserError(
-            f"minari:{dataset_id} is not the id of a Minari set; name one as minari:mujoco/hopper/medium-v0"
-        )
+        raise UserError(f"minari:{dataset_id} is no id of a Minari set; name one as minari:mujoco/hopper/medium-v0")
     _package()
     from minari.storage.datasets_root_dir import get_dataset_path
 

@@ -33,38 +33,37 @@ def added(file: Fields, env: envs.EnvName, rows: int) -> Arrays:
         if field not in file:
             raise file.error(f"the field {field!r} is missing, which {env.name} needs", _REMEDY)
         state[field] = file.matrix(field, rows, like)
-    state["button_states"] = state.get("button_states", np.zeros((rows, 0), np.float32))
+    generator = np.random.get_bit_generator()  # type: ignore[attr-defined]  # which a SeededEpisodes replaces
+    made: Any = _ResetBySeed(envs.factory(env)())
     try:
-        return add_rewards(state, env) if env.goals == "none" else add_oracle_goals(state, env)
-    except (IndexError, ValueError) as error:
+        width = len((made.unwrapped.data if hasattr(made.unwrapped, "data") else made.unwrapped._data).qpos)
+        if state["qpos"].shape[1] != width:
+            raise file.error(f"'qpos' have size {state['qpos'].shape[1]}, but {env.env_id} has {width}", _REMEDY)
+        return _rewards(state, env, made) if env.goals == "none" else _oracle_goals(state, env, made)
+    except ValueError as error:
         shapes = ", ".join(f"{field!r} has shape {state[field].shape}" for field in needed)
         raise file.error(f"not the simulator's state in {env.env_id}: {shapes} ({error})", _REMEDY) from error
-
-
-def add_rewards(state: Arrays, env: envs.EnvName) -> Arrays:
-    """Returns `rewards` and `masks` float32 `[N]` of a single task; a row's belong to its own state."""
-    from ogbench import relabel_utils
-
-    return _added(state, env, relabel_utils.relabel_dataset, ("rewards", "masks"))
-
-
-def add_oracle_goals(state: Arrays, env: envs.EnvName) -> Arrays:
-    """Returns `oracle_reps` float32 `[N, G]`: each row's state as OGBench's compact goal."""
-    from ogbench import relabel_utils
-
-    return _added(state, env, relabel_utils.add_oracle_reps, ("oracle_reps",))
-
-
-def _added(state: Arrays, env: envs.EnvName, function: Any, fields: tuple[str, ...]) -> Arrays:
-    dataset = dict(state)
-    generator = np.random.get_bit_generator()  # type: ignore[attr-defined]  # which a SeededEpisodes replaces
-    made = envs.factory(env)()
-    try:
-        function(env.env_id, _ResetBySeed(made), dataset)
     finally:
         made.close()
         np.random.set_bit_generator(generator)  # type: ignore[attr-defined]
-    return {field: dataset[field] for field in fields}
+
+
+def _rewards(state: Arrays, env: envs.EnvName, made: gymnasium.Env) -> Arrays:
+    """Returns `rewards` and `masks` float32 `[N]` of a single task; a row's belong to its own state."""
+    from ogbench import relabel_utils
+
+    dataset = dict(state)
+    relabel_utils.relabel_dataset(env.env_id, made, dataset)
+    return {field: dataset[field] for field in ("rewards", "masks")}
+
+
+def _oracle_goals(state: Arrays, env: envs.EnvName, made: gymnasium.Env) -> Arrays:
+    """Returns `oracle_reps` float32 `[N, G]`: each row's state as OGBench's compact goal."""
+    from ogbench import relabel_utils
+
+    dataset = dict(state)
+    relabel_utils.add_oracle_reps(env.env_id, made, dataset)
+    return {"oracle_reps": dataset["oracle_reps"]}
 
 
 class _ResetBySeed(gymnasium.Wrapper):

@@ -1,0 +1,163 @@
+import subprocess
+import sys
+
+import gymnasium
+import minari
+import numpy as np
+import pytest
+from gymnasium import spaces
+from minari.data_collector import EpisodeBuffer
+
+from flowrl import envs
+from flowrl.data import minari_sets, sources
+from flowrl.errors import UserError
+
+ID = "test/pendulum/swing-v0"
+# Minari asks for what a public dataset should say about itself.
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
+BOX, ACTIONS = spaces.Box(-np.inf, np.inf, (3,), np.float32), spaces.Box(-2.0, 2.0, (1,), np.float32)
+GOALS = spaces.Dict(
+    {
+        "achieved_goal": spaces.Box(-1, 1, (1,), np.float32),
+        "desired_goal": spaces.Dict({"b": spaces.Box(-1, 1, (1,)), "a": spaces.Box(-1, 1, (2,))}),
+        "observation": BOX,
+    }
+)
+
+
+@pytest.fixture(autouse=True)
+def root(tmp_path, monkeypatch):
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "minari"))
+    return tmp_path / "minari"
+
+
+def batch(space, rng, rows):
+    if isinstance(space, spaces.Dict):
+        return {name: batch(part, rng, rows) for name, part in space.items()}
+    return rng.uniform(-1, 1, (rows, *space.shape)).astype(np.float32)
+
+
+def create(lengths=(4, 3), observation_space=BOX, action_space=ACTIONS, data_format="hdf5", dataset_id=ID, **options):
+    """Writes a dataset whose even episodes terminate and whose others are truncated, and returns its episodes."""
+    rng, buffers = np.random.default_rng(0), []
+    for i, steps in enumerate(lengths):
+        ended = [step == steps - 1 for step in range(steps)]
+        buffers.append(
+            EpisodeBuffer(
+                observations=batch(observation_space, rng, steps + 1),
+                actions=(2 * batch(action_space, rng, steps)),
+                rewards=rng.normal(size=steps).tolist(),
+                terminations=[end and i % 2 == 0 for end in ended],
+                truncations=[end and i % 2 == 1 for end in ended],
+            )
+        )
+    spaces_given = {"observation_space": observation_space, "action_space": action_space}
+    minari.create_dataset_from_buffers(dataset_id, buffers, data_format=data_format, **spaces_given, **options)
+    return buffers
+
+
+def read(dataset_id=ID, **expected):
+    env = envs.parse(f"minari:{dataset_id}")
+    return sources.read(sources.locate(env, "auto"), env, **expected)
+
+
+def test_episodes_masks_and_bounds():
+    written = create()
+    arrays = read(observation_dim=3, action_dim=1)
+    np.testing.assert_array_equal(arrays["terminals"], [0, 0, 0, 0, 1, 0, 0, 0, 1])
+    np.testing.assert_array_equal(arrays["masks"][~arrays["terminals"]], [1, 1, 1, 0, 1, 1, 1])
+    np.testing.assert_array_equal(arrays["observations"], np.concatenate([one.observations for one in written]))
+    inside = ~arrays["terminals"]
+    np.testing.assert_allclose(
+        arrays["actions"][inside], np.concatenate([one.actions for one in written]) / 2, atol=1.1e-5
+    )
+    np.testing.assert_allclose(arrays["rewards"][inside], np.concatenate([one.rewards for one in written]), rtol=1e-6)
+    assert {array.dtype.name for array in arrays.values()} == {"float32", "bool"}
+
+
+def test_goals_follow_the_observation_in_sorted_order():
+    written = create(observation_space=GOALS)
+    found = read()["observations"]
+    parts = [one.observations for one in written]
+    goals = [np.concatenate([p["desired_goal"]["a"], p["desired_goal"]["b"]], axis=1) for p in parts]
+    expected = [np.concatenate([p["observation"], goal], axis=1) for p, goal in zip(parts, goals, strict=True)]
+    np.testing.assert_array_equal(found, np.concatenate(expected))
+    one = {"observation": np.arange(2), "desired_goal": np.array([7]), "achieved_goal": np.array([9])}
+    np.testing.assert_array_equal(minari_sets.flat(one), [0, 1, 7])
+    np.testing.assert_array_equal(
+        minari_sets.flat({"z": np.array([1]), "a": (np.array([2]), np.array([3]))}), [2, 3, 1]
+    )
+
+
+def test_locating_names_the_folder_and_hashes_it(root, tmp_path):
+    create()
+    env = envs.parse(f"minari:{ID}")
+    source = sources.locate(env, "official")
+    assert source.path == root / ID
+    assert source.origin == "official"
+    assert ID in source.detail
+    given = sources.locate(env, str(root))
+    assert (given.path, given.origin, given.sha256) == (root / ID, "file", source.sha256)
+    assert sources.locate(env, str(root / ID)) == given
+    (root / ID / "data" / "more").write_text("x")
+    assert sources.locate(env, "official").sha256 != source.sha256
+    alone = sources.locate(env, str(root / ID / "data" / "main_data.hdf5"))
+    assert alone.path.name == "main_data.hdf5"
+    arrays = sources.read(alone, env, action_low=[-2], action_high=[2])
+    for field, array in sources.read(given, env).items():
+        np.testing.assert_array_equal(array, arrays[field])
+
+
+def test_what_is_missing_comes_with_the_command_that_gets_it(monkeypatch):
+    with pytest.raises(UserError, match="get it with: minari download mujoco/hopper/medium-v0"):
+        read("mujoco/hopper/medium-v0")
+    for wrong in ("hopper", "../hopper-v0", "/etc/hopper-v0", "a//b-v0"):
+        with pytest.raises(UserError, match="is no id of a Minari set"):
+            read(wrong)
+    with pytest.raises(UserError, match="cannot collect data for minari:test"):
+        sources.locate(envs.parse(f"minari:{ID}"), "collected")
+    monkeypatch.setitem(sys.modules, "minari", None)
+    with pytest.raises(UserError, match=r"need minari; install it with: pip install -e \.\[minari\]"):
+        read("mujoco/hopper/medium-v0")
+
+
+def test_a_damaged_dataset_is_explained(root):
+    create()
+    path = root / ID / "data" / "main_data.hdf5"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-500])
+    with pytest.raises(UserError, match="damaged or cannot be read"):
+        read()
+    (root / ID / "data" / "metadata.json").write_text("{}")
+    with pytest.raises(UserError, match="damaged, or not a Minari dataset"):
+        read()
+
+
+def test_other_spaces_are_refused():
+    create(action_space=spaces.Discrete(3), lengths=())
+    with pytest.raises(UserError, match=r"'actions' are of Discrete\(3\); flowrl needs vectors"):
+        read()
+    create(dataset_id="test/image-v0", observation_space=spaces.Box(0, 1, (4, 4), np.float32))
+    with pytest.raises(UserError, match=r"episode 0: 'observations' has shape \(5, 4, 4\).*choose another dataset"):
+        read("test/image-v0")
+
+
+def test_sizes_that_do_not_fit_name_both_numbers():
+    create()
+    with pytest.raises(UserError, match="episode 0: 'observations' have size 3, but the environment's have 11"):
+        read(observation_dim=11)
+
+
+def test_the_environment_is_recovered(root):
+    create(env="Pendulum-v1", eval_env=gymnasium.make("Pendulum-v1", g=5.0).spec)
+    found = minari_sets.environment(root / ID)
+    assert found == ("Pendulum-v1", {"g": 5.0, "max_episode_steps": 200}, "")
+    made = envs.make(found.env_id, **found.kwargs)
+    assert made.unwrapped.g == 5.0
+    create(dataset_id="test/none-v0")
+    assert minari_sets.environment(root / "test/none-v0") is None
+
+
+def test_h5py_and_minari_are_imported_when_needed():
+    code = "import sys, flowrl, flowrl.data.sources; assert not {'h5py', 'minari'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
