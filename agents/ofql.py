@@ -32,6 +32,7 @@ class Config(configs.OfflineQ):
     hidden_dims: tuple[int, ...] = configs.static((256, 256, 256), "Hidden layers of every network.")
     time_sampler: str = configs.static("logit_normal", "Distribution of r and t.", tuple(SAMPLERS))
     max_q_backup: bool = configs.static(False, "Bootstrap from each critic's best of 10 next actions (AntMaze).")
+    critic_layer_norm: bool = configs.static(False, "LayerNorm in the critics, which the paper's do not have.")
     q_scale: str = configs.static("policy", "Actions whose mean |Q| divides the policy's Q.", ("policy", "data"))
     q_alpha: float = configs.sweepable(0.1, "Weight η of the normalised Q; 0 is behaviour cloning.")
     flow_ratio: float = configs.sweepable(0.5, "Share of rows with r = t; 1 is plain flow matching.", 0, 1)
@@ -181,7 +182,7 @@ def init(
 
 def make(config: Config, spec: Spec) -> Agent:
     """Builds the agent."""
-    critic = ensemble(Value)(config.hidden_dims, activation=mish, layer_norm=False)
+    critic = ensemble(Value)(config.hidden_dims, activation=mish, layer_norm=config.critic_layer_norm)
     networks = Networks(Actor(config.hidden_dims, spec.action_dim), critic)
     return Agent(
         init=partial(init, networks, config, spec),

@@ -59,8 +59,9 @@ def _execute(plan: Plan, stored: dict[str, Any] | None) -> int:
             f"{source.path} is not the data that the run in {plan.folder} began with; give it as --data=PATH"
         )
     sizes = envs.sizes(plan.env) if plan.env.env_id is not None else None
-    expected = (sizes.observation_dim, sizes.action_dim) if sizes else (None, None)
-    arrays = sources.read(source, plan.env, observation_dim=expected[0], action_dim=expected[1])
+    expected: dict[str, Any] = sizes._asdict() if sizes else {}
+    names = ("observation_dim", "action_dim", "action_low", "action_high")
+    arrays = sources.read(source, plan.env, **{name: expected[name] for name in names if name in expected})
     if sizes is None:
         sizes = envs.Sizes(arrays["observations"].shape[1], arrays["actions"].shape[1])
     agent = _agent(plan, sizes, arrays)

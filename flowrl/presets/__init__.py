@@ -62,7 +62,9 @@ _QUICK_SOURCE = "quick: flowrl's own settings for two CPU cores, see docs/quick_
 _QUICK_RUN = dict(steps=20_000, eval_interval=2_500, eval_episodes=10, log_interval=500, checkpoint_interval=2_500)
 # One task instead of five: as many episodes in all.
 _QUICK_SINGLE_RUN = _QUICK_RUN | dict(eval_interval=5_000, eval_episodes=50)
-QUICK_AGENT = dict(hidden_dims=(256, 256, 256), batch_size=256, learning_rate=1e-3)
+QUICK_AGENT = dict(hidden_dims=(256, 256, 256), batch_size=256, learning_rate=1e-3, critic_target_rate=0.02)
+# Where mean |Q| is near 1 / (1 - discount), a weight of 1 pulls too little.
+_QUICK_OF = {"sscp": dict(q_alpha=3.0), "ofql": dict(q_alpha=3.0, critic_layer_norm=True, candidates=1)}
 
 
 class Preset(NamedTuple):
@@ -96,8 +98,8 @@ def datasets(agent: str) -> frozenset[str]:
 def lookup(name: str, agent: str, dataset: str) -> Preset:
     """Returns the preset `paper`, `quick` or `none` of an agent for a dataset named without its version.
 
-    The quick preset, the same for all agents, stands on the published one: what it does not set itself (subgoal steps,
-    discount, temperatures) is the dataset's published value.
+    The quick preset has the same networks, batches and step sizes for all agents and stands on the published one: what
+    it does not set itself (subgoal steps, discount, temperatures) is the dataset's published value.
 
     Raises:
         UserError: There is no such preset; the message names those there are.
@@ -115,7 +117,7 @@ def lookup(name: str, agent: str, dataset: str) -> Preset:
                 "your own as --agent.<field>=value"
             )
         return published
-    settings = (published.agent if published else {}) | QUICK_AGENT
+    settings = (published.agent if published else {}) | QUICK_AGENT | _QUICK_OF.get(agent, {})
     shared = {name: published.run[name] for name in _OF_RUN[1:] if published and name in published.run}
     run = _QUICK_RUN if dataset in ogbench_datasets() else _QUICK_SINGLE_RUN
     return Preset("quick", _QUICK_SOURCE, settings, run | shared)
