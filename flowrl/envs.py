@@ -5,6 +5,7 @@ import functools
 import os
 import re
 import tempfile
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -112,9 +113,10 @@ def make(env_id: str, **kwargs: Any) -> SeededEpisodes:
     Raises:
         UserError: Its actions are not continuous and bounded, or its observations not a vector.
     """
-    if env_id not in gymnasium.registry:
-        import ogbench  # noqa: F401  (registers its environments)
-    with _no_leftover_files():
+    with _no_leftover_files(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of float64 bounds, a missing display, newer versions: nothing to act on
+        if env_id not in gymnasium.registry:
+            import ogbench  # noqa: F401  (registers its environments)
         env = gymnasium.make(env_id, disable_env_checker=True, **kwargs)
     actions, observations = env.action_space, env.observation_space
     if not isinstance(actions, gymnasium.spaces.Box) or not actions.is_bounded():
