@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import importlib
 import os
 import re
 import tempfile
@@ -30,6 +31,8 @@ class EnvName(NamedTuple):
         behaviour: How OGBench's data was collected, `navigate` or `play`; empty for other families.
         goals: What a policy is told to reach: `state` (an observation), `oracle` (OGBench's compact goal), or `none`
             (a single task that the rewards define).
+        kwargs: What `gymnasium.make` is called with besides, as pairs.
+        module: Module whose import registers the environment, such as `gymnasium_robotics`; or empty.
         note: What people must know about the environment, such as that its version is not the data's; or empty.
     """
 
@@ -39,6 +42,8 @@ class EnvName(NamedTuple):
     env_id: str | None
     behaviour: str = ""
     goals: str = "state"
+    kwargs: tuple[tuple[str, Any], ...] = ()
+    module: str = ""
     note: str = ""
 
 
@@ -79,7 +84,8 @@ def _ogbench(stem: str, name: str) -> EnvName | None:
     body, behaviour = data.rsplit("-", 1)
     suffix = f"-singletask{single['task'] or ''}" if single else ""
     goals = "none" if single else "oracle" if oracle else "state"
-    return EnvName(stem, "ogbench", f"{data}-v0", f"{body}{suffix}-v0", behaviour, goals)
+    kwargs = (("use_oracle_rep", True),) if oracle else ()
+    return EnvName(stem, "ogbench", f"{data}-v0", f"{body}{suffix}-v0", behaviour, goals, kwargs)
 
 
 class SeededEpisodes(gymnasium.Wrapper):
@@ -107,25 +113,57 @@ class SeededEpisodes(gymnasium.Wrapper):
         return self.env.step(action)
 
 
-def make(env_id: str, **kwargs: Any) -> SeededEpisodes:
-    """Makes a registered environment with actions in [−1, 1]; keyword arguments go to `gymnasium.make`.
+def make(env_id: str, *, module: str = "", **kwargs: Any) -> SeededEpisodes:
+    """Makes a registered environment with a vector of observations and actions in [−1, 1].
+
+    Dictionary observations become vectors as `flowrl.data.minari_sets.flat` says.
+
+    Args:
+        env_id: Its name.
+        module: Imported before, where it is not empty, to register the name.
+        **kwargs: Go to `gymnasium.make`.
 
     Raises:
-        UserError: Its actions are not continuous and bounded, or its observations not a vector.
+        UserError: Its actions are not continuous and bounded, its observations no numbers, or the module is missing.
     """
     with _no_leftover_files(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of float64 bounds, a missing display, newer versions: nothing to act on
-        if env_id not in gymnasium.registry:
-            import ogbench  # noqa: F401  (registers its environments)
-        env = gymnasium.make(env_id, disable_env_checker=True, **kwargs)
-    actions, observations = env.action_space, env.observation_space
+        _register(env_id, module)
+        return SeededEpisodes(_fitting(gymnasium.make(env_id, disable_env_checker=True, **kwargs), env_id))
+
+
+def _fitting(env: gymnasium.Env, env_id: str) -> gymnasium.Env:
+    """Wraps an environment into vectors of observations and actions in [−1, 1]."""
+    actions = env.action_space
     if not isinstance(actions, gymnasium.spaces.Box) or not actions.is_bounded():
         raise UserError(f"{env_id} has actions {actions}; flowrl needs continuous, bounded ones")
+    if isinstance(env.observation_space, gymnasium.spaces.Dict):
+        env = _flattened(env)
+    observations = env.observation_space
     if not isinstance(observations, gymnasium.spaces.Box) or len(observations.shape) != 1:
         raise UserError(f"{env_id} has observations {observations}; flowrl needs a vector of numbers")
     if not (np.all(actions.low == -1) and np.all(actions.high == 1)):
         env = gymnasium.wrappers.RescaleAction(env, np.float32(-1.0), np.float32(1.0))
-    return SeededEpisodes(env)
+    return env
+
+
+def _register(env_id: str, module: str) -> None:
+    if env_id in gymnasium.registry:
+        return
+    try:
+        importlib.import_module(module or "ogbench")
+    except ImportError as error:
+        raise UserError(
+            f"{env_id} needs the package {module} ({error}); install it, or train only with --eval_episodes=0"
+        ) from error
+
+
+def _flattened(env: gymnasium.Env) -> gymnasium.Env:
+    from flowrl.data.minari_sets import flat
+
+    shape = flat(env.observation_space.sample()).shape
+    space = gymnasium.spaces.Box(-np.inf, np.inf, shape, np.float32)
+    return gymnasium.wrappers.TransformObservation(env, flat, space)
 
 
 @contextlib.contextmanager
@@ -171,7 +209,7 @@ class Sizes(NamedTuple):
 def factory(env: EnvName) -> Callable[[], SeededEpisodes]:
     """Returns a picklable function that makes the environment in which policies are evaluated."""
     assert env.env_id is not None
-    return functools.partial(make, env.env_id, **({"use_oracle_rep": True} if env.goals == "oracle" else {}))
+    return functools.partial(make, env.env_id, module=env.module, **dict(env.kwargs))
 
 
 def sizes(env: EnvName) -> Sizes:

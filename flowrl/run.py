@@ -15,7 +15,7 @@ from flowrl import agent as agents
 from flowrl import envs, loggers, loop, normalize
 from flowrl.agent import Agent, Spec
 from flowrl.checkpoint import Checkpoints
-from flowrl.data import goals, sources
+from flowrl.data import goals, minari_sets, sources
 from flowrl.data.dataset import Dataset, from_arrays
 from flowrl.errors import UserError
 from flowrl.evaluate import Evaluator
@@ -58,6 +58,7 @@ def _execute(plan: Plan, stored: dict[str, Any] | None) -> int:
         raise UserError(
             f"{source.path} is not the data that the run in {plan.folder} began with; give it as --data=PATH"
         )
+    plan = _with_environment(plan, source)
     sizes = envs.sizes(plan.env) if plan.env.env_id is not None else None
     expected: dict[str, Any] = sizes._asdict() if sizes else {}
     names = ("observation_dim", "action_dim", "action_low", "action_high")
@@ -89,6 +90,17 @@ def _execute(plan: Plan, stored: dict[str, Any] | None) -> int:
         finally:
             run.close()
     return 0
+
+
+def _with_environment(plan: Plan, source: sources.Source) -> Plan:
+    """Adds the environment that a Minari dataset names, in which its policies are evaluated."""
+    if plan.env.family != "minari" or not plan.settings.eval_episodes:
+        return plan
+    found = minari_sets.environment(source.path)
+    if found is None:
+        raise UserError(f"{plan.env.name} names no environment; train only, with --eval_episodes=0")
+    env = plan.env._replace(env_id=found.env_id, kwargs=tuple(found.kwargs.items()), module=found.module)
+    return dataclasses.replace(plan, env=env)
 
 
 def _agent(plan: Plan, sizes: envs.Sizes, arrays: dict[str, np.ndarray]) -> Agent:

@@ -7,7 +7,7 @@ manipulation) need another behaviour or another actor here; nothing in `collect`
 
 import functools
 import math
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -25,19 +25,25 @@ class Recipe(NamedTuple):
 
     Attributes:
         behaviour: Plays one episode; takes the unwrapped environment, the episode's generator and this recipe.
-        actor: Turns an observation and a unit direction into an action.
-        noise: Standard deviation of the Gaussian noise added to each action, which is then clipped to [-1, 1].
+        noise: Scale of the noise in the actions, which are then clipped to [-1, 1]; what exactly, the behaviour says.
         episodes: Training episodes of the published set; a tenth more make its validation file.
         length: Environment steps per episode; one row each.
         row_bytes: Bytes of one row over all fields, for the check of disk space.
+        actor: In mazes, turns an observation and a unit direction into an action.
+        env_kwargs: What the environment is made with, as pairs.
+        button_states: Whether rows also hold the states of buttons.
+        accept: Whether an episode's fields will do; one that will not is thrown away and another played in its place.
     """
 
     behaviour: Callable[[Any, np.random.Generator, "Recipe"], Episode]
-    actor: Actor
     noise: float
     episodes: int
     length: int
     row_bytes: int
+    actor: Actor | None = None
+    env_kwargs: tuple[tuple[str, Any], ...] = ()
+    button_states: bool = False
+    accept: Callable[[Mapping[str, np.ndarray]], bool] | None = None
 
 
 def recipe(name: envs.EnvName) -> Recipe:
@@ -46,11 +52,15 @@ def recipe(name: envs.EnvName) -> Recipe:
     Raises:
         UserError: flowrl cannot collect it yet.
     """
-    body, _, size = name.env_id.removesuffix("-v0").partition("-")
+    from flowrl.data import manipulation  # which needs what is defined here
+
+    if (found := manipulation.recipe(name)) is not None:
+        return found
+    body, _, size = str(name.env_id).removesuffix("-v0").partition("-")
     if body != "pointmaze" or name.behaviour not in ("navigate", "stitch"):
         raise UserError(
-            f"flowrl cannot collect {name.name} yet, only the navigate and stitch sets of pointmaze; "
-            f"give a file with --data=PATH, for example a download of {name.dataset}.npz"
+            f"flowrl cannot collect {name.name} yet, only pointmaze's navigate and stitch sets and cube's, scene's "
+            f"and puzzle's play and noisy sets; give a file with --data=PATH, for example a download of {name.dataset}.npz"
         )
     # Four float32 fields of two numbers each, and the terminals.
     point = functools.partial(Recipe, actor=follow, noise=0.5, row_bytes=4 * 2 * 4 + 1)
@@ -127,6 +137,7 @@ def _direction(maze: Any) -> np.ndarray:
 
 def _act(recipe: Recipe, generator: np.random.Generator, observation: np.ndarray, direction: np.ndarray) -> np.ndarray:
     """Returns the actor's action with noise, inside the bounds."""
+    assert recipe.actor is not None
     action = recipe.actor(observation, direction)
     return np.clip(action + generator.normal(0.0, recipe.noise, action.shape), -1.0, 1.0)
 

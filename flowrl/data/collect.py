@@ -7,12 +7,14 @@ nor on interruptions. Blocks of episodes are stored as they are finished; the sa
 import datetime
 import functools
 import hashlib
+import itertools
 import json
 import multiprocessing
 import os
 import shutil
 import signal
 import threading
+import warnings
 import zipfile
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -29,13 +31,14 @@ from flowrl.errors import UserError
 from flowrl.provenance import git_commit, usable_cores, versions
 
 _BLOCK_ROWS = 5_000  # rows per stored block: well under a second of point maze
-_FIELDS = {
+_FIELDS: dict[str, type] = {
     "observations": np.float32,
     "actions": np.float32,
     "terminals": np.bool_,
     "qpos": np.float32,
     "qvel": np.float32,
 }
+_BUTTONS: dict[str, type] = {"button_states": np.int64}
 
 
 class Job(NamedTuple):
@@ -107,20 +110,34 @@ def play(env: envs.SeededEpisodes, recipe: behaviours.Recipe, seed: int, episode
     As in OGBench's files, a row holds the observation that the environment returned before the step (in a teleport
     maze, the one at the entrance) and the simulator's state at the start of the step (there, at the exit).
     """
-    procedure, simulator = np.random.SeedSequence([seed, episode]).spawn(2)
+    for attempt in itertools.count():
+        fields = _attempt(env, recipe, [seed, episode] + ([attempt] if attempt else []))
+        if recipe.accept is None or recipe.accept(fields):
+            return fields
+    raise AssertionError
+
+
+def _attempt(env: envs.SeededEpisodes, recipe: behaviours.Recipe, entropy: list[int]) -> dict[str, np.ndarray]:
+    procedure, simulator = np.random.SeedSequence(entropy).spawn(2)
     moves = recipe.behaviour(env.unwrapped, np.random.default_rng(procedure), recipe)
     observation, info = env.reset(seed=int(simulator.generate_state(1)[0]), options=next(moves))
-    rows: dict[str, list[Any]] = {field: [] for field in _FIELDS}
+    dtypes = _fields(recipe)
+    rows: dict[str, list[Any]] = {field: [] for field in dtypes}
     done = False
     while not done:
         action = moves.send((observation, info))
         next_observation, _, terminated, truncated, info = env.step(action)
         done = terminated or truncated
-        row = (observation, action, done, info["prev_qpos"], info["prev_qvel"])
-        for field, value in zip(_FIELDS, row, strict=True):
+        row = [observation, action, done, *(info[f"prev_{field}"] for field in [*dtypes][3:])]
+        for field, value in zip(dtypes, row, strict=True):
             rows[field].append(value)
         observation = next_observation
-    return {field: np.array(rows[field], dtype) for field, dtype in _FIELDS.items()}
+    return {field: np.array(rows[field], dtype) for field, dtype in dtypes.items()}
+
+
+def _fields(recipe: behaviours.Recipe) -> dict[str, type]:
+    """Returns the fields of a file, with their types."""
+    return _FIELDS | (_BUTTONS if recipe.button_states else {})
 
 
 # ---------------------------------------------------------------------------------------------------- processes
@@ -152,6 +169,7 @@ def _run(parts: Path, job: Job, recipe: behaviours.Recipe, workers: int) -> None
 def _initialise() -> None:
     """Leaves Ctrl-C to the parent, and makes this process end when the parent does, however that ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    warnings.simplefilter("ignore")  # of spaces made anew at each reset; nobody could act on them
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
@@ -166,17 +184,17 @@ def _collect_block(parts: Path, job: Job, block: Block) -> int:
     """Plays and stores one block in a worker process; returns its number of rows."""
     name = envs.parse(job.env)
     recipe = behaviours.recipe(name)
-    env = _environment(name.env_id, recipe.length)
+    env = _environment(str(name.env_id), recipe.length, recipe.env_kwargs)
     episodes = [play(env, recipe, job.seed, episode) for episode in range(block.first, block.stop)]
-    merged = {field: np.concatenate([episode[field] for episode in episodes]) for field in _FIELDS}
+    merged = {field: np.concatenate([episode[field] for episode in episodes]) for field in episodes[0]}
     with files.replacing(_part(parts, block)) as temporary, open(temporary, "wb") as file:
         np.savez(file, **merged)  # type: ignore[arg-type]
     return len(merged["terminals"])
 
 
 @functools.cache
-def _environment(env_id: str, length: int) -> envs.SeededEpisodes:
-    return envs.make(env_id, terminate_at_goal=False, max_episode_steps=length)
+def _environment(env_id: str, length: int, kwargs: tuple[tuple[str, Any], ...]) -> envs.SeededEpisodes:
+    return envs.make(env_id, terminate_at_goal=False, max_episode_steps=length, **dict(kwargs))
 
 
 # -------------------------------------------------------------------------------------------------------- parts
@@ -234,9 +252,9 @@ def _merge(parts: Path, target: Path, job: Job, recipe: behaviours.Recipe) -> No
         members[target.name if block.first < job.train else f"{target.stem}-val.npz"].append(_part(parts, block))
     try:
         with tqdm(
-            total=len(_FIELDS) * sum(map(len, members.values())), unit="part", desc="compress", disable=None
+            total=len(_fields(recipe)) * sum(map(len, members.values())), unit="part", desc="compress", disable=None
         ) as bar:
-            rows = {name: _write_npz(parts / f"{name}.tmp", members[name], bar) for name in members}
+            rows = {name: _write_npz(parts / f"{name}.tmp", members[name], _fields(recipe), bar) for name in members}
         hashes = {name: sha256(parts / f"{name}.tmp") for name in members}
         with files.replacing(target.with_suffix(".json")) as temporary:
             temporary.write_text(json.dumps(_record(job, recipe, rows, hashes), indent=1) + "\n")
@@ -247,14 +265,14 @@ def _merge(parts: Path, target: Path, job: Job, recipe: behaviours.Recipe) -> No
         raise UserError(f"cannot write {target}: {what}; free space, then the same call continues") from error
 
 
-def _write_npz(target: Path, members: list[Path], bar: tqdm) -> int:
+def _write_npz(target: Path, members: list[Path], fields: dict[str, type], bar: tqdm) -> int:
     """Writes what `np.savez_compressed` would, one part at a time; returns the number of rows."""
     rows = 0
     with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED) as archive:
-        for field in _FIELDS:
+        for field, dtype in fields.items():
             shapes = [array.shape for array in _arrays(members, field)]
             rows = sum(shape[0] for shape in shapes)
-            descr = np.lib.format.dtype_to_descr(np.dtype(_FIELDS[field]))
+            descr = np.lib.format.dtype_to_descr(np.dtype(dtype))
             header = {"descr": descr, "fortran_order": False, "shape": (rows, *shapes[0][1:])}
             entry = zipfile.ZipInfo(f"{field}.npy")  # without the time of day: equal content, equal file
             entry.compress_type = zipfile.ZIP_DEFLATED
