@@ -53,7 +53,7 @@ def test_recipes_are_the_published_ones(name, episodes, length):
     assert (recipe.episodes, recipe.length, recipe.noise) == (episodes, length, 0.5)
 
 
-@pytest.mark.parametrize("name", ["antmaze-large-navigate", "antmaze-medium-explore", "cube-single-play"])
+@pytest.mark.parametrize("name", ["antmaze-large-navigate", "antmaze-medium-explore", "antsoccer-arena-navigate"])
 def test_other_datasets_are_refused_with_a_remedy(name):
     with pytest.raises(UserError, match=rf"cannot collect {name} yet.*--data=PATH.*{name}-v0\.npz"):
         behaviours.recipe(envs.parse(name))

@@ -59,8 +59,9 @@ def recipe(name: envs.EnvName) -> Recipe:
     body, _, size = str(name.env_id).removesuffix("-v0").partition("-")
     if body != "pointmaze" or name.behaviour not in ("navigate", "stitch"):
         raise UserError(
-            f"flowrl cannot collect {name.name} yet, only pointmaze's navigate and stitch sets and cube's, scene's "
-            f"and puzzle's play and noisy sets; give a file with --data=PATH, for example a download of {name.dataset}.npz"
+            f"flowrl cannot collect {name.name} yet, only pointmaze's navigate and stitch sets and the play and "
+            "noisy sets of cube, scene and puzzle; give a file with --data=PATH, for example a download of "
+            f"{name.dataset}.npz"
         )
     # Four float32 fields of two numbers each, and the terminals.
     point = functools.partial(Recipe, actor=follow, noise=0.5, row_bytes=4 * 2 * 4 + 1)
