@@ -1,3 +1,4 @@
+import json
 import subprocess
 import sys
 
@@ -7,6 +8,7 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 from minari.data_collector import EpisodeBuffer
+from programs import main
 
 from flowrl import envs
 from flowrl.data import minari_sets, sources
@@ -161,3 +163,31 @@ def test_the_environment_is_recovered(root):
 def test_h5py_and_minari_are_imported_when_needed():
     code = "import sys, flowrl, flowrl.data.sources; assert not {'h5py', 'minari'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_run_is_evaluated_in_the_datasets_environment(tmp_path):
+    create(env="Pendulum-v1", eval_env=gymnasium.make("Pendulum-v1", g=5.0).spec)
+    small = ("--agent.hidden_dims=8", "--agent.batch_size=8", "--steps=2", "--workers=1", "--eval_episodes=1")
+    assert main("--agent=fql", f"--env=minari:{ID}", "--preset=quick", *small, f"--run_dir={tmp_path / 'run'}") == 0
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert (summary["environment"], summary["metric"]) == ("Pendulum-v1", "return")
+
+
+def test_dictionary_observations_reach_the_policy_as_the_reader_flattens_them():
+    """The vector that an environment with goals shows is `[observation, desired_goal]`."""
+
+    class Reach(gymnasium.Env):
+        observation_space, action_space = GOALS, spaces.Box(-1, 1, (1,))
+
+        def reset(self, **_):
+            self.shown = self.observation_space.sample()
+            return self.shown, {}
+
+        def step(self, action):
+            return self.reset()[0], 0.0, False, False, {}
+
+    gymnasium.register("Reach-v0", Reach)
+    env = envs.make("Reach-v0")
+    assert len(env.observation_space.shape) == 1
+    observation, _ = env.reset(seed=0)
+    np.testing.assert_array_equal(observation, minari_sets.flat(env.unwrapped.shown))
