@@ -8,7 +8,6 @@ anew from <out>/samples.npz.
 import dataclasses
 import textwrap
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -38,9 +37,8 @@ DEFINITIONS = {
     "reward_on_support": "the same with nothing for samples off the support",
 }
 CELL, LEAST_SHARE, REACHED, RADIUS, MODE_RADIUS = 0.1, 1e-3, 0.1, 0.05, 0.2
-POOL = 20_000
+POOL, SHOWN = 20_000, 1500
 CENTRES = np.array([[-0.5, -0.5], [0.5, 0.5]])
-SHOWN = 1500
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,14 +58,7 @@ class Settings:
 
 
 class Method(NamedTuple):
-    """An agent to train and to sample from.
-
-    Attributes:
-        agent: Its name.
-        fields: Settings that differ from the agent's own.
-        hyper: Sweepable settings; methods that differ in nothing else share one compiled program.
-        samplers: Label -> further settings for acting alone.
-    """
+    """An agent, settings other than its own (those in `hyper` without a new program), and label -> settings to act."""
 
     agent: str
     fields: dict[str, Any]
@@ -100,8 +91,7 @@ METHODS = {
         Method("fql", _FQL, dict(q_alpha=0.1), {"q: fql, q_alpha=0.1": {}}),
     ),
 }
-VARIED = ("two_modes",)
-"""The data on which variants are trained."""
+VARIED = ("two_modes",)  # the data on which variants are trained
 
 
 # ------------------------------------------------------------------------------------------------------- data
@@ -109,8 +99,7 @@ VARIED = ("two_modes",)
 
 def draw_data(name: str, count: int, rng: np.random.Generator) -> np.ndarray:
     """Returns `count` actions of a toy distribution, `[count, 2]` float32 in [−1, 1]."""
-    noise = rng.normal(size=(count, 2))
-    share = rng.uniform(size=count)
+    noise, share = rng.normal(size=(count, 2)), rng.uniform(size=count)
     if name == "two_modes":
         points = CENTRES[(share < 0.5).astype(int)] + 0.05 * noise
     elif name == "ring":
@@ -160,11 +149,10 @@ def cells(name: str, points: np.ndarray) -> np.ndarray:
 
 def coverage(name: str, points: np.ndarray, data: np.ndarray) -> float:
     """Returns the share of the data's cells that points reach; see `DEFINITIONS`."""
-    count = round(2 / CELL) ** 2
 
     def shares(of: np.ndarray) -> np.ndarray:
         numbers = cells(name, of)
-        return np.bincount(numbers[numbers >= 0], minlength=count) / len(of)
+        return np.bincount(numbers[numbers >= 0], minlength=round(2 / CELL) ** 2) / len(of)
 
     expected = shares(data)
     held = expected >= LEAST_SHARE
@@ -202,15 +190,9 @@ def build(method: Method, settings: Settings, **fields: Any) -> agents.Agent:
     return module.make(config, Spec(observation_dim=1, action_dim=2, goal_dim=0))
 
 
-def trainer(method: Method, settings: Settings) -> Callable[..., TrainState]:
-    """Returns the training `(actions [N, 2], rewards [N], key, hyper) -> state`: a bandit, all masks are 0.
-
-    Args:
-        method: Gives the agent and its fields; `hyper` of the returned function stands for the method's own.
-        settings: Of the program.
-    """
-    agent = build(method, settings)
-    observations = jnp.zeros((settings.batch_size, 1))
+def trainer(agent: agents.Agent, settings: Settings) -> Callable[..., TrainState]:
+    """Returns the training `(actions [N, 2], rewards [N], key, hyper) -> state`: a bandit, all masks are 0."""
+    observations, masks = jnp.zeros((settings.batch_size, 1)), jnp.zeros(settings.batch_size)
 
     @jax.jit
     def train(actions: jax.Array, rewards: jax.Array, key: jax.Array, hyper: dict[str, Any]) -> TrainState:
@@ -218,13 +200,8 @@ def trainer(method: Method, settings: Settings) -> Callable[..., TrainState]:
 
         def step(state: TrainState, index: jax.Array) -> tuple[TrainState, None]:
             rows = jax.random.randint(jax.random.fold_in(data_key, index), (settings.batch_size,), 0, len(actions))
-            batch = {
-                "observations": observations,
-                "next_observations": observations,
-                "actions": actions[rows],
-                "rewards": rewards[rows],
-                "masks": jnp.zeros(settings.batch_size),
-            }
+            batch = {"observations": observations, "next_observations": observations, "masks": masks}
+            batch |= {"actions": actions[rows], "rewards": rewards[rows]}
             return agent.update(state, batch, jax.random.fold_in(update_key, index))[0], None
 
         return jax.lax.scan(step, agent.init(init_key, hyper), jnp.arange(settings.steps))[0]
@@ -232,13 +209,10 @@ def trainer(method: Method, settings: Settings) -> Callable[..., TrainState]:
     return train
 
 
-def sample(method: Method, settings: Settings, state: TrainState, label: str, seed: int) -> np.ndarray:
-    """Returns actions of a trained policy `[samples, 2]` in mode `eval`."""
-    agent = build(method, settings, **method.samplers[label])
-    act = jax.jit(partial(agent.act, mode="eval"))
-    observations = jnp.zeros((settings.samples, 1))
-    key = jax.random.fold_in(jax.random.key(seed), 1)
-    return np.asarray(act(agent.policy(state), observations, jnp.zeros((settings.samples, 0)), key))
+def sampler(agent: agents.Agent, settings: Settings) -> Callable[[TrainState, jax.Array], jax.Array]:
+    """Returns `(state, key) -> actions [samples, 2]` of the policy in mode `eval`."""
+    observations, goals = jnp.zeros((settings.samples, 1)), jnp.zeros((settings.samples, 0))
+    return jax.jit(lambda state, key: agent.act(agent.policy(state), observations, goals, key, mode="eval"))
 
 
 def study(
@@ -247,21 +221,27 @@ def study(
     """Trains and measures everything; returns records, and the first seed's samples by part, dataset and label."""
     data, fresh = ({name: draw_data(name, count, np.random.default_rng(seed)) for name in names}
                    for count, seed in ((POOL, 0), (settings.samples, 1)))  # fmt: skip
-    again = {name: draw_data(name, settings.samples, np.random.default_rng(2)) for name in names}
-    records = [_data_record(name, measure(name, again[name], data[name], fresh[name]), data[name]) for name in names]
+    records = []
+    for name in names:
+        means = measure(name, draw_data(name, settings.samples, np.random.default_rng(2)), data[name], fresh[name])
+        means["best_reward"] = float(reward(name, data[name]).max())
+        records.append({"part": "data", "dataset": name, "method": "data", "mean": means})
     points: dict[str, Any] = {f"data/{name}/data": data[name][:SHOWN] for name in names}
     todo = [(part, method, name) for part in parts for method in METHODS[part] for name in names]
     todo = [each for each in todo if each[0] != "variants" or each[2] in VARIED]
     programs: dict[str, Any] = {}
     with tqdm(total=len(todo) * settings.num_seeds, unit="run", disable=None) as bar:
         for part, method, name in todo:
-            train = programs.setdefault(f"{method.agent} {method.fields}", trainer(method, settings))
+            program = f"{method.agent} {method.fields}"
+            train = programs.setdefault(program, trainer(build(method, settings), settings))
             found: dict[str, dict[str, Any]] = {label: {} for label in method.samplers}
             for seed in range(settings.num_seeds):
                 state = train(data[name], reward(name, data[name]), jax.random.key(seed), method.hyper)
-                for label, per_seed in found.items():
-                    drawn = sample(method, settings, state, label, seed)
-                    per_seed[str(seed)] = measure(name, drawn, data[name], fresh[name])
+                for label, fields in method.samplers.items():
+                    act = sampler(build(method, settings, **fields), settings)
+                    act = programs.setdefault(f"{program} {fields}", act)
+                    drawn = np.asarray(act(state, jax.random.fold_in(jax.random.key(seed), 1)))
+                    found[label][str(seed)] = measure(name, drawn, data[name], fresh[name])
                     points.setdefault(f"{part}/{name}/{label}", drawn[:SHOWN])
                 bar.update()
             records += [_record(part, name, label, method, per_seed) for label, per_seed in found.items()]
@@ -273,11 +253,6 @@ def _record(part: str, name: str, label: str, method: Method, per_seed: dict[str
     fields = method.fields | method.hyper | method.samplers[label]
     what = {"part": part, "dataset": name, "method": label, "agent": method.agent, "agent_settings": fields}
     return what | {"mean": means, "per_seed": per_seed}
-
-
-def _data_record(name: str, numbers: dict[str, float], data: np.ndarray) -> dict[str, Any]:
-    best = float(reward(name, data).max())
-    return {"part": "data", "dataset": name, "method": "data", "mean": numbers | {"best_reward": best}}
 
 
 # --------------------------------------------------------------------------------------------------- pictures
@@ -301,10 +276,9 @@ def draw(report: dict[str, Any], points: dict[str, np.ndarray], part: str, out: 
                 panel.scatter(*drawn.T, s=60 if single else 2, color="#0072B2", linewidths=0, marker="o")
             panel.set(xlim=(-1.05, 1.05), ylim=(-1.05, 1.05), xticks=[], yticks=[], aspect="equal")
             panel.set_xlabel(_numbers(records[group, name, label], part), fontsize=8)
-            if row == 0:
-                panel.set_title(label, fontsize=11)
+            panel.set_title(label if row == 0 else "", fontsize=11)
         axes[row, 0].set_ylabel(name.replace("_", " "), fontsize=11)
-    figure.suptitle(TITLES[part], fontsize=13)
+    figure.suptitle(TITLES[part])
     figure.supxlabel(_caption(report, part, len(columns)), fontsize=9, x=0.01, ha="left")
     with replacing(out) as temporary:
         figure.savefig(temporary, format="png", dpi=110)
@@ -317,11 +291,9 @@ TITLES = {
 
 
 def _numbers(means: dict[str, float], part: str) -> str:
-    text = f"reaches {means['coverage']:.0%}, on it {means['on_support']:.0%}"
-    if part == "q":
-        text += f"\nreward {means['reward']:.2f}"
-        text += f", best {means['best_reward']:.2f}" if "best_reward" in means else ""
-    return text
+    best = f", best {means['best_reward']:.2f}" if "best_reward" in means else ""
+    worth = f"\nreward {means['reward']:.2f}{best}" if part == "q" else ""
+    return f"reaches {means['coverage']:.0%}, on it {means['on_support']:.0%}{worth}"
 
 
 def _caption(report: dict[str, Any], part: str, columns: int) -> str:
@@ -335,7 +307,7 @@ def _caption(report: dict[str, Any], part: str, columns: int) -> str:
         text += (
             "Reward: two modes: 1 at the upper right one, 0.02 at the other; elsewhere (1 + x) / 2, most at the right. "
         )
-        text += "Weight of Q: each agent's default. "
+        text += "Weight of Q: each agent's default, in fql of the normalised Q. "
     return textwrap.fill(f"{text}Commit {str(report['git_commit'])[:9]}.", 30 * columns)
 
 
@@ -352,9 +324,9 @@ def main(arguments: Sequence[str]) -> int:
     make_folder(out)
     if not settings.draw_only:
         records, points = study(settings, names, parts)
-        shown = [argument for argument in arguments[1:] if not argument.startswith("--out")]
+        flags_given = [each for each in arguments[1:] if not each.startswith("--out")]
         report = {
-            "command": " ".join(["python experiments/toys.py", *shown]),
+            "command": " ".join(["python experiments/toys.py", *flags_given]),
             "git_commit": git_commit(),
             "hardware": hardware(),
             "versions": versions("jax", "jaxlib", "flax", "optax", "numpy", "scipy"),
@@ -366,8 +338,7 @@ def main(arguments: Sequence[str]) -> int:
         loggers.write_json(out / "toys.json", report)
         with replacing(out / "samples.npz") as temporary, temporary.open("wb") as file:
             np.savez_compressed(file, **{key: value.astype(np.float16) for key, value in points.items()})
-    report = loggers.read_json(out / "toys.json")
-    stored = dict(np.load(out / "samples.npz"))
+    report, stored = loggers.read_json(out / "toys.json"), dict(np.load(out / "samples.npz"))
     for part in set(report["settings"]["parts"].split(",")) & set(TITLES):
         draw(report, stored, part, out / f"{part}.png")
         print(f"wrote {out / part}.png")
