@@ -1,0 +1,361 @@
+"""The updates of the single-task agents against references in numpy: losses, gradients, routes, slow copies.
+
+Networks are tiny stand-ins with known derivatives; everything runs in float64, so that finite differences of a
+reference decide which gradients pass.
+"""
+
+import functools
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from offline_references import (
+    LEVELS,
+    NAMES,
+    TARGETS,
+    A,
+    B,
+    Case,
+    batch_of,
+    config_of,
+    field,
+    finite_differences,
+    gradients,
+    reference_of,
+    state_of,
+    step_of,
+    total,
+)  # fmt: skip
+
+from flowrl.train_state import Params, TrainState
+
+VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "sscp": ("sscp", {}),
+    "sscp-bootstrap-one_shot": ("sscp", {"completion_target": "bootstrap", "q_sample": "one_shot"}),
+    "ofql": ("ofql", {}),
+    "ofql-uniform-backup-data": ("ofql", {"time_sampler": "uniform", "max_q_backup": True, "q_scale": "data"}),
+    "fql": ("fql", {}),
+    "fql-min-normalized": ("fql", {"q_agg": "min", "normalize_q": True}),
+    "bc": ("bc", {}),
+    "bc-flow": ("bc", {"distribution": "flow"}),
+}
+Q_AGENTS = ("sscp", "ofql", "fql")
+each_agent = pytest.mark.parametrize("name", NAMES)
+each_q_agent = pytest.mark.parametrize("name", Q_AGENTS)
+KEY = 5
+
+
+@pytest.fixture(autouse=True)
+def x64() -> Iterator[None]:
+    with jax.enable_x64(True):
+        yield
+
+
+def with_hyper(state: TrainState, **values: float) -> TrainState:
+    changed = {name: jnp.asarray(value, state.hyper[name].dtype) for name, value in values.items()}
+    return state.replace(hyper={**state.hyper, **changed})
+
+
+def run(name: str, state: TrainState, seed: int = KEY, batch_seed: int = 0, **fields: Any) -> tuple[TrainState, Any]:
+    return step_of(name, **fields)(state, batch_of(batch_seed), jax.random.key(seed))
+
+
+def assert_close(one: Any, other: Any, rtol: float = 1e-6, atol: float = 1e-8) -> None:
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=rtol, atol=atol), one, other)
+
+
+def assert_same(one: Any, other: Any) -> None:
+    jax.tree.map(np.testing.assert_array_equal, one, other)
+
+
+def differ(one: Any, other: Any) -> bool:
+    return all((np.abs(x - y) > 1e-9).any() for x, y in zip(*map(jax.tree.leaves, (one, other)), strict=True))
+
+
+def perturbed(params: Params, name: str) -> Params:
+    return {**params, name: jax.tree.map(lambda leaf: leaf + 0.3, params[name])}
+
+
+# --- losses and gradients ---
+
+
+def check_against_reference(name: str, fields: dict[str, Any], state: TrainState, batch: Any, key: Any) -> TrainState:
+    after, metrics = step_of(name, **fields)(state, batch, key)
+    case = Case(config_of(name, **fields), state, batch, key)
+    reference = reference_of(name, case, after)
+    for metric, expected in reference(case.params).items():
+        np.testing.assert_allclose(metrics[metric], expected, rtol=1e-6, atol=1e-7, err_msg=metric)
+    expected_grads = finite_differences(functools.partial(total, reference), case.params)
+    assert_close(gradients(after), expected_grads)
+    assert all(np.abs(leaf).max() > 1e-4 for leaf in jax.tree.leaves(expected_grads))
+    return after
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_losses_and_gradients_equal_their_references(variant: str) -> None:
+    name, fields = VARIANTS[variant]
+    for seed in (0, 1):
+        state = state_of(name, seed, **fields)
+        if name == "ofql" and seed == 0:  # the weight of each row is off in one state, on in the other
+            state = with_hyper(state, adaptive_power=0.0)
+        check_against_reference(name, fields, state, batch_of(seed), jax.random.key(seed))
+
+
+@each_agent
+def test_mapped_updates_equal_single_ones(name: str) -> None:
+    states, batches = [state_of(name, seed) for seed in (0, 1)], [batch_of(seed) for seed in (0, 1)]
+    states[1] = with_hyper(states[1], learning_rate=0.02)
+    keys = jax.random.split(jax.random.key(3))
+    stacked = [jax.tree.map(lambda *x: np.stack(x), *trees) for trees in (states, batches)]
+    mapped = step_of(name, mapped=True)(*stacked, keys)
+    for i, (state, batch) in enumerate(zip(states, batches, strict=True)):
+        alone = step_of(name)(state, batch, keys[i])
+        assert_close(jax.tree.map(lambda x, i=i: x[i], mapped), alone, rtol=1e-9, atol=1e-10)
+
+
+def test_the_fixed_draws_reach_all_branches() -> None:
+    # Both masks, both heads, both kinds of bootstrap step, clipped actions and others: else references prove less.
+    actor_keys = [jax.random.split(jax.random.key(seed))[1] for seed in range(4)]
+    coins = [jax.random.split(key, 3)[2] for key in actor_keys]
+    assert {int(jax.random.bernoulli(key)) for key in coins} == {0, 1}
+    levels = np.concatenate([jax.random.randint(key, (B, 1), 0, LEVELS) for key in coins[:2]])
+    assert (levels == LEVELS - 1).any()
+    assert (levels < LEVELS - 1).any()
+    assert set(np.asarray(batch_of()["masks"])) == {0, 1}
+    noise = jax.random.normal(jax.random.split(jax.random.key(0))[0], (B, A))
+    inputs = np.concatenate([batch_of()["next_observations"], noise, np.zeros((B, 1)), np.ones((B, 1))], axis=-1)
+    actions = noise + field(np, jax.tree.map(np.asarray, state_of("sscp").target_params["actor"]), inputs)
+    assert (np.abs(actions) > 1).any()
+    assert (np.abs(actions) < 1).any()
+
+
+@pytest.mark.parametrize("key", range(4))
+def test_ofql_reference_holds_for_both_heads(key: int) -> None:
+    check_against_reference("ofql", {}, state_of("ofql", 2), batch_of(2), jax.random.key(key))
+
+
+@pytest.mark.parametrize("name", Q_AGENTS)
+def test_losses_of_constant_networks_by_hand(name: str) -> None:
+    """Critics 1 and 2, slow critics 3 and 5; r = 1, γ = ½ and masks 1 and 0, whatever the actions and the noise.
+
+    With the least slow value the targets are 1 + ½·3 = 2.5 and 1: errors 2.25, 0.25 and 0, 1, mean 0.875. With FQL's
+    mean they are 3 and 1: 4, 1 and 0, 1, mean 1.5. Divided by its own size, a value is −1 in the loss; OFQL divides
+    one head by the other, FQL divides by nothing.
+    """
+    state = jax.tree.map(jnp.zeros_like, state_of(name)).replace(hyper=state_of(name).hyper)
+    state = with_hyper(state, discount=0.5, learning_rate=0.0)
+    for params, bias in ((state.params, [1.0, 2.0]), (state.target_params, [3.0, 5.0])):
+        params["critic"]["bias"] = jnp.array(bias)
+    batch = {**batch_of(), "rewards": jnp.ones(B), "masks": jnp.array([1.0, 0, 1, 0, 1, 0])}
+    losses = set()
+    for key in range(6):
+        _, metrics = step_of(name)(state, batch, jax.random.key(key))
+        np.testing.assert_allclose(metrics["critic/loss"], 1.5 if name == "fql" else 0.875)
+        np.testing.assert_allclose(metrics["critic/q_mean"], 1.5)
+        np.testing.assert_allclose([metrics["critic/q_min"], metrics["critic/q_max"]], [1, 2])
+        losses.add(round(float(metrics["actor/q_loss"]), 6))
+    assert losses == {"sscp": {-1.0}, "ofql": {-0.5, -2.0}, "fql": {-1.5}}[name]
+
+
+# --- routes ---
+
+
+@each_q_agent
+def test_actors_without_q_do_not_depend_on_the_critics(name: str) -> None:
+    state = with_hyper(state_of(name), q_alpha=0.0)
+    other = state.replace(
+        params=perturbed(state.params, "critic"), target_params=perturbed(state.target_params, "critic")
+    )
+    one, changed = (gradients(run(name, start)[0]) for start in (state, other))
+    for network in set(one) - {"critic"}:
+        assert_same(one[network], changed[network])
+    assert differ(one["critic"], changed["critic"])
+    # With Q they do.
+    with_q, changed_with_q = (gradients(run(name, with_hyper(start, q_alpha=1.0))[0]) for start in (state, other))
+    assert differ(with_q["actor"], changed_with_q["actor"])
+
+
+@each_q_agent
+def test_no_weight_of_the_actor_reaches_the_critics(name: str) -> None:
+    weights = {"sscp": ("flow_alpha", "completion_alpha", "q_alpha"), "ofql": ("q_alpha",), "fql": ("alpha", "q_alpha")}
+    state = state_of(name)
+    base = run(name, state)[0]
+    for weight in weights[name]:
+        after = run(name, with_hyper(state, **{weight: 17.0}))[0]
+        assert_same(after.params["critic"], base.params["critic"])
+        assert differ(gradients(after)["actor"], gradients(base)["actor"])
+
+
+def test_sscp_terms_of_weight_zero_change_nothing() -> None:
+    fields = VARIANTS["sscp-bootstrap-one_shot"][1]
+    state = with_hyper(state_of("sscp", **fields), flow_alpha=0.0, completion_alpha=0.0)
+    batch, key = batch_of(), jax.random.key(KEY)
+    step = step_of("sscp", **fields)
+    base = gradients(step(state, batch, key)[0])["actor"]
+    # What remains is Q at a fresh sample: the data's actions do not matter, nor does the slow actor.
+    moved = {**batch, "actions": -batch["actions"]}
+    assert_same(gradients(step(state, moved, key)[0])["actor"], base)
+    slower = state.replace(target_params=perturbed(state.target_params, "actor"))
+    assert_same(gradients(step(slower, batch, key)[0])["actor"], base)
+    # Each of the two terms alone depends on them.
+    assert differ(gradients(step(with_hyper(state, flow_alpha=1.0), moved, key)[0])["actor"], base)
+    completing = with_hyper(state, completion_alpha=1.0), with_hyper(slower, completion_alpha=1.0)
+    assert differ(*(gradients(step(start, batch, key)[0])["actor"] for start in completing))
+
+
+def test_fql_distillation_gives_the_flow_no_gradient() -> None:
+    state = state_of("fql")
+    base = run("fql", state)[0]
+    after = run("fql", with_hyper(state, alpha=50.0, q_alpha=9.0))[0]
+    assert_same(gradients(after)["flow"], gradients(base)["flow"])
+    # Without α and Q the policy gets none, and the flow still does.
+    alone = gradients(run("fql", with_hyper(state, alpha=0.0, q_alpha=0.0))[0])
+    assert_same(alone["actor"], jax.tree.map(jnp.zeros_like, alone["actor"]))
+    assert_same(alone["flow"], gradients(base)["flow"])
+
+
+@each_q_agent
+def test_critics_learn_before_the_actor_in_ofql_only(name: str) -> None:
+    # The critics' step depends on the rewards; only an actor that meets the moved critics sees them.
+    state, batch, key = state_of(name), batch_of(), jax.random.key(KEY)
+    poorer = {**batch, "rewards": batch["rewards"] - 20}
+    one, other = (step_of(name)(state, data, key)[0] for data in (batch, poorer))
+    assert differ(one.params["critic"], other.params["critic"])
+    if name == "ofql":
+        assert differ(gradients(one)["actor"], gradients(other)["actor"])
+    else:
+        assert_same(gradients(one)["actor"], gradients(other)["actor"])
+
+
+@each_q_agent
+def test_nothing_follows_a_terminal(name: str) -> None:
+    # Where the episode terminated, the next observation changes no loss and no gradient; elsewhere it does.
+    state, batch, key = state_of(name), batch_of(), jax.random.key(KEY)
+    base = step_of(name)(state, batch, key)
+    for mask, same in ((0, True), (1, False)):
+        rows = (batch["masks"] == mask)[:, None]
+        moved = {**batch, "next_observations": batch["next_observations"] + 5.0 * rows}
+        after = step_of(name)(state, moved, key)
+        assert differ(gradients(base[0])["critic"], gradients(after[0])["critic"]) is not same
+        assert (float(base[1]["critic/loss"]) == float(after[1]["critic/loss"])) is same
+
+
+@pytest.mark.parametrize(("name", "networks"), [("sscp", {"actor", "critic"}), ("fql", {"critic"})])
+def test_slow_copies_make_the_targets(name: str, networks: set[str]) -> None:
+    state = state_of(name)
+    base = gradients(run(name, state)[0])
+    for network in TARGETS[name]:
+        slower = state.replace(target_params=perturbed(state.target_params, network))
+        assert differ(gradients(run(name, slower)[0])["critic"], base["critic"])
+        assert_same(gradients(run(name, slower)[0])["actor"], base["actor"])
+    assert set(TARGETS[name]) == networks
+
+
+# --- one step ---
+
+
+@each_agent
+def test_a_step_is_adam_and_slow_copies_follow_the_new_parameters(name: str) -> None:
+    optimizer = optax.adam(0.01, b1=0.9, b2=0.999, eps=1e-8)
+    state = with_hyper(state_of(name), actor_target_start=0, actor_target_interval=1) if name == "ofql" else (
+        state_of(name)
+    )  # fmt: skip
+    moments = optimizer.init(state.params)
+    for step in range(2):
+        after, _ = run(name, state, seed=step, batch_seed=step)
+        previous = {network: state.opt_state[network].mu for network in state.params}
+        current = {network: after.opt_state[network].mu for network in state.params}
+        grads = jax.tree.map(lambda m, old: (m - 0.9 * old) / 0.1, current, previous)
+        direction, moments = optimizer.update(grads, moments)
+        assert_close(after.params, optax.apply_updates(state.params, direction), rtol=1e-7)
+        rates = {"critic": 0.2, "actor": 0.3}
+        assert set(after.target_params) == set(TARGETS[name])
+        for network in TARGETS[name]:
+            expected = jax.tree.map(
+                lambda old, new, rate=rates[network]: (1 - rate) * old + rate * new,
+                state.target_params[network],
+                after.params[network],
+            )
+            assert_close(after.target_params[network], expected, rtol=1e-9)
+        assert int(after.step) == step + 1
+        assert_same(after.hyper, state.hyper)
+        state = after
+
+
+def test_ofql_slow_policy_moves_at_due_steps_only() -> None:
+    state = state_of("ofql")
+    assert (int(state.hyper["actor_target_start"]), int(state.hyper["actor_target_interval"])) == (1000, 5)
+    other = with_hyper(state, actor_target_start=7, actor_target_interval=3)
+    cases = [(state, step, step >= 1000 and step % 5 == 0) for step in (0, 5, 995, 999, 1000, 1001, 1004, 1005, 1010)]
+    cases += [(other, step, step in (9, 12)) for step in (0, 6, 7, 9, 10, 12)]
+    for start, step, due in cases:
+        after, _ = run("ofql", start.replace(step=jnp.int32(step)))
+        rate = 0.3 if due else 0.0
+        expected = jax.tree.map(
+            lambda old, new, rate=rate: (1 - rate) * old + rate * new,
+            start.target_params["actor"],
+            after.params["actor"],
+        )
+        assert_close(after.target_params["actor"], expected, rtol=1e-9)
+        assert differ(after.target_params["actor"], start.target_params["actor"]) is due, step
+        assert differ(after.target_params["critic"], start.target_params["critic"])
+
+
+def test_ofql_clips_each_networks_gradient() -> None:
+    state = state_of("ofql")
+    plain = gradients(run("ofql", state)[0])
+    norms = {network: float(optax.global_norm(plain[network])) for network in plain}
+    bound = 0.5 * min(norms.values())
+    # The critics' step changes with their gradient, by Adam's first step not: the actor's gradient is the same.
+    clipped = gradients(run("ofql", with_hyper(state, max_grad_norm=bound))[0])
+    for network in plain:
+        assert_close(clipped[network], jax.tree.map(lambda g, n=network: g * bound / norms[n], plain[network]), 1e-4)
+    loose = gradients(run("ofql", with_hyper(state, max_grad_norm=2 * max(norms.values())))[0])
+    assert_same(loose, plain)
+
+
+# --- OFQL's parts ---
+
+
+def flow_loss_of(state: TrainState, **hyper: float) -> float:
+    return float(run("ofql", with_hyper(state, **hyper))[1]["actor/flow_loss"])
+
+
+def test_ofql_at_flow_ratio_one_is_flow_matching() -> None:
+    state = with_hyper(state_of("ofql"), adaptive_power=0.0, flow_ratio=1.0)
+    key = jax.random.split(jax.random.split(jax.random.key(KEY))[1], 3)[0]
+    noise_key, time_key = jax.random.split(key)
+    noise, actions = jax.random.normal(noise_key, (B, A)), batch_of()["actions"]
+    t = jax.nn.sigmoid(jax.random.normal(time_key, (2, B, 1)) - 0.4).max(axis=0)
+    inputs = jnp.concatenate([batch_of()["observations"], (1 - t) * actions + t * noise, t, t], axis=-1)
+    velocities = 1.5 * jnp.tanh(inputs @ state.params["actor"]["kernel"] + state.params["actor"]["bias"])
+    matching = jnp.mean((velocities - (noise - actions)) ** 2)
+    np.testing.assert_allclose(flow_loss_of(state), matching, rtol=1e-9)
+    assert abs(flow_loss_of(state, flow_ratio=0.0) - matching) > 1e-3
+
+
+def test_ofql_adaptive_weights_scale_each_row() -> None:
+    # With p = 1 and a tiny c every row counts 1; a huge c divides plain errors by c^p.
+    state = state_of("ofql")
+    np.testing.assert_allclose(flow_loss_of(state, adaptive_power=1.0, adaptive_constant=1e-12), 1, rtol=1e-6)
+    plain = flow_loss_of(state, adaptive_power=0.0)
+    np.testing.assert_allclose(flow_loss_of(state, adaptive_power=0.5, adaptive_constant=1e12), plain * 1e-6, rtol=1e-6)
+    # The weights are constants: with p = 1 the loss is 1 for all parameters, and still has a gradient.
+    grads = gradients(run("ofql", with_hyper(state, adaptive_power=1.0, adaptive_constant=1e-12, q_alpha=0.0))[0])
+    assert all(np.abs(leaf).max() > 1e-3 for leaf in jax.tree.leaves(grads["actor"]))
+
+
+def test_ofql_draws_each_head_half_of_the_time() -> None:
+    state = with_hyper(state_of("ofql"), learning_rate=0.0)
+    constant = jax.tree.map(jnp.zeros_like, state.params["critic"]) | {"bias": jnp.array([1.0, 10.0])}
+    state = state.replace(params={**state.params, "critic": constant})
+    keys = jax.random.split(jax.random.key(0), 200)
+    losses = np.array([step_of("ofql")(state, batch_of(), key)[1]["actor/q_loss"] for key in keys])
+    # The numerator's head over the other: −1/10 or −10/1.
+    low = np.isclose(losses, -0.1)
+    assert (low | np.isclose(losses, -10)).all()
+    assert abs(low.mean() - 0.5) < 0.12  # standard error 0.035
