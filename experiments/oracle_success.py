@@ -1,7 +1,7 @@
 """Measures how often scripted oracles reach their own targets: python experiments/oracle_success.py --envs=scene-play.
 
-Plays whole episodes exactly as collection does and counts, whenever an oracle says that it is done, whether its target
-was reached.
+Plays whole episodes exactly as collection does and looks, at every step, whether the oracle's target is reached. An
+oracle's run that the end of an episode cuts off is not counted.
 """
 
 import dataclasses
@@ -30,34 +30,93 @@ class Settings:
     out: str | None = setting(None, "JSON file for the numbers.")
 
 
+@dataclasses.dataclass
+class Run:
+    """One oracle's run, from the drawing of its target to that of the next."""
+
+    task: str
+    steps: int = 0
+    ever: bool = False
+    at_end: bool = False
+
+
+class Watched:
+    """An environment that writes down how each target fares."""
+
+    def __init__(self, env: envs.SeededEpisodes):
+        place: Any = env.unwrapped
+        self.unwrapped = place
+        self.runs: list[Run] = []
+        self.cut_off = 0
+        self.resets = 0
+        self._env = env
+        self._draw = place.set_new_target
+        self._current: Run | None = None
+
+    def reset(self, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
+        """Starts an episode; it draws its first target itself."""
+        self.cut_off += self._current is not None
+        self.unwrapped.set_new_target = self._draw
+        observation, info = self._env.reset(**kwargs)
+        self.unwrapped.set_new_target = self._next
+        self._current = Run(str(info["privileged/target_task"]))
+        self.resets += 1
+        return observation, info
+
+    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        """Steps, and looks whether the target is reached."""
+        observation, reward, terminated, truncated, info = self._env.step(action)
+        assert self._current is not None
+        self._current.steps += 1
+        self._current.at_end = bool(info["success"])
+        self._current.ever |= self._current.at_end
+        return observation, reward, terminated, truncated, info
+
+    def _next(self, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
+        assert self._current is not None
+        self.runs.append(self._current)
+        observation, info = self._draw(**kwargs)
+        self._current = Run(str(info["privileged/target_task"]))
+        return observation, info
+
+
 def measure(name: str, episodes: int, seed: int) -> dict[str, Any]:
     """Plays episodes of one set and returns its counts."""
     known = envs.parse(name)
     recipe = behaviours.recipe(known)
     if manipulation.recipe(known) is None:
         raise UserError(f"{name} has no targets to count; choose a play or noisy set of cube, scene or puzzle")
-    env = envs.make(
-        str(known.env_id), terminate_at_goal=False, max_episode_steps=recipe.length, **dict(recipe.env_kwargs)
+    watched = Watched(
+        envs.make(
+            str(known.env_id), terminate_at_goal=False, max_episode_steps=recipe.length, **dict(recipe.env_kwargs)
+        )
     )
-    place: Any = env.unwrapped
-    draw, reached = place.set_new_target, []
-
-    def counting(**kwargs: Any) -> Any:
-        reached.append(bool(place._success))
-        return draw(**kwargs)
-
-    place.set_new_target = counting
     began = time.perf_counter()
     for episode in tqdm(range(episodes), desc=name, unit="episode", disable=None):
-        collect.play(env, recipe, seed, episode)
+        collect.play(watched, recipe, seed, episode)  # type: ignore[arg-type]
+    seconds = time.perf_counter() - began
+    tasks = sorted({run.task for run in watched.runs})
     return {
         "dataset": name,
         "episodes": episodes,
-        "targets": len(reached),
-        "reached": sum(reached),
-        "share": sum(reached) / max(1, len(reached)),
-        "steps_per_target": episodes * recipe.length / max(1, len(reached)),
-        "seconds_per_episode": (time.perf_counter() - began) / episodes,
+        "episodes_thrown_away": watched.resets - episodes,
+        "targets_cut_off_by_the_end": watched.cut_off + 1,
+        **counts(watched.runs),
+        "by_task": {task: counts([run for run in watched.runs if run.task == task]) for task in tasks},
+        "seconds_per_episode": round(seconds / watched.resets, 2),
+    }
+
+
+def counts(runs: list[Run]) -> dict[str, Any]:
+    """Returns how many targets were drawn, at what share of them the oracle arrived, and steps per target."""
+    total = max(1, len(runs))
+    return {
+        "targets": len(runs),
+        "reached_at_the_end": sum(run.at_end for run in runs),
+        "reached_at_some_time": sum(run.ever for run in runs),
+        "share_at_the_end": round(sum(run.at_end for run in runs) / total, 4),
+        "share_at_some_time": round(sum(run.ever for run in runs) / total, 4),
+        "steps_per_target": round(sum(run.steps for run in runs) / total, 1),
     }
 
 
@@ -68,16 +127,17 @@ def main(arguments: Sequence[str]) -> int:
         return 0
     if settings.episodes < 1:
         raise UserError(f"--episodes={settings.episodes} is too small; the least is 1")
+    results = [measure(name, settings.episodes, settings.seed) for name in settings.envs.split(",")]
     report = {
         "command": " ".join(["python", "experiments/oracle_success.py", *arguments[1:]]),
         "git_commit": git_commit(),
         "hardware": hardware(),
         "versions": versions("ogbench", "mujoco", "gymnasium", "numpy"),
         "seed": settings.seed,
-        "results": [measure(name, settings.episodes, settings.seed) for name in settings.envs.split(",")],
+        "results": results,
     }
-    for result in report["results"]:
-        print(f"{result['dataset']:>24}  {result['reached']} of {result['targets']} targets reached")
+    for result in results:
+        print(f"{result['dataset']:>24}  {result['reached_at_the_end']} of {result['targets']} targets reached")
     if settings.out:
         Path(settings.out).parent.mkdir(parents=True, exist_ok=True)
         loggers.write_json(Path(settings.out), report)

@@ -264,7 +264,9 @@ def test_a_block_that_is_half_written_does_not_count(tmp_path, monkeypatch):
 
     monkeypatch.setattr(collect.np, "savez", half)
     with pytest.raises(KeyboardInterrupt):
-        collect._collect_block(tmp_path, collect.Job(STITCH, 0, 1, 1), collect.Block(0, 1))
+        collect._collect_block(
+            tmp_path, collect.Job(STITCH, 0, 1, 1), behaviours.recipe(envs.parse(STITCH)), collect.Block(0, 1)
+        )
     assert list(tmp_path.iterdir()) == []
 
 

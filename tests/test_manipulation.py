@@ -1,6 +1,7 @@
 """Collection of the manipulation sets: OGBench's procedures, and episodes that their seed and number fix."""
 
 import collections
+import json
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +70,10 @@ def test_an_episode_follows_from_its_seed_and_number(name: str) -> None:
     assert ("button_states" in first) == (not name.startswith("cube"))
     if "button_states" in first:
         assert first["button_states"].dtype == np.int64
+    for field in ("observations", "actions", "qpos", "qvel"):
+        assert first[field].dtype == np.float32
+    size = sum(values.nbytes for values in first.values()) / SHORT
+    assert size <= recipe.row_bytes <= 1.05 * size
 
 
 @pytest.fixture(scope="module")
@@ -122,6 +127,93 @@ def test_noisy_episodes_have_random_actions_and_noise_of_the_episodes_size() -> 
     np.testing.assert_allclose(actions[~random, 3].std(), 3 * xi, rtol=0.5)
 
 
+@pytest.mark.parametrize("name", ["scene-noisy", "scene-play"])
+def test_a_scene_s_targets_do_not_outlive_their_episode(name: str) -> None:
+    """An oracle's first action sees the state of the old targets, those of things never drawn so far among them."""
+    seen = []
+    for polluted in (False, True):
+        env, recipe = made(name, 5)
+        place: Any = env.unwrapped
+        place._target_button_states[:] = 0, int(polluted)
+        place._target_button = int(polluted)
+        place._target_drawer_pos, place._target_window_pos = (-0.16, 0.2) if polluted else (0.0, 0.0)
+        place.model.site("drawer_handle_center_target").pos[1] = place._target_drawer_pos
+        place.model.site("window_handle_center_target").pos[0] = place._target_window_pos
+        for episode in range(4):
+            moves = recipe.behaviour(place, np.random.default_rng(episode), recipe)
+            seen.append(env.reset(seed=episode, options=next(moves))[1])
+    for clean, other in zip(seen[:4], seen[4:], strict=True):
+        for key in clean:
+            np.testing.assert_array_equal(clean[key], other[key], err_msg=key)
+    assert {str(info["privileged/target_task"]) for info in seen} != {"cube"}
+
+
+class Remembering:
+    """Stands for an environment and its oracles; each oracle is done after two actions."""
+
+    def __init__(self) -> None:
+        self.stacks: list[float] = []
+        self.seen: list[tuple[str, Any]] = []
+        self.done = False
+
+    def set_new_target(self, *, p_stack: float) -> tuple[Any, dict[str, Any]]:
+        self.stacks.append(p_stack)
+        return "drawn", {"privileged/target_task": "cube"}
+
+    def reset(self, observation: Any, info: Any) -> None:
+        self.seen.append(("reset", observation))
+        self.left, self.done = 2, False
+
+    def select_action(self, observation: Any, info: Any) -> np.ndarray:
+        self.seen.append(("act", observation))
+        self.left -= 1
+        self.done = self.left == 0
+        return np.full(5, 2.0)
+
+
+@pytest.mark.parametrize(
+    ("name", "lowest", "highest"),
+    [
+        ("cube-single-play", 0.0, 0.0),
+        ("cube-double-play", 0.0, 0.25),
+        ("cube-triple-noisy", 0.05, 0.35),
+        ("cube-quadruple-play", 0.1, 0.5),
+    ],
+)
+def test_each_target_follows_when_its_oracle_is_done(
+    name: str, lowest: float, highest: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe, stacks = behaviours.recipe(envs.parse(name)), []
+    for episode in range(100):
+        place = Remembering()
+        for oracles in ("_plan_oracles", "_markov_oracles"):
+            monkeypatch.setattr(manipulation, oracles, lambda env, _, place=place: {"cube": place})
+        moves = recipe.behaviour(place, np.random.default_rng(episode), recipe)
+        assert next(moves) == {}
+        for step in range(12):
+            assert np.abs(moves.send((step, {"privileged/target_task": "cube"}))).max() <= 1.0
+        assert len(set(place.stacks)) == 1  # drawn once an episode
+        stacks.append(place.stacks[0])
+        kinds, states = zip(*place.seen[:6], strict=True)
+        assert kinds == ("reset", "act", "act") * 2
+        if name.endswith("play"):  # without random actions, at which no oracle is asked
+            assert states == (0, 0, 1, "drawn", 2, 3)
+    assert lowest <= min(stacks) <= lowest + 0.02
+    assert highest - 0.02 <= max(stacks) <= highest
+
+
+@pytest.mark.parametrize("name", ["cube-single", "scene", "puzzle-3x3"])
+def test_oracles_are_set_as_published(name: str) -> None:
+    env, _ = made(f"{name}-play", 5)
+    place = manipulation.PLACES[name]
+    for oracle in manipulation._plan_oracles(env.unwrapped, place).values():
+        assert (oracle._noise, oracle._noise_smoothing) == (0.1, 0.5)
+    for oracle in manipulation._markov_oracles(env.unwrapped, place).values():
+        assert oracle._min_norm == 0.4
+    for oracles in (manipulation._plan_oracles, manipulation._markov_oracles):
+        assert oracles(env.unwrapped, place)["button"]._gripper_always_closed == (name == "puzzle-3x3")
+
+
 def test_a_scene_whose_block_leaves_is_played_again() -> None:
     inside = {"qpos": np.zeros((2, 21), np.float32)}
     assert manipulation.block_stays_visible(inside)
@@ -141,18 +233,39 @@ def test_a_scene_whose_block_leaves_is_played_again() -> None:
     assert not np.array_equal(seen[0], seen[1])
 
 
-def test_files_are_ogbenchs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("name", "observation", "buttons"),
+    [("cube-single-noisy", 28, 0), ("scene-noisy", 40, 2), ("puzzle-3x3-play", 55, 9)],
+)
+def test_files_are_ogbenchs(
+    name: str, observation: int, buttons: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A collection with two processes equals one with a single process, and OGBench reads it."""
-    short = manipulation.recipe(envs.parse("scene-play"))
-    assert short is not None
-    paths = [collect.collect("scene-play", tmp_path / str(workers), episodes=1, workers=workers) for workers in (1, 2)]
+    short = behaviours.recipe(envs.parse(name))._replace(length=20)
+    monkeypatch.setattr(behaviours, "recipe", lambda _: short)
+    paths = [collect.collect(name, tmp_path / str(workers), episodes=3, workers=workers) for workers in (1, 2)]
     assert paths[0].read_bytes() == paths[1].read_bytes()
     data = ogbench.load_dataset(str(paths[0]), add_info=True)
-    assert data["observations"].shape == (1000, 40)
-    assert data["button_states"].shape == (1000, 2)
+    assert data["observations"].shape == (3 * 19, observation)
+    if buttons:
+        assert data["button_states"].shape == (3 * 19, buttons)
+        assert data["button_states"].dtype == np.int64
+    made = collect.provenance(paths[0])
+    assert made is not None
+    assert (made["env"], made["published_episodes"], made["steps_per_episode"]) == (name, 1000, 20)
 
 
-def test_oracles_reach_their_targets() -> None:
-    result = load("experiments/oracle_success.py").measure("cube-single-play", 1, 0)
+def test_oracles_reach_their_targets(tmp_path: Path) -> None:
+    program = load("experiments/oracle_success.py")
+    with pytest.raises(UserError, match="has no targets to count"):
+        program.main(["oracle_success.py", "--envs=pointmaze-medium-navigate"])
+    out = tmp_path / "made" / "oracle_success.json"
+    assert program.main(["oracle_success.py", "--envs=cube-single-play", "--episodes=1", f"--out={out}"]) == 0
+    report = json.loads(out.read_text())
+    assert {"command", "git_commit", "hardware", "versions", "seed", "results"} == set(report)
+    (result,) = report["results"]
     assert result["targets"] >= 8
-    assert result["share"] > 0.8
+    assert result["share_at_the_end"] > 0.8
+    assert result["targets_cut_off_by_the_end"] == 1
+    assert result["by_task"]["cube"]["targets"] == result["targets"]
+    assert result["targets"] * result["steps_per_target"] < 1001

@@ -155,7 +155,7 @@ def _run(parts: Path, job: Job, recipe: behaviours.Recipe, workers: int) -> None
         with tqdm(
             total=total, initial=total - missing, unit="row", unit_scale=True, desc=f"collect {job.env}", disable=None
         ) as bar:
-            for future in as_completed([pool.submit(_collect_block, parts, job, block) for block in todo]):
+            for future in as_completed([pool.submit(_collect_block, parts, job, recipe, block) for block in todo]):
                 bar.update(future.result())
     except BrokenProcessPool as error:
         raise UserError(
@@ -180,11 +180,9 @@ def _end_with_parent() -> None:
         os._exit(1)
 
 
-def _collect_block(parts: Path, job: Job, block: Block) -> int:
+def _collect_block(parts: Path, job: Job, recipe: behaviours.Recipe, block: Block) -> int:
     """Plays and stores one block in a worker process; returns its number of rows."""
-    name = envs.parse(job.env)
-    recipe = behaviours.recipe(name)
-    env = _environment(str(name.env_id), recipe.length, recipe.env_kwargs)
+    env = _environment(str(envs.parse(job.env).env_id), recipe.length, recipe.env_kwargs)
     episodes = [play(env, recipe, job.seed, episode) for episode in range(block.first, block.stop)]
     merged = {field: np.concatenate([episode[field] for episode in episodes]) for field in episodes[0]}
     with files.replacing(_part(parts, block)) as temporary, open(temporary, "wb") as file:

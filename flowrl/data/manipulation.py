@@ -2,6 +2,10 @@
 
 `play`: open-loop plans with smooth noise, one after another, each toward a new random target. `noisy`: closed-loop
 oracles with Gaussian noise of a size drawn per episode, and some random actions.
+
+The oracles draw from numpy's global generator. It is the episode's own: `envs.SeededEpisodes` has put it in place at
+the reset, and a process plays one episode at a time. The noise, the random actions and the probability of stacking come
+from the procedure's generator instead; that is ours.
 """
 
 import functools
@@ -77,6 +81,7 @@ def recipe(name: envs.EnvName) -> Recipe | None:
 def play(env: Any, generator: np.random.Generator, recipe: Recipe, *, place: Place) -> Episode:
     """Follows one plan after another."""
     stack = generator.uniform(*place.stack)
+    _forget(env, place)
     observation, info = yield {}
     oracles = _plan_oracles(env, place)
     oracle = _begin(oracles, observation, info)
@@ -88,6 +93,7 @@ def play(env: Any, generator: np.random.Generator, recipe: Recipe, *, place: Pla
 def noisy(env: Any, generator: np.random.Generator, recipe: Recipe, *, place: Place, p_random: float) -> Episode:
     """Acts by feedback, with noise and random actions."""
     stack, noise = generator.uniform(*place.stack), generator.uniform(0.0, recipe.noise)
+    _forget(env, place)
     observation, info = yield {}
     oracles = _markov_oracles(env, place)
     oracle = _begin(oracles, observation, info)
@@ -105,6 +111,20 @@ def block_stays_visible(episode: Mapping[str, np.ndarray]) -> bool:
     y, z = episode["qpos"][:, _JOINTS + 1], episode["qpos"][:, _JOINTS + 2]
     in_drawer = (z >= 0.06) & (z <= 0.08)
     return bool((y < 0.29).all() and ((y > -0.3) | in_drawer).all())
+
+
+def _forget(env: Any, place: Place) -> None:
+    """Gives a scene the targets that it was constructed with, before it is reset.
+
+    They outlive a reset where the new target is another thing, and the first action toward a later target still sees
+    them: without this an episode would depend on those that its process has played before. Ours: the published
+    procedure lets them carry over.
+    """
+    if place.slides:
+        env._target_button, env._target_drawer_pos, env._target_window_pos = 0, 0.0, 0.0
+        env._target_button_states[:] = 0
+        for thing, axis in (("drawer", 1), ("window", 0)):
+            env.model.site(f"{thing}_handle_center_target").pos[axis] = 0.0
 
 
 def _begin(oracles: Mapping[str, Any], observation: np.ndarray, info: Mapping[str, Any]) -> Any:
@@ -137,6 +157,7 @@ def _plan_oracles(env: Any, place: Place) -> dict[str, Any]:
 def _markov_oracles(env: Any, place: Place) -> dict[str, Any]:
     from ogbench.manipspace.oracles.markov import button_markov, cube_markov, drawer_markov, window_markov
 
+    # A limit of steps for the cube's oracle would be without effect: its `reset` sets the limit anew.
     common = dict(env=env, min_norm=MIN_NORM)
     puzzle = place.cubes == 0
     return {
