@@ -13,8 +13,8 @@ from flowrl.streams import stream_key
 from flowrl.train_state import Mode
 from flowrl.workers import EnvFactory, EnvPool, Episode
 
-MAX_SLOTS = 48
-"""Environments in all; one of OGBench's manipulation environments takes about 40 MB."""
+MAX_SLOTS = 32
+"""Environments in all; one of OGBench's manipulation environments takes about 90 MB."""
 
 
 class Evaluation(NamedTuple):
