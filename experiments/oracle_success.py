@@ -7,6 +7,7 @@ oracle's run that the end of an episode cuts off is not counted.
 import dataclasses
 import json
 import time
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -92,8 +93,10 @@ def measure(name: str, episodes: int, seed: int) -> dict[str, Any]:
         )
     )
     began = time.perf_counter()
-    for episode in tqdm(range(episodes), desc=name, unit="episode", disable=None):
-        collect.play(watched, recipe, seed, episode)  # type: ignore[arg-type]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of spaces made anew at each reset; nobody could act on them
+        for episode in tqdm(range(episodes), desc=name, unit="episode", disable=None):
+            collect.play(watched, recipe, seed, episode)  # type: ignore[arg-type]
     seconds = time.perf_counter() - began
     tasks = sorted({run.task for run in watched.runs})
     return {
