@@ -41,6 +41,14 @@ class Run:
     at_end: bool = False
 
 
+def target(info: dict[str, Any]) -> str:
+    """Returns what a target is for; a drawer or window that its button has locked is drawn too, and hardly moves."""
+    task = str(info["privileged/target_task"])
+    button = {"drawer": 0, "window": 1}.get(task)
+    locked = button is not None and info["button_states"][button] == 0
+    return f"{task}, locked" if locked else task
+
+
 class Watched:
     """An environment that writes down how each target fares."""
 
@@ -60,7 +68,7 @@ class Watched:
         self.unwrapped.set_new_target = self._draw
         observation, info = self._env.reset(**kwargs)
         self.unwrapped.set_new_target = self._next
-        self._current = Run(str(info["privileged/target_task"]))
+        self._current = Run(target(info))
         self.resets += 1
         return observation, info
 
@@ -77,7 +85,7 @@ class Watched:
         assert self._current is not None
         self.runs.append(self._current)
         observation, info = self._draw(**kwargs)
-        self._current = Run(str(info["privileged/target_task"]))
+        self._current = Run(target(info))
         return observation, info
 
 

@@ -269,3 +269,11 @@ def test_oracles_reach_their_targets(tmp_path: Path) -> None:
     assert result["targets_cut_off_by_the_end"] == 1
     assert result["by_task"]["cube"]["targets"] == result["targets"]
     assert result["targets"] * result["steps_per_target"] < 1001
+    for task, states, expected in (
+        ("drawer", (0, 1), "drawer, locked"),
+        ("drawer", (1, 0), "drawer"),
+        ("window", (1, 0), "window, locked"),
+        ("button", (0, 0), "button"),
+    ):
+        assert program.target({"privileged/target_task": task, "button_states": states}) == expected
+    assert program.target({"privileged/target_task": "cube"}) == "cube"
