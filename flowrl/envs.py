@@ -212,6 +212,12 @@ def factory(env: EnvName) -> Callable[[], SeededEpisodes]:
     return functools.partial(make, env.env_id, module=env.module, **dict(env.kwargs))
 
 
+def most(env: EnvName) -> int:
+    """Returns how many copies of an environment may exist at a time; OGBench's manipulation ones take 165 MB each."""
+    manipulation = env.family == "ogbench" and env.name.startswith(("cube-", "scene-", "puzzle-"))
+    return 16 if manipulation else 160
+
+
 def sizes(env: EnvName) -> Sizes:
     """Returns the sizes of the environment in which policies are evaluated.
 

@@ -13,8 +13,7 @@ from flowrl.streams import stream_key
 from flowrl.train_state import Mode
 from flowrl.workers import EnvFactory, EnvPool, Episode
 
-MAX_SLOTS = 32
-"""Environments in all; one of OGBench's manipulation environments takes about 90 MB."""
+MAX_SLOTS = 160
 
 
 class Evaluation(NamedTuple):
@@ -48,6 +47,7 @@ class Evaluator:
         tasks: int,
         episodes: int,
         workers: int | None = None,
+        slots: int = MAX_SLOTS,
     ):
         """Starts the environments.
 
@@ -58,12 +58,13 @@ class Evaluator:
             tasks: Number of OGBench's tasks K; 0 for an environment with a single task, which then counts as K = 1.
             episodes: Episodes per task N.
             workers: Number of worker processes; by default one for each usable core.
+            slots: Most environments that exist at a time, in all.
         """
         first_task = 1 if tasks else 0
         tasks = max(1, tasks)
         self._shape = (len(keys), tasks, episodes)
         total = tasks * episodes
-        self._slots = max(1, min(total, MAX_SLOTS // len(keys)))
+        self._slots = max(1, min(total, slots // len(keys)))
         env_keys, self._keys = jax.vmap(lambda key: _episode_keys(key, tasks, episodes))(keys)
         self._act = jax.jit(functools.partial(_act, agent), static_argnames="mode")
         seeds = np.asarray(jax.vmap(jax.vmap(jax.random.bits))(env_keys))

@@ -200,6 +200,7 @@ class Run:
                 tasks=tasks,
                 episodes=settings.eval_episodes,
                 workers=settings.workers,
+                slots=envs.most(plan.env),
             )
         self.bar = tqdm(total=settings.steps, unit="update", desc="training", disable=None, smoothing=0.1)
         self.updates, self.seconds, self.announced = 0, 0.0, False

@@ -33,10 +33,9 @@ def keys_of(*seeds: int) -> jax.Array:
     return jnp.stack([jax.random.key(seed) for seed in seeds])
 
 
-def outcome(*seeds: int, workers: int = 2, twice: bool = False) -> Any:
-    evaluator = Evaluator(
-        wanderer(), functools.partial(envs.make, ENV), keys_of(*seeds), tasks=TASKS, episodes=EPISODES, workers=workers
-    )
+def outcome(*seeds: int, workers: int = 2, twice: bool = False, slots: int = evaluate.MAX_SLOTS) -> Any:
+    sizes = dict(tasks=TASKS, episodes=EPISODES, workers=workers, slots=slots)
+    evaluator = Evaluator(wanderer(), functools.partial(envs.make, ENV), keys_of(*seeds), **sizes)
     try:
         policies = jnp.full(len(seeds), 0.8)
         first = evaluator(policies)
@@ -73,10 +72,14 @@ def test_workers_and_other_runs_do_not_matter(two_runs: Any) -> None:
     np.testing.assert_array_equal(alone.successes[0], two_runs.successes[1])
 
 
-def test_fewer_slots_than_episodes(two_runs: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(evaluate, "MAX_SLOTS", 3)
-    few = outcome(3, workers=2)
+def test_fewer_slots_than_episodes(two_runs: Any) -> None:
+    few = outcome(3, workers=2, slots=3)
     np.testing.assert_array_equal(few.lengths[0], two_runs.lengths[0])
+
+
+def test_few_of_the_large_environments_exist_at_a_time() -> None:
+    assert envs.most(envs.parse("pointmaze-medium-navigate")) == 160
+    assert envs.most(envs.parse("cube-single-play-singletask-task2")) == envs.most(envs.parse("scene-play")) == 16
 
 
 def test_agrees_with_a_plain_loop(two_runs: Any) -> None:
