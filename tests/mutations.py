@@ -28,7 +28,19 @@ _STEP = "test_a_step_is_adam"
 _ROUTES = "test_gradients_reach_the_right_networks"
 _TRAIN, _DATASET, _RELABEL = "flowrl/train_state.py", "flowrl/data/dataset.py", "flowrl/data/goals.py"
 _MODULES = "flowrl/networks.py"
+_FLOWS, _CRITICS, _ACTS, _OFFLINE, _TRAINING = (
+    f"tests/test_{name}.py" for name in ("flow", "offline_losses", "acting", "offline_agents", "offline_training")
+)
+_FLOW, _ACTING = "flowrl/flow.py", "flowrl/acting.py"
+_ONE_STEP, _AVERAGE, _DISTILLED, _CLONING = (f"agents/{name}.py" for name in ("sscp", "ofql", "fql", "bc"))
 _SSCP, _HIQL, _GCIVL, _GCBC = (f"agents/{name}.py" for name in ("gc_sscp", "hiql", "gcivl", "gcbc"))
+
+
+_CRITIC_STEP = """\
+    state, critic_metrics = descend(
+        state, lambda params: critic_loss(networks, config, params, state, batch, critic_key), ("critic",)
+    )
+"""
 
 
 def _reference(case: str) -> str:
@@ -160,6 +172,16 @@ MUTATIONS = (
         _MODULES, "[jnp.cos(angles), jnp.sin(angles)]", "[jnp.sin(angles), jnp.sin(angles)]", _NETWORKS, "fourier"
     ),
     Mutation(_MODULES, 'split_rngs={"params": True}', 'split_rngs={"params": False}', _NETWORKS, "ensemble"),
+    Mutation(
+        _MODULES, 'name="second")(features(second))', 'name="second")(features(first))', _NETWORKS, "reads_all_inputs"
+    ),
+    Mutation(
+        _MODULES,
+        "[jnp.sin(angles), jnp.cos(angles)]",
+        "[jnp.sin(angles), jnp.sin(angles)]",
+        _TRAINING,
+        "sinusoidal_features",
+    ),
     Mutation(_MODULES, 'mode == "explore"', 'mode == "eval"', _AGENTS, "gaussian_policies and gcbc"),
     # gcbc
     Mutation(_GCBC, "loss = -unit", "loss = unit", _AGENTS, _reference("gcbc")),
@@ -252,11 +274,314 @@ MUTATIONS = (
     ),
     Mutation(_SSCP, "jax.random.normal(rep_key", "jax.random.normal(action_key", _AGENTS, "draws_its_noise"),
     Mutation(_SSCP, "step=state.step + 1", "step=state.step + 2", _AGENTS, f"{_STEP} and gc_sscp"),
+    # flow.py
+    Mutation(_FLOW, "ends - starts)", "starts - ends)", _FLOWS, "straight_paths_run"),
     Mutation(
-        _SSCP,
-        'embed(name="depth")(features(jnp.full((1,), d',
-        'embed(name="depth")(features(jnp.full((1,), t',
-        _NETWORKS,
-        "reads_all_inputs",
+        _FLOW,
+        "jnp.full((*starts.shape[:-1], 1), i / steps)) / steps",
+        "jnp.full((*starts.shape[:-1], 1), (i + 1) / steps)) / steps",
+        _FLOWS,
+        "euler_by_hand",
+    ),
+    Mutation(
+        _FLOW,
+        "points + (1 - times) * jump(points, times, 1 - times)",
+        "points + jump(points, times, 1 - times)",
+        _FLOWS,
+        "completions_by_hand",
+    ),
+    Mutation(
+        _FLOW,
+        "jump(points, times, 1 - times) / steps",
+        "jump(points, times, jnp.full_like(times, 1 / steps)) / steps",
+        _FLOWS,
+        "completions_by_hand",
+    ),
+    Mutation(_FLOW, "first, times + halves, asked)", "first, times, asked)", _FLOWS, "exact_jumps_are_their_own"),
+    Mutation(_FLOW, " * (1 + 1e-3)", "", _FLOWS, "rounding_does_not_move"),
+    Mutation(_FLOW, "floor * (1 - times)", "floor", _FLOWS, "smallest_bootstrap_steps"),
+    Mutation(
+        _FLOW,
+        "jax.lax.stop_gradient((first + second) / 2)",
+        "(first + second) / 2",
+        _FLOWS,
+        "bootstrap_targets_give_no_gradient",
+    ),
+    Mutation(
+        _FLOW,
+        "jnp.zeros_like(begins), jnp.ones_like(times))",
+        "jnp.ones_like(begins), jnp.zeros_like(times))",
+        _FLOWS,
+        "velocity_target_by_hand",
+    ),
+    Mutation(
+        _FLOW,
+        "path.velocities - (times - begins) * derivatives",
+        "path.velocities + (times - begins) * derivatives",
+        _FLOWS,
+        "exact_average_velocities and linear",
+    ),
+    Mutation(
+        _FLOW,
+        "jax.lax.stop_gradient(path.velocities - (times - begins) * derivatives)",
+        "path.velocities - (times - begins) * derivatives",
+        _FLOWS,
+        "average_velocity_targets_give_no",
+    ),
+    Mutation(
+        _FLOW,
+        "jax.random.uniform(key, shape) ** 2",
+        "jax.random.uniform(key, shape) ** 0.5",
+        _FLOWS,
+        "times_follow and early",
+    ),
+    Mutation(_FLOW, "mean: float = -0.4", "mean: float = 0.4", _FLOWS, "times_follow and logit"),
+    Mutation(_FLOW, "flow_ratio * rows", "(1 - flow_ratio) * rows", _FLOWS, "an_exact_share"),
+    Mutation(
+        _FLOW,
+        "jnp.where(equal, times, draws.min(axis=0))",
+        "jnp.where(equal, times, draws[0])",
+        _FLOWS,
+        "an_exact_share",
+    ),
+    # losses.py and optim.py: critics
+    Mutation(
+        "flowrl/losses.py",
+        'jax.lax.stop_gradient(batch["rewards"] + discount * batch["masks"] * next_values)',
+        'batch["rewards"] + discount * batch["masks"] * next_values',
+        _CRITICS,
+        "td_targets_give_no_gradient",
+    ),
+    Mutation(
+        "flowrl/losses.py",
+        'discount * batch["masks"] * next_values',
+        "discount * next_values",
+        _OFFLINE,
+        "nothing_follows_a_terminal and fql",
+    ),
+    Mutation(
+        "flowrl/losses.py",
+        "jnp.mean((values - targets) ** 2)",
+        "jnp.sum((values - targets) ** 2)",
+        _CRITICS,
+        "test_critic_loss and plain",
+    ),
+    Mutation(
+        "flowrl/losses.py",
+        "jax.lax.stop_gradient(jnp.abs(scale_values).mean() + 1e-8)",
+        "(jnp.abs(scale_values).mean() + 1e-8)",
+        _CRITICS,
+        "holds_its_scale_constant",
+    ),
+    Mutation(
+        "flowrl/losses.py",
+        "jnp.abs(scale_values).mean()",
+        "jnp.abs(scale_values.mean())",
+        _CRITICS,
+        "test_normalized_q_loss and plain",
+    ),
+    Mutation(
+        "flowrl/optim.py", "jnp.where(max_norm > 0, ", "jnp.where(max_norm >= 0, ", _CRITICS, "clip_norm and plain"
+    ),
+    Mutation(
+        "flowrl/optim.py",
+        "jnp.minimum(1.0, max_norm / (norm + 1e-6))",
+        "max_norm / (norm + 1e-6)",
+        _CRITICS,
+        "clip_norm and plain",
+    ),
+    Mutation(
+        "flowrl/optim.py",
+        'clip_norm(grads[name], state.hyper["max_grad_norm"])',
+        'clip_norm(grads, state.hyper["max_grad_norm"])[name]',
+        _CRITICS,
+        "descend_clips",
+    ),
+    # acting.py
+    Mutation(
+        _ACTING,
+        "jax.vmap(critics)(actions).min(axis=1)",
+        "jax.vmap(critics)(actions).mean(axis=1)",
+        _ACTS,
+        "least_of_the_critics",
+    ),
+    Mutation(_ACTING, "temperature * values", "values", _ACTS, "softmax_of_q"),
+    Mutation(
+        _ACTING, "jnp.where(temperature > 0, drawn, ", "jnp.where(temperature >= 0, drawn, ", _ACTS, "temperature_zero"
+    ),
+    Mutation(
+        _ACTING,
+        "jax.random.split(sample_key, candidates)",
+        "jnp.broadcast_to(sample_key, (candidates,))",
+        _ACTS,
+        "temperature_zero",
+    ),
+    Mutation(
+        _ACTING,
+        'arrays | {"critic": state.target_params["critic"]',
+        'arrays | {"critic": state.params["critic"]',
+        _ACTS,
+        "best_by_the_slow_critics and fql",
+    ),
+    Mutation(
+        _ACTING,
+        '("eval",) if config.candidates == 1',
+        '("eval",) if config.candidates <= 4',
+        _ACTS,
+        "ask_for_critics and fql",
+    ),
+    # sscp
+    Mutation(
+        _ONE_STEP,
+        'state.target_params["actor"], batch["next_observations"], key)',
+        'state.params["actor"], batch["next_observations"], key)',
+        _OFFLINE,
+        _reference("sscp"),
+    ),
+    Mutation(
+        _ONE_STEP,
+        "batch, next_values.min(axis=0))",
+        "batch, next_values.mean(axis=0))",
+        _OFFLINE,
+        "constant_networks and sscp",
+    ),
+    Mutation(_ONE_STEP, "flow.early_times(", "flow.uniform_times(", _OFFLINE, _reference("sscp")),
+    Mutation(
+        _ONE_STEP,
+        "(jump(path.points, times, jnp.zeros_like(times))",
+        "(jump(path.points, times, 1 - times)",
+        _OFFLINE,
+        _reference("sscp"),
+    ),
+    Mutation(
+        _ONE_STEP,
+        "proposals = jnp.clip(completions, -1.0, 1.0)",
+        "proposals = completions",
+        _OFFLINE,
+        _reference("sscp"),
+    ),
+    Mutation(
+        _ONE_STEP, "networks.critic.apply(state.params", "networks.critic.apply(params", _OFFLINE, _reference("sscp")
+    ),
+    Mutation(_ONE_STEP, "(1 - times) * 0.5**levels", "0.5**levels", _OFFLINE, _reference("sscp-bootstrap")),
+    Mutation(
+        _ONE_STEP,
+        'state.target_params["actor"], batch["observations"])',
+        'state.params["actor"], batch["observations"])',
+        _OFFLINE,
+        _reference("sscp-bootstrap"),
+    ),
+    Mutation(
+        _ONE_STEP,
+        '"actor": state.hyper["actor_target_rate"]',
+        '"actor": state.hyper["critic_target_rate"]',
+        _OFFLINE,
+        "a_step_is_adam and sscp",
+    ),
+    Mutation(_ONE_STEP, ", steps=config.completion_steps)", ")", _ACTS, "acting_copy and sscp"),
+    Mutation(
+        _ONE_STEP,
+        'acting.policy, config, "target_params"',
+        'acting.policy, config, "params"',
+        _ACTS,
+        "acting_copy and sscp",
+    ),
+    # ofql
+    Mutation(
+        _AVERAGE,
+        "observations, noise, begins, begins + 1)",
+        "observations, noise, begins + 1, begins + 1)",
+        _ACTS,
+        "acting_copy and ofql",
+    ),
+    Mutation(_AVERAGE, "jnp.clip(noise - averages,", "jnp.clip(noise + averages,", _ACTS, "acting_copy and ofql"),
+    Mutation(
+        _AVERAGE,
+        "flow.straight(actions, jax.random.normal(noise_key, actions.shape), times)",
+        "flow.straight(jax.random.normal(noise_key, actions.shape), actions, times)",
+        _OFFLINE,
+        "flow_ratio_one",
+    ),
+    Mutation(_AVERAGE, "(jax.lax.stop_gradient(errors) + hyper", "(errors + hyper", _OFFLINE, "adaptive_weights"),
+    Mutation(_AVERAGE, ".max(axis=0)\n", ".mean(axis=0)\n", _OFFLINE, _reference("ofql-uniform")),
+    Mutation(_AVERAGE, "batch, best.min(axis=0))", "batch, best.max(axis=0))", _OFFLINE, "constant_networks and ofql"),
+    Mutation(_AVERAGE, "scale_values[1 - head]", "scale_values[head]", _OFFLINE, "constant_networks and ofql"),
+    Mutation(
+        _AVERAGE, "values if config.q_scale == ", "values if config.q_scale != ", _OFFLINE, _reference("ofql-uniform")
+    ),
+    Mutation(
+        _AVERAGE,
+        _CRITIC_STEP + "    moved = state\n",
+        "    moved = state\n" + _CRITIC_STEP,
+        _OFFLINE,
+        "before_the_actor and ofql",
+    ),
+    Mutation(
+        _AVERAGE,
+        '(step >= hyper["actor_target_start"])',
+        '(step > hyper["actor_target_start"])',
+        _OFFLINE,
+        "slow_policy_moves",
+    ),
+    Mutation(
+        _AVERAGE,
+        '(step % hyper["actor_target_interval"] == 0)',
+        '(step % hyper["actor_target_interval"] == 1)',
+        _OFFLINE,
+        "slow_policy_moves",
+    ),
+    Mutation(
+        _AVERAGE,
+        'scale = policy["noise"] if mode == "best_of_n" else 1.0',
+        'scale = policy["noise"]',
+        _ACTS,
+        "best_by_the_slow_critics and ofql",
+    ),
+    # fql
+    Mutation(
+        _DISTILLED,
+        'velocity = partial(networks.flow.apply, state.params["flow"]',
+        'velocity = partial(networks.flow.apply, params["flow"]',
+        _OFFLINE,
+        "distillation_gives_the_flow",
+    ),
+    Mutation(
+        _DISTILLED,
+        "targets = jnp.clip(flow.euler(velocity, noise, config.flow_steps), -1.0, 1.0)",
+        "targets = flow.euler(velocity, noise, config.flow_steps)",
+        _OFFLINE,
+        _reference("fql"),
+    ),
+    Mutation(_DISTILLED, 'config.q_agg == "min"', 'config.q_agg == "mean"', _OFFLINE, "constant_networks and fql"),
+    Mutation(
+        _DISTILLED,
+        "if config.normalize_q else",
+        "if not config.normalize_q else",
+        _OFFLINE,
+        "constant_networks and fql",
+    ),
+    Mutation(
+        _DISTILLED,
+        "networks.critic.apply(state.params",
+        "networks.critic.apply(params",
+        _OFFLINE,
+        "no_weight_of_the_actor and fql",
+    ),
+    Mutation(
+        _DISTILLED,
+        'acting.policy, config, "params"',
+        'acting.policy, config, "target_params"',
+        _ACTS,
+        "acting_copy and fql",
+    ),
+    # bc
+    Mutation(_CLONING, "loss = -unit", "loss = unit", _OFFLINE, _reference("bc")),
+    Mutation(_CLONING, "loss = gaussian_loss if", "loss = flow_loss if", _OFFLINE, _reference("bc")),
+    Mutation(
+        _CLONING,
+        "gaussian_draw(actor(), key, mode), -1.0, 1.0)",
+        "gaussian_draw(actor(), key, mode), -2.0, 2.0)",
+        _ACTS,
+        "gaussian_policy_acts",
     ),
 )

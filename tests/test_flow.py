@@ -168,7 +168,7 @@ def test_exact_jumps_are_their_own_bootstrap_target(x64: None) -> None:
 def test_smallest_bootstrap_steps_follow_the_velocity(x64: None) -> None:
     # With a floor of 1/8: halves of 1/8 of the rest and less rest on the velocity, larger ones on jumps of their size.
     points, times = column(*POINTS), column(0.0, 0.2, 0.5, 0.7)
-    shares, asked = column(1 / 4, 1 / 2, 1 / 8, 1.0), []
+    shares, asked = column(1 / 4, 1 / 2, 1 / 8, 1 / 2), []
 
     def jump(x: jax.Array, t: jax.Array, d: jax.Array) -> jax.Array:
         asked.append(d)
@@ -176,7 +176,7 @@ def test_smallest_bootstrap_steps_follow_the_velocity(x64: None) -> None:
 
     halves = (1 - times) * shares / 2
     target = flow.bootstrap_target(jump, points, times, 2 * halves, 1 / 8)
-    expected = np.array([0, 0.8 / 4, 0, 0.3 / 2])[:, None]
+    expected = np.array([0, 0.8 / 4, 0, 0.3 / 4])[:, None]
     np.testing.assert_allclose(asked, [expected, expected])
     first = marginal(points, times)
     heun = (first + marginal(points + halves * first, times + halves)) / 2

@@ -11,6 +11,7 @@ import pytest
 
 from flowrl import agent as agents
 from flowrl.agent import Agent, Spec
+from flowrl.networks import sinusoidal_features
 from flowrl.train_state import Batch, TrainState
 
 NAMES = ("sscp", "ofql", "fql", "bc")
@@ -80,6 +81,13 @@ def test_defaults_are_the_published_ones() -> None:
 
 def normal(seed: int, *shape: int) -> jax.Array:
     return jax.random.normal(jax.random.key(seed), shape)
+
+
+def test_sinusoidal_features_by_hand() -> None:
+    # Frequencies 1, 10⁻² and 10⁻⁴.
+    angles = np.array([[2.0, 0.02, 0.0002], [0, 0, 0]])
+    expected = np.concatenate([np.sin(angles), np.cos(angles)], axis=-1)
+    np.testing.assert_allclose(sinusoidal_features(jnp.array([[2.0], [0.0]]), 6), expected, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", ["sscp", "ofql"])
