@@ -584,4 +584,59 @@ MUTATIONS = (
         _ACTS,
         "gaussian_policy_acts",
     ),
+    # data
+    Mutation(
+        "flowrl/data/transitions.py",
+        "np.where(firsts & ~kept, 0, 1 + (kept & ends))",
+        "1 + (kept & ends)",
+        "tests/test_transitions.py",
+        "lone_rows_leave_nothing",
+    ),
+    Mutation(
+        "flowrl/data/transitions.py",
+        'kept = ~ends | (arrays["masks"] == 0)',
+        "kept = np.ones(rows, bool)",
+        "tests/test_transitions.py",
+        "leads_nowhere_is_dropped",
+    ),
+    Mutation("flowrl/data/d4rl.py", "timeouts | terminated", "timeouts", "tests/test_d4rl.py", "test_a_known_file"),
+    Mutation("flowrl/data/d4rl.py", "timeouts[-1] = True", "pass", "tests/test_d4rl.py", "test_a_known_file"),
+    Mutation(
+        "flowrl/data/fields.py", "2.0 / (high - low)", "1.0 / (high - low)", "tests/test_transitions.py", "unit_box"
+    ),
+    Mutation(
+        "flowrl/data/manipulation.py",
+        "button_plan.ButtonPlanOracle(gripper_always_closed=puzzle, **common)",
+        "button_plan.ButtonPlanOracle(**common)",
+        "tests/test_manipulation.py",
+        "set_as_published",
+    ),
+    Mutation(
+        "flowrl/data/manipulation.py",
+        "env.set_new_target(p_stack=stack)",
+        "env.set_new_target(p_stack=0.5)",
+        "tests/test_manipulation.py",
+        "oracle_is_done",
+    ),
+    Mutation(
+        "flowrl/data/collect.py",
+        "[seed, episode] + ([attempt] if attempt else [])",
+        "[seed, episode]",
+        "tests/test_manipulation.py",
+        "block_leaves",
+    ),
+    Mutation(
+        "flowrl/normalize.py",
+        "(x - normalizer.mean) / normalizer.std",
+        "x / normalizer.std",
+        "tests/test_normalize.py",
+        "sees_normalised",
+    ),
+    Mutation(
+        "flowrl/normalize.py",
+        "np.where(terminals, 0.0, rewards)",
+        "rewards",
+        "tests/test_normalize.py",
+        "returns_of_episodes",
+    ),
 )

@@ -32,9 +32,7 @@ def test_statistics_by_hand() -> None:
     assert normalizer is not None
     np.testing.assert_allclose(normalizer.mean, [3.0, 10.0])
     np.testing.assert_allclose(normalizer.std, [np.sqrt(5.0) + 1e-3, 1e-3], rtol=1e-6)
-    np.testing.assert_allclose(
-        normalizer.reward_scale, 0.5 * 1000 / (3 - 1)
-    )  # not of last rows
+    np.testing.assert_allclose(normalizer.reward_scale, 0.5 * 1000 / (3 - 1))  # not of last rows
     np.testing.assert_allclose(normalizer.reward_shift, -1.0)
 
 
