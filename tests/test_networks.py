@@ -192,7 +192,7 @@ def test_gc_sscp_has_the_networks_of_the_paper() -> None:
     # the state, ψ, the noise of action and representation, and the summed embeddings.
     embeddings = 64 + 2 * (dense(128, 128) + 2 * 128 + dense(128, 128))
     assert count(params["actor"]) == embeddings + dense(29 + 10 + 8 + 10 + 128, 512) + trunk + dense(512, 8 + 10)
-    assert params["actor"]["params"]["FourierFeatures_0"]["kernel"].shape == (1, 64)
+    assert params["actor"]["params"]["TimePairEmbedding_0"]["FourierFeatures_0"]["kernel"].shape == (1, 64)
 
 
 def test_gc_sscp_actor_adds_its_output_to_the_noise_and_reads_all_inputs() -> None:
