@@ -55,6 +55,7 @@ _TABLES = (
     ("sscp.csv", _SSCP, _SSCP_RUN),
     ("ofql.csv", _OFQL, _OFQL_RUN),
     ("fql.csv", _FQL, _OGBENCH_RUN),
+    ("fql_rewards.csv", _FQL, {}),  # what the released code does to D4RL's rewards
     ("bc.csv", _BC, _OGBENCH_RUN),
 )
 
@@ -124,15 +125,16 @@ def lookup(name: str, agent: str, dataset: str) -> Preset:
 
 
 def _published(agent: str, dataset: str) -> Preset | None:
+    """Joins the rows on an agent and a dataset; the first table that has one gives the source."""
+    found: Preset | None = None
     for table, source, run in _TABLES:
         for row in _rows(table):
             if (row["dataset"], row["agent"]) == (dataset, agent) and _is_offline(row):
                 settings = {field: _value(row[column]) for column, field in _COLUMNS.items() if row.get(column)}
                 of_run = {name: settings.pop(name) for name in _OF_RUN if name in settings}
-                if agent == "fql" and dataset.startswith("antmaze-") and dataset.endswith("-v2"):
-                    of_run["reward_shift"] = -1.0  # D4RL's rewards are 0 and 1; the released code subtracts 1
-                return Preset("paper", source, settings, run | of_run)
-    return None
+                found = found or Preset("paper", source, {}, dict(run))
+                found = found._replace(agent=found.agent | settings, run=found.run | of_run)
+    return found
 
 
 def _is_offline(row: dict[str, str]) -> bool:
