@@ -1,7 +1,9 @@
 """Checkpoints of whole runs with orbax: all or nothing, and exact."""
 
+import contextlib
 import logging
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +14,12 @@ from flowrl.errors import UserError
 from flowrl.files import require_space
 
 
-def _ignore_unfinished_reads() -> None:
-    """Silences orbax's reads that are still under way after a failed restore.
+@contextlib.contextmanager
+def _ignoring_unfinished_reads() -> Iterator[None]:
+    """Silences orbax's reads that are still under way when a restore fails.
 
-    Each one, whenever it ends, finds its event loop closed and says so on stderr; the failure itself was raised.
+    Each one, whenever it ends, finds its event loop closed and says so on stderr; the failure itself was raised. So
+    the silence begins before the restore and, after a failure, lasts.
     """
     previous = sys.unraisablehook
 
@@ -24,6 +28,8 @@ def _ignore_unfinished_reads() -> None:
             previous(unraisable)
 
     sys.unraisablehook = hook
+    yield
+    sys.unraisablehook = previous
 
 
 class Checkpoints:
@@ -88,10 +94,10 @@ class Checkpoints:
         """Reads parts of the newest checkpoint."""
         step = self.latest()
         try:
-            return self._manager.restore(step, args=parts)
+            with _ignoring_unfinished_reads():
+                return self._manager.restore(step, args=parts)
         except (ValueError, KeyError, TypeError, OSError) as error:
             reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-        _ignore_unfinished_reads()
         raise UserError(
             f"the checkpoint at step {step} in {self.folder} does not fit this agent and its settings, or is "
             f"damaged ({reason}); delete that step's folder to fall back to the one before"

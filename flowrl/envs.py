@@ -104,8 +104,9 @@ class SeededEpisodes(gymnasium.Wrapper):
         """Starts the episode that `seed` (uint32) fixes."""
         self._generator = np.random.MT19937(seed)
         np.random.set_bit_generator(self._generator)  # type: ignore[attr-defined]
-        self.env.action_space.seed(seed)
-        return self.env.reset(seed=seed, options=options)
+        with _quiet():
+            self.env.action_space.seed(seed)
+            return self.env.reset(seed=seed, options=options)
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
         """Steps with this environment's own global generator in place."""
@@ -126,8 +127,7 @@ def make(env_id: str, *, module: str = "", **kwargs: Any) -> SeededEpisodes:
     Raises:
         UserError: Its actions are not continuous and bounded, its observations no numbers, or the module is missing.
     """
-    with _no_leftover_files(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of float64 bounds, a missing display, newer versions: nothing to act on
+    with _no_leftover_files(), _quiet():
         _register(env_id, module)
         return SeededEpisodes(_fitting(gymnasium.make(env_id, disable_env_checker=True, **kwargs), env_id))
 
@@ -164,6 +164,17 @@ def _flattened(env: gymnasium.Env) -> gymnasium.Env:
     shape = flat(env.observation_space.sample()).shape
     space = gymnasium.spaces.Box(-np.inf, np.inf, shape, np.float32)
     return gymnasium.wrappers.TransformObservation(env, flat, space)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Silences warnings of float64 bounds, a missing display or newer versions: nothing that a user can act on.
+
+    OGBench's manipulation environments make their spaces, and with them such warnings, anew whenever they are asked.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 @contextlib.contextmanager
@@ -225,7 +236,8 @@ def sizes(env: EnvName) -> Sizes:
         UserError: flowrl cannot act in it.
     """
     made = factory(env)()
-    space: Any = made.unwrapped.action_space
+    with _quiet():
+        space: Any = made.unwrapped.action_space
     (observation_dim,) = made.observation_space.shape or (0,)
     goal_dim = tasks = 0
     if env.goals != "none":

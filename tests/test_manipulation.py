@@ -14,7 +14,6 @@ from flowrl import envs
 from flowrl.data import behaviours, collect, manipulation
 from flowrl.errors import UserError
 
-pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 SHORT = 150
 
 

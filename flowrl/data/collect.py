@@ -14,7 +14,6 @@ import os
 import shutil
 import signal
 import threading
-import warnings
 import zipfile
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -169,7 +168,6 @@ def _run(parts: Path, job: Job, recipe: behaviours.Recipe, workers: int) -> None
 def _initialise() -> None:
     """Leaves Ctrl-C to the parent, and makes this process end when the parent does, however that ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    warnings.simplefilter("ignore")  # of spaces made anew at each reset; nobody could act on them
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 

@@ -49,7 +49,7 @@ _SSCP_RUN = dict(steps=500_000, eval_interval=50_000, eval_episodes=10, **_RUN)
 _OFQL_RUN = dict(steps=1_000_000, eval_interval=100_000, eval_episodes=150, **_RUN)
 
 # Each table with its citation and the settings of a run that it goes with.
-_TABLES = (
+_TABLES: tuple[tuple[str, str, dict[str, Any]], ...] = (
     ("ogbench_goal_conditioned.csv", _OGBENCH, _OGBENCH_RUN),
     ("gc_sscp.csv", _SSCP, _GC_SSCP_RUN),
     ("sscp.csv", _SSCP, _SSCP_RUN),
