@@ -18,18 +18,21 @@ from flowrl.files import require_space
 def _ignoring_unfinished_reads() -> Iterator[None]:
     """Silences orbax's reads that are still under way when a restore fails.
 
-    Each one, whenever it ends, finds its event loop closed and says so on stderr; the failure itself was raised. So
-    the silence begins before the restore and, after a failure, lasts.
+    Each one, whenever it ends, finds its event loop closed or its error unheard and says so on stderr; the failure
+    itself was raised. So the silence begins before the restore and, after a failure, lasts.
     """
-    previous = sys.unraisablehook
+    previous, log = sys.unraisablehook, logging.getLogger("asyncio")
+    level = log.level
 
     def hook(unraisable: Any) -> None:
         if str(unraisable.exc_value) != "Event loop is closed":
             previous(unraisable)
 
     sys.unraisablehook = hook
+    log.setLevel(logging.CRITICAL)
     yield
     sys.unraisablehook = previous
+    log.setLevel(level)
 
 
 class Checkpoints:
