@@ -105,22 +105,12 @@ def _with_environment(plan: Plan, source: sources.Source) -> Plan:
 
 def _agent(plan: Plan, sizes: envs.Sizes, arrays: dict[str, np.ndarray]) -> Agent:
     """Builds the agent, with the normalisation that the settings ask for."""
-    name, env = str(plan.settings.agent), plan.env
-    agent = agents.load(name).make(plan.agent_config, Spec(sizes.observation_dim, sizes.action_dim, sizes.goal_dim))
-    if agent.needs.goals and env.goals == "none":
-        raise UserError(
-            f"{name} is goal-conditioned, but {env.name} has a single task; choose an agent for single tasks, such as "
-            "sscp, or an OGBench name without -singletask"
-        )
-    if not agent.needs.goals and env.goals != "none":
-        raise UserError(
-            f"{name} learns a single task, but {env.name} has goals; choose a goal-conditioned agent, such as gc_sscp, "
-            f"or --env={env.name.removesuffix('-oraclerep')}-singletask"
-        )
+    spec = Spec(sizes.observation_dim, sizes.action_dim, sizes.goal_dim)
+    agent = agents.load(str(plan.settings.agent)).make(plan.agent_config, spec)
     normalizer = normalize.fit(arrays, plan.normalization)
     if normalizer is None:
         return agent
-    return normalize.normalized(agent, normalizer, goals_are_states=env.goals == "state")
+    return normalize.normalized(agent, normalizer, goals_are_states=plan.env.goals == "state")
 
 
 def _warn_of_changes(stored: dict[str, Any], now: dict[str, Any]) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 from flowrl import agent as agents
 from flowrl import config as configs
 from flowrl import envs, loggers, loop, normalize, presets
+from flowrl.agent import Spec
 from flowrl.errors import UserError
 
 RESUMABLE = ("run_dir", "resume", "steps", "workers", "data")
@@ -97,6 +98,7 @@ def plan(given: dict[str, Any], agent_given: dict[str, Any]) -> Plan:
             choices = ", ".join(agents.names()) if name == "agent" else "for example pointmaze-medium-navigate"
             raise UserError(f"--{name} is missing: {choices}")
     module, env = agents.load(given["agent"]), envs.parse(given["env"])
+    _check_goals(given["agent"], module, env)
     preset = presets.lookup(given.get("preset", "paper"), given["agent"], env.name)
     settings = Settings(**(preset.run | given))
     fields = {field.name for field in dataclasses.fields(module.Config)}
@@ -121,6 +123,21 @@ def _check(settings: Settings) -> None:
         raise UserError(f"--workers={settings.workers} is too small; the least is 1")
     if settings.map not in ("auto", "vmap", "serial"):
         raise UserError(f"--map={settings.map} is unknown; choose auto, vmap or serial")
+
+
+def _check_goals(name: str, module: Any, env: envs.EnvName) -> None:
+    """Raises if a goal-conditioned agent has no goals in `env`, or another one would be asked to reach some."""
+    wants_goals = module.make(module.Config(), Spec(1, 1, 1)).needs.goals
+    if wants_goals and env.goals == "none":
+        raise UserError(
+            f"{name} is goal-conditioned, but {env.name} has a single task; choose an agent for single tasks, such as "
+            "sscp, or an OGBench name without -singletask"
+        )
+    if not wants_goals and env.goals != "none":
+        raise UserError(
+            f"{name} learns a single task, but {env.name} has goals; choose a goal-conditioned agent, such as gc_sscp, "
+            f"or --env={env.name.removesuffix('-oraclerep')}-singletask"
+        )
 
 
 def _check_evaluation(settings: Settings, env: envs.EnvName) -> None:

@@ -155,6 +155,8 @@ def test_compact_goals_are_the_policys_goals(tmp_path: Path, data: Path) -> None
         (("--agent=fql", "--env=CartPole-v1"), "continuous"),
         (("--agent=fql", "--env=antmaze-umaze-v2", "--eval_episodes=1"), "--eval_episodes=0"),
         (("--agent=fql", "--env=cube-single-play-singletusk"), "did you mean"),
+        (("--agent=fql", "--env=cube-single-play-singletask-task6"), "-singletask-task1 to -task5"),
+        (("--agent=hiql", f"--env={SINGLE}", "--preset=paper"), "hiql is goal-conditioned, but"),
     ],
 )
 def test_what_does_not_fit_says_what_does(tmp_path: Path, data: Path, flags: tuple[str, ...], message: str) -> None:
