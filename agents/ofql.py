@@ -89,7 +89,9 @@ def critic_loss(
 
     count = BACKUP_ACTIONS if config.max_q_backup else 1
     best = jax.vmap(next_values)(jax.random.split(key, count)).max(axis=0)
-    return losses.critic_loss(networks.critic, params, state, batch, best.min(axis=0))
+    mean, metrics = losses.critic_loss(networks.critic, params, state, batch, best.min(axis=0))
+    loss = 2 * mean  # the sum over both critics, as in DQL's code: published gradient norms belong to it
+    return loss, metrics | {"critic/loss": loss}
 
 
 def flow_loss(

@@ -129,11 +129,19 @@ def make(env_id: str, *, module: str = "", **kwargs: Any) -> SeededEpisodes:
         **kwargs: Go to `gymnasium.make`.
 
     Raises:
-        UserError: Its actions are not continuous and bounded, its observations no numbers, or the module is missing.
+        UserError: Its actions are not continuous and bounded, its observations no numbers, or it
+            needs a package that is missing.
     """
     with _no_leftover_files(), _quiet():
         _register(env_id, module)
-        return SeededEpisodes(_fitting(gymnasium.make(env_id, disable_env_checker=True, **kwargs), env_id))
+        try:
+            made = gymnasium.make(env_id, disable_env_checker=True, **kwargs)
+        except (gymnasium.error.Error, ImportError) as error:
+            reason = " ".join(str(error).split())
+            raise UserError(
+                f"{env_id} cannot be made here ({reason}); install what it asks for or choose another"
+            ) from error
+        return SeededEpisodes(_fitting(made, env_id))
 
 
 def _fitting(env: gymnasium.Env, env_id: str) -> gymnasium.Env:

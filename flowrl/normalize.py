@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from flowrl.agent import Agent
+from flowrl.errors import UserError
 from flowrl.train_state import Batch, Metrics, Mode, TrainState
 
 _STATES = ("observations", "next_observations")
@@ -47,7 +48,11 @@ class Options(NamedTuple):
 
 
 def fit(arrays: Mapping[str, np.ndarray], options: Options) -> Normalizer | None:
-    """Returns the normaliser of a dataset `[N, ...]` in OGBench's layout, or None where nothing is to be done."""
+    """Returns the normaliser of a dataset `[N, ...]` in OGBench's layout, or None where nothing is to be done.
+
+    Raises:
+        UserError: Rewards are to be divided by the spread of returns, and there is none.
+    """
     if options == Options():
         return None
     observations, rewards = arrays["observations"], arrays.get("rewards")
@@ -58,7 +63,12 @@ def fit(arrays: Mapping[str, np.ndarray], options: Options) -> Normalizer | None
     scale = options.reward_scale
     if options.rewards and rewards is not None:
         returns = episode_returns(rewards, arrays["terminals"])
-        scale *= 1000.0 / max(float(returns.max() - returns.min()), 1e-6)
+        if returns.max() == returns.min():
+            raise UserError(
+                f"every episode of the data has the return {returns.max():g}: --normalize_rewards has no spread to "
+                "divide by; leave it out, or give --reward_scale"
+            )
+        scale *= 1000.0 / float(returns.max() - returns.min())
     return Normalizer(*(jnp.asarray(x, jnp.float32) for x in (mean, std, scale, options.reward_shift)))
 
 

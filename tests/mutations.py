@@ -503,6 +503,7 @@ MUTATIONS = (
         "flow_ratio_one",
     ),
     Mutation(_AVERAGE, "(jax.lax.stop_gradient(errors) + hyper", "(errors + hyper", _OFFLINE, "adaptive_weights"),
+    Mutation(_AVERAGE, "loss = 2 * mean", "loss = mean", _OFFLINE, "constant_networks and ofql"),
     Mutation(_AVERAGE, ".max(axis=0)\n", ".mean(axis=0)\n", _OFFLINE, _reference("ofql-uniform")),
     Mutation(_AVERAGE, "batch, best.min(axis=0))", "batch, best.max(axis=0))", _OFFLINE, "constant_networks and ofql"),
     Mutation(_AVERAGE, "scale_values[1 - head]", "scale_values[head]", _OFFLINE, "constant_networks and ofql"),

@@ -264,7 +264,7 @@ def ofql_reference(case: Case, moved_critic: Any) -> Reference:
         flow_loss = (weights * errors(params)).mean()
         q_loss = -values(params)[head].mean() / np.abs(scale[1 - head]).mean()
         return {
-            "critic/loss": case.td_loss(params, best.min(axis=0)),
+            "critic/loss": 2 * case.td_loss(params, best.min(axis=0)),  # the sum over heads
             "actor/flow_loss": flow_loss,
             "actor/q_loss": q_loss,
             "actor/loss": flow_loss + hyper["q_alpha"] * q_loss,

@@ -208,11 +208,27 @@ def test_a_group_for_a_field_and_a_damaged_file_are_explained(tmp_path):
         file.create_group("rewards")
     with pytest.raises(UserError, match="'rewards' is not a plain array"):
         d4rl.read(path, HOPPER)
+    with h5py.File(write(path, episodes("4t", "3n"), next_observations=None), "a") as file:
+        file.create_group("next_observations")
+    with pytest.raises(UserError, match="'next_observations' holds no numbers"):
+        d4rl.read(path, HOPPER)
     path.write_bytes(path.read_bytes()[:-200])
     with pytest.raises(UserError, match="damaged or not an HDF5 file"):
         d4rl.read(path, HOPPER)
     path.write_bytes(b"PK")
     with pytest.raises(UserError, match="damaged or not an HDF5 file"):
+        d4rl.read(path, HOPPER)
+
+
+def test_a_damaged_chunk_of_next_observations_is_explained(tmp_path):
+    path = write(tmp_path / "data.hdf5", fields := episodes("4t", "3n"), next_observations=None)
+    with h5py.File(path, "a") as file:
+        stored = file.create_dataset("next_observations", data=fields["next_observations"], compression="gzip")
+        chunk = stored.id.get_chunk_info(0)
+    with path.open("r+b") as file:
+        file.seek(chunk.byte_offset)
+        file.write(bytes(chunk.size))
+    with pytest.raises(UserError, match="'next_observations' is damaged or cannot be read"):
         d4rl.read(path, HOPPER)
 
 

@@ -103,11 +103,11 @@ def test_locating_names_the_folder_and_hashes_it(root, tmp_path):
     assert sources.locate(env, str(root / ID)) == given
     (root / ID / "data" / "more").write_text("x")
     assert sources.locate(env, "official").sha256 != source.sha256
-    alone = sources.locate(env, str(root / ID / "data" / "main_data.hdf5"))
-    assert alone.path.name == "main_data.hdf5"
-    arrays = sources.read(alone, env, action_low=[-2], action_high=[2])
-    for field, array in sources.read(given, env).items():
-        np.testing.assert_array_equal(array, arrays[field])
+    for inside in ("data", "data/main_data.hdf5"):  # the set's own bounds of actions are never lost
+        assert sources.locate(env, str(root / ID / inside)).path == root / ID
+    (root / ID / "data" / "metadata.json").unlink()
+    with pytest.raises(UserError, match="give its folder, the one with data/metadata"):
+        sources.locate(env, str(root / ID / "data" / "main_data.hdf5"))
 
 
 def test_what_is_missing_comes_with_the_command_that_gets_it(monkeypatch):
@@ -132,6 +132,15 @@ def test_a_damaged_dataset_is_explained(root):
         read()
     (root / ID / "data" / "metadata.json").write_text("{}")
     with pytest.raises(UserError, match="damaged, or not a Minari dataset"):
+        read()
+
+
+def test_a_format_whose_package_is_missing_names_it(root, monkeypatch):
+    create()
+    path = root / ID / "data" / "metadata.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"data_format": "arrow"}))
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(UserError, match="pyarrow"):
         read()
 
 

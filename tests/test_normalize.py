@@ -3,9 +3,11 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from flowrl.agent import Spec
 from flowrl.agents import bc, gcbc, sscp
+from flowrl.errors import UserError
 from flowrl.normalize import Options, episode_returns, fit, normalized
 
 ARRAYS = {
@@ -34,6 +36,11 @@ def test_statistics_by_hand() -> None:
     np.testing.assert_allclose(normalizer.std, [np.sqrt(5.0) + 1e-3, 1e-3], rtol=1e-6)
     np.testing.assert_allclose(normalizer.reward_scale, 0.5 * 1000 / (3 - 1))  # not of last rows
     np.testing.assert_allclose(normalizer.reward_shift, -1.0)
+
+
+def test_equal_returns_have_no_spread_to_divide_by() -> None:
+    with pytest.raises(UserError, match="every episode of the data has the return -1"):
+        fit(ARRAYS | {"rewards": np.array([-1.0, 5.0, -1.0, 7.0], np.float32)}, Options(rewards=True))
 
 
 def test_rewards_alone_leave_observations_alone() -> None:

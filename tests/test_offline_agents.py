@@ -142,9 +142,9 @@ def test_ofql_reference_holds_for_both_heads(key: int) -> None:
 def test_losses_of_constant_networks_by_hand(name: str) -> None:
     """Critics 1 and 2, slow critics 3 and 5; r = 1, γ = ½ and masks 1 and 0, whatever the actions and the noise.
 
-    With the least slow value the targets are 1 + ½·3 = 2.5 and 1: errors 2.25, 0.25 and 0, 1, mean 0.875. With FQL's
-    mean they are 3 and 1: 4, 1 and 0, 1, mean 1.5. Divided by its own size, a value is −1 in the loss; OFQL divides
-    one head by the other, FQL divides by nothing.
+    With the least slow value the targets are 1 + ½·3 = 2.5 and 1: errors 2.25, 0.25 and 0, 1, mean 0.875; OFQL sums
+    its heads. With FQL's mean they are 3 and 1: 4, 1 and 0, 1, mean 1.5. Divided by its own size, a value is −1 in the
+    loss; OFQL divides one head by the other, FQL divides by nothing.
     """
     state = jax.tree.map(jnp.zeros_like, state_of(name)).replace(hyper=state_of(name).hyper)
     state = with_hyper(state, discount=0.5, learning_rate=0.0)
@@ -154,7 +154,7 @@ def test_losses_of_constant_networks_by_hand(name: str) -> None:
     losses = set()
     for key in range(6):
         _, metrics = step_of(name)(state, batch, jax.random.key(key))
-        np.testing.assert_allclose(metrics["critic/loss"], 1.5 if name == "fql" else 0.875)
+        np.testing.assert_allclose(metrics["critic/loss"], {"sscp": 0.875, "ofql": 1.75, "fql": 1.5}[name])
         np.testing.assert_allclose(metrics["critic/q_mean"], 1.5)
         np.testing.assert_allclose([metrics["critic/q_min"], metrics["critic/q_max"]], [1, 2])
         losses.add(round(float(metrics["actor/q_loss"]), 6))

@@ -153,6 +153,7 @@ def test_compact_goals_are_the_policys_goals(tmp_path: Path, data: Path) -> None
         (("--agent=hiql", "--env=pointmaze-medium-navigate-oraclerep"), "low_actor_goals"),
         (("--agent=fql", "--env=Pendulum-v1", "--data=auto"), "--data"),
         (("--agent=fql", "--env=CartPole-v1"), "continuous"),
+        (("--agent=fql", "--env=Hopper-v2"), "Hopper-v2 cannot be made here"),
         (("--agent=fql", "--env=antmaze-umaze-v2", "--eval_episodes=1"), "--eval_episodes=0"),
         (("--agent=fql", "--env=cube-single-play-singletusk"), "did you mean"),
         (("--agent=fql", "--env=cube-single-play-singletask-task6"), "-singletask-task1 to -task5"),

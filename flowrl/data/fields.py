@@ -199,12 +199,17 @@ class Hdf5(Fields):
     def rows(self, field: str, rows: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
         """Reads some rows, in ascending order, of finite numbers that have this shape, without holding all of them."""
         stored, block, parts = self.file[field], 1 << 16, []
+        if not hasattr(stored, "shape") or stored.dtype.kind not in "iuf":
+            raise self.error(f"{field!r} holds no numbers")
         if stored.shape != shape:
             raise self.error(f"{field!r} has shape {stored.shape}, but {shape} is needed, as 'observations' have")
         for first in range(0, shape[0], block):
             inside = rows[(rows >= first) & (rows < first + block)]
             if len(inside):
-                parts.append(stored[first : first + block][inside - first].astype(np.float32))
+                try:
+                    parts.append(stored[first : first + block][inside - first].astype(np.float32))
+                except _DAMAGE as error:
+                    raise self.error(f"{field!r} is damaged or cannot be read ({error})") from error
         found = np.concatenate(parts) if parts else np.zeros((0, *shape[1:]), np.float32)
         good = np.isfinite(found).all(axis=1)
         if not good.all():

@@ -123,6 +123,8 @@ def _load(path: Path) -> Any:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # on versions of packages that only the environment needs
             return minari.MinariDataset(path / "data")
+    except ImportError as error:  # of what its format needs
+        raise UserError(f"{path}: {str(error).strip()}") from error
     except (OSError, KeyError, AssertionError, ValueError, TypeError) as error:
         raise UserError(
             f"{path}: damaged, or not a Minari dataset ({type(error).__name__}: {error}); get it anew with: "

@@ -113,9 +113,9 @@ def _locate_d4rl(env: envs.EnvName) -> Source:
 
 def _given(env: envs.EnvName, data: str) -> Source:
     """Returns the file, or the dataset's file in the folder, that the user names."""
-    given = path = Path(data).expanduser()
-    if env.family == "minari" and (found := _given_minari(env, given)) is not None:
-        return Source(found, "file", f"Minari dataset {found}", _hash(found))
+    path = Path(data).expanduser()
+    if env.family == "minari":
+        return _given_minari(env, path)
     if path.is_dir():
         candidates = [path / name for name in _file_names(env)]
         path = next((candidate for candidate in candidates if candidate.is_file()), candidates[0])
@@ -126,12 +126,13 @@ def _given(env: envs.EnvName, data: str) -> Source:
     return _source(path, "file", _collected_detail(path) if ours else f"file {path}")
 
 
-def _given_minari(env: envs.EnvName, folder: Path) -> Path | None:
-    """Returns the folder of a Minari dataset: the given one, or the dataset's below it."""
-    for candidate in (folder, folder / env.dataset):
+def _given_minari(env: envs.EnvName, path: Path) -> Source:
+    """Returns the Minari dataset in a folder: the dataset's own, one that holds it, or anything inside of it."""
+    path = path.absolute()
+    for candidate in (path, path / env.dataset, *path.parents[:2]):
         if (candidate / "data" / "metadata.json").is_file():
-            return candidate
-    return None
+            return Source(candidate, "file", f"Minari dataset {candidate}", _hash(candidate))
+    raise UserError(f"--data={path}: there is no Minari dataset; give its folder, the one with data/metadata.json")
 
 
 def _file_names(env: envs.EnvName) -> list[str]:
@@ -244,7 +245,7 @@ def read(
     expected = Expected(observation_dim, action_dim, tuple(action_low), tuple(action_high))
     if env.family == "ogbench":
         return _read_ogbench(source.path, env, expected)
-    if env.family == "minari" and source.path.is_dir():
+    if env.family == "minari":
         from flowrl.data import minari_sets
 
         return minari_sets.read(source.path, expected)
