@@ -26,7 +26,7 @@ class Config(configs.OfflineQ):
     """The settings of the released code."""
 
     flow_steps: int = configs.static(10, "Euler steps of the flow that the one-step policy is distilled from.")
-    q_agg: str = configs.static("mean", "How the target critics are combined.", ("mean", "min"))
+    q_agg: str = configs.static("mean", "How the target critics' values are combined.", ("min", "mean"))
     normalize_q: bool = configs.static(False, "Divide the policy's Q by its mean size.")
     alpha: float = configs.sweepable(10.0, "Weight of distillation; depends on the scale of rewards.")
     q_alpha: float = configs.sweepable(1.0, "Weight of Q in the policy's loss; 0 is behaviour cloning.")
@@ -52,8 +52,7 @@ def critic_loss(
     """TD error against r + γ m agg Q̄(s', μ(s', z'))."""
     next_actions = sample_actions(networks, state.params["actor"], batch["next_observations"], key)
     next_values = networks.critic.apply(state.target_params["critic"], batch["next_observations"], next_actions)
-    combined = next_values.min(axis=0) if config.q_agg == "min" else next_values.mean(axis=0)
-    return losses.critic_loss(networks.critic, params, state, batch, combined)
+    return losses.critic_loss(networks.critic, params, state, batch, losses.aggregate(next_values, config.q_agg))
 
 
 def actor_loss(

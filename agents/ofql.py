@@ -80,7 +80,7 @@ def sample_actions(
 def critic_loss(
     networks: Networks, config: Config, params: Params, state: TrainState, batch: Batch, key: jax.Array
 ) -> tuple[jax.Array, Metrics]:
-    """TD error against r + γ m min Q̄(s', a') with a' from the slow policy, or each critic's best of several."""
+    """TD error against r + γ m agg Q̄(s', a') with a' from the slow policy, or each critic's best of several."""
     next_observations = batch["next_observations"]
 
     def next_values(key: jax.Array) -> jax.Array:
@@ -89,7 +89,7 @@ def critic_loss(
 
     count = BACKUP_ACTIONS if config.max_q_backup else 1
     best = jax.vmap(next_values)(jax.random.split(key, count)).max(axis=0)
-    mean, metrics = losses.critic_loss(networks.critic, params, state, batch, best.min(axis=0))
+    mean, metrics = losses.critic_loss(networks.critic, params, state, batch, losses.aggregate(best, config.q_agg))
     loss = 2 * mean  # the sum over both critics, as in DQL's code: published gradient norms belong to it
     return loss, metrics | {"critic/loss": loss}
 

@@ -75,12 +75,12 @@ def sample_actions(
 
 
 def critic_loss(
-    networks: Networks, params: Params, state: TrainState, batch: Batch, key: jax.Array
+    networks: Networks, config: Config, params: Params, state: TrainState, batch: Batch, key: jax.Array
 ) -> tuple[jax.Array, Metrics]:
-    """TD error against r + γ m min Q̄(s', a') with a' from the slow actor."""
+    """TD error against r + γ m agg Q̄(s', a') with a' from the slow actor."""
     next_actions = sample_actions(networks, state.target_params["actor"], batch["next_observations"], key)
     next_values = networks.critic.apply(state.target_params["critic"], batch["next_observations"], next_actions)
-    return losses.critic_loss(networks.critic, params, state, batch, next_values.min(axis=0))
+    return losses.critic_loss(networks.critic, params, state, batch, losses.aggregate(next_values, config.q_agg))
 
 
 def bootstrap_loss(
@@ -133,7 +133,7 @@ def update(
     critic_key, actor_key = jax.random.split(key)
 
     def loss_fn(params: Params) -> tuple[jax.Array, Metrics]:
-        critic, critic_metrics = critic_loss(networks, params, state, batch, critic_key)
+        critic, critic_metrics = critic_loss(networks, config, params, state, batch, critic_key)
         actor, actor_metrics = actor_loss(networks, config, params, state, batch, actor_key)
         return critic + actor, critic_metrics | actor_metrics
 

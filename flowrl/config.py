@@ -120,6 +120,7 @@ class OfflineQ(Offline):
 
     discount: float = sweepable(0.99, "Discount per environment step.", 0, 1)
     critic_target_rate: float = sweepable(0.005, "Polyak rate of the target critics.", 0, 1)
+    q_agg: str = static("min", "How the target critics' values are combined in the TD target.", ("min", "mean"))
     candidates: int = static(1, "With more than 1, also evaluates the best of that many actions by Q.")
     candidate_temperature: float = sweepable(
         0.0, "Candidates are drawn by softmax(temperature x Q), as in DQL's code; 0 takes the best."

@@ -112,6 +112,11 @@ def td_target(batch: Batch, next_values: jax.Array, discount: jax.Array) -> jax.
     return jax.lax.stop_gradient(batch["rewards"] + discount * batch["masks"] * next_values)
 
 
+def aggregate(values: jax.Array, q_agg: str) -> jax.Array:
+    """Combines critics' values `[2, B]` into `[B]`: their `min` or their `mean`."""
+    return values.min(axis=0) if q_agg == "min" else values.mean(axis=0)
+
+
 def critic_loss(
     critic: Network, params: Params, state: TrainState, batch: Batch, next_values: jax.Array
 ) -> tuple[jax.Array, Metrics]:

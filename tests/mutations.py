@@ -359,6 +359,7 @@ MUTATIONS = (
         _OFFLINE,
         "nothing_follows_a_terminal and fql",
     ),
+    Mutation("flowrl/losses.py", 'q_agg == "min"', 'q_agg == "mean"', _OFFLINE, "constant_networks and sscp"),
     Mutation(
         "flowrl/losses.py",
         "jnp.mean((values - targets) ** 2)",
@@ -440,10 +441,10 @@ MUTATIONS = (
     ),
     Mutation(
         _ONE_STEP,
-        "batch, next_values.min(axis=0))",
-        "batch, next_values.mean(axis=0))",
+        "aggregate(next_values, config.q_agg)",
+        'aggregate(next_values, "min")',
         _OFFLINE,
-        "constant_networks and sscp",
+        _reference("sscp-bootstrap"),
     ),
     Mutation(_ONE_STEP, "flow.early_times(", "flow.uniform_times(", _OFFLINE, _reference("sscp")),
     Mutation(
@@ -505,7 +506,7 @@ MUTATIONS = (
     Mutation(_AVERAGE, "(jax.lax.stop_gradient(errors) + hyper", "(errors + hyper", _OFFLINE, "adaptive_weights"),
     Mutation(_AVERAGE, "loss = 2 * mean", "loss = mean", _OFFLINE, "constant_networks and ofql"),
     Mutation(_AVERAGE, ".max(axis=0)\n", ".mean(axis=0)\n", _OFFLINE, _reference("ofql-uniform")),
-    Mutation(_AVERAGE, "batch, best.min(axis=0))", "batch, best.max(axis=0))", _OFFLINE, "constant_networks and ofql"),
+    Mutation(_AVERAGE, "aggregate(best, config.q_agg)", 'aggregate(best, "min")', _OFFLINE, _reference("ofql-uniform")),
     Mutation(_AVERAGE, "scale_values[1 - head]", "scale_values[head]", _OFFLINE, "constant_networks and ofql"),
     Mutation(
         _AVERAGE, "values if config.q_scale == ", "values if config.q_scale != ", _OFFLINE, _reference("ofql-uniform")
@@ -553,7 +554,13 @@ MUTATIONS = (
         _OFFLINE,
         _reference("fql"),
     ),
-    Mutation(_DISTILLED, 'config.q_agg == "min"', 'config.q_agg == "mean"', _OFFLINE, "constant_networks and fql"),
+    Mutation(
+        _DISTILLED,
+        "aggregate(next_values, config.q_agg)",
+        'aggregate(next_values, "min")',
+        _OFFLINE,
+        "constant_networks and fql",
+    ),
     Mutation(
         _DISTILLED,
         "if config.normalize_q else",

@@ -162,6 +162,11 @@ def times_like(points: np.ndarray, value: float) -> np.ndarray:
     return np.full((*points.shape[:-1], 1), value)
 
 
+def combined(case: Case, values: np.ndarray) -> np.ndarray:
+    """Both critics' values `[2, B]` as one `[B]`."""
+    return np.minimum(*values) if case.config.q_agg == "min" else (values[0] + values[1]) / 2
+
+
 def sscp_reference(case: Case) -> Reference:
     critic_key, actor_key = jax.random.split(case.key)
     noise_key, time_key, other_key = jax.random.split(actor_key, 3)
@@ -177,7 +182,7 @@ def sscp_reference(case: Case) -> Reference:
     x = (1 - tau) * noise + tau * a
     zeros, ones = times_like(x, 0), times_like(x, 1)
     next_actions = np.clip(next_noise + jump(case.slow["actor"], after, next_noise, zeros, ones), -1, 1)
-    next_values = critics(np, case.slow["critic"], after, next_actions).min(axis=0)
+    next_values = combined(case, critics(np, case.slow["critic"], after, next_actions))
 
     def half_steps() -> tuple[np.ndarray, np.ndarray]:
         sizes, targets = (1 - tau) / 2.0**levels, np.zeros((B, A))
@@ -264,7 +269,7 @@ def ofql_reference(case: Case, moved_critic: Any) -> Reference:
         flow_loss = (weights * errors(params)).mean()
         q_loss = -values(params)[head].mean() / np.abs(scale[1 - head]).mean()
         return {
-            "critic/loss": 2 * case.td_loss(params, best.min(axis=0)),  # the sum over heads
+            "critic/loss": 2 * case.td_loss(params, combined(case, best)),  # the sum over heads
             "actor/flow_loss": flow_loss,
             "actor/q_loss": q_loss,
             "actor/loss": flow_loss + hyper["q_alpha"] * q_loss,
@@ -282,7 +287,6 @@ def fql_reference(case: Case) -> Reference:
     z = case.normal(policy_key)
     next_actions = np.clip(field(np, case.params["actor"], after, case.normal(critic_key)), -1, 1)
     next_values = critics(np, case.slow["critic"], after, next_actions)
-    combined = next_values.min(axis=0) if case.config.q_agg == "min" else (next_values[0] + next_values[1]) / 2
     targets = z
     for i in range(case.config.flow_steps):
         velocity = field(np, case.params["flow"], s, targets, times_like(z, i / case.config.flow_steps))
@@ -300,7 +304,7 @@ def fql_reference(case: Case) -> Reference:
         if case.config.normalize_q:
             q_loss = q_loss / np.abs(values(case.params)).mean()
         return {
-            "critic/loss": case.td_loss(params, combined),
+            "critic/loss": case.td_loss(params, combined(case, next_values)),
             "actor/flow_loss": flow_loss,
             "actor/distill_loss": distill_loss,
             "actor/q_loss": q_loss,

@@ -35,9 +35,12 @@ from flowrl.train_state import Params, TrainState
 
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "sscp": ("sscp", {}),
-    "sscp-bootstrap-one_shot": ("sscp", {"completion_target": "bootstrap", "q_sample": "one_shot"}),
+    "sscp-bootstrap-one_shot": ("sscp", {"completion_target": "bootstrap", "q_sample": "one_shot", "q_agg": "mean"}),
     "ofql": ("ofql", {}),
-    "ofql-uniform-backup-data": ("ofql", {"time_sampler": "uniform", "max_q_backup": True, "q_scale": "data"}),
+    "ofql-uniform-backup-data": (
+        "ofql",
+        {"time_sampler": "uniform", "max_q_backup": True, "q_scale": "data", "q_agg": "mean"},
+    ),
     "fql": ("fql", {}),
     "fql-min-normalized": ("fql", {"q_agg": "min", "normalize_q": True}),
     "bc": ("bc", {}),

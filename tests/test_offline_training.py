@@ -64,7 +64,14 @@ def test_networks_have_the_sizes_of_the_papers() -> None:
 
 def test_defaults_are_the_published_ones() -> None:
     base = {"learning_rate": 3e-4, "batch_size": 256, "hidden_dims": (512,) * 4}
-    q = {**base, "discount": 0.99, "critic_target_rate": 0.005, "candidates": 1, "candidate_temperature": 0.0}
+    q = {
+        **base,
+        "discount": 0.99,
+        "critic_target_rate": 0.005,
+        "q_agg": "min",
+        "candidates": 1,
+        "candidate_temperature": 0.0,
+    }
     sscp = {"batch_size": 1024, "completion_target": "data", "q_sample": "completion", "completion_steps": 1}
     ofql = {"hidden_dims": (256,) * 3, "time_sampler": "logit_normal", "max_q_backup": False, "q_scale": "policy"}
     ofql |= {"critic_layer_norm": False, "adaptive_power": 0.0, "adaptive_constant": 1e-3, "max_grad_norm": 0.0}
