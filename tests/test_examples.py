@@ -3,6 +3,7 @@
 import shutil
 from pathlib import Path
 
+import gymnasium
 import numpy as np
 import pytest
 from programs import ROOT, load, main, save_walks
@@ -22,6 +23,30 @@ def test_an_agent_learns_from_somebody_elses_sampler(tmp_path: Path) -> None:
     np.savez(tmp_path / "file.npz", observations=rows, actions=-rows, terminals=terminals)
     first, last = load("docs/examples/other_sampler.py").main(str(tmp_path / "file.npz"), 300)
     assert last < 0.1 * first
+
+
+def test_a_file_of_ones_own_trains_an_agent(tmp_path: Path) -> None:
+    arrays = load("docs/examples/own_data.py").collect(3)
+    assert {name: array.shape for name, array in arrays.items()} == {
+        "observations": (600, 3), "actions": (600, 1), "rewards": (600,), "next_observations": (600, 3),
+        "terminals": (600,), "timeouts": (600,),
+    }  # fmt: skip
+    assert np.flatnonzero(arrays["timeouts"]).tolist() == [199, 399, 599]
+    np.savez(tmp_path / "pendulum.npz", **arrays)
+    folder = tmp_path / "run"
+    names = ("--agent=sscp", "--env=Pendulum-v1", "--preset=quick", f"--data={tmp_path / 'pendulum.npz'}")
+    sizes = ("--agent.hidden_dims=8", "--agent.batch_size=8", "--steps=2", "--eval_episodes=1", "--eval_interval=2")
+    assert main(*names, *sizes, f"--run_dir={folder}") == 0
+    assert -2000 < loggers.read_json(folder / "summary.json")["return"] < 0
+
+
+def test_hand_written_control_swings_the_pendulum_up() -> None:
+    control, env = load("docs/examples/own_data.py").control, gymnasium.make("Pendulum-v1")
+    for seed in range(5):
+        observation, _ = env.reset(seed=seed)
+        for _ in range(200):
+            observation, *_ = env.step(np.array([control(observation)], np.float32))
+        assert observation[0] > 0.95
 
 
 def test_a_new_agent_runs_from_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
