@@ -47,7 +47,6 @@ class EnvName(NamedTuple):
     note: str = ""
 
 
-_ANY_TASK = re.compile(r"(?P<stem>.+)-singletask(-.*)?")
 _SINGLE_TASK = re.compile(r"(?P<stem>.+)-singletask(?P<task>-task[1-5])?")
 
 
@@ -69,9 +68,9 @@ def parse(name: str) -> EnvName:
         return found
     if name in gymnasium.registry:
         return EnvName(name, "gymnasium", "", name, goals="none")
-    task = _ANY_TASK.fullmatch(stem)
-    if task and task["stem"] in presets.ogbench_datasets():
-        raise UserError(f"unknown environment {name!r}; its tasks are {task['stem']}-singletask-task1 to -task5")
+    data, single, _ = stem.partition("-singletask-")
+    if single and data in presets.ogbench_datasets():
+        raise UserError(f"unknown environment {name!r}; its tasks are {data}-singletask-task1 to -task5")
     known_names = [*presets.ogbench_datasets(), *d4rl.SETS, *gymnasium.registry]
     raise UserError(f"unknown environment {name!r}{suggestion(stem, known_names)}")
 
