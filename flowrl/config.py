@@ -125,3 +125,15 @@ class OfflineQ(Offline):
     candidate_temperature: float = sweepable(
         0.0, "Candidates are drawn by softmax(temperature x Q), as in DQL's code; 0 takes the best."
     )
+
+
+@dataclasses.dataclass(frozen=True)
+class Online:
+    """Settings that every agent made for online learning has; the defaults are SAC's."""
+
+    hidden_dims: tuple[int, ...] = static((256, 256), "Hidden layers of every network.")
+    batch_size: int = static(256, "Transitions per update.")
+    critic_layer_norm: bool = static(False, "LayerNorm after each hidden layer of the critics.")
+    learning_rate: float = sweepable(3e-4, "Adam's step size, for every network.")
+    discount: float = sweepable(0.99, "Discount per environment step.", 0, 1)
+    critic_target_rate: float = sweepable(0.005, "Polyak rate of the target critics.", 0, 1)

@@ -124,11 +124,11 @@ def _curves(lines: list[dict[str, Any]], metric: str) -> tuple[dict[int, dict[in
 
 def _minutes(folder: Path, steps: list[int]) -> dict[int, float]:
     """Returns the training time to each update, from the rates between log lines."""
-    lines = [line for line in loggers.read_lines(folder / "time.jsonl") if line["updates_per_second"] > 0]
+    lines = [line for line in loggers.read_lines(folder / "time.jsonl") if line["steps_per_second"] > 0]
     if not lines:
         raise UserError(f"{folder} has no times in time.jsonl; use --x=updates")
     ends = np.array([0] + [line["step"] for line in lines])
-    rates = np.array([line["updates_per_second"] for line in lines])
+    rates = np.array([line["steps_per_second"] for line in lines])
     times = np.concatenate([[0.0], np.cumsum(np.diff(ends) / rates / 60)])
     # An evaluation after the last log line: that line's rate is the best guess.
     beyond = np.maximum(np.array(steps) - ends[-1], 0) / rates[-1] / 60

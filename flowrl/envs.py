@@ -47,6 +47,8 @@ class EnvName(NamedTuple):
     note: str = ""
 
 
+LOCOMOTION = ("online-ant-xy-v0", "online-humanoid-xy-v0")
+"""OGBench's directional tasks, registered by flowrl.locomotion."""
 _SINGLE_TASK = re.compile(r"(?P<stem>.+)-singletask(?P<task>-task[1-5])?")
 
 
@@ -66,12 +68,14 @@ def parse(name: str) -> EnvName:
     stem = name.removesuffix("-v0")
     if (found := _ogbench(stem, name)) is not None:
         return found
+    if name in LOCOMOTION:
+        return EnvName(name, "gymnasium", "", name, goals="none", module="flowrl.locomotion")
     if name in gymnasium.registry:
         return EnvName(name, "gymnasium", "", name, goals="none")
     data, single, _ = stem.partition("-singletask-")
     if single and data in presets.ogbench_datasets():
         raise UserError(f"unknown environment {name!r}; its tasks are {data}-singletask-task1 to -task5")
-    known_names = [*presets.ogbench_datasets(), *d4rl.SETS, *gymnasium.registry]
+    known_names = [*presets.ogbench_datasets(), *d4rl.SETS, *LOCOMOTION, *gymnasium.registry]
     raise UserError(f"unknown environment {name!r}{suggestion(stem, known_names)}")
 
 

@@ -13,6 +13,7 @@ import numpy as np
 from flowrl.agent import Agent
 from flowrl.data.dataset import Dataset, gather, sample_rows
 from flowrl.data.goals import relabel
+from flowrl.data.replay import Replay, mixed, of_run
 from flowrl.streams import stream_key
 from flowrl.train_state import Batch, Metrics, TrainState
 
@@ -53,23 +54,37 @@ def sample_batch(agent: Agent, key: jax.Array, dataset: Dataset, state: TrainSta
 
 
 def train_step(
-    agent: Agent, batch_size: int, state: TrainState, key: jax.Array, dataset: Dataset
+    agent: Agent,
+    batch_size: int,
+    state: TrainState,
+    key: jax.Array,
+    dataset: Dataset | None,
+    replay: Replay | None = None,
+    offline_share: float | None = None,
 ) -> tuple[TrainState, Metrics]:
-    """One update of one run, whose root key is `key`; all randomness follows from the key and `state.step`."""
-    batch = sample_batch(agent, stream_key(key, "data", state.step), dataset, state, batch_size)
+    """One update of one run, whose root key is `key`; all randomness follows from the key and `state.step`.
+
+    Transitions come from the dataset, or where there is a replay buffer from both, as `flowrl.data.replay.mixed` says.
+    """
+    data_key = stream_key(key, "data", state.step)
+    if replay is None:
+        assert dataset is not None
+        batch = sample_batch(agent, data_key, dataset, state, batch_size)
+    else:
+        batch = mixed(data_key, replay, dataset, batch_size, agent.needs.fields, offline_share)
     return agent.update(state, batch, stream_key(key, "update", state.step))
 
 
 def run_chunk(
-    agent: Agent,
-    batch_size: int,
+    step: Callable[..., tuple[TrainState, Metrics]],
     state: TrainState,
     window: Window,
     key: jax.Array,
-    dataset: Dataset,
+    dataset: Dataset | None,
     updates: jax.Array,
+    replay: Replay | None,
 ) -> tuple[TrainState, Window]:
-    """Runs `updates` updates of one run.
+    """Runs `updates` updates of one run, each by `step(state, key, dataset, replay)`.
 
     The count is traced, so that chunks of any length share one program; metrics are summed in the carry, in an order
     that does not depend on where chunks begin and end.
@@ -77,7 +92,7 @@ def run_chunk(
 
     def body(_: jax.Array, carry: tuple[TrainState, Window]) -> tuple[TrainState, Window]:
         state, window = carry
-        state, metrics = train_step(agent, batch_size, state, key, dataset)
+        state, metrics = step(state, key, dataset, replay)
         first_bad = {
             name: jnp.where((window.bad_step[name] == 0) & ~jnp.isfinite(value), state.step, window.bad_step[name])
             for name, value in metrics.items()
@@ -93,15 +108,14 @@ class Program(NamedTuple):
 
     Attributes:
         start: `keys [R] -> (states, window)` before the first update.
-        chunk: `(states, window, keys, dataset, updates) -> (states, window)`; jitted, takes its first two over.
+        chunk: `(states, window, keys, dataset, updates, replays=None) -> (states, window)`; jitted, takes its first two
+            over. All runs share the dataset; each has its own replay buffer.
         policies: `states -> policies`, jitted.
-        clear: `window -> window` with its sums back at zero, jitted.
     """
 
     start: Callable[[jax.Array], tuple[TrainState, Window]]
     chunk: Any
     policies: Callable[[TrainState], Any]
-    clear: Callable[[Window], Window]
 
 
 def _state_axes(states: TrainState) -> TrainState:
@@ -122,56 +136,71 @@ def resolve_map(mode: MapMode, runs: int) -> Literal["vmap", "serial"]:
     return "serial" if runs == 1 or jax.default_backend() == "cpu" else "vmap"
 
 
-def build(agent: Agent, batch_size: int, dataset: Dataset, mode: Literal["vmap", "serial"]) -> Program:
+def build(
+    agent: Agent,
+    batch_size: int,
+    dataset: Dataset | None,
+    mode: Literal["vmap", "serial"],
+    replay: Replay | None = None,
+    offline_share: float | None = None,
+) -> Program:
     """Builds the program for `mode` `vmap` (all runs in one batched computation) or `serial` (one run after another).
 
     Args:
         agent: The algorithm.
         batch_size: Transitions per update B.
-        dataset: The data, whose shapes give the names of the metrics.
+        dataset: The data, whose shapes give the names of the metrics; None without offline data.
         mode: How runs are mapped. A serial run equals the same run alone bit for bit; with `vmap` keys, batches and
             noise are equal and floats agree up to rounding.
+        replay: One run's replay buffer, or its shapes, where `chunk` will be given some.
+        offline_share: Share of each batch from the dataset where there is a buffer too; None is in proportion to size.
     """
     if mode not in ("vmap", "serial"):
         raise ValueError(f"mode {mode!r} is neither vmap nor serial")
-    one = functools.partial(run_chunk, agent, batch_size)
+    step = functools.partial(train_step, agent, batch_size, offline_share=offline_share)
+    one = functools.partial(run_chunk, step)
 
     def start(keys: jax.Array) -> tuple[TrainState, Window]:
         states = jax.vmap(lambda key: agent.init(stream_key(key, "init")))(keys)
         states = states.replace(step=jnp.zeros((), jnp.int32))
         single = jax.eval_shape(lambda: agent.init(jax.random.key(0)))
-        step = functools.partial(train_step, agent, batch_size)
-        names = jax.eval_shape(step, single, jax.random.key(0), dataset)[1]
+        names = jax.eval_shape(step, single, jax.random.key(0), dataset, replay)[1]
         windows = jax.vmap(lambda _: empty_window(names))(keys)
         return states, windows.replace(count=jnp.zeros((), jnp.int32))
 
     def vmapped(
-        states: TrainState, window: Window, keys: jax.Array, dataset: Dataset, updates: jax.Array
+        states: TrainState, window: Window, keys: jax.Array, dataset: Any, updates: jax.Array, replays: Any = None
     ) -> tuple[TrainState, Window]:
         axes = (_state_axes(states), _window_axes(window))
-        return jax.vmap(one, in_axes=(*axes, 0, None, None), out_axes=axes)(states, window, keys, dataset, updates)
+        mapped = jax.vmap(one, in_axes=(*axes, 0, None, None, 0), out_axes=axes)
+        return mapped(states, window, keys, dataset, updates, replays)
 
     def serial(
-        states: TrainState, window: Window, keys: jax.Array, dataset: Dataset, updates: jax.Array
+        states: TrainState, window: Window, keys: jax.Array, dataset: Any, updates: jax.Array, replays: Any = None
     ) -> tuple[TrainState, Window]:
         step, count = states.step, window.count
 
-        def run(args: tuple[TrainState, Window, jax.Array]) -> tuple[TrainState, Window]:
-            state, own, key = args
-            state, own = one(state.replace(step=step), own.replace(count=count), key, dataset, updates)
+        def run(args: tuple[TrainState, Window, jax.Array, jax.Array]) -> tuple[TrainState, Window]:
+            state, own, key, index = args
+            replay = None if replays is None else of_run(replays, index)
+            state, own = one(state.replace(step=step), own.replace(count=count), key, dataset, updates, replay)
             return state.replace(step=None), own.replace(count=None)
 
-        states, window = jax.lax.map(run, (states.replace(step=None), window.replace(count=None), keys))
+        mapped = (states.replace(step=None), window.replace(count=None), keys, jnp.arange(len(keys)))
+        states, window = jax.lax.map(run, mapped)
         return states.replace(step=step + updates), window.replace(count=count + updates)
 
     def policies(states: TrainState) -> Any:
         return jax.vmap(agent.policy, in_axes=(_state_axes(states),))(states)
 
-    def clear(window: Window) -> Window:
-        return window.replace(sums=jax.tree.map(jnp.zeros_like, window.sums), count=jnp.zeros_like(window.count))
-
     chunk = jax.jit(vmapped if mode == "vmap" else serial, donate_argnums=(0, 1))
-    return Program(jax.jit(start), chunk, jax.jit(policies), jax.jit(clear))
+    return Program(jax.jit(start), chunk, jax.jit(policies))
+
+
+@jax.jit
+def clear(window: Window) -> Window:
+    """Returns a window with its sums back at zero."""
+    return window.replace(sums=jax.tree.map(jnp.zeros_like, window.sums), count=jnp.zeros_like(window.count))
 
 
 class Diverged(Exception):
@@ -208,7 +237,10 @@ def check_params(states: TrainState) -> None:
 
 
 class Schedule(NamedTuple):
-    """When what happens, in updates; each also happens after the last update."""
+    """When what happens, in steps; each also happens after the last one.
+
+    A step is an update, or online an environment step.
+    """
 
     steps: int
     log_interval: int
@@ -216,11 +248,11 @@ class Schedule(NamedTuple):
     checkpoint_interval: int
 
     def due(self, what: str, step: int) -> bool:
-        """Whether `what` (`log`, `eval` or `checkpoint`) happens after update `step`."""
+        """Whether `what` (`log`, `eval` or `checkpoint`) happens after `step`."""
         return step > 0 and (step % getattr(self, f"{what}_interval") == 0 or step == self.steps)
 
     def next_stop(self, step: int) -> int:
-        """Returns the first update after `step` at which something happens."""
+        """Returns the first step after `step` at which something happens."""
         intervals = (self.log_interval, self.eval_interval, self.checkpoint_interval)
         return min(self.steps, *((step // interval + 1) * interval for interval in intervals))
 
@@ -229,11 +261,11 @@ class Hooks(NamedTuple):
     """What a training run does beside training; all are called on the host, between chunks.
 
     Attributes:
-        log: `(step, metrics)` with the window's means, float32 `[R]` each.
+        log: `(step, metrics)` with the window's means, float32 `[R]` each; none where no update was done.
         evaluate: `(step, states) -> bool`; false if it was broken off because the run is to stop.
         checkpoint: `(step, states, window, evaluated)`; `evaluated` is false if the evaluation due at this step is
             still to come.
-        progress: `(step, updates, seconds)` after each chunk.
+        progress: `(step, steps, seconds)` after each chunk.
         stopping: Whether to save and stop.
     """
 
@@ -248,41 +280,45 @@ class Stopped(Exception):
     """The run was asked to stop, and has saved where it was."""
 
 
+Advance = Callable[[TrainState, Window, int], tuple[TrainState, Window]]
+"""`(states, window, steps) -> (states, window)`, which takes its first two over."""
+
+
 def train(
-    program: Program,
+    advance: Advance,
     schedule: Schedule,
     hooks: Hooks,
     states: TrainState,
     window: Window,
-    keys: jax.Array,
-    dataset: Dataset,
     *,
+    step: int,
+    unit: int = 1,
     evaluated: bool = True,
     chunk_seconds: float = 1.0,
-) -> TrainState:
+) -> tuple[TrainState, Window]:
     """Trains until `schedule.steps`, in chunks of about `chunk_seconds`.
 
     Chunk lengths, log and evaluation intervals do not change what is learnt.
 
     Args:
-        program: The compiled functions; `program.chunk` may be compiled ahead of time.
+        advance: Trains for a number of steps.
         schedule: When what happens.
         hooks: What to call.
         states: The states to go on from, already saved.
         window: The window to go on from.
-        keys: Root keys of the runs `[R]`.
-        dataset: The data.
+        step: The step to go on from.
+        unit: Chunks are multiples of this, and so must the schedule's numbers be.
         evaluated: False to begin with the evaluation due at the current step.
         chunk_seconds: How soon the host sees what is going on.
 
     Returns:
-        The final states.
+        The final states and window.
 
     Raises:
         Diverged: A metric or parameter is not finite; nothing of it was saved.
         Stopped: `hooks.stopping` said so; a checkpoint was saved.
     """
-    step, length = int(states.step), FIRST_CHUNK
+    length = -(-FIRST_CHUNK // unit) * unit
     saved = (step, evaluated)  # the caller has saved where it begins
     while True:
         if not evaluated:
@@ -291,26 +327,25 @@ def train(
                 hooks.checkpoint(step, states, window, True)
                 saved = (step, True)
         if step >= schedule.steps and evaluated:
-            return states
+            return states, window
         if hooks.stopping():
             if saved != (step, evaluated):
                 check_params(states)
                 hooks.checkpoint(step, states, window, evaluated)
             raise Stopped
-        updates = min(length, schedule.next_stop(step) - step)
+        steps = min(length, schedule.next_stop(step) - step)
         began = time.perf_counter()
-        states, window = program.chunk(states, window, keys, dataset, jnp.int32(updates))
+        states, window = advance(states, window, steps)
         check_window(window)
         seconds = time.perf_counter() - began
-        step += updates
-        hooks.progress(step, updates, seconds)
-        if updates == length:
-            length = max(1, min(2 * length, round(length * chunk_seconds / seconds)))
+        step += steps
+        hooks.progress(step, steps, seconds)
+        if steps == length:
+            length = max(unit, min(2 * length, round(length * chunk_seconds / seconds)) // unit * unit)
         if schedule.due("log", step):
-            count = int(window.count)
-            hooks.log(step, {name: np.asarray(total) / np.float32(count) for name, total in window.sums.items()})
+            hooks.log(step, means(window))
             if step % schedule.log_interval == 0:
-                window = program.clear(window)
+                window = clear(window)
         if schedule.due("checkpoint", step):
             check_params(states)
         if schedule.due("eval", step):
@@ -318,3 +353,9 @@ def train(
         elif schedule.due("checkpoint", step):
             hooks.checkpoint(step, states, window, True)
             saved = (step, True)
+
+
+def means(window: Window) -> dict[str, np.ndarray]:
+    """Returns the mean of each metric over the window's updates, float32 `[R]`; empty where there were none."""
+    count = int(window.count)
+    return {name: np.asarray(total) / np.float32(count) for name, total in window.sums.items()} if count else {}

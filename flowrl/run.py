@@ -15,12 +15,13 @@ from flowrl import agent as agents
 from flowrl import envs, loggers, loop, normalize
 from flowrl.agent import Agent, Spec
 from flowrl.checkpoint import Checkpoints
-from flowrl.data import goals, minari_sets, sources
+from flowrl.data import goals, minari_sets, replay, sources
 from flowrl.data.dataset import Dataset, from_arrays
 from flowrl.errors import UserError
 from flowrl.evaluate import Evaluator
 from flowrl.files import LOCK, make_folder, sole_owner
 from flowrl.loop import Diverged, Program, Window
+from flowrl.online import Collector, Environments, empty_replays
 from flowrl.provenance import git_commit, hardware, versions
 from flowrl.settings import Plan, command, read_config
 from flowrl.signals import Signals
@@ -62,15 +63,18 @@ def _execute(plan: Plan, stored: dict[str, Any] | None) -> int:
     sizes = envs.sizes(plan.env) if plan.env.env_id is not None else None
     expected: dict[str, Any] = sizes._asdict() if sizes else {}
     names = ("observation_dim", "action_dim", "action_low", "action_high")
-    arrays = sources.read(source, plan.env, **{name: expected[name] for name in names if name in expected})
+    arrays = None
+    if source is not sources.NONE:
+        arrays = sources.read(source, plan.env, **{name: expected[name] for name in names if name in expected})
     if sizes is None:
+        assert arrays is not None
         sizes = envs.Sizes(arrays["observations"].shape[1], arrays["actions"].shape[1])
     agent = _agent(plan, sizes, arrays)
-    dataset = from_arrays(arrays)
+    dataset = None if arrays is None else from_arrays(arrays)
     del arrays
     config = _config(plan, source)
     with Signals() as signals:
-        run = Run(plan, agent, sizes.tasks, dataset)
+        run = Run(plan, agent, sizes, dataset)
         try:
             _banner(plan, source, run.states)
             if stored is None:
@@ -79,7 +83,7 @@ def _execute(plan: Plan, stored: dict[str, Any] | None) -> int:
                 _warn_of_changes(stored, config)
             run.train(signals, resume=resume)
         except loop.Stopped:
-            print(f"stopped at update {run.checkpoints.latest()}; continue with --resume --run_dir={plan.folder}")
+            print(f"stopped at {run.unit} {run.checkpoints.latest()}; continue with --resume --run_dir={plan.folder}")
             return 128 + (signals.received or signal.SIGINT)
         except Diverged as error:
             raise UserError(
@@ -103,14 +107,18 @@ def _with_environment(plan: Plan, source: sources.Source) -> Plan:
     return dataclasses.replace(plan, env=env)
 
 
-def _agent(plan: Plan, sizes: envs.Sizes, arrays: dict[str, np.ndarray]) -> Agent:
+def _agent(plan: Plan, sizes: envs.Sizes, arrays: dict[str, np.ndarray] | None) -> Agent:
     """Builds the agent, with the normalisation that the settings ask for."""
-    spec = Spec(sizes.observation_dim, sizes.action_dim, sizes.goal_dim)
+    spec = _spec(sizes)
     agent = agents.load(str(plan.settings.agent)).make(plan.agent_config, spec)
-    normalizer = normalize.fit(arrays, plan.normalization)
+    normalizer = normalize.fit(arrays, plan.normalization, sizes.observation_dim)
     if normalizer is None:
         return agent
     return normalize.normalized(agent, normalizer, goals_are_states=plan.env.goals == "state")
+
+
+def _spec(sizes: envs.Sizes) -> Spec:
+    return Spec(sizes.observation_dim, sizes.action_dim, sizes.goal_dim)
 
 
 def _warn_of_changes(stored: dict[str, Any], now: dict[str, Any]) -> None:
@@ -128,7 +136,7 @@ def _config(plan: Plan, source: sources.Source) -> dict[str, Any]:
         "agent_config": dataclasses.asdict(plan.agent_config),
         "seeds": plan.seeds,
         "preset": {"name": plan.preset.name, "source": plan.preset.source},
-        "data": source._asdict() | {"path": str(source.path.resolve())},
+        "data": source._asdict() | {"path": "none" if source is sources.NONE else str(source.path.resolve())},
         "hardware": hardware(),
         "versions": versions(*packages),
         "git_commit": git_commit(),
@@ -153,7 +161,7 @@ def _banner(plan: Plan, source: sources.Source, states: TrainState) -> None:
         "environment": "; ".join(filter(None, (plan.env.env_id or "none: training only", plan.env.note))),
         "data": source.detail,
         "preset": plan.preset.source,
-        "training": f"{settings.steps:,} updates of {plan.agent_config.batch_size} transitions, seeds {plan.seeds}",
+        "training": f"{_amount(plan)}, batches of {plan.agent_config.batch_size} transitions, seeds {plan.seeds}",
         "device": f"{jax.devices()[0].device_kind} ({jax.default_backend()}), {hardware()}",
         "run": str(plan.folder),
     }
@@ -161,9 +169,19 @@ def _banner(plan: Plan, source: sources.Source, states: TrainState) -> None:
         print(f"{name:>12}  {text}")
 
 
-def _written_by(schedule: loop.Schedule, what: str, last: int, step: int) -> bool:
-    """Whether a run that got to update `last` undisturbed has lines of this kind at `step`."""
-    return step <= last and schedule.due(what, step)
+def _amount(plan: Plan) -> str:
+    """Returns how much is trained, in words."""
+    settings: Any = plan.settings
+    parts = [f"{settings.steps:,} updates"] if settings.steps else []
+    if settings.online_steps:
+        rate = f"{settings.updates_per_step:g} updates each, {settings.num_envs} at a time"
+        parts.append(f"{settings.online_steps:,} environment steps with {rate}")
+    return ", then ".join(parts)
+
+
+def _written_by(plan: Plan, what: str, last: int, step: int) -> bool:
+    """Whether a run that got to `last` undisturbed has lines of this kind at `step`."""
+    return step <= last and plan.schedule(online=step > int(plan.settings.steps or 0)).due(what, step)
 
 
 class _BrokenOff(Exception):
@@ -173,12 +191,18 @@ class _BrokenOff(Exception):
 class Run:
     """The parts of one training run, and what it does between chunks of training."""
 
-    def __init__(self, plan: Plan, agent: Agent, tasks: int, dataset: Dataset):
-        self.plan, self.agent, self.dataset, self.tasks = plan, agent, dataset, tasks
+    def __init__(self, plan: Plan, agent: Agent, sizes: envs.Sizes, dataset: Dataset | None):
+        self.plan, self.agent, self.dataset, self.spec, self.tasks = plan, agent, dataset, _spec(sizes), sizes.tasks
         settings: Any = plan.settings
-        agents.check_needs(agent.needs, dict.fromkeys(goals.available(dataset, agent.needs)))
+        available = replay.FIELDS if dataset is None else goals.available(dataset, agent.needs)
+        agents.check_needs(agent.needs, dict.fromkeys(available))
         self.keys = jnp.stack([jax.random.key(seed) for seed in plan.seeds])
-        self.program: Program = loop.build(agent, plan.agent_config.batch_size, dataset, settings.map)
+        buffer = None
+        if settings.online_steps:
+            agents.check_needs(agent.needs, dict.fromkeys(replay.FIELDS))
+            buffer = jax.eval_shape(partial(replay.empty, self.spec, plan.online.capacity))
+        batch_size = plan.agent_config.batch_size
+        self.program: Program = loop.build(agent, batch_size, dataset, settings.map, buffer, settings.offline_share)
         self.states, self.window = self.program.start(self.keys)
         self.checkpoints = Checkpoints(plan.folder / "checkpoints")
         self.evaluator: Evaluator | None = None
@@ -187,53 +211,102 @@ class Run:
                 agent,
                 envs.factory(plan.env),
                 self.keys,
-                tasks=tasks,
+                tasks=sizes.tasks,
                 episodes=settings.eval_episodes,
                 workers=settings.workers,
                 slots=envs.most(plan.env),
             )
-        self.bar = tqdm(total=settings.steps, unit="update", desc="training", disable=None, smoothing=0.1)
-        self.updates, self.seconds, self.announced = 0, 0.0, False
+        self.collector: Collector | None = None
+        total = settings.steps + settings.online_steps
+        self.unit = "step" if settings.online_steps else "update"
+        self.bar = tqdm(total=total, unit=self.unit, desc="training", disable=None, smoothing=0.1)
+        self.steps, self.seconds, self.announced = 0, 0.0, False
 
     def train(self, signals: Signals, *, resume: bool) -> None:
         """Trains to the end and writes the summary."""
-        evaluated = self._restore() if resume and self.checkpoints.latest() is not None else True
-        self._compile()
+        settings: Any = self.plan.settings
+        step, evaluated = self._restore() if resume and self.checkpoints.latest() is not None else (0, True)
         if self.checkpoints.latest() is None:
             self._checkpoint(0, self.states, self.window, True)
-        hooks = loop.Hooks(
-            log=self._log,
-            evaluate=lambda step, states: self._evaluate(step, states, signals),
-            checkpoint=self._checkpoint,
-            progress=self._progress,
-            stopping=lambda: signals.received is not None,
-        )
         states, window = self.states, self.window
         del self.states, self.window  # the loop gives them away
-        arguments = (self.program, self.plan.schedule, hooks, states, window, self.keys, self.dataset)
-        loop.train(*arguments, evaluated=evaluated)
+        if self.collector is None and settings.steps and (step < settings.steps or not evaluated):
+            states, window = self._train_offline(signals, states, window, step, evaluated)
+            step, evaluated = settings.steps, True
+        if settings.online_steps:
+            self._train_online(signals, states, window, step, evaluated)
         self.bar.close()
         summary = summarize(self.plan, loggers.read_lines(self.plan.folder / "eval.jsonl"))
         loggers.write_json(self.plan.folder / "summary.json", summary)
         print_summary(summary)
 
+    def _train_offline(
+        self, signals: Signals, states: TrainState, window: Window, step: int, evaluated: bool
+    ) -> tuple[TrainState, Window]:
+        chunk = self._compiled(states, window, self.keys, self.dataset, jnp.int32(1))
+
+        def advance(states: TrainState, window: Window, steps: int) -> tuple[TrainState, Window]:
+            return chunk(states, window, self.keys, self.dataset, jnp.int32(steps))
+
+        schedule = self.plan.schedule(online=False)
+        return loop.train(
+            advance, schedule, self._hooks(signals, schedule), states, window, step=step, evaluated=evaluated
+        )
+
+    def _train_online(
+        self, signals: Signals, states: TrainState, window: Window, step: int, evaluated: bool
+    ) -> tuple[TrainState, Window]:
+        collector = self.collector = self.collector or self._collector()
+        arguments = (states, window, self.keys, self.dataset, jnp.int32(1), collector.replays)
+        collector.program = self.program._replace(chunk=self._compiled(*arguments))
+        schedule, unit = self.plan.schedule(online=True), self.plan.online.num_envs
+        self.announced = False
+        hooks = self._hooks(signals, schedule)
+        return loop.train(collector.advance, schedule, hooks, states, window, step=step, unit=unit, evaluated=evaluated)
+
+    def _collector(
+        self, step: int = 0, episodes: np.ndarray | None = None, replays: replay.Replay | None = None
+    ) -> Collector:
+        """Returns the online part after `step` environment steps, with new environments."""
+        options, make_env = self.plan.online, envs.factory(self.plan.env)
+        vectorization: Any = self.plan.settings.vectorization
+        environments = Environments(make_env, self.keys, options.num_envs, episodes, vectorization)
+        return Collector(
+            self.agent, self.spec, self.program, environments, self.keys, options, self.dataset, step, replays
+        )
+
+    def _hooks(self, signals: Signals, schedule: loop.Schedule) -> loop.Hooks:
+        return loop.Hooks(
+            log=self._log,
+            evaluate=lambda step, states: self._evaluate(step, states, signals),
+            checkpoint=self._checkpoint,
+            progress=partial(self._progress, schedule),
+            stopping=lambda: signals.received is not None,
+        )
+
     def close(self) -> None:
         """Ends worker processes and threads."""
         self.bar.close()
+        if self.collector is not None:
+            self.collector.environments.close()
         if self.evaluator is not None:
             self.evaluator.close()
         self.checkpoints.close()
 
-    def _compile(self) -> None:
+    def _compiled(self, *arguments: Any) -> Any:
+        """Returns `chunk`, compiled for these arguments."""
         began = time.perf_counter()
-        arguments = (self.states, self.window, self.keys, self.dataset, jnp.int32(1))
         with tqdm(total=1, desc="compiling", disable=None, leave=False, bar_format="{desc} … {elapsed}"):
             compiled = self.program.chunk.lower(*arguments).compile()
-        self.program = self.program._replace(chunk=compiled)
         print(f"compiled in {time.perf_counter() - began:.1f} s", flush=True)
+        return compiled
 
-    def _restore(self) -> bool:
-        """Loads the newest checkpoint, drops log lines from after it; returns whether its evaluation was done."""
+    def _restore(self) -> tuple[int, bool]:
+        """Loads the newest checkpoint and drops log lines from after it.
+
+        Returns:
+            Its step, and whether the evaluation due there was done.
+        """
         step = self.checkpoints.latest() or 0
         facts = self.checkpoints.facts()
         if facts["agent"] != self.plan.settings.agent:
@@ -241,33 +314,43 @@ class Run:
                 f"the checkpoint in {self.plan.folder} is of agent {facts['agent']}, not {self.plan.settings.agent} as "
                 "its config.json says; put the right config.json back, or start a new run in another --run_dir"
             )
-        schedule = self.plan.schedule
-        self.states, self.window = self.checkpoints.restore((self.states, self.window))
+        if "episodes" in facts:
+            buffers = empty_replays(self.spec, len(self.keys), self.plan.online.capacity)
+            self.states, self.window, buffers = self.checkpoints.restore((self.states, self.window, buffers))
+            begun = np.array(facts["episodes"], np.int32) + 1  # those under way are lost
+            self.collector = self._collector(step - int(self.plan.settings.steps or 0), begun, buffers)
+        else:
+            self.states, self.window = self.checkpoints.restore((self.states, self.window))
         _record_steps(self.plan)
+        schedule = self.plan.schedule(online=self.collector is not None)
         evaluated = facts["evaluated"] or not schedule.due("eval", step)
         for name, what, last in (
             ("metrics", "log", step),
             ("eval", "eval", step if facts["evaluated"] else step - 1),
             ("time", "log", step),
         ):
-            loggers.keep_steps(self.plan.folder / f"{name}.jsonl", partial(_written_by, schedule, what, last))
+            loggers.keep_steps(self.plan.folder / f"{name}.jsonl", partial(_written_by, self.plan, what, last))
         self.bar.update(step)
-        print(f"resuming from update {step:,}")
-        return evaluated
+        print(f"resuming from {self.unit} {step:,}")
+        return step, evaluated
 
     def _log(self, step: int, metrics: dict[str, np.ndarray]) -> None:
         for name, values in metrics.items():
             if not np.isfinite(values).all():  # finite values whose sum is not
                 raise Diverged(step, name, int(np.argmin(np.isfinite(values))))
+        gathered: list[dict[str, float]] = [{}] * len(self.plan.seeds)
+        if self.collector is not None:
+            gathered = self.collector.environments.drain()
         records = [
             {"step": step, "run": run, "seed": seed}
             | {f"train/{name}": float(values[run]) for name, values in sorted(metrics.items())}
+            | {f"online/{name}": value for name, value in gathered[run].items()}
             for run, seed in enumerate(self.plan.seeds)
         ]
         loggers.append_lines(self.plan.folder / "metrics.jsonl", records)
-        rate = self.updates / self.seconds if self.seconds else 0.0
-        loggers.append_lines(self.plan.folder / "time.jsonl", [{"step": step, "updates_per_second": round(rate, 3)}])
-        self.updates, self.seconds = 0, 0.0
+        rate = self.steps / self.seconds if self.seconds else 0.0
+        loggers.append_lines(self.plan.folder / "time.jsonl", [{"step": step, "steps_per_second": round(rate, 3)}])
+        self.steps, self.seconds = 0, 0.0
 
     def _evaluate(self, step: int, states: TrainState, signals: Signals) -> bool:
         if self.evaluator is None:
@@ -301,20 +384,26 @@ class Run:
         return True
 
     def _checkpoint(self, step: int, states: TrainState, window: Window, evaluated: bool) -> None:
-        facts = {"agent": self.plan.settings.agent, "evaluated": evaluated}
-        self.checkpoints.save(step, (states, window), facts)
+        facts: dict[str, Any] = {"agent": self.plan.settings.agent, "evaluated": evaluated}
+        arrays: tuple[Any, ...] = (states, window)
+        if self.collector is not None:
+            facts["episodes"] = self.collector.environments.episodes.tolist()
+            arrays = (states, window, self.collector.replays)
+        self.checkpoints.save(step, arrays, facts)
 
-    def _progress(self, step: int, updates: int, seconds: float) -> None:
-        self.updates, self.seconds = self.updates + updates, self.seconds + seconds
+    def _progress(self, schedule: loop.Schedule, step: int, steps: int, seconds: float) -> None:
+        self.steps, self.seconds = self.steps + steps, self.seconds + seconds
         self.bar.update(step - self.bar.n)
-        if not self.announced:
+        if not self.announced and (self.collector is None or self.collector.warm):
             self.announced = True
-            tqdm.write(_estimate(updates / seconds, self.plan.schedule.steps - step))
+            tqdm.write(
+                _estimate(steps / seconds, schedule.steps - step, "updates" if self.collector is None else "steps")
+            )
 
 
-def _estimate(rate: float, updates: int) -> str:
+def _estimate(rate: float, left: int, unit: str) -> str:
     """Says how long the rest of the training takes."""
-    hours = updates / rate / 3600
-    left = f"{hours:.1f} hours" if hours >= 1 else f"{60 * hours:.1f} minutes"
+    hours = left / rate / 3600
+    time_left = f"{hours:.1f} hours" if hours >= 1 else f"{60 * hours:.1f} minutes"
     advice = "; --preset=quick is made for small machines" if hours > SLOW_HOURS else ""
-    return f"{rate:.1f} updates/s; about {left} of training to go, evaluations apart{advice}"
+    return f"{rate:.1f} {unit}/s; about {time_left} of training to go, evaluations apart{advice}"

@@ -12,6 +12,7 @@ from flowrl import config as configs
 from flowrl import envs, loggers, loop, normalize, presets
 from flowrl.agent import Spec
 from flowrl.errors import UserError
+from flowrl.online import Options
 
 RESUMABLE = ("run_dir", "resume", "steps", "workers", "data")
 """Settings that may differ when a run is resumed; data is checked by its hash."""
@@ -30,8 +31,17 @@ class Settings:
         "Dataset or environment: pointmaze-medium-navigate, cube-single-play-singletask, hopper-medium-v2, minari:ID.",
     )
     preset: str = configs.setting("paper", "Settings to start from: paper, quick or none.")
-    data: str = configs.setting("auto", "auto, official, collected, or the path of a file or its folder.")
-    steps: int | None = configs.setting(None, "Updates in all.")
+    data: str = configs.setting("auto", "auto, official, collected, none, or the path of a file or its folder.")
+    steps: int | None = configs.setting(None, "Updates on offline data.")
+    online_steps: int = configs.setting(0, "Environment steps of each run, after the offline updates.")
+    num_envs: int = configs.setting(1, "Environments that each run acts in at a time.")
+    updates_per_step: float = configs.setting(1.0, "Updates for each environment step.")
+    warmup_steps: int = configs.setting(0, "First environment steps: uniform actions, no updates.")
+    buffer_size: int = configs.setting(1_000_000, "The most transitions that the replay buffer keeps.")
+    offline_share: float | None = configs.setting(
+        None, "Share of each online batch from the offline data; absent, as if these lay in the buffer."
+    )
+    vectorization: str = configs.setting("sync", "Training environments: sync (one process) or async (one each).")
     num_seeds: int = configs.setting(1, "Runs, with seeds seed ... seed+n-1, in one program.")
     seed: int = configs.setting(0, "Seed of the first run.")
     eval_interval: int | None = configs.setting(None, "Updates between evaluations.")
@@ -58,13 +68,18 @@ class Plan:
     preset: presets.Preset
     folder: Path
 
-    @property
-    def schedule(self) -> loop.Schedule:
-        """When things happen."""
+    def schedule(self, *, online: bool) -> loop.Schedule:
+        """When things happen, in the offline or the online part; online steps are counted on from the updates."""
         settings: Any = self.settings
-        return loop.Schedule(
-            settings.steps, settings.log_interval, settings.eval_interval, settings.checkpoint_interval
-        )
+        last = settings.steps + settings.online_steps * online
+        return loop.Schedule(last, settings.log_interval, settings.eval_interval, settings.checkpoint_interval)
+
+    @property
+    def online(self) -> Options:
+        """How experience is gathered."""
+        settings = self.settings
+        capacity = max(settings.num_envs, min(settings.buffer_size, settings.online_steps))
+        return Options(settings.num_envs, settings.updates_per_step, settings.warmup_steps, capacity)
 
     @property
     def normalization(self) -> normalize.Options:
@@ -100,11 +115,12 @@ def plan(given: dict[str, Any], agent_given: dict[str, Any]) -> Plan:
     module, env = agents.load(given["agent"]), envs.parse(given["env"])
     _check_goals(given["agent"], module, env)
     preset = presets.lookup(given.get("preset", "paper"), given["agent"], env.name)
-    settings = Settings(**(preset.run | given))
+    settings = _with_data_or_without(Settings(**(preset.run | given)), env, given)
     fields = {field.name for field in dataclasses.fields(module.Config)}
     preset_fields = {name: value for name, value in preset.agent.items() if name in fields}
     agent_config = module.Config(**(preset_fields | agent_given))
     _check(settings)
+    _check_online(settings, env)
     _check_evaluation(settings, env)
     configs.check(agent_config)
     mode = loop.resolve_map(settings.map, settings.num_seeds)  # type: ignore[arg-type]
@@ -112,15 +128,29 @@ def plan(given: dict[str, Any], agent_given: dict[str, Any]) -> Plan:
     return Plan(settings, agent_config, env, preset, _folder(settings))
 
 
-def _check(settings: Settings) -> None:
-    minima = dict(steps=1, num_seeds=1, seed=0, eval_interval=1, eval_episodes=0, log_interval=1, checkpoint_interval=1)
+def _with_data_or_without(settings: Settings, env: envs.EnvName, given: dict[str, Any]) -> Settings:
+    """Resolves `--data=auto` of an environment without a dataset; without data there are no offline updates."""
+    if settings.data == "auto" and env.family == "gymnasium" and settings.online_steps:
+        settings = dataclasses.replace(settings, data="none")
+    if settings.data != "none":
+        return settings
+    if given.get("steps"):
+        raise UserError(f"--steps={settings.steps} are updates on offline data; add --data=PATH, or leave it out")
+    if not settings.online_steps:
+        raise UserError("without offline data the agent learns from its own steps; add --online_steps=N")
+    return dataclasses.replace(settings, steps=0)
+
+
+def _check(settings: Any) -> None:
+    minima = dict(num_seeds=1, seed=0, eval_interval=1, eval_episodes=0, log_interval=1, checkpoint_interval=1)
+    minima |= dict(steps=0 if settings.online_steps else 1, online_steps=0, num_envs=1, updates_per_step=0)
+    minima |= dict(warmup_steps=0, buffer_size=1, offline_share=0, workers=1)
     for name, minimum in minima.items():
-        if getattr(settings, name) < minimum:
-            raise UserError(f"--{name}={getattr(settings, name)} is too small; the least is {minimum}")
+        value = getattr(settings, name)
+        if value is not None and value < minimum:
+            raise UserError(f"--{name}={value} is too small; the least is {minimum}")
     if settings.seed + settings.num_seeds > MAX_SEED:
         raise UserError(f"--seed={settings.seed} is too large; seeds end at {MAX_SEED}")
-    if settings.workers is not None and settings.workers < 1:
-        raise UserError(f"--workers={settings.workers} is too small; the least is 1")
     if settings.map not in ("auto", "vmap", "serial"):
         raise UserError(f"--map={settings.map} is unknown; choose auto, vmap or serial")
 
@@ -138,6 +168,27 @@ def _check_goals(name: str, module: Any, env: envs.EnvName) -> None:
             f"{name} learns a single task, but {env.name} has goals; choose a goal-conditioned agent, such as gc_sscp, "
             f"or --env={env.name.removesuffix('-oraclerep')}-singletask"
         )
+
+
+def _check_online(settings: Any, env: envs.EnvName) -> None:
+    if (settings.offline_share or 0) > 1:
+        raise UserError(f"--offline_share={settings.offline_share} is too large; it is a share, at most 1")
+    if settings.vectorization not in ("sync", "async"):
+        raise UserError(f"--vectorization={settings.vectorization} is unknown; choose sync or async")
+    if not settings.online_steps:
+        return
+    if env.goals != "none":
+        raise UserError(
+            f"{env.name} has goals, and goal-conditioned agents learn offline only; leave out --online_steps"
+        )
+    if env.env_id is None:
+        raise UserError(f"{env.name} has no environment to act in here; leave out --online_steps")
+    for name in ("steps", "online_steps", "log_interval", "eval_interval", "checkpoint_interval"):
+        if getattr(settings, name) % settings.num_envs:
+            raise UserError(
+                f"--{name}={getattr(settings, name)} is no multiple of --num_envs={settings.num_envs}, the steps that "
+                "are made at a time; choose one that is"
+            )
 
 
 def _check_evaluation(settings: Settings, env: envs.EnvName) -> None:
@@ -186,6 +237,8 @@ def resumed_plan(given: dict[str, Any], agent_given: dict[str, Any]) -> tuple[Pl
     except TypeError as error:
         raise UserError(f"the run in {folder} is of another flowrl: {error}; check out its commit to go on") from error
     _check(settings)
+    if settings.online_steps and settings.steps != stored["settings"]["steps"]:
+        raise UserError(f"the run in {folder} goes on online; its --steps={stored['settings']['steps']} cannot change")
     if (settings.steps or 0) < stored["settings"]["steps"]:
         raise UserError(
             f"the run in {folder} is for {stored['settings']['steps']} updates, more than --steps={settings.steps}; "

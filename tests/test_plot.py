@@ -54,7 +54,7 @@ def make_run(
         for task, sign in ((1, -1), (2, 1))
     ]
     (folder / "eval.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    times = [dict(step=step, updates_per_second=rate) for step, rate in ((150, 2.5), (300, 5.0))]
+    times = [dict(step=step, steps_per_second=rate) for step, rate in ((150, 2.5), (300, 5.0))]
     (folder / "time.jsonl").write_text("".join(json.dumps(line) + "\n" for line in times))
     return folder
 

@@ -27,7 +27,7 @@ class Source(NamedTuple):
 
     Attributes:
         path: The file, or the folder of a Minari dataset.
-        origin: `official` (downloaded), `collected` (by flowrl) or `file` (given by the user).
+        origin: `official` (downloaded), `collected` (by flowrl), `file` (given by the user) or `none`.
         detail: One line for people.
         sha256: Of the file or of the folder's files, in hexadecimal.
     """
@@ -36,6 +36,9 @@ class Source(NamedTuple):
     origin: str
     detail: str
     sha256: str
+
+
+NONE = Source(Path("none"), "none", "none; the agent learns from its own experience alone", "")
 
 
 def cache_root() -> Path:
@@ -48,13 +51,15 @@ def locate(env: envs.EnvName, data: str, *, workers: int | None = None) -> Sourc
 
     Args:
         env: Which dataset.
-        data: `official` (cache or download), `collected` (cache or collection here, OGBench only), `auto` (what is in
-            the cache, else a download, else a collection), or the path of a file or of a folder that holds it.
+        data: `none`, `official` (cache or download), `collected` (cache or collection here, OGBench only), `auto` (what
+            is in the cache, else a download, else a collection), or the path of a file or of a folder that holds it.
         workers: Processes of a collection.
 
     Raises:
         UserError: There is no such file, or it can be had in none of these ways.
     """
+    if data == "none":
+        return NONE
     if data not in ("auto", "official", "collected"):
         return _given(env, data)
     if env.family == "ogbench":

@@ -68,6 +68,35 @@ QUICK_AGENT = dict(hidden_dims=(256, 256, 256), batch_size=256, learning_rate=1e
 _QUICK_OF = {"ofql": dict(critic_layer_norm=True, candidates=1)}
 
 
+_ONLINE_RUN = dict(
+    steps=0,
+    eval_interval=20_000,
+    eval_episodes=10,
+    log_interval=1_000,
+    checkpoint_interval=50_000,
+    buffer_size=1_000_000,
+)
+# Agents that learn online from scratch, with the papers' settings for all environments.
+_ONLINE: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
+    "sac": (
+        "Soft Actor-Critic, https://arxiv.org/abs/1812.05905, appendix D",
+        {},
+        dict(online_steps=1_000_000, warmup_steps=10_000),
+    ),
+}
+_ONLINE_QUICK = dict(online_steps=200_000, eval_interval=10_000)
+_LOCOMOTION = "OGBench's SAC for the experts of its maze datasets, https://arxiv.org/abs/2410.20092, the authors' code"
+# Those for single environments.
+_ONLINE_OF = {
+    ("sac", "online-ant-xy-v0"): (
+        _LOCOMOTION, dict(learning_rate=1e-4, target_entropy=-0.5), dict(online_steps=400_000, warmup_steps=5_000)
+    ),
+    ("sac", "online-humanoid-xy-v0"): (
+        _LOCOMOTION, dict(learning_rate=1e-4, target_entropy=-0.5), dict(online_steps=40_000_000, warmup_steps=5_000)
+    ),
+}  # fmt: skip
+
+
 class Preset(NamedTuple):
     """A set of settings and where they come from.
 
@@ -110,6 +139,8 @@ def lookup(name: str, agent: str, dataset: str) -> Preset:
         return Preset("none", "none: the agent's defaults", {}, _OGBENCH_RUN)
     if name not in ("paper", "quick"):
         raise UserError(f"unknown preset {name!r}; choose paper, quick or none")
+    if agent in _ONLINE:
+        return _online(name, agent, dataset)
     published = _published(agent, dataset)
     if name == "paper":
         if published is None:
@@ -122,6 +153,15 @@ def lookup(name: str, agent: str, dataset: str) -> Preset:
     shared = {name: published.run[name] for name in _OF_RUN[1:] if published and name in published.run}
     run = _QUICK_RUN if dataset in ogbench_datasets() else _QUICK_SINGLE_RUN
     return Preset("quick", _QUICK_SOURCE, settings, run | shared)
+
+
+def _online(name: str, agent: str, env: str) -> Preset:
+    """Returns the preset `paper` or `quick` of an agent that learns online; quick ones are only shorter."""
+    source, settings, run = _ONLINE_OF.get((agent, env), _ONLINE[agent])
+    published = Preset("paper", source, settings, _ONLINE_RUN | run)
+    if name == "paper":
+        return published
+    return Preset("quick", _QUICK_SOURCE, published.agent, published.run | _ONLINE_QUICK)
 
 
 def _published(agent: str, dataset: str) -> Preset | None:

@@ -1,0 +1,31 @@
+"""OGBench's directional locomotion tasks, on which the experts of its maze datasets are trained.
+
+Importing this module registers them with Gymnasium. A direction is part of the observation and is drawn anew every 100
+steps; the reward is the distance moved along it, for the humanoid weighted by how upright it stands.
+"""
+
+from typing import Any
+
+import gymnasium
+
+from flowrl.envs import LOCOMOTION
+
+
+def ant(**kwargs: Any) -> gymnasium.Env:
+    """Makes the directional ant."""
+    from ogbench.online_locomotion.ant import AntEnv
+    from ogbench.online_locomotion.wrappers import GymXYWrapper
+
+    return GymXYWrapper(AntEnv(**kwargs))
+
+
+def humanoid(**kwargs: Any) -> gymnasium.Env:
+    """Makes the directional humanoid."""
+    from ogbench.online_locomotion.humanoid import HumanoidEnv
+    from ogbench.online_locomotion.wrappers import DMCHumanoidXYWrapper
+
+    return DMCHumanoidXYWrapper(HumanoidEnv(**kwargs))
+
+
+for _name, _maker in zip(LOCOMOTION, ("ant", "humanoid"), strict=True):
+    gymnasium.register(_name, entry_point=f"{__name__}:{_maker}", max_episode_steps=1000)

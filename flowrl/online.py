@@ -1,0 +1,248 @@
+"""Learning while acting: vector environments that the training policies act in, and the steps of the online loop."""
+
+import functools
+import math
+import multiprocessing
+import signal
+from typing import Any, Literal, NamedTuple
+
+import gymnasium
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from flowrl.agent import Agent, Spec
+from flowrl.data import replay as buffers
+from flowrl.data.dataset import Dataset
+from flowrl.data.replay import Replay
+from flowrl.loop import Program, Window
+from flowrl.streams import stream_key
+from flowrl.train_state import TrainState
+from flowrl.workers import EnvFactory
+
+
+class Options(NamedTuple):
+    """How an agent gathers and uses experience; steps are those of one run's environments taken together.
+
+    Attributes:
+        num_envs: Environments E that each run acts in at a time.
+        updates_per_step: Updates for each environment step after the warm-up, the updates-to-data ratio.
+        warmup_steps: Steps with uniform actions and without updates at the beginning.
+        capacity: The most transitions that a run's buffer keeps.
+    """
+
+    num_envs: int = 1
+    updates_per_step: float = 1.0
+    warmup_steps: int = 0
+    capacity: int = 1_000_000
+
+
+def updates_due(options: Options, step: int) -> int:
+    """Returns how many updates a run has done once the transitions of `step` environment steps are used."""
+    return math.floor(round(max(0, step - options.warmup_steps) * options.updates_per_step, 6))
+
+
+# ------------------------------------------------------------------------------------------------ environments
+
+
+class Transitions(NamedTuple):
+    """One step of N environments.
+
+    Attributes:
+        observations: Before the step, float32 `[N, D]`.
+        next_observations: What the step led to, before any reset, float32 `[N, D]`.
+        rewards: float32 `[N]`.
+        masks: 0 where the episode terminated; a limit of time leaves 1, float32 `[N]`.
+        ended: Whether the episode ended, for either reason, bool `[N]`.
+    """
+
+    observations: np.ndarray
+    next_observations: np.ndarray
+    rewards: np.ndarray
+    masks: np.ndarray
+    ended: np.ndarray
+
+
+@functools.partial(jax.jit, static_argnames="num_envs")
+def _episode_seeds(keys: jax.Array, episodes: jax.Array, *, num_envs: int) -> jax.Array:
+    """Returns uint32 seeds `[R, E]` of episode number `episodes` `[R, E]` of each run's environments."""
+
+    def one(key: jax.Array, slot: jax.Array, episode: jax.Array) -> jax.Array:
+        return jax.random.bits(jax.random.fold_in(stream_key(key, "collect", episode), slot))
+
+    return jax.vmap(jax.vmap(one, (None, 0, 0)), (0, None, 0))(keys, jnp.arange(num_envs), episodes)
+
+
+class Environments:
+    """The environments of R runs, E for each, every episode fixed by its run's key, its slot and its number.
+
+    Attributes:
+        observations: What they show now, float32 `[R·E, D]`.
+        episodes: The number of the episode under way in each, int32 `[R, E]`.
+    """
+
+    def __init__(
+        self,
+        make_env: EnvFactory,
+        keys: jax.Array,
+        num_envs: int,
+        episodes: np.ndarray | None = None,
+        vectorization: Literal["sync", "async"] = "sync",
+    ):
+        """Starts the environments, each at the beginning of an episode.
+
+        Args:
+            make_env: Makes one; picklable.
+            keys: Root keys of the runs `[R]`.
+            num_envs: E.
+            episodes: Numbers of the episodes to begin with `[R, E]`; by default 0.
+            vectorization: Gymnasium's name for all in this process, one after another, or each in a process of its own.
+        """
+        self._keys, self._num_envs = keys, num_envs
+        make = [functools.partial(_without_interrupts, make_env)] * (len(keys) * num_envs)
+        mode = gymnasium.vector.AutoresetMode.DISABLED
+        self._envs: Any
+        if vectorization == "async":
+            self._envs = gymnasium.vector.AsyncVectorEnv(make, context="spawn", autoreset_mode=mode)
+        else:
+            self._envs = gymnasium.vector.SyncVectorEnv(make, autoreset_mode=mode)
+        self.episodes = np.zeros((len(keys), num_envs), np.int32) if episodes is None else np.array(episodes, np.int32)
+        self._returns, self._lengths = np.zeros(len(make)), np.zeros(len(make), int)
+        self._finished: list[tuple[int, float, int]] = []
+        self._begin(np.ones(len(make), bool))
+
+    def _begin(self, which: np.ndarray) -> None:
+        """Begins an episode in the environments that `which` `[N]` marks."""
+        seeds = np.asarray(_episode_seeds(self._keys, self.episodes, num_envs=self._num_envs)).reshape(-1).tolist()
+        observations, _ = self._envs.reset(seed=seeds, options={"reset_mask": which})
+        self.observations = np.asarray(observations, np.float32)
+
+    def step(self, actions: np.ndarray) -> Transitions:
+        """Steps every environment with its row of `actions` `[N, A]`; those whose episode ends begin the next."""
+        before = self.observations
+        observations, rewards, terminated, truncated, _ = self._envs.step(actions)
+        after, ended = np.asarray(observations, np.float32), terminated | truncated
+        self._returns += rewards
+        self._lengths += 1
+        self.observations = after
+        if ended.any():
+            for i in np.flatnonzero(ended):
+                self._finished.append((int(i) // self._num_envs, float(self._returns[i]), int(self._lengths[i])))
+            self._returns[ended] = self._lengths[ended] = 0
+            self.episodes += ended.reshape(self.episodes.shape)
+            self._begin(ended)
+        masks = 1 - terminated.astype(np.float32)
+        return Transitions(before, after, rewards.astype(np.float32), masks, ended)
+
+    def drain(self) -> list[dict[str, float]]:
+        """Returns, for each run, what its episodes since the last call came to; empty where none ended."""
+        found: list[dict[str, float]] = []
+        for run in range(len(self._keys)):
+            own = [(total, length) for owner, total, length in self._finished if owner == run]
+            returns, lengths = zip(*own, strict=True) if own else ((), ())
+            names = {"return": returns, "length": lengths}
+            found.append({name: float(np.mean(values)) for name, values in names.items() if values})
+        self._finished = []
+        return found
+
+    def close(self) -> None:
+        """Ends the environments and their processes."""
+        self._envs.close()
+
+
+def _without_interrupts(make_env: EnvFactory) -> Any:
+    """Makes an environment; in a process of its own Ctrl-C is the parent's to handle."""
+    if multiprocessing.parent_process() is not None:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+    return make_env()
+
+
+# -------------------------------------------------------------------------------------------------------- loop
+
+
+class Collector:
+    """The online part of a training run: acts, stores, updates.
+
+    Each step takes the actions of the current policies, starts the updates that the transitions so far are due, steps
+    the environments while the device computes, and stores what they showed. So updates lag the newest transitions by
+    one step of the environments, whatever the device.
+
+    Attributes:
+        step: Environment steps of each run so far.
+        replays: The runs' buffers, with a leading axis R.
+        environments: What is acted in.
+    """
+
+    def __init__(
+        self,
+        agent: Agent,
+        spec: Spec,
+        program: Program,
+        environments: Environments,
+        keys: jax.Array,
+        options: Options,
+        dataset: Dataset | None = None,
+        step: int = 0,
+        replays: Replay | None = None,
+    ):
+        """Takes up acting.
+
+        Args:
+            agent: Who acts and learns.
+            spec: The sizes of its observations and actions.
+            program: The compiled functions, built for a replay buffer.
+            environments: Of all runs.
+            keys: Root keys of the runs `[R]`.
+            options: How.
+            dataset: Offline data that batches are mixed with.
+            step: Environment steps done before.
+            replays: The buffers then; by default empty ones.
+        """
+        self.program, self.environments, self.step = program, environments, step
+        self.replays = empty_replays(spec, len(keys), options.capacity) if replays is None else replays
+        self._keys, self._options, self._dataset = keys, options, dataset
+        self._act = jax.jit(functools.partial(_act, agent, spec, options))
+        self._add = jax.jit(jax.vmap(buffers.add), donate_argnums=0)
+
+    @property
+    def warm(self) -> bool:
+        """Whether updates are under way."""
+        return updates_due(self._options, self.step - self._options.num_envs) > 0
+
+    def advance(self, states: TrainState, window: Window, steps: int) -> tuple[TrainState, Window]:
+        """Does `steps` environment steps in each run, a multiple of `num_envs`, and the updates that are due."""
+        runs, num_envs = len(self._keys), self._options.num_envs
+        for _ in range(steps // num_envs):
+            observations = self.environments.observations.reshape(runs, num_envs, -1)
+            policies = self.program.policies(states)
+            actions = self._act(policies, self._keys, jnp.int32(self.step), observations)
+            updates = updates_due(self._options, self.step) - updates_due(self._options, self.step - num_envs)
+            if updates:
+                arguments = (self._keys, self._dataset, jnp.int32(updates), self.replays)
+                states, window = self.program.chunk(states, window, *arguments)
+            moved = self.environments.step(np.asarray(actions).reshape(runs * num_envs, -1))
+            rows = {name: getattr(moved, name) for name in buffers.FIELDS if name != "actions"}
+            rows = {name: array.reshape(runs, num_envs, *array.shape[1:]) for name, array in rows.items()}
+            self.replays = self._add(self.replays, rows | {"actions": actions})
+            self.step += num_envs
+        return states, window
+
+
+def empty_replays(spec: Spec, runs: int, capacity: int) -> Replay:
+    """Returns the buffers of R runs, with a leading axis R."""
+    return jax.vmap(lambda _: buffers.empty(spec, capacity))(jnp.arange(runs))
+
+
+def _act(
+    agent: Agent, spec: Spec, options: Options, policies: Any, keys: jax.Array, step: jax.Array, observations: jax.Array
+) -> jax.Array:
+    """Actions `[R, E, A]` in `observations` `[R, E, D]`: uniform ones during the warm-up, then the policies'."""
+    goals = jnp.zeros((options.num_envs, spec.goal_dim))
+
+    def one(policy: Any, key: jax.Array, observations: jax.Array) -> jax.Array:
+        policy_key, uniform_key = jax.random.split(stream_key(key, "act", step))
+        chosen = agent.act(policy, observations, goals, policy_key, mode="explore")
+        uniform = jax.random.uniform(uniform_key, chosen.shape, minval=-1.0, maxval=1.0)
+        return jnp.where(step < options.warmup_steps, uniform, chosen)
+
+    return jax.vmap(one)(policies, keys, observations)
