@@ -93,6 +93,10 @@ class Checkpoints:
         shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), like)
         return self._read(ocp.args.Composite(arrays=ocp.args.StandardRestore(shapes)))["arrays"]
 
+    def raw(self) -> Any:
+        """Returns the newest checkpoint's arrays as nested dictionaries and lists, for who does not know the agent."""
+        return self._read(ocp.args.Composite(arrays=ocp.args.StandardRestore()))["arrays"]
+
     def _read(self, parts: ocp.args.Composite) -> Any:
         """Reads parts of the newest checkpoint."""
         step = self.latest()

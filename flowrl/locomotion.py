@@ -11,20 +11,20 @@ import gymnasium
 from flowrl.envs import LOCOMOTION
 
 
-def ant(**kwargs: Any) -> gymnasium.Env:
-    """Makes the directional ant."""
+def ant(resample_interval: int = 100, **kwargs: Any) -> gymnasium.Env:
+    """Makes the directional ant; a direction holds for `resample_interval` steps."""
     from ogbench.online_locomotion.ant import AntEnv
     from ogbench.online_locomotion.wrappers import GymXYWrapper
 
-    return GymXYWrapper(AntEnv(**kwargs))
+    return GymXYWrapper(AntEnv(**kwargs), resample_interval)
 
 
-def humanoid(**kwargs: Any) -> gymnasium.Env:
-    """Makes the directional humanoid."""
+def humanoid(resample_interval: int = 100, **kwargs: Any) -> gymnasium.Env:
+    """Makes the directional humanoid; a direction holds for `resample_interval` steps."""
     from ogbench.online_locomotion.humanoid import HumanoidEnv
     from ogbench.online_locomotion.wrappers import DMCHumanoidXYWrapper
 
-    return DMCHumanoidXYWrapper(HumanoidEnv(**kwargs))
+    return DMCHumanoidXYWrapper(HumanoidEnv(**kwargs), resample_interval)
 
 
 for _name, _maker in zip(LOCOMOTION, ("ant", "humanoid"), strict=True):

@@ -37,6 +37,28 @@ def descend(
     return state.replace(params=params, opt_state=opt_state), metrics
 
 
+def every(
+    interval: int, state: TrainState, move: Callable[[TrainState], tuple[TrainState, Metrics]]
+) -> tuple[TrainState, Metrics]:
+    """Does `move(state)` at updates 0, `interval`, 2·`interval`, …, and nothing at the others.
+
+    Its metrics are `interval` times too large where it is done and 0 elsewhere, so that their mean over updates is the
+    mean over moves. The step counter is shared by mapped runs, so that the others really cost nothing.
+    """
+    if interval == 1:
+        return move(state)
+
+    def due(state: TrainState) -> tuple[TrainState, Metrics]:
+        state, metrics = move(state)
+        return state, {name: interval * value for name, value in metrics.items()}
+
+    def idle(state: TrainState) -> tuple[TrainState, Metrics]:
+        names = jax.eval_shape(move, state)[1]
+        return state, {name: jnp.zeros(value.shape, value.dtype) for name, value in names.items()}
+
+    return jax.lax.cond(state.step % interval == 0, due, idle, state)
+
+
 def clip_norm(grads: Params, max_norm: jax.Array) -> Params:
     """Scales a gradient down to the norm `max_norm` `[]` where it is larger; 0 leaves it as it is."""
     norm = optax.global_norm(grads)

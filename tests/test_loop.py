@@ -140,7 +140,11 @@ def train(
 ) -> Any:
     program, keys = loop.build(agent, BATCH, dataset, "serial"), keys_of(0)
     states, window = program.start(keys)
-    return loop.train(program, schedule, recorder.hooks(), states, window, keys, dataset, chunk_seconds=chunk_seconds)
+
+    def advance(states: Any, window: loop.Window, steps: int) -> Any:
+        return program.chunk(states, window, keys, dataset, jnp.int32(steps))
+
+    return loop.train(advance, schedule, recorder.hooks(), states, window, step=0, chunk_seconds=chunk_seconds)[0]
 
 
 def test_intervals_do_not_change_training(walks: Dataset) -> None:

@@ -13,8 +13,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from flowrl import envs
+from flowrl.data import experts
 from flowrl.errors import UserError
 
+EXPLORE_INTERVAL = 10
 Cell = tuple[int, int]
 Actor = Callable[[np.ndarray, np.ndarray], np.ndarray]  # (observation, unit direction) -> action before noise
 Episode = Generator[Any, tuple[np.ndarray, dict[str, Any]], None]
@@ -57,24 +59,35 @@ def recipe(name: envs.EnvName) -> Recipe:
     if (found := manipulation.recipe(name)) is not None:
         return found
     body, _, size = str(name.env_id).removesuffix("-v0").partition("-")
-    if body != "pointmaze" or name.behaviour not in ("navigate", "stitch"):
+    if body not in _BODIES or name.behaviour not in _MAZE_BEHAVIOURS:
         raise UserError(
-            f"flowrl cannot collect {name.name} yet, only pointmaze's navigate and stitch sets and the play and "
-            "noisy sets of cube, scene and puzzle; give a file with --data=PATH, for example a download of "
+            f"flowrl cannot collect {name.name} yet, only the sets of pointmaze and antmaze and the play and noisy "
+            f"sets of cube, scene and puzzle; give a file with --data=PATH, for example a download of "
             f"{name.dataset}.npz"
         )
-    # Four float32 fields of two numbers each, and the terminals.
-    point = functools.partial(Recipe, actor=follow, noise=0.5, row_bytes=4 * 2 * 4 + 1)
+    actor, noise, numbers = _BODIES[body]
+    # float32 fields, and the terminals
+    maze = functools.partial(Recipe, actor=actor, noise=noise, row_bytes=4 * numbers + 1)
     if name.behaviour == "stitch":
-        return point(behaviour=stitch, episodes=5000, length=201)
+        return maze(behaviour=stitch, episodes=5000, length=201)
+    if name.behaviour == "explore":
+        return maze(behaviour=explore, noise=1.0, episodes=10_000, length=501)
     if size == "giant":
-        return point(behaviour=navigate, episodes=500, length=2001)
-    return point(behaviour=navigate, episodes=1000, length=1001)
+        return maze(behaviour=navigate, episodes=500, length=2001)
+    return maze(behaviour=navigate, episodes=1000, length=1001)
 
 
 def follow(observation: np.ndarray, direction: np.ndarray) -> np.ndarray:
     """The actor of a point mass: its action is the direction itself."""
     return direction
+
+
+_BODIES: dict[str, tuple[Actor, float, int]] = {
+    "pointmaze": (follow, 0.5, 2 + 2 + 2 + 2),
+    "antmaze": (functools.partial(experts.walk, "ant"), 0.2, 29 + 8 + 15 + 14),
+}
+"""Who acts in a body's mazes, the noise of its actions, and the numbers in a row: state, action, qpos, qvel."""
+_MAZE_BEHAVIOURS = ("navigate", "stitch", "explore")
 
 
 def navigate(maze: Any, generator: np.random.Generator, recipe: Recipe) -> Episode:
@@ -96,6 +109,17 @@ def stitch(maze: Any, generator: np.random.Generator, recipe: Recipe) -> Episode
     observation, _ = yield {"task_info": {"init_ij": start, "goal_ij": goal}}
     while True:
         observation, _ = yield _act(recipe, generator, observation, _direction(maze))
+
+
+def explore(maze: Any, generator: np.random.Generator, recipe: Recipe) -> Episode:
+    """Walks from a random free cell in random directions, a new one every ten steps."""
+    cells = free_cells(maze.maze_map)
+    observation, _ = yield {"task_info": {"init_ij": _pick(generator, cells), "goal_ij": _pick(generator, cells)}}
+    while True:
+        direction = generator.normal(size=2)
+        direction /= np.linalg.norm(direction)
+        for _ in range(EXPLORE_INTERVAL):
+            observation, _ = yield _act(recipe, generator, observation, direction)
 
 
 def free_cells(maze_map: np.ndarray) -> list[Cell]:

@@ -83,6 +83,11 @@ _ONLINE: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
         {},
         dict(online_steps=1_000_000, warmup_steps=10_000),
     ),
+    "td3": (
+        "Twin Delayed DDPG, https://arxiv.org/abs/1802.09477, the authors' code",
+        {},
+        dict(online_steps=1_000_000, warmup_steps=25_000),
+    ),
 }
 _ONLINE_QUICK = dict(online_steps=200_000, eval_interval=10_000)
 _LOCOMOTION = "OGBench's SAC for the experts of its maze datasets, https://arxiv.org/abs/2410.20092, the authors' code"

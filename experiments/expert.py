@@ -1,0 +1,184 @@
+"""Trains, exports and measures the expert that walks in collected mazes: python experiments/expert.py --body=ant.
+
+Training is `experiments/main.py --agent=sac` on OGBench's directional task in --run_dir; every other flag is passed on
+to it. The same command continues a training that was broken off; a finished one is only exported and measured. The
+policy goes to <out>/<body>.npz, what it does to <out>/<body>.json and <body>.png.
+"""
+
+import dataclasses
+import hashlib
+import re
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from absl import flags as absl_flags
+
+from flowrl import envs, flags, locomotion, loggers
+from flowrl.checkpoint import Checkpoints
+from flowrl.config import setting
+from flowrl.data import experts
+from flowrl.errors import UserError
+from flowrl.files import make_folder, replacing
+from flowrl.settings import command
+from flowrl.stats import mean_interval
+
+MAIN = Path(__file__).with_name("main.py")
+# Half of OGBench's updates, with three times its step size.
+DEFAULTS = {"agent": "sac", "updates_per_step": "0.5", "agent.learning_rate": "3e-4"}
+STEPS = 1000
+"""Environment steps of a measured episode."""
+COMPASS = 8
+"""Fixed directions whose paths are drawn."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """The flags of this program itself."""
+
+    body: str = setting("ant", "ant or humanoid.")
+    run_dir: str | None = setting(None, "Folder of the training; runs/expert-<body> if absent.")
+    out: str = setting("flowrl/data/experts", "Folder for the expert.")
+    episodes: int = setting(20, "Episodes with changing directions that are measured.")
+
+
+def train(body: str, folder: Path, given: Sequence[str]) -> None:
+    """Trains to the end, from the newest checkpoint where there is one.
+
+    Raises:
+        UserError: The run failed or was stopped.
+    """
+    if (folder / "summary.json").exists():
+        return
+    defaults = [f"--{name}={value}" for name, value in DEFAULTS.items()]
+    arguments = [f"--env=online-{body}-xy-v0", *defaults, *given, f"--run_dir={folder}"]
+    if (folder / "config.json").exists():
+        arguments.append("--resume")
+    if status := subprocess.run([sys.executable, str(MAIN), *arguments], check=False).returncode:
+        raise UserError(f"the training in {folder} ended with status {status}; the same command continues")
+
+
+def export(body: str, folder: Path, out: Path) -> Path:
+    """Writes the first run's policy and returns its path."""
+    checkpoints = Checkpoints(folder / "checkpoints")
+    layers = checkpoints.raw()[0]["params"]["actor"]["params"]["MLP_0"]
+    checkpoints.close()
+    names = ["SplitDense_0", *sorted(name for name in layers if name.startswith("Dense"))]
+    arrays = {}
+    for i, name in enumerate(names):
+        arrays[f"kernel_{i}"], arrays[f"bias_{i}"] = (np.asarray(layers[name][part][0]) for part in ("kernel", "bias"))
+    path = out / f"{body}.npz"
+    make_folder(out)
+    with replacing(path) as temporary, open(temporary, "wb") as file:
+        np.savez_compressed(file, allow_pickle=False, **arrays)
+    return path
+
+
+# -------------------------------------------------------------------------------------------------- measurement
+
+
+def play(body: str, policy: experts.Layers, seed: int, direction: np.ndarray | None = None) -> dict[str, Any]:
+    """Plays `STEPS` steps, from a new start after each fall, in one direction or in OGBench's changing ones."""
+    interval = {"resample_interval": 100 if direction is None else 10 * STEPS}
+    env = envs.make(f"online-{body}-xy-v0", module=locomotion.__name__, **interval)
+    observation, _ = env.reset(seed=seed)
+    distance, falls, path = 0.0, 0, [[0.0, 0.0]]
+    for _ in range(STEPS):
+        if direction is not None:
+            env.set_wrapper_attr("z", direction)
+            observation[-2:] = direction
+        action = experts.act(policy, np.concatenate([np.zeros(2), observation[:-2]]), observation[-2:])
+        before, wanted = env.unwrapped.data.qpos[:2].copy(), observation[-2:].copy()  # type: ignore[attr-defined]
+        observation, _, terminated, _, _ = env.step(action)
+        moved = env.unwrapped.data.qpos[:2] - before  # type: ignore[attr-defined]
+        distance += float(moved @ wanted)
+        path.append((np.array(path[-1]) + moved).tolist())
+        if terminated:
+            falls += 1
+            observation, _ = env.reset(seed=seed + falls)
+    seconds = STEPS * env.unwrapped.dt  # type: ignore[attr-defined]
+    return {"distance": distance, "velocity": distance / seconds, "falls": falls, "path": path}
+
+
+def measure(body: str, policy: experts.Layers, episodes: int) -> tuple[dict[str, Any], list[np.ndarray]]:
+    """Returns what the expert does, and its paths in fixed directions `[STEPS + 1, 2]`."""
+    changing = [play(body, policy, 1000 * seed) for seed in range(episodes)]
+    angles = 2 * np.pi * np.arange(COMPASS) / COMPASS
+    directions = np.stack([np.cos(angles), np.sin(angles)], axis=1)
+    fixed = [play(body, policy, 1000 * seed, direction) for seed, direction in enumerate(directions)]
+    numbers = {
+        name: {
+            "distance_per_1000_steps": _spread([one["distance"] for one in runs]),
+            "velocity_along_direction_m_per_s": _spread([one["velocity"] for one in runs]),
+            "falls_per_1000_steps": _spread([one["falls"] for one in runs]),
+        }
+        for name, runs in (("directions_changing_every_100_steps", changing), ("fixed_directions", fixed))
+    }
+    return numbers, [np.array(one["path"]) for one in fixed]
+
+
+def _spread(values: Sequence[float]) -> dict[str, Any]:
+    interval = mean_interval(np.array(values))
+    rounded = [round(float(value), 3) for value in values]
+    return {"mean": interval.mean, "interval_95": [interval.low, interval.high], "episodes": rounded}
+
+
+def draw(paths: Sequence[np.ndarray], path: Path) -> None:
+    """Draws the paths in fixed directions, each with the direction it should have."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise UserError("pictures need matplotlib; install it with: pip install -e .[plot]") from error
+    figure = Figure(figsize=(6, 6), layout="constrained")
+    axes = figure.subplots()
+    reach = max(float(np.abs(one).max()) for one in paths)
+    for index, one in enumerate(paths):
+        angle = 2 * np.pi * index / len(paths)
+        colour = f"C{index}"
+        axes.plot([0, reach * np.cos(angle)], [0, reach * np.sin(angle)], color=colour, linestyle=":", linewidth=1)
+        axes.plot(one[:, 0], one[:, 1], color=colour)
+    axes.set(
+        xlabel="x in m", ylabel="y in m", aspect="equal", title=f"{STEPS} steps in each commanded direction (dotted)"
+    )
+    with replacing(path) as temporary, open(temporary, "wb") as file:
+        figure.savefig(file, format="png", dpi=110)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Runs the program and returns its exit status."""
+    if flags.wants_help(arguments):
+        print(f"{__doc__}\n{flags.help_text(Settings)}")
+        return 0
+    values = absl_flags.FlagValues()
+    flags.define(values, Settings)
+    passed_on = flags.parse(values, arguments, known_only=True)
+    if wrong := [flag for flag in passed_on if not re.fullmatch(r"--?[\w.]+=.*", flag)]:
+        raise UserError(f"{wrong[0]!r} cannot be passed on; write --name=value")
+    settings = Settings(**flags.given(values, Settings))
+    if settings.body not in experts.BODIES:
+        raise UserError(f"--body={settings.body} is unknown; choose {' or '.join(experts.BODIES)}")
+    folder, out = Path(settings.run_dir or f"runs/expert-{settings.body}"), Path(settings.out)
+    train(settings.body, folder, passed_on)
+    path = export(settings.body, folder, out)
+    config = loggers.read_json(folder / "config.json")
+    numbers, paths = measure(settings.body, experts.read(path), settings.episodes)
+    record = {
+        "made_by": command(config),
+        **{name: config[name] for name in ("git_commit", "hardware", "versions", "seeds")},
+        "task": f"online-{settings.body}-xy-v0: the reward is the distance in m along the direction",
+        "policy": "the mode; collection adds noise",
+        "measured": numbers,
+        "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+    }
+    loggers.write_json(path.with_suffix(".json"), record)
+    draw(paths, path.with_suffix(".png"))
+    for name, found in numbers.items():
+        print(name, {key: round(value["mean"], 3) for key, value in found.items()})
+    return 0
+
+
+if __name__ == "__main__":
+    flags.run(main)

@@ -1,0 +1,290 @@
+"""Acting and learning at once: episode seeds, timeouts, counters, resuming, and what may not change what is learnt."""
+
+import functools
+import json
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from programs import main
+
+from flowrl import agent as agents
+from flowrl import envs, loggers, loop, online
+from flowrl.agent import Agent, Spec
+from flowrl.data import replay
+from flowrl.data.dataset import Dataset
+from flowrl.errors import UserError
+from flowrl.online import Environments, Options
+
+SPEC = Spec(2, 1, 0)
+BATCH = 8
+
+
+class Counter(gymnasium.Env[np.ndarray, np.ndarray]):
+    """Shows (steps, number / 1024), the number drawn at the reset; the reward is the step.
+
+    Episodes end at 3, with an even number by the limit of time, with an odd one by termination.
+    """
+
+    observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (2,), np.float32)
+    action_space = gymnasium.spaces.Box(-1.0, 1.0, (1,), np.float32)
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        super().reset(seed=seed)
+        self.steps, self.number = 0, int(self.np_random.integers(1024))
+        return self._view(), {}
+
+    def step(self, action: np.ndarray) -> Any:
+        self.steps += 1
+        over, odd = self.steps == 3, self.number % 2 == 1
+        return self._view(), float(self.steps), over and odd, over and not odd, {}
+
+    def _view(self) -> np.ndarray:
+        return np.array([self.steps, self.number / 1024], np.float32)
+
+
+def keys_of(*seeds: int) -> jax.Array:
+    return jnp.stack([jax.random.key(seed) for seed in seeds])
+
+
+def environments(*seeds: int, num_envs: int = 2, **kwargs: Any) -> Environments:
+    return Environments(make_counter, keys_of(*seeds), num_envs, **kwargs)
+
+
+def make_counter() -> envs.SeededEpisodes:
+    return envs.SeededEpisodes(Counter())
+
+
+def numbers_of(acted: Environments, steps: int) -> np.ndarray:
+    """The number of the episode under way at each step `[steps, N]`."""
+    found = []
+    for _ in range(steps):
+        found.append(acted.observations[:, 1].copy())
+        acted.step(np.zeros((len(acted.observations), 1), np.float32))
+    return np.array(found)
+
+
+def test_episodes_are_fixed_by_run_slot_and_number() -> None:
+    one = numbers_of(environments(0, 1), 9)
+    assert (one[0:3] == one[0]).all()  # one episode
+    drawn = one[::3]
+    assert len(np.unique(drawn)) == drawn.size  # another one in each run, slot and episode
+    np.testing.assert_array_equal(numbers_of(environments(0, 1), 9), one)
+    np.testing.assert_array_equal(numbers_of(environments(1), 9), one[:, 2:])
+    later = environments(0, 1, episodes=np.array([[2, 1], [1, 1]]))
+    np.testing.assert_array_equal(later.observations[:, 1], [drawn[2, 0], *drawn[1, 1:]])
+
+
+def test_limits_of_time_bootstrap_and_terminations_do_not() -> None:
+    acted = environments(0, num_envs=8)
+    odd = 1024 * acted.observations[:, 1] % 2 == 1
+    assert {*odd.tolist()} == {True, False}
+    first = acted.observations[:, 1].copy()
+    moves = [acted.step(np.zeros((8, 1), np.float32)) for _ in range(3)]
+    for step, moved in enumerate(moves):
+        np.testing.assert_array_equal(moved.observations[:, 0], step)
+        np.testing.assert_array_equal(moved.next_observations[:, 0], step + 1)  # also where the episode ended
+        np.testing.assert_array_equal(moved.next_observations[:, 1], first)  # never the next one's
+        np.testing.assert_array_equal(moved.rewards, step + 1)
+        np.testing.assert_array_equal(moved.masks, 1.0 if step < 2 else 1 - odd)
+        np.testing.assert_array_equal(moved.ended, step == 2)
+    np.testing.assert_array_equal(acted.observations[:, 0], 0)
+    np.testing.assert_array_equal(acted.episodes, np.ones((1, 8)))
+    assert acted.drain() == [{"return": 6.0, "length": 3.0}]
+    assert acted.drain() == [{}]
+
+
+def test_processes_do_not_change_what_is_seen() -> None:
+    kept, apart = environments(0, 1), environments(0, 1, vectorization="async")
+    try:
+        for _ in range(5):
+            np.testing.assert_array_equal(kept.observations, apart.observations)
+            kept.step(np.ones((4, 1), np.float32))
+            apart.step(np.ones((4, 1), np.float32))
+    finally:
+        apart.close()
+
+
+@pytest.mark.parametrize(
+    ("options", "due"),
+    [
+        (Options(), [0, 1, 2, 3, 4, 5]),
+        (Options(warmup_steps=2), [0, 0, 0, 1, 2, 3]),
+        (Options(updates_per_step=0.5), [0, 0, 1, 1, 2, 2]),
+        (Options(updates_per_step=0.29, warmup_steps=1), [0, 0, 0, 0, 0, 1]),
+        (Options(updates_per_step=3), [0, 3, 6, 9, 12, 15]),
+        (Options(updates_per_step=0), [0] * 6),
+    ],
+)
+def test_updates_due(options: Options, due: list[int]) -> None:
+    assert [online.updates_due(options, step) for step in range(6)] == due
+
+
+def test_no_update_is_lost_to_rounding() -> None:
+    assert online.updates_due(Options(updates_per_step=0.29), 100) == 29
+    assert online.updates_due(Options(updates_per_step=0.1), 1_000_000) == 100_000
+
+
+def make_agent(name: str = "td3") -> Agent:
+    module = agents.load(name)
+    return module.make(module.Config(hidden_dims=(8,), batch_size=BATCH), SPEC)
+
+
+class Session:
+    """One online run, with what its collector holds."""
+
+    def __init__(self, *seeds: int, options: Options, mode: Any = "serial", dataset: Any = None) -> None:
+        agent, self.keys = make_agent(), keys_of(*seeds)
+        buffer = jax.eval_shape(functools.partial(replay.empty, SPEC, options.capacity))
+        program = loop.build(agent, BATCH, dataset, mode, buffer)
+        acted = Environments(make_counter, self.keys, options.num_envs)
+        self.collector = online.Collector(agent, SPEC, program, acted, self.keys, options, dataset)
+        self.states, self.window = program.start(self.keys)
+
+    def advance(self, *steps: int) -> "Session":
+        for count in steps:
+            self.states, self.window = self.collector.advance(self.states, self.window, count)
+        return self
+
+
+def test_counters_buffer_and_updates_agree() -> None:
+    options = Options(num_envs=2, updates_per_step=0.5, warmup_steps=4, capacity=12)
+    session = Session(0, 1, options=options).advance(10)
+    assert session.collector.step == 10
+    assert int(session.states.step) == online.updates_due(options, 8)  # the newest transitions are still to be used
+    np.testing.assert_array_equal(session.collector.replays.size, [10, 10])
+    fields = session.collector.replays.fields
+    np.testing.assert_array_equal(fields["next_observations"][:, :10, 0], fields["observations"][:, :10, 0] + 1)
+    np.testing.assert_array_equal(fields["observations"][:, :10, 0], [[0, 0, 1, 1, 2, 2, 0, 0, 1, 1]] * 2)
+    actions = np.asarray(fields["actions"])
+    assert len(np.unique(actions[:, :10])) == 20
+    assert np.abs(actions[:, :10]).max() <= 1
+    session.advance(4)
+    np.testing.assert_array_equal(session.collector.replays.size, [12, 12])
+
+
+def test_the_warm_up_is_uniform_and_the_policy_follows() -> None:
+    session = Session(0, options=Options(warmup_steps=200, capacity=400)).advance(400)
+    actions = np.asarray(session.collector.replays.fields["actions"][0, :, 0])
+    assert abs(np.abs(actions[:200]).mean() - 0.5) < 0.1
+    assert np.abs(actions[200:220]).mean() < 0.3  # an untrained policy is near 0, with noise of 0.1
+
+
+def test_chunks_do_not_change_what_is_learnt() -> None:
+    options = Options(warmup_steps=4, capacity=20)
+    one, other = Session(3, options=options).advance(30), Session(3, options=options).advance(4, 1, 20, 5)
+    jax.tree.map(np.testing.assert_array_equal, (one.states, one.window), (other.states, other.window))
+    jax.tree.map(np.testing.assert_array_equal, one.collector.replays, other.collector.replays)
+
+
+@pytest.mark.parametrize("mode", ["serial", "vmap"])
+def test_a_run_among_others_agrees_with_the_run_alone(mode: Any) -> None:
+    options = Options(warmup_steps=4, capacity=40)
+    both, alone = Session(3, 4, options=options, mode=mode).advance(40), Session(4, options=options).advance(40)
+    compare = (
+        np.testing.assert_array_equal if mode == "serial" else functools.partial(np.testing.assert_allclose, atol=1e-4)
+    )
+    jax.tree.map(lambda x, y: compare(x[1], y[0]), both.states.params, alone.states.params)
+    jax.tree.map(lambda x, y: compare(x[1], y[0]), both.collector.replays, alone.collector.replays)
+
+
+def test_offline_data_take_part(walks: Dataset) -> None:
+    fields = {**walks.fields, "actions": walks.fields["actions"][:, :1]}
+    rewards = {"rewards": jnp.full(len(fields["actions"]), 100.0), "masks": jnp.zeros(len(fields["actions"]))}
+    session = Session(0, options=Options(capacity=20), dataset=walks.replace(fields={**fields, **rewards})).advance(10)
+    assert float(session.window.sums["critic/loss"][0]) / 9 > 5000  # 580 of 590 transitions have the reward 100
+
+
+# ------------------------------------------------------------------------------------------------- command line
+
+PENDULUM = ("--env=Pendulum-v1", "--agent.hidden_dims=8", "--agent.batch_size=8", "--eval_episodes=1", "--workers=1")
+SHORT = (
+    "--online_steps=40",
+    "--warmup_steps=10",
+    "--eval_interval=20",
+    "--log_interval=10",
+    "--checkpoint_interval=20",
+)
+
+
+def lines(folder: Path, name: str) -> list[dict[str, Any]]:
+    return loggers.read_lines(folder / f"{name}.jsonl")
+
+
+def test_a_run_without_data_learns_from_its_steps(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    assert main("--agent=sac", *PENDULUM, *SHORT, "--num_seeds=2", f"--run_dir={folder}") == 0
+    config = json.loads((folder / "config.json").read_text())
+    assert config["data"]["origin"] == "none"
+    assert config["settings"]["steps"] == 0
+    assert [line["step"] for line in lines(folder, "metrics") if line["seed"] == 1] == [10, 20, 30, 40]
+    assert "train/actor/loss" not in lines(folder, "metrics")[0]  # still warming up
+    assert "train/actor/loss" in lines(folder, "metrics")[2]
+    assert {line["step"] for line in lines(folder, "eval")} == {20, 40}
+
+
+def test_a_stopped_run_goes_on_with_its_buffer_and_counters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole, parted = tmp_path / "whole", tmp_path / "parted"
+    command = ("--agent=td3", *PENDULUM, *SHORT)
+    assert main(*command, f"--run_dir={whole}") == 0
+    advance, broken = online.Collector.advance, []
+
+    def killed(self: online.Collector, *arguments: Any) -> Any:
+        if self.step >= 30 and not broken:
+            broken.append(self.step)
+            raise RuntimeError("killed")
+        return advance(self, *arguments)
+
+    monkeypatch.setattr(online.Collector, "advance", killed)
+    with pytest.raises(RuntimeError, match="killed"):
+        main(*command, f"--run_dir={parted}")
+    seen: list[Any] = []
+
+    def watched(self: online.Collector, *arguments: Any) -> Any:
+        if not seen:
+            seen.append((self.step, int(self.replays.size[0]), self.environments.episodes.tolist()))
+        return advance(self, *arguments)
+
+    monkeypatch.setattr(online.Collector, "advance", watched)
+    assert main("--resume", f"--run_dir={parted}") == 0
+    assert seen == [(20, 20, [[1]])]  # the episode under way at the checkpoint is lost, nothing else
+    for name in ("metrics", "eval"):
+        assert [line["step"] for line in lines(parted, name)] == [line["step"] for line in lines(whole, name)]
+    assert lines(parted, "metrics")[:2] == lines(whole, "metrics")[:2]
+
+
+def test_offline_training_goes_on_online(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    fields = {"observations": rng.normal(size=(60, 3)), "actions": rng.uniform(-2, 2, (60, 1)), "rewards": np.ones(60)}
+    np.savez(tmp_path / "own.npz", **fields, terminals=np.zeros(60, bool), timeouts=np.arange(60) % 20 == 19)
+    folder, given = tmp_path / "run", ("--preset=none", "--steps=30", f"--data={tmp_path / 'own.npz'}")
+    schedule = ("--online_steps=20", "--eval_interval=10", "--log_interval=10", "--checkpoint_interval=10")
+    command = ("--agent=fql", *PENDULUM, *given, *schedule, "--offline_share=0.5")
+    assert main(*command, f"--run_dir={folder}") == 0
+    assert [line["step"] for line in lines(folder, "eval")] == [10, 20, 30, 40, 50]
+    records = lines(folder, "metrics")
+    assert [record["step"] for record in records] == [10, 20, 30, 40, 50]
+    assert all("train/critic/loss" in record for record in records)
+
+
+@pytest.mark.parametrize(
+    ("message", "arguments"),
+    [
+        ("add --online_steps=N", ("--agent=sac", "--env=Pendulum-v1", "--preset=none", "--data=none")),
+        ("--steps=5 are updates on offline data", ("--agent=sac", "--env=Pendulum-v1", "--steps=5")),
+        ("learn offline only", ("--agent=gc_sscp", "--env=pointmaze-medium-navigate", "--online_steps=5")),
+        ("no multiple of --num_envs=3", ("--agent=sac", "--env=Pendulum-v1", "--num_envs=3")),
+        ("--offline_share=1.5 is too large", ("--agent=sac", "--env=Pendulum-v1", "--offline_share=1.5")),
+        ("choose sync or async", ("--agent=sac", "--env=Pendulum-v1", "--vectorization=fork")),
+        ("take their numbers from offline data", ("--agent=sac", *PENDULUM, *SHORT, "--normalize_observations")),
+        ("--updates_per_step=-1.0 is too small", ("--agent=sac", "--env=Pendulum-v1", "--updates_per_step=-1")),
+        ("flowrl needs continuous, bounded ones", ("--agent=sac", "--env=CartPole-v1")),
+    ],
+)  # fmt: skip
+def test_wrong_settings_name_the_remedy(message: str, arguments: tuple[str, ...], tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=message):
+        main(*arguments, f"--run_dir={tmp_path / 'run'}")
