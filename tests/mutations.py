@@ -36,6 +36,8 @@ _ONE_STEP, _AVERAGE, _DISTILLED, _CLONING = (f"agents/{name}.py" for name in ("s
 _SSCP, _HIQL, _GCIVL, _GCBC = (f"agents/{name}.py" for name in ("gc_sscp", "hiql", "gcivl", "gcbc"))
 
 
+_REPLAY, _ONLINE = "flowrl/data/replay.py", "flowrl/online.py"
+_BUFFER, _ACTED, _LEARNT = (f"tests/test_{name}.py" for name in ("replay", "online", "online_agents"))
 _CRITIC_STEP = """\
     state, critic_metrics = descend(
         state, lambda params: critic_loss(networks, config, params, state, batch, critic_key), ("critic",)
@@ -647,4 +649,38 @@ MUTATIONS = (
         "tests/test_normalize.py",
         "returns_of_episodes",
     ),
+    # online
+    Mutation(_REPLAY, "replay.offset + ", "", _BUFFER, "view_of_one_run"),
+    Mutation(_REPLAY, "(replay.position + jnp.arange(count)) % capacity", "jnp.arange(count)", _BUFFER, "full_buffer"),
+    Mutation(_REPLAY, "0, stored + replay.size) < stored", "0, 2 * stored) < stored", _BUFFER, "equally_likely"),
+    Mutation(_ONLINE, "1 - terminated.astype", "1 - ended.astype", _ACTED, "limits_of_time"),
+    Mutation(
+        _ONLINE, "return Transitions(before, after,", "return Transitions(before, self.observations,", _ACTED, "limits"
+    ),
+    Mutation(_ONLINE, "step - options.warmup_steps", "step", _ACTED, "updates_due"),
+    Mutation("flowrl/gaussian.py", "- log_slope", "+ log_slope", _LEARNT, "squashed_gaussian_by_hand"),
+    Mutation(
+        "flowrl/gaussian.py",
+        "noise**2 + jnp.log(2 * jnp.pi)) - log_stds",
+        "noise**2 + jnp.log(2 * jnp.pi))",
+        _LEARNT,
+        "squashed_density",
+    ),
+    Mutation("agents/sac.py", "- temperature(state.params) * log_probs\n", "\n", _LEARNT, f"{_REFERENCES} and sac"),
+    Mutation(
+        "agents/sac.py",
+        "-log_probs.mean() - target_entropy",
+        "target_entropy + log_probs.mean()",
+        _LEARNT,
+        "temperature_falls",
+    ),
+    Mutation(
+        "agents/sac.py",
+        "temperature(state.params) * log_probs - values",
+        "temperature(params) * log_probs - values",
+        _LEARNT,
+        f"{_REFERENCES} and sac",
+    ),
+    Mutation("agents/td3.py", "noise = jnp.clip(noise,", "jnp.clip(noise,", _LEARNT, f"{_REFERENCES} and td3"),
+    Mutation("flowrl/optim.py", "state.step % interval == 0", "state.step % interval == 1", _LEARNT, "test_every"),
 )
