@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
@@ -17,7 +16,7 @@ from flowrl import acting, flow, losses
 from flowrl import config as configs
 from flowrl.agent import Agent, Needs, Spec
 from flowrl.losses import mse, normalized_q_loss
-from flowrl.networks import MLP, Network, Value, ensemble, mish, sinusoidal_features
+from flowrl.networks import Network, TimedMLP, Value, ensemble, mish
 from flowrl.optim import descend, polyak
 from flowrl.train_state import Batch, Metrics, Mode, Params, TrainState, new_state
 
@@ -45,25 +44,10 @@ class Config(configs.OfflineQ):
     candidate_noise: float = configs.sweepable(0.5, "Standard deviation of the noise that candidates start from.")
 
 
-class Actor(nn.Module):
-    """u(a_t, r, t; s) with sinusoidal embeddings of both times, each through its own two layers."""
-
-    hidden_dims: tuple[int, ...]
-    action_dim: int
-
-    @nn.compact
-    def __call__(self, observations: jax.Array, points: jax.Array, begins: jax.Array, times: jax.Array) -> jax.Array:
-        """Maps `[..., D]`, `[..., A]`, `[..., 1]` and `[..., 1]` to `[..., A]`."""
-        embed = partial(MLP, (128,), 64, activation=mish)
-        time = embed(name="time")(sinusoidal_features(times, 64))
-        begin = embed(name="begin")(sinusoidal_features(begins, 64))
-        return MLP(self.hidden_dims, self.action_dim, activation=mish)(points, observations, time, begin)
-
-
 class Networks(NamedTuple):
     """The policy and twin critics."""
 
-    actor: Network  # Actor
+    actor: Network  # [B, D], [B, A], r [B, 1], t [B, 1] -> [B, A]
     critic: Network  # [B, D], [B, A] -> [2, B]
 
 
@@ -71,7 +55,7 @@ def sample_actions(
     networks: Networks, actor_params: Any, observations: jax.Array, key: jax.Array, noise_scale: Any = 1.0
 ) -> jax.Array:
     """One step from noise, ε − u(ε, 0, 1; s), clipped: `[..., D]` to `[..., A]`."""
-    noise = noise_scale * jax.random.normal(key, (*observations.shape[:-1], networks.actor.action_dim))
+    noise = noise_scale * jax.random.normal(key, (*observations.shape[:-1], networks.actor.out_dim))
     begins = jnp.zeros((*observations.shape[:-1], 1))
     averages = networks.actor.apply(actor_params, observations, noise, begins, begins + 1)
     return jnp.clip(noise - averages, -1.0, 1.0)
@@ -185,7 +169,7 @@ def init(
 def make(config: Config, spec: Spec) -> Agent:
     """Builds the agent."""
     critic = ensemble(Value)(config.hidden_dims, activation=mish, layer_norm=config.critic_layer_norm)
-    networks = Networks(Actor(config.hidden_dims, spec.action_dim), critic)
+    networks = Networks(TimedMLP(config.hidden_dims, spec.action_dim, ("begin", "time")), critic)
     return Agent(
         init=partial(init, networks, config, spec),
         update=partial(update, networks, config),

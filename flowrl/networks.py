@@ -173,6 +173,27 @@ def sinusoidal_features(x: jax.Array, size: int) -> jax.Array:
     return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
 
 
+class TimedMLP(nn.Module):
+    """A field over points of a flow: sinusoidal features of each time through layers of its own, then an MLP.
+
+    Attributes:
+        hidden_dims: Sizes of the hidden layers.
+        out_dim: Output size.
+        times: Names of the times.
+    """
+
+    hidden_dims: Sequence[int]
+    out_dim: int
+    times: tuple[str, ...]
+
+    @nn.compact
+    def __call__(self, observations: jax.Array, points: jax.Array, *times: jax.Array) -> jax.Array:
+        """Maps `[..., D]`, `[..., A]` and `[..., 1]` for each time to `[..., A]`."""
+        pairs = zip(self.times, times, strict=True)
+        embeddings = [MLP((128,), 64, activation=mish, name=name)(sinusoidal_features(x, 64)) for name, x in pairs]
+        return MLP(self.hidden_dims, self.out_dim, activation=mish)(points, observations, *embeddings)
+
+
 def represent(networks: Any, params: Params, observations: jax.Array, goals: jax.Array) -> jax.Array:
     """Returns φ([s; g]) `[B, R]`, for agents with the networks `goal_rep` and `value`."""
     return networks.goal_rep.apply(params["goal_rep"], observations, goals)

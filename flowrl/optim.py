@@ -10,9 +10,12 @@ from flowrl.train_state import ADAM, Metrics, Params, TrainState
 
 
 def descend(
-    state: TrainState, loss_fn: Callable[[Params], tuple[jax.Array, Metrics]], names: tuple[str, ...]
+    state: TrainState,
+    loss_fn: Callable[[Params], tuple[jax.Array, Metrics]],
+    names: tuple[str, ...],
+    learning_rate: jax.Array | None = None,
 ) -> tuple[TrainState, Metrics]:
-    """Takes one Adam step, of size `hyper["learning_rate"]`, on the networks in `names`; all others are constants.
+    """Takes one Adam step on the networks in `names`; all others are constants.
 
     The gradient is joint: a representation that several losses share receives the sum of theirs. Where there is a
     `hyper["max_grad_norm"]`, each network's gradient is clipped to it.
@@ -21,18 +24,20 @@ def descend(
         state: State whose `params` the loss is differentiated at.
         loss_fn: Maps parameters of all networks to a scalar loss and metrics.
         names: The networks to train.
+        learning_rate: Size of the step `[]`; by default `hyper["learning_rate"]`.
 
     Returns:
         The state with moved parameters and moments, its step counter and targets untouched, and the metrics.
     """
     trained = {name: state.params[name] for name in names}
     grads, metrics = jax.grad(lambda params: loss_fn({**state.params, **params}), has_aux=True)(trained)
+    rate = state.hyper["learning_rate"] if learning_rate is None else learning_rate
     params, opt_state = dict(state.params), dict(state.opt_state)
     for name in names:
         if "max_grad_norm" in state.hyper:
             grads[name] = clip_norm(grads[name], state.hyper["max_grad_norm"])
         direction, opt_state[name] = ADAM.update(grads[name], state.opt_state[name])
-        updates = jax.tree.map(lambda d: -state.hyper["learning_rate"] * d, direction)
+        updates = jax.tree.map(lambda d: -rate * d, direction)
         params[name] = optax.apply_updates(state.params[name], updates)
     return state.replace(params=params, opt_state=opt_state), metrics
 

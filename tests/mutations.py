@@ -87,9 +87,7 @@ MUTATIONS = (
     Mutation("flowrl/losses.py", "errors**2).mean(axis=-1).sum()", "errors**2).mean()", _LOSSES, "goal_value_loss"),
     Mutation("flowrl/losses.py", "-0.5 * jnp.sum(", "-0.5 * jnp.mean(", _LOSSES, "log_prob"),
     # optim.py and train_state.py
-    Mutation(
-        "flowrl/optim.py", '-state.hyper["learning_rate"]', 'state.hyper["learning_rate"]', _AGENTS, f"{_STEP} and gcbc"
-    ),
+    Mutation("flowrl/optim.py", "-rate * d", "rate * d", _AGENTS, f"{_STEP} and gcbc"),
     Mutation(
         "flowrl/optim.py",
         "incremental_update(state.params[name], state.target_params[name], rate)",

@@ -53,7 +53,38 @@ def test_recipes_are_the_published_ones(name, episodes, length):
     assert (recipe.episodes, recipe.length, recipe.noise) == (episodes, length, 0.5)
 
 
-@pytest.mark.parametrize("name", ["antmaze-large-navigate", "antmaze-medium-explore", "antsoccer-arena-navigate"])
+@pytest.mark.parametrize(
+    ("name", "episodes", "length", "noise"),
+    [
+        ("antmaze-large-navigate", 1000, 1001, 0.2),
+        ("antmaze-giant-navigate", 500, 2001, 0.2),
+        ("antmaze-teleport-stitch", 5000, 201, 0.2),
+        ("antmaze-medium-explore", 10_000, 501, 1.0),
+    ],
+)
+def test_recipes_of_the_ant_are_the_published_ones(name, episodes, length, noise):
+    recipe = behaviours.recipe(envs.parse(name))
+    assert (recipe.episodes, recipe.length, recipe.noise, recipe.expert) == (episodes, length, noise, "ant")
+    assert recipe.row_bytes == 4 * (29 + 8 + 15 + 14) + 1
+
+
+def test_exploring_changes_direction_every_ten_steps():
+    known = envs.parse("pointmaze-medium-navigate")
+    env = envs.make(known.env_id, terminate_at_goal=False, max_episode_steps=31)
+    recipe = behaviours.recipe(envs.parse("antmaze-medium-explore"))._replace(actor=behaviours.follow, noise=0.0)
+    moves = behaviours.explore(env.unwrapped, np.random.default_rng(0), recipe)
+    observation, info = env.reset(seed=0, options=next(moves))
+    actions = []
+    for _ in range(30):
+        actions.append(moves.send((observation, info)))
+        observation, *_, info = env.step(actions[-1])
+    tens = np.array(actions).reshape(3, 10, 2)
+    np.testing.assert_allclose(np.linalg.norm(tens, axis=-1), 1, rtol=1e-6)
+    assert (tens == tens[:, :1]).all()
+    assert len(np.unique(tens[:, 0], axis=0)) == 3
+
+
+@pytest.mark.parametrize("name", ["humanoidmaze-medium-stitch", "antsoccer-arena-navigate"])
 def test_other_datasets_are_refused_with_a_remedy(name):
     with pytest.raises(UserError, match=rf"cannot collect {name} yet.*--data=PATH.*{name}-v0\.npz"):
         behaviours.recipe(envs.parse(name))

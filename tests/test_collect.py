@@ -309,7 +309,7 @@ def test_two_collections_of_one_file_take_turns(tmp_path):
     [
         ([], "which dataset"),
         (["--env=pointmaze-medum-navigate"], "did you mean pointmaze-medium-navigate?"),
-        (["--env=antmaze-large-navigate"], "--data=PATH"),
+        (["--env=humanoidmaze-large-navigate"], "--data=PATH"),
         (["--evn=x"], "unknown flag --evn; did you mean --env?"),
         (["pointmaze-medium-navigate"], "unexpected argument 'pointmaze-medium-navigate'"),
         ([f"--env={STITCH}", "--episodes=0"], "episodes must be at least 1, not 0"),

@@ -46,7 +46,7 @@ def test_recipes_are_the_published_ones(name: str, episodes: int, buttons: bool)
     assert (recipe.accept is not None) == name.startswith("scene")
 
 
-@pytest.mark.parametrize("name", ["visual-cube-single-play", "antmaze-large-navigate", "humanoidmaze-medium-stitch"])
+@pytest.mark.parametrize("name", ["visual-cube-single-play", "antsoccer-arena-navigate", "humanoidmaze-medium-stitch"])
 def test_other_sets_are_refused(name: str) -> None:
     with pytest.raises(UserError, match=r"pixel|cannot collect"):
         behaviours.recipe(envs.parse(name))

@@ -11,7 +11,7 @@ import pytest
 
 from flowrl import agent as agents
 from flowrl.agent import Agent, Spec
-from flowrl.networks import sinusoidal_features
+from flowrl.networks import TimedMLP, sinusoidal_features
 from flowrl.train_state import Batch, TrainState
 
 NAMES = ("sscp", "ofql", "fql", "bc")
@@ -99,7 +99,7 @@ def test_sinusoidal_features_by_hand() -> None:
 
 @pytest.mark.parametrize("name", ["sscp", "ofql"])
 def test_actors_read_all_inputs_and_tell_the_two_times_apart(name: str) -> None:
-    actor = agents.load(name).Actor((16,), 2)
+    actor = agents.load(name).Actor((16,), 2) if name == "sscp" else TimedMLP((16,), 2, ("begin", "time"))
     s, x, one, other = normal(1, 5, 3), normal(2, 5, 2), jnp.full((5, 1), 0.3), jnp.full((5, 1), 0.6)
     params = actor.init(jax.random.key(0), s, x, one, other)
     apply = jax.jit(actor.apply)

@@ -34,6 +34,7 @@ class Recipe(NamedTuple):
         actor: In mazes, turns an observation and a unit direction into an action.
         env_kwargs: What the environment is made with, as pairs.
         button_states: Whether rows also hold the states of buttons.
+        expert: Body whose shipped expert is the actor, or empty.
         accept: Whether an episode's fields will do; one that will not is thrown away and another played in its place.
     """
 
@@ -45,6 +46,7 @@ class Recipe(NamedTuple):
     actor: Actor | None = None
     env_kwargs: tuple[tuple[str, Any], ...] = ()
     button_states: bool = False
+    expert: str = ""
     accept: Callable[[Mapping[str, np.ndarray]], bool] | None = None
 
 
@@ -65,9 +67,10 @@ def recipe(name: envs.EnvName) -> Recipe:
             f"sets of cube, scene and puzzle; give a file with --data=PATH, for example a download of "
             f"{name.dataset}.npz"
         )
-    actor, noise, numbers = _BODIES[body]
+    expert, noise, numbers = _BODIES[body]
+    actor = functools.partial(experts.walk, expert) if expert else follow
     # float32 fields, and the terminals
-    maze = functools.partial(Recipe, actor=actor, noise=noise, row_bytes=4 * numbers + 1)
+    maze = functools.partial(Recipe, actor=actor, noise=noise, row_bytes=4 * numbers + 1, expert=expert)
     if name.behaviour == "stitch":
         return maze(behaviour=stitch, episodes=5000, length=201)
     if name.behaviour == "explore":
@@ -82,11 +85,8 @@ def follow(observation: np.ndarray, direction: np.ndarray) -> np.ndarray:
     return direction
 
 
-_BODIES: dict[str, tuple[Actor, float, int]] = {
-    "pointmaze": (follow, 0.5, 2 + 2 + 2 + 2),
-    "antmaze": (functools.partial(experts.walk, "ant"), 0.2, 29 + 8 + 15 + 14),
-}
-"""Who acts in a body's mazes, the noise of its actions, and the numbers in a row: state, action, qpos, qvel."""
+_BODIES = {"pointmaze": ("", 0.5, 2 + 2 + 2 + 2), "antmaze": ("ant", 0.2, 29 + 8 + 15 + 14)}
+"""Whose expert acts, the noise of its actions, and the numbers in a row: state, action, qpos, qvel."""
 _MAZE_BEHAVIOURS = ("navigate", "stitch", "explore")
 
 

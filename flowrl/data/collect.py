@@ -25,7 +25,7 @@ import numpy as np
 from tqdm import tqdm
 
 from flowrl import envs, files
-from flowrl.data import behaviours
+from flowrl.data import behaviours, experts
 from flowrl.errors import UserError
 from flowrl.provenance import git_commit, usable_cores, versions
 
@@ -203,6 +203,7 @@ def _part(parts: Path, block: Block) -> Path:
 def _prepare(parts: Path, job: Job, recipe: behaviours.Recipe) -> None:
     """Makes the folder of parts; throws away those that another seed, length or version has made."""
     identity = {"job": job._asdict(), "versions": versions("ogbench", "mujoco", "gymnasium", "numpy")}
+    identity |= _expert(recipe)
     record = parts / "job.json"
     if not record.exists() or json.loads(record.read_text()) != identity:
         shutil.rmtree(parts, ignore_errors=True)
@@ -289,6 +290,11 @@ def _arrays(members: list[Path], field: str) -> Iterator[np.ndarray]:
 # --------------------------------------------------------------------------------------------------- provenance
 
 
+def _expert(recipe: behaviours.Recipe) -> dict[str, Any]:
+    """Returns which expert acts, if one does."""
+    return {"expert": f"flowrl's own {recipe.expert}, {sha256(experts.path(recipe.expert))}"} if recipe.expert else {}
+
+
 def _record(job: Job, recipe: behaviours.Recipe, rows: dict[str, int], hashes: dict[str, str]) -> dict[str, Any]:
     """Returns what the provenance file says."""
     return {
@@ -301,6 +307,7 @@ def _record(job: Job, recipe: behaviours.Recipe, rows: dict[str, int], hashes: d
         "rows": rows,
         "versions": versions("ogbench", "mujoco", "gymnasium", "numpy"),
         "git_commit": git_commit(),
+        **_expert(recipe),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "sha256": hashes,
     }

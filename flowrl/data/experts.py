@@ -21,10 +21,25 @@ Layers = tuple[tuple[np.ndarray, np.ndarray], ...]
 """Kernels `[I, O]` and biases `[O]`."""
 
 
-def read(path: Path) -> Layers:
+def read(file_path: Path) -> Layers:
     """Returns the layers of an expert's file."""
-    with np.load(path, allow_pickle=False) as file:
+    with np.load(file_path, allow_pickle=False) as file:
         return tuple((file[f"kernel_{i}"], file[f"bias_{i}"]) for i in range(len(file.files) // 2))
+
+
+def path(body: str) -> Path:
+    """Returns the file of the expert that is shipped for a body.
+
+    Raises:
+        UserError: None is.
+    """
+    found = Path(str(resources.files(__package__) / "experts" / f"{body}.npz"))
+    if not found.exists():
+        raise UserError(
+            f"flowrl ships no expert for {body} yet; train one with experiments/expert.py --body={body}, or give a "
+            "dataset with --data=PATH"
+        )
+    return found
 
 
 @functools.cache
@@ -34,13 +49,7 @@ def shipped(body: str) -> Layers:
     Raises:
         UserError: None is.
     """
-    path = Path(str(resources.files(__package__) / "experts" / f"{body}.npz"))
-    if not path.exists():
-        raise UserError(
-            f"flowrl ships no expert for {body} yet; train one with experiments/expert.py --body={body}, or give a "
-            "dataset with --data=PATH"
-        )
-    return read(path)
+    return read(path(body))
 
 
 def act(layers: Layers, observation: np.ndarray, direction: np.ndarray) -> np.ndarray:

@@ -76,6 +76,8 @@ _ONLINE_RUN = dict(
     checkpoint_interval=50_000,
     buffer_size=1_000_000,
 )
+_FPMD = "Flow Policy Mirror Descent, https://arxiv.org/abs/2507.23675, the authors' code"
+_FPMD_RUN = dict(online_steps=1_000_000, warmup_steps=30_000, num_envs=5, updates_per_step=0.2)
 # Agents that learn online from scratch, with the papers' settings for all environments.
 _ONLINE: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "sac": (
@@ -88,6 +90,8 @@ _ONLINE: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
         {},
         dict(online_steps=1_000_000, warmup_steps=25_000),
     ),
+    "fpmd_r": (_FPMD, {}, _FPMD_RUN),
+    "fpmd_m": (_FPMD, {}, _FPMD_RUN),
 }
 _ONLINE_QUICK = dict(online_steps=200_000, eval_interval=10_000)
 _LOCOMOTION = "OGBench's SAC for the experts of its maze datasets, https://arxiv.org/abs/2410.20092, the authors' code"
