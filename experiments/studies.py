@@ -2,8 +2,8 @@
 
 Trains one agent in several variants through experiments/main.py, which receives every other flag, written
 --name=value; --env=cube-single-play-singletask and --preset=quick are the defaults. Runs go to
-<out>/<study>/<variant>/, the table and its picture to <out>/<study>/. The same command continues a study that was
-broken off; finished variants are not trained again.
+<out>/<study>/<variant>/, the table (table.json, table.md) and its picture to <out>/<study>/. The same command continues
+a study that was broken off; finished variants are not trained again.
 """
 
 import dataclasses
@@ -229,12 +229,29 @@ def _caption(table: dict[str, Any]) -> str:
     )
 
 
+def markdown(table: dict[str, Any]) -> str:
+    """Returns the table for people: each variant's number with its interval, and its seeds' numbers."""
+    metric, field = table["metric"], STUDIES[table["study"]].field
+    unit = " in %" if metric == "success" else ""
+    lines = [f"| `{field}` | {metric}{unit} | 95 % interval | seeds |", "|---|---|---|---|"]
+
+    def shown(value: float) -> str:
+        return f"{scale(metric) * value:.1f}"
+
+    for row in table["variants"]:
+        bounds = " to ".join(map(shown, row["interval_95"])) if row["interval_95"] else "one seed"
+        seeds = ", ".join(map(shown, row["per_seed"].values()))
+        lines.append(f"| {row['variant'].split('=')[1]} | {shown(row['mean'])} | {bounds} | {seeds} |")
+    return "\n".join(lines) + "\n"
+
+
 def write(folder: Path, table: dict[str, Any], done: Sequence[Path]) -> None:
-    """Writes table and picture of the variants that are finished."""
+    """Writes tables and picture of the variants that are finished."""
     found = [read_variant(variant) for variant in done]
     summary = loggers.read_json(done[0] / "summary.json")
     table |= {"environment": table["environment"], "metric": summary["metric"], "variants": [row for row, _ in found]}
     loggers.write_json(folder / "table.json", table)
+    loggers.write_text(folder / "table.md", markdown(table))
     draw(table, [group for _, group in found], folder / "table.png")
 
 
@@ -270,7 +287,7 @@ def execute(name: str, out: Path, given: Sequence[str]) -> int:
     for row in table["variants"]:
         interval = stats.Interval(row["mean"], *(row["interval_95"] or (math.nan, math.nan)))
         print(f"{row['variant']}: {table['metric']} {curves.final_text(table['metric'], interval)}")
-    print(f"wrote {folder}/table.json and table.png")
+    print(f"wrote {folder}/table.json, table.md and table.png")
     return 0
 
 

@@ -38,6 +38,7 @@ _SSCP, _HIQL, _GCIVL, _GCBC = (f"agents/{name}.py" for name in ("gc_sscp", "hiql
 
 _REPLAY, _ONLINE = "flowrl/data/replay.py", "flowrl/online.py"
 _BUFFER, _ACTED, _LEARNT = (f"tests/test_{name}.py" for name in ("replay", "online", "online_agents"))
+_MIRROR = "tests/test_mirror_descent.py"
 _CRITIC_STEP = """\
     state, critic_metrics = descend(
         state, lambda params: critic_loss(networks, config, params, state, batch, critic_key), ("critic",)
@@ -681,4 +682,27 @@ MUTATIONS = (
     ),
     Mutation("agents/td3.py", "noise = jnp.clip(noise,", "jnp.clip(noise,", _LEARNT, f"{_REFERENCES} and td3"),
     Mutation("flowrl/optim.py", "state.step % interval == 0", "state.step % interval == 1", _LEARNT, "test_every"),
+    Mutation(
+        "flowrl/mirror_descent.py", "(values - mean) / std if", "values - mean / std if", _MIRROR, "weights_by_hand"
+    ),
+    Mutation(
+        "flowrl/mirror_descent.py",
+        "jnp.clip(standard, -clip, clip) / ",
+        "jnp.clip(standard, -clip, clip) * ",
+        _MIRROR,
+        "weights_by_hand",
+    ),
+    Mutation("flowrl/mirror_descent.py", "gap -= before", "gap += before", _MIRROR, "temperature_seeks"),
+    Mutation(
+        "flowrl/mirror_descent.py", "jnp.mean(weights * generator", "jnp.mean(generator", _MIRROR, "weights_scale"
+    ),
+    Mutation("flowrl/mirror_descent.py", 'state.hyper["reward_scale"] * batch', "batch", _MIRROR, "running_statistics"),
+    Mutation("agents/fpmd_m.py", "points = points - ", "points = points + ", _MIRROR, "true_field_leads"),
+    Mutation(
+        "agents/fpmd_r.py",
+        "flow.straight(jax.random.normal(noise_key, actions.shape), actions, times)",
+        "flow.straight(actions, jax.random.normal(noise_key, actions.shape), times)",
+        _MIRROR,
+        "true_field_has_no_error",
+    ),
 )

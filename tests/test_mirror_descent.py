@@ -103,19 +103,29 @@ def test_what_moves_when(name: str) -> None:
     assert moved("params", "temperature") == [True, False, False, True]
 
 
+def with_constant_q(state: TrainState, value: float) -> TrainState:
+    """The last biases, of shape (2, 1), give the value; all else is 0."""
+    critic = jax.tree.map(lambda x: jnp.full_like(x, value * (x.shape == (2, 1))), state.params["critic"])
+    slow = {**state.target_params, "critic": critic}
+    return state.replace(params={**state.params, "critic": critic}, target_params=slow)
+
+
+@each_agent
+def test_weights_scale_the_loss(name: str) -> None:
+    """Q = 7, clipped to 3, at α = 5: the weight of every row is e^0.6, and 1 where the clip is 0."""
+    _, agent = make(name)
+    found = []
+    for clip in (3.0, 0.0):
+        state = with_constant_q(agent.init(jax.random.key(0), {"q_clip": clip}), 7.0)
+        found.append(jax.jit(agent.update)(state, batch_of(), jax.random.key(0))[1]["actor/loss"])
+    np.testing.assert_allclose(found[0] / found[1], np.exp(0.6), rtol=1e-5)
+
+
 @each_agent
 def test_the_running_statistics_follow_q(name: str) -> None:
     _, agent = make(name)
     state = agent.init(jax.random.key(0))
-    constant = jax.tree.map(jnp.zeros_like, state.params["critic"])
-    *_, (path, last) = jax.tree_util.tree_flatten_with_path(constant)[0]
-    del path
-    value = jax.tree.map(lambda leaf: leaf + 7.0 if leaf.shape == (2, 1) else leaf, constant)
-    assert last.shape[0] == 2
-    after, metrics = jax.jit(agent.update)(
-        state.replace(params={**state.params, "critic": value}, target_params={**state.target_params, "critic": value}),
-        batch_of(), jax.random.key(0),
-    )  # fmt: skip
+    after, metrics = jax.jit(agent.update)(with_constant_q(state, 7.0), batch_of(), jax.random.key(0))
     np.testing.assert_allclose(after.extras["q_mean"], 0.007, rtol=1e-5)
     np.testing.assert_allclose(after.extras["q_std"], 0.999, rtol=1e-5)
     # y = 0.2 r + 0.99 m · 7, Q = 7

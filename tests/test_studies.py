@@ -65,6 +65,9 @@ def test_a_study_from_runs_to_table_and_on_again(tmp_path: Path, capfd: Any) -> 
     assert set(table["variants"][0]["per_seed"]) == {"0", "1"}
     assert "--agent.time_sampler=uniform" in table["variants"][1]["command"]
     assert (folder / "table.png").read_bytes().startswith(b"\x89PNG")
+    first, *_ = (folder / "table.md").read_text().splitlines()[2:]
+    numbers = table["variants"][0]["per_seed"].values()
+    assert first.endswith(f"| {', '.join(f'{100 * value:.1f}' for value in numbers)} |")
     capfd.readouterr()
     assert run(*arguments) == 0
     assert capfd.readouterr().out.count("finished before") == 2

@@ -1,0 +1,133 @@
+"""The locomotion experts: exported as they were trained, shipped with a true record, and walking."""
+
+import functools
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from programs import load
+
+from flowrl import envs, locomotion
+from flowrl.agent import Spec
+from flowrl.agents import sac
+from flowrl.checkpoint import Checkpoints
+from flowrl.data import behaviours, collect, experts
+from flowrl.errors import UserError
+
+expert = load("experiments/expert.py")
+SHIPPED = experts.path("ant")
+
+
+def test_an_exported_policy_acts_as_the_agent_does(tmp_path: Path) -> None:
+    agent = sac.make(sac.Config(hidden_dims=(16, 16, 16)), Spec(29, 8, 0))
+    states = jax.vmap(lambda key: agent.init(key))(jax.random.split(jax.random.key(0)))
+    checkpoints = Checkpoints(tmp_path / "run" / "checkpoints")
+    checkpoints.save(5, (states, {"nothing": jnp.zeros(1)}), {"agent": "sac"})
+    checkpoints.close()
+    layers = experts.read(expert.export("ant", tmp_path / "run", tmp_path / "made"))
+    assert [kernel.shape for kernel, _ in layers] == [(29, 16), (16, 16), (16, 16), (16, 16)]
+    rng = np.random.default_rng(0)
+    observation, direction = rng.normal(size=29), np.array([0.6, -0.8])
+    policy = agent.policy(jax.tree.map(lambda leaf: leaf[0], states))
+    seen = jnp.asarray(np.concatenate([observation[2:], direction]), jnp.float32)
+    expected = agent.act(policy, seen[None], jnp.zeros((1, 0)), jax.random.key(0), mode="eval")[0]
+    found = experts.act(layers, observation, direction)
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+    moved = experts.act(layers, observation + np.eye(29)[0], direction)
+    np.testing.assert_array_equal(moved, found)  # it does not see where in the maze it is
+
+
+def test_the_shipped_expert_has_its_record() -> None:
+    record = json.loads(SHIPPED.with_suffix(".json").read_text())
+    assert record["sha256"] == collect.sha256(SHIPPED)
+    assert record["made_by"].startswith("python experiments/main.py --agent=sac --env=online-ant-xy-v0")
+    assert not record["git_commit"].endswith("-dirty")
+
+
+def test_the_shipped_expert_walks_in_the_commanded_direction() -> None:
+    for angle in (0.0, 2.0, 4.0):
+        direction = np.array([np.cos(angle), np.sin(angle)])
+        walk = expert.play("ant", experts.shipped("ant"), 0, direction)
+        assert walk["velocity"] > 1.2
+        assert walk["falls"] <= 3
+    turned = expert.play("ant", experts.shipped("ant"), 0)
+    assert turned["velocity"] > 1.2
+
+
+def test_a_missing_expert_is_named() -> None:
+    with pytest.raises(UserError, match=r"ships no expert for humanoid yet; train one with experiments/expert\.py"):
+        experts.path("humanoid")
+
+
+def test_an_ant_reaches_goals_in_a_maze() -> None:
+    name = envs.parse("antmaze-large-navigate")
+    recipe = behaviours.recipe(name)
+    env = envs.make(str(name.env_id), terminate_at_goal=False, max_episode_steps=recipe.length)
+    walks = load("experiments/maze_walks.py")
+    counted = walks.Counted(env)
+    fields = collect.play(counted, recipe, 0, 0)  # type: ignore[arg-type]
+    assert counted.reached[0] >= 2
+    sizes = {"observations": 29, "actions": 8, "qpos": 15, "qvel": 14}
+    assert {field: array.shape for field, array in fields.items()} == {
+        **{field: (1001, size) for field, size in sizes.items()},
+        "terminals": (1001,),
+    }
+    assert np.abs(fields["actions"]).max() <= 1
+    np.testing.assert_allclose(fields["observations"][:, :15], fields["qpos"], atol=1e-5)
+
+
+def test_lying_on_the_back_is_seen() -> None:
+    walks = load("experiments/maze_walks.py")
+    qpos = np.zeros((3, 15))
+    qpos[0, 3:7], qpos[1, 3:7], qpos[2, 3:7] = [1, 0, 0, 0], [0, 1, 0, 0], [np.cos(0.7), np.sin(0.7), 0, 0]
+    assert walks.upside_down(qpos).tolist() == [False, True, False]  # upright, on its back, tilted by 1.4
+
+
+def test_directions_are_seen_and_rewarded() -> None:
+    env = envs.make("online-ant-xy-v0", module=locomotion.__name__)
+    observation, _ = env.reset(seed=0)
+    assert observation.shape == (29,)
+    np.testing.assert_allclose(np.linalg.norm(observation[-2:]), 1)
+    before: Any = env.unwrapped.data.qpos[:2].copy()  # type: ignore[attr-defined]
+    _, reward, *_ = env.step(np.full(8, 0.5))
+    moved = env.unwrapped.data.qpos[:2] - before  # type: ignore[attr-defined]
+    np.testing.assert_allclose(reward, moved @ observation[-2:])
+
+
+def test_the_program_trains_exports_and_measures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(expert, "STEPS", 20)
+    tiny = ("--online_steps=40", "--warmup_steps=20", "--agent.hidden_dims=8", "--agent.batch_size=8")
+    schedule = ("--eval_interval=40", "--log_interval=20", "--checkpoint_interval=40", "--eval_episodes=0")
+    folders = (f"--run_dir={tmp_path / 'run'}", f"--out={tmp_path / 'made'}")
+    command = ["expert.py", "--body=ant", "--episodes=2", *folders, *tiny, *schedule]
+    assert expert.main(command) == 0
+    record = json.loads((tmp_path / "made" / "ant.json").read_text())
+    assert record["sha256"] == collect.sha256(tmp_path / "made" / "ant.npz")
+    assert len(record["measured"]["directions_changing_every_100_steps"]["falls_per_1000_steps"]["episodes"]) == 2
+    assert (tmp_path / "made" / "ant.png").stat().st_size > 10_000
+    monkeypatch.setattr(expert.subprocess, "run", functools.partial(pytest.fail, "trained again"))
+    assert expert.main(command) == 0  # a finished training is only measured
+
+
+@pytest.mark.parametrize(
+    ("message", "arguments"),
+    [("choose ant or humanoid", ["--body=dog"]), ("cannot be passed on; write --name=value", ["--steps", "5"])],
+)
+def test_wrong_arguments_name_the_remedy(message: str, arguments: list[str]) -> None:
+    with pytest.raises(UserError, match=message):
+        expert.main(["expert.py", *arguments])
+
+
+def test_walks_are_counted_and_drawn(tmp_path: Path) -> None:
+    walks = load("experiments/maze_walks.py")
+    arguments = ["--env=pointmaze-medium-navigate", "--episodes=2", f"--out={tmp_path}"]
+    assert walks.main(["maze_walks.py", *arguments]) == 0
+    record = json.loads((tmp_path / "pointmaze-medium-navigate.json").read_text())
+    assert min(record["goals_reached_per_episode"]["episodes"]) >= 3
+    assert (tmp_path / "pointmaze-medium-navigate.png").exists()
+    with pytest.raises(UserError, match="cube-single-play has no maze"):
+        walks.main(["maze_walks.py", "--env=cube-single-play"])
