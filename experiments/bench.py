@@ -4,6 +4,9 @@ For each agent, size and number of mapped runs: compilation time, updates per se
 operations of one update as the compiler counts them, their share of what this machine reaches on 512-wide float32
 matrix products in the same process, and the time of one action for one observation, host and device together. Times of
 one machine and one process can be compared; others cannot.
+
+With --online=HalfCheetah-v5 it measures instead the online loop, with one update for each environment step, beside a
+plain loop over the same Gymnasium environment with the same update and a buffer in numpy.
 """
 
 import dataclasses
@@ -20,15 +23,19 @@ import jax.numpy as jnp
 import numpy as np
 
 from flowrl import agent as agents
-from flowrl import flags, loggers, loop
+from flowrl import envs, flags, loggers, loop
 from flowrl.agent import Spec
 from flowrl.config import setting
+from flowrl.data import replay
 from flowrl.data.dataset import Dataset, from_arrays
 from flowrl.errors import UserError
+from flowrl.online import Collector, Environments, Options
 from flowrl.presets import QUICK_AGENT
 from flowrl.provenance import git_commit, hardware, versions
 from flowrl.train_state import TrainState
 
+BUFFER = 100_000
+"""Transitions that the buffers of online loops hold."""
 SIZES: dict[str, dict[str, Any]] = {
     "paper": {},  # the agents' defaults
     "equal": {"hidden_dims": (512, 512, 512), "batch_size": 256},
@@ -49,6 +56,7 @@ class Settings:
     seconds: float = setting(5.0, "Length of each measurement.")
     observation_dim: int = setting(2, "Size of observations and goals; antmaze has 29.")
     action_dim: int = setting(2, "Size of actions; antmaze has 8.")
+    online: str | None = setting(None, "Gymnasium environment in which the online loop is measured.")
     out: str | None = setting(None, "JSON file for the numbers.")
 
 
@@ -149,6 +157,74 @@ def measure_acting(agent: agents.Agent, spec: Spec, state: TrainState, seconds: 
     return compile_seconds, 1 / rate(advance, seconds)
 
 
+def online_session(name: str, size: str, env: str) -> tuple[Callable[[int], None], Callable[[int], None]]:
+    """Returns functions that do a number of steps, each with an update: by flowrl's online loop, and by a plain one."""
+    made = envs.parse(env)
+    sizes, module = envs.sizes(made), agents.load(name)
+    spec, config = Spec(sizes.observation_dim, sizes.action_dim, 0), module.Config(**SIZES[size])
+    agent, keys = module.make(config, spec), jnp.stack([jax.random.key(0)])
+    options = Options(capacity=BUFFER)
+    buffer = jax.eval_shape(functools.partial(replay.empty, spec, BUFFER))
+    program = loop.build(agent, config.batch_size, None, "serial", buffer)
+    acted = Environments(envs.factory(made), keys, 1)
+    collector = Collector(agent, spec, program, acted, keys, options)
+    states, window = program.start(keys)
+
+    def ours(count: int) -> None:
+        nonlocal states, window
+        states, window = jax.block_until_ready(collector.advance(states, window, count))
+
+    return ours, plain_loop(agent, envs.factory(made)(), spec, config.batch_size)
+
+
+def plain_loop(agent: agents.Agent, env: envs.SeededEpisodes, spec: Spec, batch_size: int) -> Callable[[int], None]:
+    """Returns the usual single-file loop: act, step, store in numpy, sample in numpy, update."""
+    rng, act, update = np.random.default_rng(0), jax.jit(agent.act, static_argnames="mode"), jax.jit(agent.update)
+    sizes = {
+        "observations": spec.observation_dim,
+        "actions": spec.action_dim,
+        "next_observations": spec.observation_dim,
+    }
+    stored = {name: np.zeros((BUFFER, size), np.float32) for name, size in sizes.items()}
+    stored |= {name: np.zeros(BUFFER, np.float32) for name in ("rewards", "masks")}
+    state, size, goals = agent.init(jax.random.key(0)), 0, jnp.zeros((1, 0))
+    observation, _ = env.reset(seed=0)
+
+    def advance(count: int) -> None:
+        nonlocal state, size, observation
+        for _ in range(count):
+            key = jax.random.fold_in(jax.random.key(1), size)
+            seen = np.asarray(observation, np.float32)
+            action = np.asarray(act(agent.policy(state), seen[None], goals, key, mode="explore"))[0]
+            observation, reward, terminated, truncated, _ = env.step(action)
+            row = (seen, action, np.asarray(observation, np.float32), reward, 1.0 - terminated)
+            for name, value in zip(stored, row, strict=True):
+                stored[name][size % BUFFER] = value
+            size += 1
+            rows = rng.integers(0, min(size, BUFFER), batch_size)
+            state, _ = update(state, {name: array[rows] for name, array in stored.items()}, key)
+            if terminated or truncated:
+                observation, _ = env.reset(seed=size)
+        jax.block_until_ready(state)
+
+    return advance
+
+
+def measure_online(name: str, size: str, settings: Settings) -> dict[str, Any]:
+    """Measures both loops in turns, twice."""
+    assert settings.online is not None
+    ours, plain = online_session(name, size, settings.online)
+    for advance in (ours, plain):
+        advance(20)  # compiles
+    rates: dict[str, list[float]] = {"flowrl": [], "plain": []}
+    for _ in range(2):
+        rates["flowrl"].append(rate(ours, settings.seconds))
+        rates["plain"].append(rate(plain, settings.seconds))
+    means = {f"{loop_name}_steps_per_second": float(np.mean(values)) for loop_name, values in rates.items()}
+    ratio = means["flowrl_steps_per_second"] / means["plain_steps_per_second"]
+    return {"agent": name, "size": size, "environment": settings.online, **means, "ratio": ratio, "each": rates}
+
+
 def main(arguments: Sequence[str]) -> int:
     """Runs the program and returns its exit status."""
     settings = flags.read(Settings, arguments, __doc__ or "")
@@ -159,6 +235,11 @@ def main(arguments: Sequence[str]) -> int:
     modes = _choices("maps", settings.maps, ("auto", "vmap", "serial"))
     if not all(part.isdigit() and int(part) > 0 for part in settings.runs.split(",")):
         raise UserError(f"--runs={settings.runs} is not a list of positive numbers; write for example --runs=1,4,16")
+    if settings.online:
+        found = [measure_online(name, size, settings) for size, name in itertools.product(sizes, names)]
+        for result in found:
+            print({key: value for key, value in result.items() if key != "each"})
+        return _report(settings, arguments, {"results": found})
     dataset = synthetic_dataset(Spec(settings.observation_dim, settings.action_dim, settings.observation_dim))
     peaks = [matmul_flops(settings.seconds)]
     results = []
@@ -168,15 +249,23 @@ def main(arguments: Sequence[str]) -> int:
         print(_line(results[-1], max(peaks)))
     peaks.append(matmul_flops(settings.seconds))
     peak = max(peaks)
+    print(f"512-wide products before and after: {peaks[0] / 1e9:.0f}, {peaks[1] / 1e9:.0f} GFLOP/s")
+    numbers = {
+        "matmul_gflops": [each / 1e9 for each in peaks],
+        "results": [result | {"share_of_peak": result["gflops"] * 1e9 / peak} for result in results],
+    }
+    return _report(settings, arguments, numbers)
+
+
+def _report(settings: Settings, arguments: Sequence[str], numbers: dict[str, Any]) -> int:
+    """Writes or prints the numbers with what made them."""
     report = {
         "command": " ".join(["python", "experiments/bench.py", *arguments[1:]]),
         "git_commit": git_commit(),
         "hardware": hardware(),
-        "versions": versions("jax", "jaxlib"),
-        "matmul_gflops": [each / 1e9 for each in peaks],
-        "results": [result | {"share_of_peak": result["gflops"] * 1e9 / peak} for result in results],
+        "versions": versions("jax", "jaxlib", "mujoco", "gymnasium"),
+        **numbers,
     }
-    print(f"512-wide products before and after: {peaks[0] / 1e9:.0f}, {peaks[1] / 1e9:.0f} GFLOP/s")
     if settings.out:
         loggers.write_json(Path(settings.out), report)
     else:

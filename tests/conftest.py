@@ -10,6 +10,8 @@ from flowrl.data.dataset import Dataset, from_arrays
 @pytest.fixture(scope="session", autouse=True)
 def compilation_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Programs that several tests build are compiled once; most of the tests' time is compilation."""
+    if "JAX_COMPILATION_CACHE_DIR" in os.environ:
+        return
     settings = {
         "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("compiled")),
         "jax_persistent_cache_min_compile_time_secs": 0.2,

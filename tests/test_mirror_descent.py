@@ -74,7 +74,7 @@ def test_the_policys_step_size_falls_linearly() -> None:
 
 
 def test_the_temperature_seeks_the_target_entropy() -> None:
-    _, agent = make("fpmd_r", temperature_delay=1)
+    _, agent = make("fpmd_m", temperature_delay=1)
     for alpha, sign in ((5.0, -1), (0.2, 1)):  # the noise's entropy is −1.5 per dimension at α = 0.54
         state = with_statistics(agent.init(jax.random.key(0)), 0, 1, alpha)
         after, _ = jax.jit(agent.update)(state, batch_of(), jax.random.key(1))

@@ -1,14 +1,15 @@
 """The tests themselves: each fault in `mutations.py`, planted in a copy of the repository, must make its tests fail."""
 
+import multiprocessing
 import os
 import re
 import shutil
-import subprocess
 import sys
 from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import jax
 import pytest
 from mutations import MUTATIONS, Mutation
 
@@ -39,17 +40,38 @@ def copy_to(folder: Path) -> Path:
     return folder
 
 
+# Forked from a process that has imported what takes long, and nothing of the repository.
+PROCESSES = multiprocessing.get_context("forkserver")
+PROCESSES.set_forkserver_preload(["jax", "flax.linen", "optax", "chex", "orbax.checkpoint", "pytest", "gymnasium"])
+
+
 def run(folder: Path, tests: list[str], select: str) -> tuple[int, str]:
     """Runs tests of a copy until the first failure; returns pytest's exit status and what it printed."""
-    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "-k", select, *tests]
-    environment = os.environ | {"PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1", "JAX_PLATFORMS": "cpu"}
+    arguments = ["-x", "-q", "-p", "no:cacheprovider", "-k", select, *tests]
+    process = PROCESSES.Process(target=run_here, args=(folder, arguments))
+    process.start()
+    process.join(timeout=600)
+    if process.exitcode is None:
+        process.kill()
+        process.join()
+    return process.exitcode or 0, (folder / "output").read_text()
+
+
+def run_here(folder: Path, arguments: list[str]) -> None:
+    """Ends this process with what pytest says of a copy."""
+    os.chdir(folder)
+    with open("output", "w") as file:
+        for stream in (1, 2):
+            os.dup2(file.fileno(), stream)
+    sys.path[:] = [str(folder), *(path for path in sys.path if path not in ("", str(ROOT), str(ROOT / "tests")))]
+    sys.dont_write_bytecode = True
+    os.environ |= {"PYTHONPATH": str(folder), "JAX_PLATFORMS": "cpu"}
     # What most copies compile is the same.
-    environment["JAX_COMPILATION_CACHE_DIR"] = str(folder.parent / "cache")
-    environment["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
-    done = subprocess.run(
-        command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=600
-    )
-    return done.returncode, done.stdout
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = str(folder.parent / "cache")
+    jax.config.update("jax_platforms", "cpu")
+    jax.config.update("jax_compilation_cache_dir", str(folder.parent / "cache"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    os._exit(int(pytest.main(arguments)))
 
 
 def attempt(base: Path, index: int, mutation: Mutation) -> str | None:
