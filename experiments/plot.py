@@ -150,7 +150,9 @@ def _draw_final(axes: Any, group: Group, index: int, style: dict[str, Any]) -> N
 
 
 def _dress(curves: Any, finals: Any, row: Sequence[Group], x: str) -> None:
-    curves.set(xlabel=AXES[x], ylabel=METRICS[row[0].metric])
+    online = x == "updates" and any(group.identity.get("online_steps") for group in row)
+    text = "Steps: updates on data, then environment steps" if online else AXES[x]
+    curves.set(xlabel=text, ylabel=METRICS[row[0].metric])
     curves.set_xlim(left=0)
     if row[0].metric == "success":
         curves.set_ylim(-2, 102)

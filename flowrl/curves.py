@@ -145,6 +145,8 @@ def _identity(config: dict[str, Any]) -> dict[str, Any]:
 def data_name(config: dict[str, Any]) -> str:
     """Says where a run's data came from, without paths of the machine it ran on."""
     data = config["data"]
+    if data["origin"] == "none":
+        return "none, learnt online"
     if "not the official download" in data["detail"]:
         extent = re.search(r"\d+ of \d+ episodes, seed \d+", data["detail"])
         return "collected by flowrl, not the official download" + (f", {extent[0]}" if extent else "")
@@ -203,8 +205,9 @@ def label(group: Group, others: Sequence[Group]) -> str:
             shown = f"{data_name(group.runs[0].config)} ({value[:8]})" if name == "data" else value
             parts.append(f"{name}={','.join(map(str, shown)) if isinstance(shown, list) else shown}")
     count = len(group.curves)
-    unfinished = f", unfinished: {group.steps[-1]:,} of {own['steps']:,} updates"
-    parts.append(f"{count} seed{'s' * (count > 1)}{unfinished if group.steps[-1] < own['steps'] else ''}")
+    total, unit = own["steps"] + own.get("online_steps", 0), "steps" if own.get("online_steps") else "updates"
+    unfinished = f", unfinished: {group.steps[-1]:,} of {total:,} {unit}"
+    parts.append(f"{count} seed{'s' * (count > 1)}{unfinished if group.steps[-1] < total else ''}")
     return ", ".join(parts)
 
 

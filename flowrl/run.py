@@ -83,7 +83,7 @@ def _execute(plan: Plan, stored: dict[str, Any] | None) -> int:
                 _warn_of_changes(stored, config)
             run.train(signals, resume=resume)
         except loop.Stopped:
-            print(f"stopped at {run.unit} {run.checkpoints.latest()}; continue with --resume --run_dir={plan.folder}")
+            print(f"stopped at {plan.unit} {run.checkpoints.latest()}; continue with --resume --run_dir={plan.folder}")
             return 128 + (signals.received or signal.SIGINT)
         except Diverged as error:
             raise UserError(
@@ -218,8 +218,7 @@ class Run:
             )
         self.collector: Collector | None = None
         total = settings.steps + settings.online_steps
-        self.unit = "step" if settings.online_steps else "update"
-        self.bar = tqdm(total=total, unit=self.unit, desc="training", disable=None, smoothing=0.1)
+        self.bar = tqdm(total=total, unit=plan.unit, desc="training", disable=None, smoothing=0.1)
         self.steps, self.seconds, self.announced = 0, 0.0, False
 
     def train(self, signals: Signals, *, resume: bool) -> None:
@@ -331,7 +330,7 @@ class Run:
         ):
             loggers.keep_steps(self.plan.folder / f"{name}.jsonl", partial(_written_by, self.plan, what, last))
         self.bar.update(step)
-        print(f"resuming from {self.unit} {step:,}")
+        print(f"resuming from {self.plan.unit} {step:,}")
         return step, evaluated
 
     def _log(self, step: int, metrics: dict[str, np.ndarray]) -> None:
@@ -380,7 +379,7 @@ class Run:
             bar.close()
         loggers.append_lines(self.plan.folder / "eval.jsonl", lines)
         for mode in self.agent.evaluations:
-            tqdm.write(evaluation_text(step, [line for line in lines if line["mode"] == mode]))
+            tqdm.write(evaluation_text(step, [line for line in lines if line["mode"] == mode], self.plan.unit))
         return True
 
     def _checkpoint(self, step: int, states: TrainState, window: Window, evaluated: bool) -> None:

@@ -75,6 +75,11 @@ class Plan:
         return loop.Schedule(last, settings.log_interval, settings.eval_interval, settings.checkpoint_interval)
 
     @property
+    def unit(self) -> str:
+        """What is counted: updates, or with an online part steps, which count on from the updates."""
+        return "step" if self.settings.online_steps else "update"
+
+    @property
     def online(self) -> Options:
         """How experience is gathered."""
         settings = self.settings

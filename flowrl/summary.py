@@ -36,14 +36,14 @@ def evaluation_lines(
     return lines
 
 
-def evaluation_text(step: int, lines: list[dict[str, Any]]) -> str:
+def evaluation_text(step: int, lines: list[dict[str, Any]], unit: str = "update") -> str:
     """Returns what the terminal shows of one evaluation in one mode: means over runs, in all and per task."""
     metric = metric_of(lines[-1])
     tasks = sorted({line["task"] for line in lines})
     means = [float(np.mean([line[metric] for line in lines if line["task"] == task])) for task in tasks]
     label = f"{metric}{' best of n' if lines[-1]['mode'] == 'best_of_n' else ''}"
     each = "   " + "  ".join(f"task{task} {shown(metric, mean)}" for task, mean in zip(tasks, means, strict=True))
-    return f"update {step:>9,}  {label} {shown(metric, float(np.mean(means)))}{each if len(tasks) > 1 else ''}"
+    return f"{unit} {step:>9,}  {label} {shown(metric, float(np.mean(means)))}{each if len(tasks) > 1 else ''}"
 
 
 def summarize(plan: Plan, lines: list[dict[str, Any]]) -> dict[str, Any]:
@@ -59,6 +59,7 @@ def summarize(plan: Plan, lines: list[dict[str, Any]]) -> dict[str, Any]:
         "dataset": plan.env.dataset,
         "preset": plan.preset.name,
         "steps": plan.settings.steps,
+        "online_steps": plan.settings.online_steps,
         "seeds": plan.seeds,
     }
     if not lines:
@@ -83,7 +84,7 @@ def _headline(plan: Plan, lines: list[dict[str, Any]]) -> dict[str, Any]:
     tasks = sorted({line["task"] for line in lines})
     interval = stats.mean_interval(np.array(per_seed))
     known = len(per_seed) > 1
-    rule = f"{metric} averaged over tasks and the last {len(steps)} evaluations (updates {steps}), then over seeds"
+    rule = f"{metric} averaged over tasks and the last {len(steps)} evaluations ({plan.unit}s {steps}), then over seeds"
     return {
         "metric": metric,
         metric: interval.mean,
