@@ -125,9 +125,8 @@ def draw(numbers: dict[str, Any], paths: Sequence[np.ndarray], maze: Any, title:
     for index, one in enumerate(paths):
         map_axes.plot(*one.T, color=f"C{index}", linewidth=1)
         map_axes.plot(*one[0], "o", color=f"C{index}", markersize=5)
-    map_axes.set(
-        aspect="equal", xlabel="x in m", ylabel="y in m", title=f"{title}: {len(paths)} episodes, dots at starts"
-    )
+    map_axes.set(aspect="equal", xlabel="x in m", ylabel="y in m", title=f"{len(paths)} episodes, dots at starts")
+    figure.suptitle(title)
     with replacing(path) as temporary, open(temporary, "wb") as file:
         figure.savefig(file, format="png", dpi=100)
 
