@@ -127,7 +127,7 @@ def test_walks_are_counted_and_drawn(tmp_path: Path) -> None:
     arguments = ["--env=pointmaze-medium-navigate", "--episodes=2", f"--out={tmp_path}"]
     assert walks.main(["maze_walks.py", *arguments]) == 0
     record = json.loads((tmp_path / "pointmaze-medium-navigate.json").read_text())
-    assert min(record["goals_reached_per_episode"]["episodes"]) >= 3
+    assert min(record["goals_reached_per_episode"]["episodes"]) >= 1
     assert (tmp_path / "pointmaze-medium-navigate.png").exists()
     with pytest.raises(UserError, match="cube-single-play has no maze"):
         walks.main(["maze_walks.py", "--env=cube-single-play"])
