@@ -47,25 +47,22 @@ class Options(NamedTuple):
     reward_shift: float = 0.0
 
 
-def fit(arrays: Mapping[str, np.ndarray] | None, options: Options, observation_dim: int) -> Normalizer | None:
+def fit(arrays: Mapping[str, np.ndarray], options: Options) -> Normalizer | None:
     """Returns the normaliser of a dataset `[N, ...]` in OGBench's layout, or None where nothing is to be done.
 
     Raises:
-        UserError: Rewards are to be divided by the spread of returns, and there is none; or there are no data.
+        UserError: Rewards are to be divided by the spread of returns, and there is none.
     """
     if options == Options():
         return None
-    if arrays is None and (options.observations or options.rewards):
-        raise UserError(
-            "--normalize_observations and --normalize_rewards take their numbers from offline data, and there are "
-            "none; leave them out"
-        )
-    mean, std, scale = np.zeros(observation_dim), np.ones(observation_dim), options.reward_scale
-    if arrays is not None and options.observations:
-        observations = arrays["observations"]
+    observations, rewards = arrays["observations"], arrays.get("rewards")
+    size = observations.shape[1]
+    mean, std = np.zeros(size), np.ones(size)
+    if options.observations:
         mean, std = observations.mean(axis=0, dtype=np.float64), observations.std(axis=0, dtype=np.float64) + 1e-3
-    if arrays is not None and options.rewards and "rewards" in arrays:
-        returns = episode_returns(arrays["rewards"], arrays["terminals"])
+    scale = options.reward_scale
+    if options.rewards and rewards is not None:
+        returns = episode_returns(rewards, arrays["terminals"])
         if returns.max() == returns.min():
             raise UserError(
                 f"every episode of the data has the return {returns.max():g}: --normalize_rewards has no spread to "

@@ -111,7 +111,8 @@ def _agent(plan: Plan, sizes: envs.Sizes, arrays: dict[str, np.ndarray] | None) 
     """Builds the agent, with the normalisation that the settings ask for."""
     spec = _spec(sizes)
     agent = agents.load(str(plan.settings.agent)).make(plan.agent_config, spec)
-    normalizer = normalize.fit(arrays, plan.normalization, sizes.observation_dim)
+    seen = {"observations": np.zeros((1, sizes.observation_dim))} if arrays is None else arrays
+    normalizer = normalize.fit(seen, plan.normalization)
     if normalizer is None:
         return agent
     return normalize.normalized(agent, normalizer, goals_are_states=plan.env.goals == "state")

@@ -139,6 +139,11 @@ def _with_data_or_without(settings: Settings, env: envs.EnvName, given: dict[str
         settings = dataclasses.replace(settings, data="none")
     if settings.data != "none":
         return settings
+    if settings.normalize_observations or settings.normalize_rewards:
+        raise UserError(
+            "--normalize_observations and --normalize_rewards take their numbers from offline data, and there are "
+            "none; leave them out"
+        )
     if given.get("steps"):
         raise UserError(f"--steps={settings.steps} are updates on offline data; add --data=PATH, or leave it out")
     if not settings.online_steps:
