@@ -25,7 +25,7 @@ class Config(configs.Online):
     target_entropy: float = configs.sweepable(
         -1.0, "Entropy that the temperature aims at, per dimension of actions.", low=float("-inf")
     )
-    initial_temperature: float = configs.sweepable(1.0, "Temperature before the first update.")
+    initial_temperature: float = configs.sweepable(1.0, "Temperature before the first update.", 1e-8)
 
 
 class Networks(NamedTuple):

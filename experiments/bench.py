@@ -5,8 +5,8 @@ operations of one update as the compiler counts them, their share of what this m
 matrix products in the same process, and the time of one action for one observation, host and device together. Times of
 one machine and one process can be compared; others cannot.
 
-With --online=HalfCheetah-v5 it measures instead the online loop, with one update for each environment step, beside a
-plain loop over the same Gymnasium environment with the same update and a buffer in numpy.
+With --agents=sac --online=HalfCheetah-v5 it measures instead the online loop, with one update for each environment
+step, beside a plain loop over the same Gymnasium environment with the same update and a buffer in numpy.
 """
 
 import dataclasses
@@ -163,6 +163,7 @@ def online_session(name: str, size: str, env: str) -> tuple[Callable[[int], None
     sizes, module = envs.sizes(made), agents.load(name)
     spec, config = Spec(sizes.observation_dim, sizes.action_dim, 0), module.Config(**SIZES[size])
     agent, keys = module.make(config, spec), jnp.stack([jax.random.key(0)])
+    agents.check_needs(agent.needs, dict.fromkeys(replay.FIELDS))
     options = Options(capacity=BUFFER)
     buffer = jax.eval_shape(functools.partial(replay.empty, spec, BUFFER))
     program = loop.build(agent, config.batch_size, None, "serial", buffer)

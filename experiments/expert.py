@@ -8,7 +8,6 @@ policy goes to <out>/<body>.npz, what it does to <out>/<body>.json and <body>.pn
 import dataclasses
 import hashlib
 import re
-import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,6 +23,7 @@ from flowrl.data import experts
 from flowrl.errors import UserError
 from flowrl.files import make_folder, replacing
 from flowrl.settings import command
+from flowrl.signals import run_program
 from flowrl.stats import mean_interval
 
 MAIN = Path(__file__).with_name("main.py")
@@ -57,7 +57,7 @@ def train(body: str, folder: Path, given: Sequence[str]) -> None:
     arguments = [f"--env=online-{body}-xy-v0", *defaults, *given, f"--run_dir={folder}"]
     if (folder / "config.json").exists():
         arguments.append("--resume")
-    if status := subprocess.run([sys.executable, str(MAIN), *arguments], check=False).returncode:
+    if status := run_program([sys.executable, str(MAIN), *arguments]):
         raise UserError(f"the training in {folder} ended with status {status}; the same command continues")
 
 
@@ -160,6 +160,8 @@ def main(arguments: Sequence[str]) -> int:
     settings = Settings(**flags.given(values, Settings))
     if settings.body not in experts.BODIES:
         raise UserError(f"--body={settings.body} is unknown; choose {' or '.join(experts.BODIES)}")
+    if settings.episodes < 1:
+        raise UserError(f"--episodes={settings.episodes} is too small; the least is 1")
     folder, out = Path(settings.run_dir or f"runs/expert-{settings.body}"), Path(settings.out)
     train(settings.body, folder, passed_on)
     path = export(settings.body, folder, out)

@@ -60,7 +60,7 @@ def record(groups: Sequence[Group]) -> list[dict[str, Any]]:
                 seed: {"updates": [*curve], group.metric: [*curve.values()]} for seed, curve in group.curves.items()
             },
             "final": {
-                "rule": f"mean over tasks and the evaluations after updates {group.headline_steps}",
+                "rule": f"mean over tasks and the evaluations after {group.unit} {group.headline_steps}",
                 "per_seed": group.final,
                 "mean": group.final_interval.mean,
                 "interval_95": _bounds(group.final_interval),
@@ -150,7 +150,7 @@ def _draw_final(axes: Any, group: Group, index: int, style: dict[str, Any]) -> N
 
 
 def _dress(curves: Any, finals: Any, row: Sequence[Group], x: str) -> None:
-    online = x == "updates" and any(group.identity.get("online_steps") for group in row)
+    online = x == "updates" and any(group.unit == "steps" for group in row)
     text = "Steps: updates on data, then environment steps" if online else AXES[x]
     curves.set(xlabel=text, ylabel=METRICS[row[0].metric])
     curves.set_xlim(left=0)

@@ -10,7 +10,6 @@ import dataclasses
 import math
 import re
 import shutil
-import subprocess
 import sys
 import textwrap
 from collections.abc import Sequence
@@ -26,6 +25,7 @@ from flowrl.errors import UserError, suggestion
 from flowrl.files import make_folder, replacing
 from flowrl.provenance import git_commit, hardware
 from flowrl.settings import command
+from flowrl.signals import run_program
 from flowrl.summary import scale
 
 MAIN = Path(__file__).with_name("main.py")
@@ -124,19 +124,10 @@ def train(study: Study, value: str, folder: Path, shared: Sequence[str]) -> None
     elif folder.exists():
         shutil.rmtree(folder)  # broken off before its first checkpoint
     print(f"{folder.name}: training", flush=True)
-    status = _wait(subprocess.Popen([sys.executable, str(MAIN), *arguments]))
+    status = run_program([sys.executable, str(MAIN), *arguments])
     if status or not (folder / "summary.json").exists():
         raise UserError(f"variant {folder.name} ended with status {status}; mend it, and the same command continues")
     return tidy(folder)
-
-
-def _wait(process: subprocess.Popen[bytes]) -> int:
-    """Returns the exit status of a run; Ctrl-C reaches it too, and it then stops with a checkpoint."""
-    while True:
-        try:
-            return process.wait()
-        except KeyboardInterrupt:
-            continue
 
 
 def tidy(folder: Path) -> None:

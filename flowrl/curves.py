@@ -13,7 +13,10 @@ from flowrl.errors import UserError
 from flowrl.summary import HEADLINE_EVALUATIONS, metric_of, scale
 
 # Settings that do not change what a seed learns or how it is evaluated.
-INCIDENTAL = ("run_dir", "resume", "workers", "map", "data", "log_interval", "checkpoint_interval", "seed", "num_seeds")
+INCIDENTAL = (
+    *("run_dir", "resume", "workers", "vectorization", "map", "data"),
+    *("log_interval", "checkpoint_interval", "seed", "num_seeds"),
+)
 
 
 class RunDir(NamedTuple):
@@ -63,6 +66,11 @@ class Group(NamedTuple):
     def metric(self) -> str:
         """What the curves show."""
         return self.runs[0].metric
+
+    @property
+    def unit(self) -> str:
+        """What the curves run over."""
+        return "steps" if self.identity.get("online_steps") else "updates"
 
     @property
     def headline_steps(self) -> list[int]:
@@ -205,8 +213,8 @@ def label(group: Group, others: Sequence[Group]) -> str:
             shown = f"{data_name(group.runs[0].config)} ({value[:8]})" if name == "data" else value
             parts.append(f"{name}={','.join(map(str, shown)) if isinstance(shown, list) else shown}")
     count = len(group.curves)
-    total, unit = own["steps"] + own.get("online_steps", 0), "steps" if own.get("online_steps") else "updates"
-    unfinished = f", unfinished: {group.steps[-1]:,} of {total:,} {unit}"
+    total = own["steps"] + own.get("online_steps", 0)
+    unfinished = f", unfinished: {group.steps[-1]:,} of {total:,} {group.unit}"
     parts.append(f"{count} seed{'s' * (count > 1)}{unfinished if group.steps[-1] < total else ''}")
     return ", ".join(parts)
 

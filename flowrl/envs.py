@@ -111,7 +111,7 @@ class SeededEpisodes(gymnasium.Wrapper):
         """Starts the episode that `seed` (uint32) fixes."""
         self._generator = np.random.MT19937(seed)
         np.random.set_bit_generator(self._generator)  # type: ignore[attr-defined]
-        with _quiet():
+        with quiet():
             self.env.action_space.seed(seed)
             return self.env.reset(seed=seed, options=options)
 
@@ -135,7 +135,7 @@ def make(env_id: str, *, module: str = "", **kwargs: Any) -> SeededEpisodes:
         UserError: Its actions are not continuous and bounded, its observations no numbers, or it
             needs a package that is missing.
     """
-    with _no_leftover_files(), _quiet():
+    with _no_leftover_files(), quiet():
         _register(env_id, module)
         try:
             made = gymnasium.make(env_id, disable_env_checker=True, **kwargs)
@@ -182,7 +182,7 @@ def _flattened(env: gymnasium.Env) -> gymnasium.Env:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Silences warnings of float64 bounds, a missing display or newer versions: nothing that a user can act on.
 
     OGBench's manipulation environments make their spaces, and with them such warnings, anew whenever they are asked.
@@ -251,7 +251,7 @@ def sizes(env: EnvName) -> Sizes:
         UserError: flowrl cannot act in it.
     """
     made = factory(env)()
-    with _quiet():
+    with quiet():
         space: Any = made.unwrapped.action_space
     (observation_dim,) = made.observation_space.shape or (0,)
     goal_dim = tasks = 0

@@ -340,8 +340,8 @@ def train(
         seconds = time.perf_counter() - began
         step += steps
         hooks.progress(step, steps, seconds)
-        if steps == length:
-            length = max(unit, min(2 * length, round(length * chunk_seconds / seconds)) // unit * unit)
+        if steps == length or seconds > chunk_seconds:
+            length = max(unit, min(2 * length, round(steps * chunk_seconds / seconds)) // unit * unit)
         if schedule.due("log", step):
             hooks.log(step, means(window))
             if step % schedule.log_interval == 0:

@@ -2,8 +2,6 @@
 
 import functools
 import math
-import multiprocessing
-import signal
 from typing import Any, Literal, NamedTuple
 
 import gymnasium
@@ -11,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from flowrl import envs
 from flowrl.agent import Agent, Spec
 from flowrl.data import replay as buffers
 from flowrl.data.dataset import Dataset
@@ -18,7 +17,7 @@ from flowrl.data.replay import Replay
 from flowrl.loop import Program, Window
 from flowrl.streams import stream_key
 from flowrl.train_state import TrainState
-from flowrl.workers import EnvFactory
+from flowrl.workers import EnvFactory, WorkerDied, without_interrupts
 
 
 class Options(NamedTuple):
@@ -99,13 +98,14 @@ class Environments:
             vectorization: Gymnasium's name for all in this process, one after another, or each in a process of its own.
         """
         self._keys, self._num_envs = keys, num_envs
-        make = [functools.partial(_without_interrupts, make_env)] * (len(keys) * num_envs)
+        make = [functools.partial(without_interrupts, make_env)] * (len(keys) * num_envs)
         mode = gymnasium.vector.AutoresetMode.DISABLED
         self._envs: Any
-        if vectorization == "async":
-            self._envs = gymnasium.vector.AsyncVectorEnv(make, context="spawn", autoreset_mode=mode)
-        else:
-            self._envs = gymnasium.vector.SyncVectorEnv(make, autoreset_mode=mode)
+        with envs.quiet():
+            if vectorization == "async":
+                self._envs = gymnasium.vector.AsyncVectorEnv(make, context="spawn", autoreset_mode=mode)
+            else:
+                self._envs = gymnasium.vector.SyncVectorEnv(make, autoreset_mode=mode)
         self.episodes = np.zeros((len(keys), num_envs), np.int32) if episodes is None else np.array(episodes, np.int32)
         self._returns, self._lengths = np.zeros(len(make)), np.zeros(len(make), int)
         self._finished: list[tuple[int, float, int]] = []
@@ -120,7 +120,12 @@ class Environments:
     def step(self, actions: np.ndarray) -> Transitions:
         """Steps every environment with its row of `actions` `[N, A]`; those whose episode ends begin the next."""
         before = self.observations
-        observations, rewards, terminated, truncated, _ = self._envs.step(actions)
+        try:
+            observations, rewards, terminated, truncated, _ = self._envs.step(actions)
+        except (EOFError, OSError) as error:
+            raise WorkerDied(
+                "the process of a training environment died: it was killed, or memory ran out; continue with --resume"
+            ) from error
         after, ended = np.asarray(observations, np.float32), terminated | truncated
         self._returns += rewards
         self._lengths += 1
@@ -146,15 +151,16 @@ class Environments:
         return found
 
     def close(self) -> None:
-        """Ends the environments and their processes."""
-        self._envs.close()
-
-
-def _without_interrupts(make_env: EnvFactory) -> Any:
-    """Makes an environment; in a process of its own Ctrl-C is the parent's to handle."""
-    if multiprocessing.parent_process() is not None:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-    return make_env()
+        """Ends the environments and their processes, also those that died or are in the middle of a step."""
+        processes = getattr(self._envs, "processes", [])
+        if processes:
+            for process in processes:
+                process.kill()
+            for process in processes:
+                process.join()
+            self._envs.closed = True
+        else:
+            self._envs.close()
 
 
 # -------------------------------------------------------------------------------------------------------- loop
@@ -238,11 +244,14 @@ def _act(
 ) -> jax.Array:
     """Actions `[R, E, A]` in `observations` `[R, E, D]`: uniform ones during the warm-up, then the policies'."""
     goals = jnp.zeros((options.num_envs, spec.goal_dim))
+    keys = jax.vmap(lambda key: stream_key(key, "act", step))(keys)
 
-    def one(policy: Any, key: jax.Array, observations: jax.Array) -> jax.Array:
-        policy_key, uniform_key = jax.random.split(stream_key(key, "act", step))
-        chosen = agent.act(policy, observations, goals, policy_key, mode="explore")
-        uniform = jax.random.uniform(uniform_key, chosen.shape, minval=-1.0, maxval=1.0)
-        return jnp.where(step < options.warmup_steps, uniform, chosen)
+    def uniform() -> jax.Array:
+        shape = (options.num_envs, spec.action_dim)
+        return jax.vmap(lambda key: jax.random.uniform(key, shape, minval=-1.0, maxval=1.0))(keys)
 
-    return jax.vmap(one)(policies, keys, observations)
+    def chosen() -> jax.Array:
+        act = functools.partial(agent.act, mode="explore")
+        return jax.vmap(act, in_axes=(0, 0, None, 0))(policies, observations, goals, keys)
+
+    return jax.lax.cond(step < options.warmup_steps, uniform, chosen)

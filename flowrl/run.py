@@ -220,7 +220,7 @@ class Run:
         self.collector: Collector | None = None
         total = settings.steps + settings.online_steps
         self.bar = tqdm(total=total, unit=plan.unit, desc="training", disable=None, smoothing=0.1)
-        self.steps, self.seconds, self.announced = 0, 0.0, False
+        self.steps, self.seconds, self.announced, self.warm_chunks = 0, 0.0, False, 0
 
     def train(self, signals: Signals, *, resume: bool) -> None:
         """Trains to the end and writes the summary."""
@@ -256,7 +256,9 @@ class Run:
     def _train_online(
         self, signals: Signals, states: TrainState, window: Window, step: int, evaluated: bool
     ) -> tuple[TrainState, Window]:
-        collector = self.collector = self.collector or self._collector()
+        if self.collector is None:
+            self.collector, window = self._collector(), loop.clear(window)
+        collector = self.collector
         arguments = (states, window, self.keys, self.dataset, jnp.int32(1), collector.replays)
         collector.program = self.program._replace(chunk=self._compiled(*arguments))
         schedule, unit = self.plan.schedule(online=True), self.plan.online.num_envs
@@ -394,7 +396,9 @@ class Run:
     def _progress(self, schedule: loop.Schedule, step: int, steps: int, seconds: float) -> None:
         self.steps, self.seconds = self.steps + steps, self.seconds + seconds
         self.bar.update(step - self.bar.n)
-        if not self.announced and (self.collector is None or self.collector.warm):
+        if self.collector is not None and self.collector.warm:
+            self.warm_chunks += 1  # in the first, acting is still being compiled
+        if not self.announced and (self.collector is None or self.warm_chunks > 1):
             self.announced = True
             tqdm.write(
                 _estimate(steps / seconds, schedule.steps - step, "updates" if self.collector is None else "steps")

@@ -1,6 +1,7 @@
 """The settings of a run: resolved from command line, preset and defaults, or read back to resume."""
 
 import dataclasses
+import math
 import os
 import re
 import time
@@ -14,9 +15,9 @@ from flowrl.agent import Spec
 from flowrl.errors import UserError
 from flowrl.online import Options
 
-RESUMABLE = ("run_dir", "resume", "steps", "workers", "data")
+RESUMABLE = ("run_dir", "resume", "steps", "workers", "vectorization", "data")
 """Settings that may differ when a run is resumed; data is checked by its hash."""
-_ELSEWHERE = ("run_dir", "resume", "workers", "map")
+_ELSEWHERE = ("run_dir", "resume", "workers", "vectorization", "map")
 """Settings that do not change what a run learns."""
 MAX_SEED = 2**32 - 1
 
@@ -185,14 +186,23 @@ def _check_online(settings: Any, env: envs.EnvName) -> None:
         raise UserError(f"--offline_share={settings.offline_share} is too large; it is a share, at most 1")
     if settings.vectorization not in ("sync", "async"):
         raise UserError(f"--vectorization={settings.vectorization} is unknown; choose sync or async")
+    if settings.offline_share is not None and settings.data == "none":
+        raise UserError("--offline_share needs offline data; add --data=PATH, or leave it out")
+    if not math.isfinite(settings.updates_per_step):
+        raise UserError(f"--updates_per_step={settings.updates_per_step} must be a finite number")
     if not settings.online_steps:
         return
+    if settings.updates_per_step and settings.warmup_steps >= settings.online_steps:
+        raise UserError(
+            f"--warmup_steps={settings.warmup_steps} leaves nothing of --online_steps={settings.online_steps} to learn "
+            "in; give fewer, or more steps"
+        )
     if env.goals != "none":
         raise UserError(
             f"{env.name} has goals, and goal-conditioned agents learn offline only; leave out --online_steps"
         )
     if env.env_id is None:
-        raise UserError(f"{env.name} has no environment to act in here; leave out --online_steps")
+        raise UserError(f"flowrl cannot learn online in {env.name}; give a Gymnasium environment, or no --online_steps")
     for name in ("steps", "online_steps", "log_interval", "eval_interval", "checkpoint_interval"):
         if getattr(settings, name) % settings.num_envs:
             raise UserError(

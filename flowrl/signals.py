@@ -2,7 +2,9 @@
 
 import os
 import signal
+import subprocess
 import time
+from collections.abc import Sequence
 from typing import Any
 
 
@@ -36,3 +38,13 @@ class Signals:
     def _restore(self) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
+
+
+def run_program(arguments: Sequence[str]) -> int:
+    """Runs another program to its end and returns its exit status; Ctrl-C reaches it too, and it stops by itself."""
+    process = subprocess.Popen(arguments)
+    while True:
+        try:
+            return process.wait()
+        except KeyboardInterrupt:
+            continue

@@ -131,6 +131,14 @@ class EnvPool:
                 process.kill()
 
 
+def without_interrupts(make_env: EnvFactory) -> Any:
+    """Makes an environment; in a process of its own, signals to stop are the parent's to handle."""
+    if multiprocessing.parent_process() is not None:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)
+    return make_env()
+
+
 def _work(connection: Connection, make_env: EnvFactory, slots: int) -> None:
     """A worker's life: until its connection closes, answers each command with `Slots` or a traceback."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle

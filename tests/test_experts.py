@@ -109,7 +109,7 @@ def test_the_program_trains_exports_and_measures(tmp_path: Path, monkeypatch: py
     assert record["sha256"] == collect.sha256(tmp_path / "made" / "ant.npz")
     assert len(record["measured"]["directions_changing_every_100_steps"]["falls_per_1000_steps"]["episodes"]) == 2
     assert (tmp_path / "made" / "ant.png").stat().st_size > 10_000
-    monkeypatch.setattr(expert.subprocess, "run", functools.partial(pytest.fail, "trained again"))
+    monkeypatch.setattr(expert, "run_program", functools.partial(pytest.fail, "trained again"))
     assert expert.main(command) == 0  # a finished training is only measured
 
 

@@ -159,6 +159,24 @@ def test_intervals_do_not_change_training(walks: Dataset) -> None:
     np.testing.assert_allclose(means, seldom.logged[0][1]["actor/loss"], rtol=1e-5)
 
 
+def test_chunks_shrink_when_steps_become_slow(walks: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A fast warm-up, then slow steps: no chunk may go on taking much longer than asked."""
+    clock, taken, lengths = [0.0], [0], []
+    monkeypatch.setattr(loop.time, "perf_counter", lambda: clock[0])
+
+    def advance(states: Any, window: loop.Window, steps: int) -> Any:
+        taken[0] += steps
+        clock[0] += steps * (0.001 if taken[0] <= 2000 else 0.1)
+        lengths.append(steps)
+        return states, window
+
+    states, window = loop.build(make(), BATCH, walks, "serial").start(keys_of(0))
+    hooks = Recorder().hooks()._replace(progress=lambda *_: None)
+    loop.train(advance, loop.Schedule(3000, 500, 3000, 3000), hooks, states, window, step=0)
+    assert max(lengths[:6]) == 500
+    assert max(lengths[-50:]) <= 20  # a second, and twice that at most
+
+
 def test_the_update_is_traced_once_for_shapes_and_once_for_the_program(walks: Dataset) -> None:
     agent, traces = make(), []
 

@@ -282,9 +282,22 @@ def test_offline_training_goes_on_online(tmp_path: Path) -> None:
         ("choose sync or async", ("--agent=sac", "--env=Pendulum-v1", "--vectorization=fork")),
         ("take their numbers from offline data", ("--agent=sac", *PENDULUM, *SHORT, "--normalize_observations")),
         ("--updates_per_step=-1.0 is too small", ("--agent=sac", "--env=Pendulum-v1", "--updates_per_step=-1")),
+        ("leaves nothing of --online_steps=40", ("--agent=sac", *PENDULUM, *SHORT, "--warmup_steps=40")),
+        ("--offline_share needs offline data", ("--agent=sac", *PENDULUM, *SHORT, "--offline_share=0.5")),
+        ("must be a finite number", ("--agent=sac", *PENDULUM, *SHORT, "--updates_per_step=nan")),
         ("flowrl needs continuous, bounded ones", ("--agent=sac", "--env=CartPole-v1")),
     ],
 )  # fmt: skip
 def test_wrong_settings_name_the_remedy(message: str, arguments: tuple[str, ...], tmp_path: Path) -> None:
     with pytest.raises(UserError, match=message):
         main(*arguments, f"--run_dir={tmp_path / 'run'}")
+
+
+def test_a_dead_environment_is_named_and_closed() -> None:
+    acted = environments(0, num_envs=2, vectorization="async")
+    acted._envs.processes[0].kill()
+    acted._envs.processes[0].join()
+    with pytest.raises(UserError, match="process of a training environment died"):
+        acted.step(np.zeros((2, 1), np.float32))
+    acted.close()
+    assert not any(process.is_alive() for process in acted._envs.processes)

@@ -87,7 +87,7 @@ def collect(
     job = Job(name.name, seed, train, max(1, train // 10))
     with files.exclusive(out / f".{name.dataset}.lock", f"another collection of {name.name}"):
         target, parts = out / f"{name.dataset}.npz", out / f"{name.dataset}.parts"
-        if not _finished(target, job):
+        if not _finished(target, job, recipe):
             _prepare(parts, job, recipe)
             _run(parts, job, recipe, workers or usable_cores())
             _merge(parts, target, job, recipe)
@@ -215,7 +215,7 @@ def _prepare(parts: Path, job: Job, recipe: behaviours.Recipe) -> None:
     files.require_space(parts, 2 * rows * recipe.row_bytes - stored)
 
 
-def _finished(target: Path, job: Job) -> bool:
+def _finished(target: Path, job: Job, recipe: behaviours.Recipe) -> bool:
     """Returns whether `target` is this very collection.
 
     Raises:
@@ -224,11 +224,13 @@ def _finished(target: Path, job: Job) -> bool:
     if not target.exists():
         return False
     made = provenance(target)
-    if made is not None and {key: made.get(key) for key in Job._fields} == job._asdict():
+    wanted = job._asdict() | _expert(recipe)
+    if made is not None and {key: made.get(key) for key in wanted} == wanted:
         return True
-    what = (
-        "is no collection of flowrl" if made is None else f"has {made.get('train')} episodes of seed {made.get('seed')}"
-    )
+    what = "is no collection of flowrl"
+    if made is not None:
+        what = f"has {made.get('train')} episodes of seed {made.get('seed')}"
+        what += f" by {made['expert']}" if made.get("expert") != wanted.get("expert") else ""
     raise UserError(f"{target} exists and {what}; move or delete it, or choose another folder with --out")
 
 

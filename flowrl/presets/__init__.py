@@ -170,7 +170,7 @@ def _online(name: str, agent: str, env: str) -> Preset:
     published = Preset("paper", source, settings, _ONLINE_RUN | run)
     if name == "paper":
         return published
-    return Preset("quick", _QUICK_SOURCE, published.agent, published.run | _ONLINE_QUICK)
+    return Preset("quick", f"quick: {source}; but shorter", published.agent, published.run | _ONLINE_QUICK)
 
 
 def _published(agent: str, dataset: str) -> Preset | None:
