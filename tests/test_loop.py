@@ -173,7 +173,7 @@ def test_chunks_shrink_when_steps_become_slow(walks: Dataset, monkeypatch: pytes
     states, window = loop.build(make(), BATCH, walks, "serial").start(keys_of(0))
     hooks = Recorder().hooks()._replace(progress=lambda *_: None)
     loop.train(advance, loop.Schedule(3000, 500, 3000, 3000), hooks, states, window, step=0)
-    assert max(lengths[:6]) == 500
+    assert max(lengths[:8]) >= 400
     assert max(lengths[-50:]) <= 20  # a second, and twice that at most
 
 
