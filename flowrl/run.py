@@ -69,7 +69,7 @@ def _execute(plan: Plan, stored: dict[str, Any] | None) -> int:
     if sizes is None:
         assert arrays is not None
         sizes = envs.Sizes(arrays["observations"].shape[1], arrays["actions"].shape[1])
-    agent = _agent(plan, sizes, arrays)
+    agent = build_agent(plan, sizes, arrays)
     dataset = None if arrays is None else from_arrays(arrays)
     del arrays
     config = _config(plan, source)
@@ -107,7 +107,7 @@ def _with_environment(plan: Plan, source: sources.Source) -> Plan:
     return dataclasses.replace(plan, env=env)
 
 
-def _agent(plan: Plan, sizes: envs.Sizes, arrays: dict[str, np.ndarray] | None) -> Agent:
+def build_agent(plan: Plan, sizes: envs.Sizes, arrays: dict[str, np.ndarray] | None) -> Agent:
     """Builds the agent, with the normalisation that the settings ask for."""
     spec = _spec(sizes)
     agent = agents.load(str(plan.settings.agent)).make(plan.agent_config, spec)
