@@ -1,8 +1,8 @@
-"""Evaluates a run again, acting in other ways: python experiments/evaluate.py --run_dir=DIR --vary=eval_steps --values=1,5.
+"""Evaluates a run, acting in other ways: python experiments/evaluate.py --run_dir=DIR --vary=eval_steps --values=1,5.
 
-The newest checkpoint is taken. The field must be one that only acting reads: eval_steps (FPMD), completion_steps (SSCP),
-hops (GC-SSCP) or candidates. Episodes are those of the run's own evaluations, so that the same settings give the same
-numbers. The time of an action is that of one observation, host and device together.
+The newest checkpoint is taken. The field must be one that only acting reads: eval_steps (FPMD), completion_steps
+(SSCP), hops (GC-SSCP) or candidates. Episodes are those of the run's own evaluations, so that the same settings give
+the same numbers. The time of an action is that of one observation, host and device together.
 """
 
 import dataclasses
