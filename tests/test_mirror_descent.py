@@ -243,6 +243,7 @@ def test_a_bandit_with_a_known_answer(name: str) -> None:
     _, agent = make(
         name, hidden_dims=(32, 32), batch_size=64, candidates=8, temperature_delay=20, reward_scale=1.0,
         learning_rate=3e-3, final_learning_rate=3e-3, temperature_rate=0.05, critic_target_rate=0.05,
+        **({"flow_steps": 5} if name == "fpmd_r" else {}),  # with 2 some seeds end in a corner
     )  # fmt: skip
     states, best = jnp.zeros((64, 3)), jnp.array([0.5, -0.5])
 
