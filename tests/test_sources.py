@@ -232,10 +232,10 @@ def test_what_cannot_be_collected_is_not_recommended(monkeypatch):
     monkeypatch.setattr(sources, "HOSTS", ("http://127.0.0.1:9",))
     for data in ("auto", "official"):
         with pytest.raises(UserError, match=r"cannot download.*--data=PATH") as raised:
-            sources.locate(envs.parse("antmaze-large-navigate"), data)
+            sources.locate(envs.parse("humanoidmaze-large-navigate"), data)
         assert "--data=collected" not in str(raised.value)
-    with pytest.raises(UserError, match="cannot collect antmaze-large-navigate yet"):
-        sources.locate(envs.parse("antmaze-large-navigate"), "collected")
+    with pytest.raises(UserError, match="cannot collect humanoidmaze-large-navigate yet"):
+        sources.locate(envs.parse("humanoidmaze-large-navigate"), "collected")
 
 
 def test_a_file_or_its_folder_can_be_given(tmp_path):
