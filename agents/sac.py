@@ -13,6 +13,7 @@ from flowrl import config as configs
 from flowrl import losses
 from flowrl.agent import Agent, Needs, Spec
 from flowrl.gaussian import SquashedGaussian, draw, squash
+from flowrl.losses import temperature
 from flowrl.networks import Network, Value, ensemble
 from flowrl.optim import descend, polyak
 from flowrl.train_state import Batch, Metrics, Mode, Params, TrainState, new_state
@@ -67,11 +68,6 @@ def actor_loss(
         "actor/entropy": -log_probs.mean(),
         "actor/temperature": temperature(params),
     }
-
-
-def temperature(params: Params) -> jax.Array:
-    """α `[]`, learnt as its logarithm."""
-    return jnp.exp(params["temperature"]["log"])
 
 
 def update(

@@ -144,6 +144,11 @@ def critic_loss(
     }
 
 
+def temperature(params: Params) -> jax.Array:
+    """Entropy temperature α `[]`, which agents learn as its logarithm, the network `temperature`."""
+    return jnp.exp(params["temperature"]["log"])
+
+
 def normalized_q_loss(values: jax.Array, scale_values: jax.Array) -> jax.Array:
     """−mean Q / sg(mean |Q'|): a policy objective whose size does not depend on that of the rewards (TD3+BC, eq. 5).
 

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from flowrl import acting, losses
 from flowrl import config as configs
 from flowrl.agent import Agent, Needs, Spec
+from flowrl.losses import temperature
 from flowrl.networks import Network, Value, ensemble, mish
 from flowrl.optim import descend, every, polyak
 from flowrl.train_state import Batch, Metrics, Mode, Params, TrainState, new_state
@@ -67,11 +68,6 @@ class Generator(NamedTuple):
     sample: Callable[..., jax.Array]
     errors: Callable[..., jax.Array]
     initial: Callable[..., Any]
-
-
-def temperature(params: Params) -> jax.Array:
-    """α `[]`, learnt as its logarithm."""
-    return jnp.exp(params["temperature"]["log"])
 
 
 def noise_entropy(alpha: jax.Array, noise_scale: jax.Array, action_dim: int) -> jax.Array:
