@@ -36,15 +36,15 @@ def _ignoring_unfinished_reads() -> Iterator[None]:
 
 
 class Checkpoints:
-    """The checkpoints of one run directory; the newest two are kept.
+    """The checkpoints of one run directory, of which the newest `keep` are kept, or all with 0.
 
     A checkpoint is written under a temporary name and renamed, so that a kill leaves the previous one in force.
     """
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, keep: int = 2):
         logging.getLogger("absl").setLevel(logging.ERROR)
         self.folder = folder.absolute()
-        options = ocp.CheckpointManagerOptions(max_to_keep=2, enable_async_checkpointing=False)
+        options = ocp.CheckpointManagerOptions(max_to_keep=keep or None, enable_async_checkpointing=False)
         self._manager = ocp.CheckpointManager(self.folder, options=options)
 
     def latest(self) -> int | None:

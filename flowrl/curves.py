@@ -15,7 +15,7 @@ from flowrl.summary import HEADLINE_EVALUATIONS, metric_of, scale
 # Settings that do not change what a seed learns or how it is evaluated.
 INCIDENTAL = (
     *("run_dir", "resume", "workers", "vectorization", "map", "data"),
-    *("log_interval", "checkpoint_interval", "seed", "num_seeds"),
+    *("log_interval", "checkpoint_interval", "keep_checkpoints", "seed", "num_seeds"),
 )
 
 

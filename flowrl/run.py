@@ -205,7 +205,7 @@ class Run:
         batch_size = plan.agent_config.batch_size
         self.program: Program = loop.build(agent, batch_size, dataset, settings.map, buffer, settings.offline_share)
         self.states, self.window = self.program.start(self.keys)
-        self.checkpoints = Checkpoints(plan.folder / "checkpoints")
+        self.checkpoints = Checkpoints(plan.folder / "checkpoints", settings.keep_checkpoints)
         self.evaluator: Evaluator | None = None
         if settings.eval_episodes:
             self.evaluator = Evaluator(

@@ -15,9 +15,9 @@ from flowrl.agent import Spec
 from flowrl.errors import UserError
 from flowrl.online import Options
 
-RESUMABLE = ("run_dir", "resume", "steps", "workers", "vectorization", "data")
+RESUMABLE = ("run_dir", "resume", "steps", "workers", "vectorization", "data", "keep_checkpoints")
 """Settings that may differ when a run is resumed; data is checked by its hash."""
-_ELSEWHERE = ("run_dir", "resume", "workers", "vectorization", "map")
+_ELSEWHERE = ("run_dir", "resume", "workers", "vectorization", "map", "keep_checkpoints")
 """Settings that do not change what a run learns."""
 MAX_SEED = 2**32 - 1
 
@@ -49,6 +49,7 @@ class Settings:
     eval_episodes: int | None = configs.setting(None, "Episodes per task and evaluation; 0 for no evaluation.")
     log_interval: int | None = configs.setting(None, "Updates that one log line averages.")
     checkpoint_interval: int | None = configs.setting(None, "Updates between checkpoints.")
+    keep_checkpoints: int = configs.setting(2, "The newest checkpoints that are kept; 0 keeps all.")
     normalize_observations: bool = configs.setting(False, "Bring the data's observations to mean 0 and deviation 1.")
     normalize_rewards: bool = configs.setting(False, "Scale rewards by 1000 / (best - worst episode return), as IQL.")
     reward_scale: float = configs.setting(1.0, "Factor of rewards.")
@@ -155,7 +156,7 @@ def _with_data_or_without(settings: Settings, env: envs.EnvName, given: dict[str
 def _check(settings: Any) -> None:
     minima = dict(num_seeds=1, seed=0, eval_interval=1, eval_episodes=0, log_interval=1, checkpoint_interval=1)
     minima |= dict(steps=0 if settings.online_steps else 1, online_steps=0, num_envs=1, updates_per_step=0)
-    minima |= dict(warmup_steps=0, buffer_size=1, offline_share=0, workers=1)
+    minima |= dict(warmup_steps=0, buffer_size=1, offline_share=0, workers=1, keep_checkpoints=0)
     for name, minimum in minima.items():
         value = getattr(settings, name)
         if value is not None and value < minimum:
