@@ -2,7 +2,7 @@
 
 Each update draws one action per next state, the best of several particles by Q; the critics bootstrap from it, and the
 policy is fitted to it with the weight exp(Q/α) (https://arxiv.org/abs/2507.23675; DPMD, https://arxiv.org/abs/2502.00361).
-What the policy is, a flow or an average velocity, an agent says by how it samples and by its error on a row.
+What the policy is (a flow, an average velocity, a diffusion) an agent says by how it samples and by its error on a row.
 """
 
 import dataclasses

@@ -39,6 +39,7 @@ _SSCP, _HIQL, _GCIVL, _GCBC = (f"agents/{name}.py" for name in ("gc_sscp", "hiql
 _REPLAY, _ONLINE = "flowrl/data/replay.py", "flowrl/online.py"
 _BUFFER, _ACTED, _LEARNT = (f"tests/test_{name}.py" for name in ("replay", "online", "online_agents"))
 _MIRROR = "tests/test_mirror_descent.py"
+_DIFFUSION = "tests/test_diffusion.py"
 _CRITIC_STEP = """\
     state, critic_metrics = descend(
         state, lambda params: critic_loss(networks, config, params, state, batch, critic_key), ("critic",)
@@ -705,4 +706,15 @@ MUTATIONS = (
         _MIRROR,
         "true_field_has_no_error",
     ),
+    Mutation(
+        "agents/dpmd.py",
+        "observations, points, levels), noise)",
+        "observations, points, levels), -noise)",
+        _DIFFUSION,
+        "errors_by_hand",
+    ),
+    Mutation(
+        "flowrl/diffusion.py", "jnp.sqrt(left) * data + ", "jnp.sqrt(left) * data - ", _DIFFUSION, "noise_by_hand"
+    ),
+    Mutation("flowrl/diffusion.py", "beta * (1 - before) / (1 - left)", "beta", _DIFFUSION, "one_step_by_hand"),
 )

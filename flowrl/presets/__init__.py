@@ -92,6 +92,7 @@ _ONLINE: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     ),
     "fpmd_r": (_FPMD, {}, _FPMD_RUN),
     "fpmd_m": (_FPMD, {}, _FPMD_RUN),
+    "dpmd": ("Diffusion Policy Mirror Descent, https://arxiv.org/abs/2502.00361, the authors' code", {}, _FPMD_RUN),
 }
 _ONLINE_QUICK = dict(online_steps=200_000, eval_interval=10_000)
 _LOCOMOTION = "OGBench's SAC for the experts of its maze datasets, https://arxiv.org/abs/2410.20092, the authors' code"

@@ -1,0 +1,104 @@
+"""Denoising diffusion against closed forms: a point, a Gaussian, and numbers by hand."""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from flowrl import diffusion
+from flowrl.agent import Spec
+from flowrl.agents import dpmd
+from flowrl.errors import UserError
+
+SCHEDULE = diffusion.linear_schedule(20, 0.3)
+
+
+def test_schedule_and_noise_by_hand() -> None:
+    """β = 0.1, 0.3, 0.5: ᾱ = 0.9, 0.63, 0.315."""
+    schedule = diffusion.linear_schedule(3, 1.0, 0.1, 0.5)
+    np.testing.assert_allclose(schedule, [0.9, 0.63, 0.315])
+    levels = jnp.array([[0], [2]])
+    for variant in (lambda f: f, jax.jit):
+        found = variant(functools.partial(diffusion.noised, schedule))(jnp.ones((2, 1)), -2 * jnp.ones((2, 1)), levels)
+        expected = [[0.9**0.5 - 2 * 0.1**0.5], [0.315**0.5 - 2 * 0.685**0.5]]
+        np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("steps", "expected"), [(1, [19]), (2, [19, 0]), (5, [19, 14, 10, 5, 0]), (20, range(19, -1, -1))]
+)
+def test_visited_levels(steps: int, expected: Any) -> None:
+    np.testing.assert_array_equal(diffusion.sampled_levels(20, steps), list(expected))
+
+
+def model_of(mean: float, std: float, schedule: np.ndarray = SCHEDULE) -> diffusion.NoiseModel:
+    """The noise to be expected in √ᾱ x + √(1 − ᾱ) ε with x from a Gaussian."""
+
+    def model(points: jax.Array, levels: jax.Array) -> jax.Array:
+        left = jnp.asarray(schedule)[levels.astype(int)]
+        variance = left * std**2 + 1 - left
+        return jnp.sqrt(1 - left) * (points - jnp.sqrt(left) * mean) / variance
+
+    return model
+
+
+@pytest.mark.parametrize("steps", [1, 2, 5, 20])
+def test_a_point_is_found_in_any_number_of_steps(steps: int) -> None:
+    starts = jax.random.normal(jax.random.key(0), (50, 2))
+    found = diffusion.ancestral(model_of(0.4, 0.0), starts, jax.random.key(1), SCHEDULE, steps)
+    np.testing.assert_allclose(found, 0.4, atol=1e-4)
+
+
+def test_a_gaussian_is_sampled() -> None:
+    """Its samples have its mean and deviation; one step can only give the mean that the start lets expect."""
+    fine = diffusion.linear_schedule(200, 0.03)
+    starts = jax.random.normal(jax.random.key(0), (20_000, 1))
+    model = model_of(0.2, 0.15, fine)
+    sample = functools.partial(diffusion.ancestral, model, starts, jax.random.key(1), fine)
+    found = sample(200)
+    assert abs(float(found.mean()) - 0.2) < 0.005
+    assert abs(float(found.std()) - 0.15) < 0.01
+    assert float(sample(1).std()) < 0.05
+
+
+def test_samples_stay_in_the_box() -> None:
+    starts = 5 * jax.random.normal(jax.random.key(0), (100, 1))
+    far = diffusion.ancestral(model_of(3.0, 0.5), starts, jax.random.key(1), SCHEDULE, 5)
+    assert float(far.min()) > 0.95
+    assert float(far.max()) <= 1.0
+
+
+def test_one_step_by_hand() -> None:
+    """Two levels, ᾱ = 0.9, 0.72; x = 1 and no noise predicted: the data is 1/√0.72, cut to 1; β = 0.2."""
+    schedule = np.array([0.9, 0.72])
+    found = diffusion.ancestral(lambda x, _: 0 * x, jnp.ones((1, 1)), jax.random.key(0), schedule, 2)
+    mean = (0.9**0.5 * 0.2 * 1 + 0.8**0.5 * 0.1 * 1) / 0.28
+    draw = jax.random.normal(jax.random.split(jax.random.key(0))[0], (1, 1))
+    between = mean + (0.2 * 0.1 / 0.28) ** 0.5 * draw
+    np.testing.assert_allclose(found, jnp.clip(between / 0.9**0.5, -1, 1), rtol=1e-5)
+
+
+class Known:
+    """A network that predicts one number as the noise."""
+
+    out_dim = 2
+
+    def apply(self, prediction: jax.Array, observations: jax.Array, points: jax.Array, levels: jax.Array) -> jax.Array:
+        return prediction + 0 * points
+
+
+def test_errors_by_hand() -> None:
+    key, actions = jax.random.key(5), jnp.array([[0.5, -0.5], [1.0, 0.0]])
+    noise = jax.random.normal(jax.random.split(key)[0], (2, 2))
+    errors = functools.partial(dpmd.errors, Known(), dpmd.Config())
+    for variant in (lambda f: f, jax.jit):
+        found = variant(errors)(jnp.float32(0.3), jnp.zeros((2, 3)), actions, key)
+        np.testing.assert_allclose(found, ((noise - 0.3) ** 2).mean(axis=-1), rtol=1e-5)
+
+
+def test_more_steps_than_levels_are_refused() -> None:
+    with pytest.raises(UserError, match="eval_steps=30"):
+        dpmd.make(dpmd.Config(eval_steps=30), Spec(3, 2, 0))
