@@ -7,23 +7,19 @@ policy goes to <out>/<body>.npz, what it does to <out>/<body>.json and <body>.pn
 
 import dataclasses
 import hashlib
-import re
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from absl import flags as absl_flags
 
-from flowrl import envs, flags, locomotion, loggers
+from flowrl import envs, flags, locomotion, loggers, programs
 from flowrl.checkpoint import Checkpoints
 from flowrl.config import setting
 from flowrl.data import experts
 from flowrl.errors import UserError
 from flowrl.files import make_folder, replacing
 from flowrl.settings import command
-from flowrl.signals import run_program
 from flowrl.stats import mean_interval
 
 MAIN = Path(__file__).with_name("main.py")
@@ -45,31 +41,11 @@ class Settings:
     episodes: int = setting(20, "Episodes with changing directions that are measured.")
 
 
-def train(body: str, folder: Path, given: Sequence[str]) -> None:
-    """Trains to the end, from the newest checkpoint where there is one.
-
-    Raises:
-        UserError: The run failed or was stopped.
-    """
-    if (folder / "summary.json").exists():
-        return
-    defaults = [f"--{name}={value}" for name, value in DEFAULTS.items()]
-    arguments = [f"--env=online-{body}-xy-v0", *defaults, *given, f"--run_dir={folder}"]
-    if (folder / "config.json").exists():
-        arguments.append("--resume")
-    if status := run_program([sys.executable, str(MAIN), *arguments]):
-        raise UserError(f"the training in {folder} ended with status {status}; the same command continues")
-
-
 def export(body: str, folder: Path, out: Path) -> Path:
     """Writes the first run's policy and returns its path."""
     checkpoints = Checkpoints(folder / "checkpoints")
-    layers = checkpoints.raw()[0]["params"]["actor"]["params"]["MLP_0"]
+    arrays = experts.named(experts.of_actor(checkpoints.raw()[0]["params"]["actor"]))
     checkpoints.close()
-    names = ["SplitDense_0", *sorted(name for name in layers if name.startswith("Dense"))]
-    arrays = {}
-    for i, name in enumerate(names):
-        arrays[f"kernel_{i}"], arrays[f"bias_{i}"] = (np.asarray(layers[name][part][0]) for part in ("kernel", "bias"))
     path = out / f"{body}.npz"
     make_folder(out)
     with replacing(path) as temporary, open(temporary, "wb") as file:
@@ -149,21 +125,17 @@ def draw(paths: Sequence[np.ndarray], path: Path) -> None:
 
 def main(arguments: Sequence[str]) -> int:
     """Runs the program and returns its exit status."""
-    if flags.wants_help(arguments):
-        print(f"{__doc__}\n{flags.help_text(Settings)}")
+    split = programs.own_and_other(Settings, arguments, __doc__ or "")
+    if split is None:
         return 0
-    values = absl_flags.FlagValues()
-    flags.define(values, Settings)
-    passed_on = flags.parse(values, arguments, known_only=True)
-    if wrong := [flag for flag in passed_on if not re.fullmatch(r"--?[\w.]+=.*", flag)]:
-        raise UserError(f"{wrong[0]!r} cannot be passed on; write --name=value")
-    settings = Settings(**flags.given(values, Settings))
+    settings, passed_on = split
     if settings.body not in experts.BODIES:
         raise UserError(f"--body={settings.body} is unknown; choose {' or '.join(experts.BODIES)}")
     if settings.episodes < 1:
         raise UserError(f"--episodes={settings.episodes} is too small; the least is 1")
     folder, out = Path(settings.run_dir or f"runs/expert-{settings.body}"), Path(settings.out)
-    train(settings.body, folder, passed_on)
+    defaults = [f"--{name}={value}" for name, value in DEFAULTS.items()]
+    programs.train(MAIN, folder, [f"--env=online-{settings.body}-xy-v0", *defaults, *passed_on])
     path = export(settings.body, folder, out)
     config = loggers.read_json(folder / "config.json")
     numbers, paths = measure(settings.body, experts.read(path), settings.episodes)

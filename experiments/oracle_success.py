@@ -95,11 +95,7 @@ def measure(name: str, episodes: int, seed: int) -> dict[str, Any]:
     recipe = behaviours.recipe(known)
     if manipulation.recipe(known) is None:
         raise UserError(f"{name} has no targets to count; choose a play or noisy set of cube, scene or puzzle")
-    watched = Watched(
-        envs.make(
-            str(known.env_id), terminate_at_goal=False, max_episode_steps=recipe.length, **dict(recipe.env_kwargs)
-        )
-    )
+    watched = Watched(envs.make(str(known.env_id), max_episode_steps=recipe.length, **dict(recipe.env_kwargs)))
     began = time.perf_counter()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of spaces made anew at each reset; nobody could act on them

@@ -93,13 +93,21 @@ class Checkpoints:
         shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), like)
         return self._read(ocp.args.Composite(arrays=ocp.args.StandardRestore(shapes)))["arrays"]
 
-    def raw(self) -> Any:
-        """Returns the newest checkpoint's arrays as nested dictionaries and lists, for who does not know the agent."""
-        return self._read(ocp.args.Composite(arrays=ocp.args.StandardRestore()))["arrays"]
+    def steps(self) -> list[int]:
+        """Returns the steps of all whole checkpoints, in order."""
+        return sorted(self._manager.all_steps())
 
-    def _read(self, parts: ocp.args.Composite) -> Any:
-        """Reads parts of the newest checkpoint."""
-        step = self.latest()
+    def raw(self, step: int | None = None) -> Any:
+        """Returns a checkpoint's arrays as nested dictionaries and lists, for who does not know the agent.
+
+        Args:
+            step: Of which; the newest one where None.
+        """
+        return self._read(ocp.args.Composite(arrays=ocp.args.StandardRestore()), step)["arrays"]
+
+    def _read(self, parts: ocp.args.Composite, step: int | None = None) -> Any:
+        """Reads parts of the checkpoint at `step`, or of the newest."""
+        step = self.latest() if step is None else step
         try:
             with _ignoring_unfinished_reads():
                 return self._manager.restore(step, args=parts)

@@ -23,10 +23,12 @@ class EnvName(NamedTuple):
 
     Attributes:
         name: The canonical name: `pointmaze-medium-navigate`, `cube-single-play-singletask-task2`,
-            `halfcheetah-medium-v2`, `minari:mujoco/hopper/medium-v0`, `Pendulum-v1`.
-        family: Whose name it is, which decides how its data is found and read: `ogbench`, `d4rl`, `minari` or
-            `gymnasium` (any registered environment, with the user's own file).
-        dataset: OGBench's file stem `cube-single-play-v0`, D4RL's name, Minari's id; empty for `gymnasium`.
+            `halfcheetah-medium-v2`, `minari:mujoco/hopper/medium-v0`, `collected:hopper-medium`, `Pendulum-v1`.
+        family: Whose name it is, which decides how its data is found and read: `ogbench`, `d4rl`, `minari`,
+            `collected` (by flowrl in Gymnasium's MuJoCo tasks) or `gymnasium` (any registered environment, with the
+            user's own file).
+        dataset: OGBench's file stem `cube-single-play-v0`, D4RL's name, Minari's id, the name after `collected:`; empty
+            for `gymnasium`.
         env_id: The environment registered with Gymnasium in which policies are evaluated, or None where there is none.
         behaviour: How OGBench's data was collected, `navigate` or `play`; empty for other families.
         goals: What a policy is told to reach: `state` (an observation), `oracle` (OGBench's compact goal), or `none`
@@ -45,6 +47,11 @@ class EnvName(NamedTuple):
     kwargs: tuple[tuple[str, Any], ...] = ()
     module: str = ""
     note: str = ""
+
+    @property
+    def d4rl(self) -> str:
+        """D4RL's name of the set, or of the one that a collected set is made after; empty where there is none."""
+        return {"d4rl": self.dataset, "collected": f"{self.dataset}-v2"}.get(self.family, "")
 
 
 LOCOMOTION = ("online-ant-xy-v0", "online-humanoid-xy-v0")
@@ -65,6 +72,8 @@ def parse(name: str) -> EnvName:
     if name in d4rl.SETS:
         known = d4rl.SETS[name]
         return EnvName(name, "d4rl", name, known.env_id, goals="none", note=known.note)
+    if name.startswith("collected:"):
+        return _collected(name)
     stem = name.removesuffix("-v0")
     if (found := _ogbench(stem, name)) is not None:
         return found
@@ -77,6 +86,18 @@ def parse(name: str) -> EnvName:
         raise UserError(f"unknown environment {name!r}; its tasks are {data}-singletask-task1 to -task5")
     known_names = [*presets.ogbench_datasets(), *d4rl.SETS, *LOCOMOTION, *gymnasium.registry]
     raise UserError(f"unknown environment {name!r}{suggestion(stem, known_names)}")
+
+
+def _collected(name: str) -> EnvName:
+    """Resolves the name of a MuJoCo set of our own."""
+    from flowrl.data import mujoco_sets  # which needs what is defined here
+
+    dataset = name.removeprefix("collected:")
+    if dataset not in mujoco_sets.NAMES:
+        raise UserError(f"unknown dataset {name!r}{suggestion(dataset, mujoco_sets.NAMES)}")
+    env_id = mujoco_sets.BODIES[mujoco_sets.NAMES[dataset].body]
+    note = "scores by D4RL's reference returns, which are of version 2"
+    return EnvName(name, "collected", dataset, env_id, goals="none", note=note)
 
 
 def _ogbench(stem: str, name: str) -> EnvName | None:

@@ -29,8 +29,8 @@ def evaluation_lines(
             line: dict[str, Any] = {"step": step, "run": run, "seed": seed, "task": task + 1, "mode": mode}
             if not np.isnan(successes).any():
                 line["success"] = float(successes.mean())
-            if env.family == "d4rl":
-                line["normalized_score"] = float(d4rl.normalized_score(env.dataset, returns).mean())
+            if env.d4rl:
+                line["normalized_score"] = float(d4rl.normalized_score(env.d4rl, returns).mean())
             line |= {"return": float(returns.mean()), "episodes": len(successes)}
             lines.append(line | {"length": float(outcome.lengths[run, task].mean())})
     return lines

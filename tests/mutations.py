@@ -39,6 +39,7 @@ _SSCP, _HIQL, _GCIVL, _GCBC = (f"agents/{name}.py" for name in ("gc_sscp", "hiql
 _REPLAY, _ONLINE = "flowrl/data/replay.py", "flowrl/online.py"
 _BUFFER, _ACTED, _LEARNT = (f"tests/test_{name}.py" for name in ("replay", "online", "online_agents"))
 _MIRROR = "tests/test_mirror_descent.py"
+_SETS = "tests/test_mujoco_sets.py"
 _DIFFUSION = "tests/test_diffusion.py"
 _CRITIC_STEP = """\
     state, critic_metrics = descend(
@@ -717,4 +718,6 @@ MUTATIONS = (
         "flowrl/diffusion.py", "jnp.sqrt(left) * data + ", "jnp.sqrt(left) * data - ", _DIFFUSION, "noise_by_hand"
     ),
     Mutation("flowrl/diffusion.py", "beta * (1 - before) / (1 - left)", "beta", _DIFFUSION, "one_step_by_hand"),
+    Mutation("flowrl/data/mujoco_sets.py", "returns >= returns.max() / 3", "returns >= returns[0]", _SETS, "who_acts"),
+    Mutation("flowrl/data/mujoco_sets.py", "not terminated and (", "(", _SETS, "stretch_is_episodes and uniform"),
 )

@@ -71,7 +71,7 @@ def test_recipes_of_the_ant_are_the_published_ones(name, episodes, length, noise
 def test_exploring_changes_direction_every_ten_steps():
     known = envs.parse("pointmaze-medium-navigate")
     env = envs.make(known.env_id, terminate_at_goal=False, max_episode_steps=31)
-    recipe = behaviours.recipe(envs.parse("antmaze-medium-explore"))._replace(actor=behaviours.follow, noise=0.0)
+    recipe = behaviours.recipe(envs.parse("antmaze-medium-explore"))._replace(actor=behaviours.straight, noise=0.0)
     moves = behaviours.explore(env.unwrapped, np.random.default_rng(0), recipe)
     observation, info = env.reset(seed=0, options=next(moves))
     actions = []

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from programs import load
 
-from flowrl import envs, locomotion
+from flowrl import envs, locomotion, programs
 from flowrl.agent import Spec
 from flowrl.agents import sac
 from flowrl.checkpoint import Checkpoints
@@ -109,7 +109,7 @@ def test_the_program_trains_exports_and_measures(tmp_path: Path, monkeypatch: py
     assert record["sha256"] == collect.sha256(tmp_path / "made" / "ant.npz")
     assert len(record["measured"]["directions_changing_every_100_steps"]["falls_per_1000_steps"]["episodes"]) == 2
     assert (tmp_path / "made" / "ant.png").stat().st_size > 10_000
-    monkeypatch.setattr(expert, "run_program", functools.partial(pytest.fail, "trained again"))
+    monkeypatch.setattr(programs, "run_program", functools.partial(pytest.fail, "trained again"))
     assert expert.main(command) == 0  # a finished training is only measured
 
 

@@ -1,4 +1,4 @@
-"""OGBench's published collection procedures: who acts, toward which goals, for how long.
+"""How datasets are collected, OGBench's by its published procedures: who acts, toward which goals, for how long.
 
 A behaviour is a Python generator that plays one episode: it first yields the options for `reset`, then an action for
 every `(observation, info)` that it is sent. New kinds of data (a learnt actor, random exploration, scripted
@@ -17,6 +17,16 @@ from flowrl.data import experts
 from flowrl.errors import UserError
 
 EXPLORE_INTERVAL = 10
+FIELDS: dict[str, type] = {
+    "observations": np.float32,
+    "actions": np.float32,
+    "terminals": np.bool_,
+    "qpos": np.float32,
+    "qvel": np.float32,
+}
+"""Of OGBench's files; the simulator's state comes after the first three."""
+ENDLESS = ("terminate_at_goal", False)
+"""What OGBench's environments are made with, so that episodes have their full length."""
 Cell = tuple[int, int]
 Actor = Callable[[np.ndarray, np.ndarray], np.ndarray]  # (observation, unit direction) -> action before noise
 Episode = Generator[Any, tuple[np.ndarray, dict[str, Any]], None]
@@ -26,27 +36,34 @@ class Recipe(NamedTuple):
     """How one dataset is collected.
 
     Attributes:
-        behaviour: Plays one episode; takes the unwrapped environment, the episode's generator and this recipe.
-        noise: Scale of the noise in the actions, which are then clipped to [-1, 1]; what exactly, the behaviour says.
+        play: Plays one episode; takes the environment, this recipe and the numbers that fix the episode (a seed, the
+            episode's index, and for another attempt a third), and returns the fields, one row per step.
         episodes: Training episodes of the published set; a tenth more make its validation file.
         length: Environment steps per episode; one row each.
         row_bytes: Bytes of one row over all fields, for the check of disk space.
-        actor: In mazes, turns an observation and a unit direction into an action.
+        fields: Names and types of the fields.
         env_kwargs: What the environment is made with, as pairs.
-        button_states: Whether rows also hold the states of buttons.
-        expert: Body whose shipped expert is the actor, or empty.
+        procedure: Whose procedure this is, for the record beside the data.
+        behaviour: What `follow` plays; takes the unwrapped environment, the episode's generator and this recipe.
+        noise: Scale of the noise in the actions, which are then clipped to [-1, 1]; what exactly, the behaviour says.
+        actor: In mazes, turns an observation and a unit direction into an action.
+        expert: Body whose shipped policies act, or empty.
+        policies: Which of the snapshots act in turn, None standing for uniform actions.
         accept: Whether an episode's fields will do; one that will not is thrown away and another played in its place.
     """
 
-    behaviour: Callable[[Any, np.random.Generator, "Recipe"], Episode]
-    noise: float
+    play: Callable[[envs.SeededEpisodes, "Recipe", list[int]], dict[str, np.ndarray]]
     episodes: int
     length: int
     row_bytes: int
-    actor: Actor | None = None
+    fields: Mapping[str, type]
     env_kwargs: tuple[tuple[str, Any], ...] = ()
-    button_states: bool = False
+    procedure: str = "OGBench's published procedure"
+    behaviour: Callable[[Any, np.random.Generator, "Recipe"], Episode] | None = None
+    noise: float = 0.0
+    actor: Actor | None = None
     expert: str = ""
+    policies: tuple[int | None, ...] = ()
     accept: Callable[[Mapping[str, np.ndarray]], bool] | None = None
 
 
@@ -56,8 +73,10 @@ def recipe(name: envs.EnvName) -> Recipe:
     Raises:
         UserError: flowrl cannot collect it yet.
     """
-    from flowrl.data import manipulation  # which needs what is defined here
+    from flowrl.data import manipulation, mujoco_sets  # which need what is defined here
 
+    if name.family == "collected":
+        return mujoco_sets.recipe(name.dataset)
     if (found := manipulation.recipe(name)) is not None:
         return found
     body, _, size = str(name.env_id).removesuffix("-v0").partition("-")
@@ -68,9 +87,12 @@ def recipe(name: envs.EnvName) -> Recipe:
             f"{name.dataset}.npz"
         )
     expert, noise, numbers = _BODIES[body]
-    actor = functools.partial(experts.walk, expert) if expert else follow
+    actor = functools.partial(experts.walk, expert) if expert else straight
     # float32 fields, and the terminals
-    maze = functools.partial(Recipe, actor=actor, noise=noise, row_bytes=4 * numbers + 1, expert=expert)
+    row_bytes, kwargs = 4 * numbers + 1, (ENDLESS,)
+    maze = functools.partial(
+        Recipe, follow, actor=actor, noise=noise, row_bytes=row_bytes, fields=FIELDS, env_kwargs=kwargs, expert=expert
+    )
     if name.behaviour == "stitch":
         return maze(behaviour=stitch, episodes=5000, length=201)
     if name.behaviour == "explore":
@@ -80,7 +102,30 @@ def recipe(name: envs.EnvName) -> Recipe:
     return maze(behaviour=navigate, episodes=1000, length=1001)
 
 
-def follow(observation: np.ndarray, direction: np.ndarray) -> np.ndarray:
+def follow(env: envs.SeededEpisodes, recipe: Recipe, entropy: list[int]) -> dict[str, np.ndarray]:
+    """Plays one episode by the recipe's behaviour and returns its fields, one row per step.
+
+    As in OGBench's files, a row holds the observation that the environment returned before the step (in a teleport
+    maze, the one at the entrance) and the simulator's state at the start of the step (there, at the exit).
+    """
+    procedure, simulator = np.random.SeedSequence(entropy).spawn(2)
+    assert recipe.behaviour is not None
+    moves = recipe.behaviour(env.unwrapped, np.random.default_rng(procedure), recipe)
+    observation, info = env.reset(seed=int(simulator.generate_state(1)[0]), options=next(moves))
+    rows: dict[str, list[Any]] = {field: [] for field in recipe.fields}
+    done = False
+    while not done:
+        action = moves.send((observation, info))
+        next_observation, _, terminated, truncated, info = env.step(action)
+        done = terminated or truncated
+        row = [observation, action, done, *(info[f"prev_{field}"] for field in [*recipe.fields][3:])]
+        for field, value in zip(recipe.fields, row, strict=True):
+            rows[field].append(value)
+        observation = next_observation
+    return {field: np.array(rows[field], dtype) for field, dtype in recipe.fields.items()}
+
+
+def straight(observation: np.ndarray, direction: np.ndarray) -> np.ndarray:
     """The actor of a point mass: its action is the direction itself."""
     return direction
 

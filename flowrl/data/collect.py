@@ -1,4 +1,4 @@
-"""Collects OGBench's datasets here, by their published procedure, with several processes and without losing work.
+"""Collects datasets here, OGBench's by their published procedure, with several processes and without losing work.
 
 Every episode is a function of (seed, episode index) alone, so the result depends neither on the number of processes
 nor on interruptions. Blocks of episodes are stored as they are finished; the same call continues where one stopped.
@@ -15,7 +15,7 @@ import shutil
 import signal
 import threading
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
@@ -30,14 +30,6 @@ from flowrl.errors import UserError
 from flowrl.provenance import git_commit, usable_cores, versions
 
 _BLOCK_ROWS = 5_000  # rows per stored block: well under a second of point maze
-_FIELDS: dict[str, type] = {
-    "observations": np.float32,
-    "actions": np.float32,
-    "terminals": np.bool_,
-    "qpos": np.float32,
-    "qvel": np.float32,
-}
-_BUTTONS: dict[str, type] = {"button_states": np.int64}
 
 
 class Job(NamedTuple):
@@ -65,7 +57,7 @@ def collect(
     the same collection is already there.
 
     Args:
-        env_name: An OGBench dataset name, such as `pointmaze-medium-navigate`.
+        env_name: An OGBench dataset such as `pointmaze-medium-navigate`, or one such as `collected:hopper-medium`.
         out: Folder, made if absent.
         episodes: Training episodes; the published number where None. A tenth (at least one) is added for validation.
         seed: Any number from 0.
@@ -104,39 +96,12 @@ def blocks(job: Job, length: int) -> list[Block]:
 
 
 def play(env: envs.SeededEpisodes, recipe: behaviours.Recipe, seed: int, episode: int) -> dict[str, np.ndarray]:
-    """Plays one episode, which (seed, episode) fixes, and returns its fields, one row per step.
-
-    As in OGBench's files, a row holds the observation that the environment returned before the step (in a teleport
-    maze, the one at the entrance) and the simulator's state at the start of the step (there, at the exit).
-    """
+    """Plays one episode, which (seed, episode) fixes, and returns its fields, one row per step."""
     for attempt in itertools.count():
-        fields = _attempt(env, recipe, [seed, episode] + ([attempt] if attempt else []))
+        fields = recipe.play(env, recipe, [seed, episode] + ([attempt] if attempt else []))
         if recipe.accept is None or recipe.accept(fields):
             return fields
     raise AssertionError
-
-
-def _attempt(env: envs.SeededEpisodes, recipe: behaviours.Recipe, entropy: list[int]) -> dict[str, np.ndarray]:
-    procedure, simulator = np.random.SeedSequence(entropy).spawn(2)
-    moves = recipe.behaviour(env.unwrapped, np.random.default_rng(procedure), recipe)
-    observation, info = env.reset(seed=int(simulator.generate_state(1)[0]), options=next(moves))
-    dtypes = _fields(recipe)
-    rows: dict[str, list[Any]] = {field: [] for field in dtypes}
-    done = False
-    while not done:
-        action = moves.send((observation, info))
-        next_observation, _, terminated, truncated, info = env.step(action)
-        done = terminated or truncated
-        row = [observation, action, done, *(info[f"prev_{field}"] for field in [*dtypes][3:])]
-        for field, value in zip(dtypes, row, strict=True):
-            rows[field].append(value)
-        observation = next_observation
-    return {field: np.array(rows[field], dtype) for field, dtype in dtypes.items()}
-
-
-def _fields(recipe: behaviours.Recipe) -> dict[str, type]:
-    """Returns the fields of a file, with their types."""
-    return _FIELDS | (_BUTTONS if recipe.button_states else {})
 
 
 # ---------------------------------------------------------------------------------------------------- processes
@@ -190,7 +155,7 @@ def _collect_block(parts: Path, job: Job, recipe: behaviours.Recipe, block: Bloc
 
 @functools.cache
 def _environment(env_id: str, length: int, kwargs: tuple[tuple[str, Any], ...]) -> envs.SeededEpisodes:
-    return envs.make(env_id, terminate_at_goal=False, max_episode_steps=length, **dict(kwargs))
+    return envs.make(env_id, max_episode_steps=length, **dict(kwargs))
 
 
 # -------------------------------------------------------------------------------------------------------- parts
@@ -251,9 +216,9 @@ def _merge(parts: Path, target: Path, job: Job, recipe: behaviours.Recipe) -> No
         members[target.name if block.first < job.train else f"{target.stem}-val.npz"].append(_part(parts, block))
     try:
         with tqdm(
-            total=len(_fields(recipe)) * sum(map(len, members.values())), unit="part", desc="compress", disable=None
+            total=len(recipe.fields) * sum(map(len, members.values())), unit="part", desc="compress", disable=None
         ) as bar:
-            rows = {name: _write_npz(parts / f"{name}.tmp", members[name], _fields(recipe), bar) for name in members}
+            rows = {name: _write_npz(parts / f"{name}.tmp", members[name], recipe.fields, bar) for name in members}
         hashes = {name: sha256(parts / f"{name}.tmp") for name in members}
         with files.replacing(target.with_suffix(".json")) as temporary:
             temporary.write_text(json.dumps(_record(job, recipe, rows, hashes), indent=1) + "\n")
@@ -264,7 +229,7 @@ def _merge(parts: Path, target: Path, job: Job, recipe: behaviours.Recipe) -> No
         raise UserError(f"cannot write {target}: {what}; free space, then the same call continues") from error
 
 
-def _write_npz(target: Path, members: list[Path], fields: dict[str, type], bar: tqdm) -> int:
+def _write_npz(target: Path, members: list[Path], fields: Mapping[str, type], bar: tqdm) -> int:
     """Writes what `np.savez_compressed` would, one part at a time; returns the number of rows."""
     rows = 0
     with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED) as archive:
@@ -300,7 +265,7 @@ def _expert(recipe: behaviours.Recipe) -> dict[str, Any]:
 def _record(job: Job, recipe: behaviours.Recipe, rows: dict[str, int], hashes: dict[str, str]) -> dict[str, Any]:
     """Returns what the provenance file says."""
     return {
-        "made": "collected by flowrl, OGBench's published procedure, not the official download",
+        "made": f"collected by flowrl, {recipe.procedure}, not the official download",
         **job._asdict(),
         "behaviour": envs.parse(job.env).behaviour,
         "noise": recipe.noise,

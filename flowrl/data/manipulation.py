@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from flowrl import envs
-from flowrl.data.behaviours import Episode, Recipe
+from flowrl.data.behaviours import ENDLESS, FIELDS, Episode, Recipe, follow
 
 PLAN_NOISE, PLAN_SMOOTHING, MIN_NORM = 0.1, 0.5, 0.4
 MAX_NOISE = 0.1
@@ -67,13 +67,14 @@ def recipe(name: envs.EnvName) -> Recipe | None:
     moving = 7 * place.cubes + place.buttons + place.slides
     floats = (19 + 9 * place.cubes + 4 * place.buttons + 2 * place.slides) + 5 + 2 * (_JOINTS + moving)
     return Recipe(
-        functools.partial(behaviour, place=place),
+        follow,
+        behaviour=functools.partial(behaviour, place=place),
         noise=PLAN_NOISE if name.behaviour == "play" else MAX_NOISE,
         episodes=place.episodes,
         length=1001,
         row_bytes=4 * floats + 8 * place.buttons + 1,
-        env_kwargs=(("mode", "data_collection"),),
-        button_states=place.buttons > 0,
+        fields=FIELDS | ({"button_states": np.int64} if place.buttons else {}),
+        env_kwargs=(ENDLESS, ("mode", "data_collection")),
         accept=block_stays_visible if name.name.startswith("scene") else None,
     )
 

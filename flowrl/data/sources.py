@@ -51,7 +51,7 @@ def locate(env: envs.EnvName, data: str, *, workers: int | None = None) -> Sourc
 
     Args:
         env: Which dataset.
-        data: `none`, `official` (cache or download), `collected` (cache or collection here, OGBench only), `auto` (what
+        data: `none`, `official` (cache or download), `collected` (cache or collection here), `auto` (what
             is in the cache, else a download, else a collection), or the path of a file or of a folder that holds it.
         workers: Processes of a collection.
 
@@ -64,6 +64,8 @@ def locate(env: envs.EnvName, data: str, *, workers: int | None = None) -> Sourc
         return _given(env, data)
     if env.family == "ogbench":
         return _locate_ogbench(env, data, workers)
+    if env.family == "collected":
+        return _locate_collected(env, data, workers)
     if data == "collected":
         raise UserError(f"flowrl cannot collect data for {env.name}; {_others(env)}--data=PATH for a file you have")
     if env.family == "d4rl":
@@ -100,6 +102,15 @@ def _locate_ogbench(env: envs.EnvName, data: str, workers: int | None) -> Source
         collect.collect(_base(env).name, collected.parent, workers=workers)
     hint = "; --data=official downloads the official set" if data == "auto" else ""
     return _source(collected, "collected", f"{_collected_detail(collected)}{hint}")
+
+
+def _locate_collected(env: envs.EnvName, data: str, workers: int | None) -> Source:
+    if data == "official":
+        raise UserError(f"{env.name} is flowrl's own, with no official file; use --data=collected")
+    path = cache_root() / "collected" / f"{env.dataset}.npz"
+    if not path.exists():
+        collect.collect(env.name, path.parent, workers=workers)
+    return _source(path, "collected", _collected_detail(path))
 
 
 def _base(env: envs.EnvName) -> envs.EnvName:
@@ -142,7 +153,7 @@ def _given_minari(env: envs.EnvName, path: Path) -> Source:
 
 def _file_names(env: envs.EnvName) -> list[str]:
     """Returns what the dataset's file may be called in a folder."""
-    if env.family == "ogbench":
+    if env.family in ("ogbench", "collected"):
         return [f"{env.dataset}.npz"]
     if env.family == "d4rl":
         return [f"{env.dataset}.hdf5", d4rl.SETS[env.dataset].url.rsplit("/", 1)[-1]]

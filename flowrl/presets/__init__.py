@@ -145,6 +145,8 @@ def lookup(name: str, agent: str, dataset: str) -> Preset:
         UserError: There is no such preset; the message names those there are.
     """
     dataset = dataset.removesuffix("-oraclerep")  # the same data, shown the goal in another form
+    if dataset.startswith("collected:"):
+        dataset = f"{dataset.removeprefix('collected:')}-v2"  # the set of D4RL that it is made after
     if name == "none":
         return Preset("none", "none: the agent's defaults", {}, _OGBENCH_RUN)
     if name not in ("paper", "quick"):

@@ -1,0 +1,133 @@
+"""Trains the policies that collected MuJoCo sets are sampled from: python experiments/snapshots.py --body=hopper.
+
+Training is `experiments/main.py --agent=sac` on the body's task in --run_dir, all checkpoints kept; every other flag is
+passed on to it. The same command continues a training that was broken off; a finished one is only exported. Policies
+up to medium and the expert, as flowrl.data.mujoco_sets defines them, go to <out>/<body>.npz, what they do to .json.
+"""
+
+import dataclasses
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from flowrl import envs, flags, loggers, programs
+from flowrl.checkpoint import Checkpoints
+from flowrl.config import setting
+from flowrl.data import experts, mujoco_sets
+from flowrl.errors import UserError
+from flowrl.files import make_folder, replacing
+from flowrl.settings import command
+
+MAIN = Path(__file__).with_name("main.py")
+DEFAULTS = {
+    "agent": "sac",
+    "online_steps": "240000",
+    "buffer_size": "240000",
+    "checkpoint_interval": "20000",
+    "keep_checkpoints": "0",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """The flags of this program itself."""
+
+    body: str = setting("hopper", f"{', '.join(mujoco_sets.BODIES)}.")
+    run_dir: str | None = setting(None, "Folder of the training; runs/snapshots-<body> if absent.")
+    out: str = setting("flowrl/data/experts", "Folder for the policies.")
+    stretches: int = setting(10, "Stretches of 1,000 steps in which the return of each policy is measured.")
+
+
+def load(folder: Path) -> dict[int, experts.Layers]:
+    """Returns the first run's policy at each checkpoint but that before any step."""
+    checkpoints = Checkpoints(folder / "checkpoints", keep=0)
+    found = {
+        step: experts.of_actor(checkpoints.raw(step)[0]["params"]["actor"]) for step in checkpoints.steps() if step
+    }
+    checkpoints.close()
+    return found
+
+
+def episode_returns(body: str, policy: experts.Layers | None, stretches: int) -> list[float]:
+    """Returns what the episodes of a policy's samples come to, the unfinished one at a stretch's end left out."""
+    made = envs.make(mujoco_sets.BODIES[body], max_episode_steps=mujoco_sets.STRETCH)
+    returns: list[float] = []
+    for number in range(stretches):
+        rows = mujoco_sets.rollout(made, policy, mujoco_sets.STRETCH, np.random.SeedSequence([1, number]))
+        ends = np.flatnonzero(rows["terminals"] | rows["timeouts"])
+        sums = np.diff(np.cumsum(rows["rewards"], dtype=np.float64)[ends], prepend=0.0)
+        whole = rows["terminals"][ends] | (np.diff(ends, prepend=-1) == mujoco_sets.STRETCH)
+        returns += sums[whole].tolist()
+    return returns
+
+
+def choose(returns: np.ndarray) -> list[int]:
+    """Indices of the policies to keep: all up to medium, and the expert."""
+    return sorted({*range(mujoco_sets.medium(returns) + 1), int(returns.argmax())})
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Runs the program and returns its exit status."""
+    split = programs.own_and_other(Settings, arguments, __doc__ or "")
+    if split is None:
+        return 0
+    settings, passed_on = split
+    body = settings.body
+    if body not in mujoco_sets.BODIES:
+        raise UserError(f"--body={body} is unknown; choose {', '.join(mujoco_sets.BODIES)}")
+    if settings.stretches < 1:
+        raise UserError(f"--stretches={settings.stretches} is too small; the least is 1")
+    folder, out = Path(settings.run_dir or f"runs/snapshots-{body}"), Path(settings.out)
+    defaults = [f"--{name}={value}" for name, value in DEFAULTS.items()]
+    programs.train(MAIN, folder, [f"--env={mujoco_sets.BODIES[body]}", *defaults, *passed_on])
+    measured = {step: episode_returns(body, policy, settings.stretches) for step, policy in load(folder).items()}
+    report(body, folder, out, measured)
+    return 0
+
+
+def report(body: str, folder: Path, out: Path, measured: dict[int, list[float]]) -> None:
+    """Writes the chosen policies, and what all of them do."""
+    found = load(folder)
+    steps = np.array([*found])
+    returns = np.array([np.mean(measured[step]) if measured[step] else -np.inf for step in found])
+    kept = choose(returns)
+    arrays = [experts.named(found[steps[i]]) for i in kept]
+    stacked = {name: np.stack([each[name] for each in arrays]) for name in arrays[0]}
+    path = out / f"{body}.npz"
+    make_folder(out)
+    with replacing(path) as temporary, open(temporary, "wb") as file:
+        np.savez_compressed(file, allow_pickle=False, steps=steps[kept], returns=returns[kept], **stacked)
+    config = loggers.read_json(folder / "config.json")
+    record: dict[str, Any] = {
+        "made_by": command(config),
+        **{name: config[name] for name in ("git_commit", "hardware", "versions", "seeds")},
+        "returns": "of whole episodes of samples; evaluation during training takes the mode",
+        "policies": [
+            {
+                "step": int(step),
+                "return": float(returns[i]),
+                "episodes": [round(value, 1) for value in measured[int(step)]],
+                "kept_as": _role(i, returns, kept),
+            }
+            for i, step in enumerate(steps)
+        ],
+        "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+    }
+    loggers.write_json(path.with_suffix(".json"), record)
+    for policy in record["policies"]:
+        print(f"step {policy['step']:>9,}  return {policy['return']:8.1f}  {policy['kept_as']}")
+
+
+def _role(index: int, returns: np.ndarray, kept: list[int]) -> str:
+    if index == returns.argmax():
+        return "expert"
+    if index == mujoco_sets.medium(returns):
+        return "medium"
+    return "replay" if index in kept else ""
+
+
+if __name__ == "__main__":
+    flags.run(main)
