@@ -2,7 +2,8 @@
 
 The newest checkpoint is taken. The field must be one that only acting reads: eval_steps (FPMD), completion_steps
 (SSCP), hops (GC-SSCP) or candidates. Episodes are those of the run's own evaluations, so that the same settings give
-the same numbers. The time of an action is that of one observation, host and device together.
+the same numbers. The time of an action is that of one observation, host and device together. The numbers go to a JSON
+file, and as a table to a Markdown file beside it.
 """
 
 import dataclasses
@@ -23,11 +24,12 @@ from flowrl.checkpoint import Checkpoints
 from flowrl.config import setting
 from flowrl.errors import UserError
 from flowrl.evaluate import Evaluator
+from flowrl.files import replacing
 from flowrl.provenance import git_commit, hardware, versions
 from flowrl.run import build_agent
 from flowrl.stats import mean_interval
 from flowrl.streams import stream_key
-from flowrl.summary import evaluation_lines, metric_of
+from flowrl.summary import METRICS, evaluation_lines, metric_of, shown
 from flowrl.train_state import TrainState
 
 ACTING = ("eval_steps", "completion_steps", "hops", "candidates")
@@ -113,6 +115,18 @@ def evaluate(plan: settings.Plan, given: Settings, value: int) -> list[dict[str,
     return rows
 
 
+def table(field: str, rows: list[dict[str, Any]]) -> str:
+    """Returns the results as a Markdown table."""
+    metric = next(name for name in METRICS if name in rows[0])
+    lines = [f"| {field} | mode | {metric} | 95 % interval | ms per action |", "|---|---|---|---|---|"]
+    for row in rows:
+        bounds = row["interval_95"]
+        interval = "–" if bounds is None else " to ".join(shown(metric, bound) for bound in bounds)
+        mean, time_of_one = shown(metric, row[metric]), f"{row['milliseconds_per_action']:.3f}"
+        lines.append(f"| {row[field]} | {row['mode']} | {mean} | {interval} | {time_of_one} |")
+    return "\n".join(lines) + "\n"
+
+
 def main(arguments: Sequence[str]) -> int:
     """Runs the program and returns its exit status."""
     given = flags.read(Settings, arguments, __doc__ or "")
@@ -143,6 +157,8 @@ def main(arguments: Sequence[str]) -> int:
         "results": rows,
     }
     loggers.write_json(out, report)
+    with replacing(out.with_suffix(".md")) as temporary:
+        temporary.write_text(table(str(given.vary), rows))
     print(f"wrote {out}")
     return 0
 

@@ -37,6 +37,9 @@ def test_the_runs_own_settings_give_its_own_numbers(run_dir: Path) -> None:
         assert rows[1, mode]["milliseconds_per_action"] > 0
     np.testing.assert_allclose(rows[1, "eval"]["return"], np.mean([*rows[1, "eval"]["per_seed"].values()]))
     assert str(run_dir) not in json.dumps(report)
+    table = (run_dir / "evaluate_eval_steps.md").read_text().splitlines()
+    assert len(table) == 2 + len(rows)
+    assert table[2].startswith(f"| 1 | eval | {rows[1, 'eval']['return']:.1f} | ")
 
 
 @pytest.mark.parametrize(
