@@ -3,45 +3,25 @@
 import dataclasses
 from collections.abc import Mapping
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 
 from flowrl import config as configs
-from flowrl import losses
+from flowrl import losses, maximum_entropy
 from flowrl.agent import Agent, Needs, Spec
-from flowrl.gaussian import SquashedGaussian, draw, squash
+from flowrl.gaussian import SquashedGaussian
 from flowrl.losses import temperature
-from flowrl.networks import Network, Value, ensemble
+from flowrl.maximum_entropy import Networks, actor_loss, initial_state, sample_actions
+from flowrl.networks import Value, ensemble
 from flowrl.optim import descend, polyak
-from flowrl.train_state import Batch, Metrics, Mode, Params, TrainState, new_state
+from flowrl.train_state import Batch, Metrics, Params, TrainState
 
 
 @dataclasses.dataclass(frozen=True)
-class Config(configs.Online):
+class Config(maximum_entropy.Config):
     """The paper's settings."""
-
-    target_entropy: float = configs.sweepable(
-        -1.0, "Entropy that the temperature aims at, per dimension of actions.", low=float("-inf")
-    )
-    initial_temperature: float = configs.sweepable(1.0, "Temperature before the first update.", 1e-8)
-
-
-class Networks(NamedTuple):
-    """The actor and twin critics."""
-
-    actor: Network  # [B, D] -> ([B, A], [B, A])
-    critic: Network  # [B, D], [B, A] -> [2, B]
-
-
-def sample_actions(
-    networks: Networks, actor_params: Any, observations: jax.Array, key: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    """Draws actions `[B, A]` with their log densities `[B]`."""
-    means, log_stds = networks.actor.apply(actor_params, observations)
-    return squash(means, log_stds, jax.random.normal(key, means.shape))
 
 
 def critic_loss(
@@ -52,22 +32,6 @@ def critic_loss(
     next_values = networks.critic.apply(state.target_params["critic"], batch["next_observations"], next_actions)
     soft_values = next_values.min(axis=0) - temperature(state.params) * log_probs
     return losses.critic_loss(networks.critic, params, state, batch, soft_values)
-
-
-def actor_loss(
-    networks: Networks, spec: Spec, params: Params, state: TrainState, batch: Batch, key: jax.Array
-) -> tuple[jax.Array, Metrics]:
-    """E[α log π(a | s) − min Q(s, a)] (eq. 9), and for α: E[−α log π(a | s) − α H̄] (eq. 18)."""
-    actions, log_probs = sample_actions(networks, params["actor"], batch["observations"], key)
-    values = networks.critic.apply(state.params["critic"], batch["observations"], actions).min(axis=0)
-    actor = jnp.mean(temperature(state.params) * log_probs - values)
-    target_entropy = state.hyper["target_entropy"] * spec.action_dim
-    entropy_gap = jax.lax.stop_gradient(-log_probs.mean() - target_entropy)
-    return actor + temperature(params) * entropy_gap, {
-        "actor/loss": actor,
-        "actor/entropy": -log_probs.mean(),
-        "actor/temperature": temperature(params),
-    }
 
 
 def update(
@@ -86,28 +50,11 @@ def update(
     return state.replace(step=state.step + 1), metrics
 
 
-def act(
-    networks: Networks, policy: Params, observations: jax.Array, goals: jax.Array, key: jax.Array, *, mode: Mode
-) -> jax.Array:
-    """The policy's mode, or with `explore` a sample."""
-    del goals
-    means, log_stds = networks.actor.apply(policy["actor"], observations)
-    return draw(means, log_stds, key, mode)
-
-
 def init(
     networks: Networks, config: Config, spec: Spec, key: jax.Array, hyper: Mapping[str, Any] | None = None
 ) -> TrainState:
     """Returns the state before the first update."""
-    actor_key, critic_key = jax.random.split(key)
-    observations, actions = jnp.zeros((1, spec.observation_dim)), jnp.zeros((1, spec.action_dim))
-    values = configs.hyper(config, hyper)
-    params = {
-        "actor": networks.actor.init(actor_key, observations),
-        "critic": networks.critic.init(critic_key, observations, actions),
-        "temperature": {"log": jnp.log(values["initial_temperature"])},
-    }
-    return new_state(params, ("critic",), values)
+    return initial_state(networks, spec, key, configs.hyper(config, hyper))
 
 
 def make(config: Config, spec: Spec) -> Agent:
@@ -118,6 +65,6 @@ def make(config: Config, spec: Spec) -> Agent:
         init=partial(init, networks, config, spec),
         update=partial(update, networks, spec),
         policy=lambda state: {"actor": state.params["actor"]},
-        act=partial(act, networks),
+        act=partial(maximum_entropy.act, networks),
         needs=Needs(("observations", "actions", "rewards", "masks", "next_observations")),
     )

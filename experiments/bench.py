@@ -26,7 +26,7 @@ from flowrl import agent as agents
 from flowrl import envs, flags, loggers, loop
 from flowrl.agent import Spec
 from flowrl.config import setting
-from flowrl.data import replay
+from flowrl.data import replay, returns
 from flowrl.data.dataset import Dataset, from_arrays
 from flowrl.errors import UserError
 from flowrl.online import Collector, Environments, Options
@@ -66,15 +66,14 @@ def synthetic_dataset(spec: Spec, episodes: int = 1000, length: int = 1001) -> D
     rows = episodes * length
     terminals = np.zeros((episodes, length), bool)
     terminals[:, -1] = True
-    return from_arrays(
-        {
-            "observations": rng.standard_normal((rows, spec.observation_dim), np.float32),
-            "actions": rng.uniform(-1, 1, (rows, spec.action_dim)).astype(np.float32),
-            "rewards": rng.standard_normal(rows, np.float32),
-            "masks": np.ones(rows, np.float32),
-            "terminals": terminals.reshape(-1),
-        }
-    )
+    arrays = {
+        "observations": rng.standard_normal((rows, spec.observation_dim), np.float32),
+        "actions": rng.uniform(-1, 1, (rows, spec.action_dim)).astype(np.float32),
+        "rewards": rng.standard_normal(rows, np.float32),
+        "masks": np.ones(rows, np.float32),
+        "terminals": terminals.reshape(-1),
+    }
+    return from_arrays(arrays | returns.of_dataset(arrays, discount=0.99))
 
 
 def rate(advance: Callable[[int], None], seconds: float) -> float:

@@ -33,10 +33,13 @@ class Needs(NamedTuple):
     Attributes:
         fields: Names of the batch's fields, in OGBench's terms.
         geometric: Those goal fields whose offset within the episode is geometric(1 − discount) instead of uniform.
+        returns_discount: Discount of the Monte-Carlo `returns`, and of their `horizons`, where the agent reads them
+            (`flowrl.data.returns`).
     """
 
     fields: tuple[str, ...]
     geometric: tuple[str, ...] = ()
+    returns_discount: float | None = None
 
     @property
     def goals(self) -> bool:

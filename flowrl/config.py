@@ -16,9 +16,15 @@ def setting(default: Any, help: str) -> Any:
     return dataclasses.field(default=default, metadata={"help": help})
 
 
-def static(default: Any, help: str, choices: tuple[Any, ...] = ()) -> Any:
-    """Declares a field that shapes the program; another value compiles another program."""
-    return dataclasses.field(default=default, metadata={"help": help, "sweepable": False, "choices": choices})
+def static(
+    default: Any, help: str, choices: tuple[Any, ...] = (), low: float = float("-inf"), high: float = float("inf")
+) -> Any:
+    """Declares a field that shapes the program; another value compiles another program.
+
+    A number with a fraction must lie in [`low`, `high`].
+    """
+    metadata = {"help": help, "sweepable": False, "choices": choices, "range": (low, high)}
+    return dataclasses.field(default=default, metadata=metadata)
 
 
 def sweepable(default: float | int, help: str, low: float = 0.0, high: float = float("inf")) -> Any:
@@ -57,7 +63,7 @@ def check(config: Any) -> None:
     """
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
-        if field.metadata["sweepable"]:
+        if field.metadata["sweepable"] or isinstance(value, float):
             low, high = field.metadata["range"]
             if not (low <= value <= high and math.isfinite(value)):
                 interval = f"[{low:g}, {high:g}" + ("]" if math.isfinite(high) else ")")

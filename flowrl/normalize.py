@@ -80,7 +80,7 @@ def episode_returns(rewards: np.ndarray, terminals: np.ndarray) -> np.ndarray:
 
 
 def normalized(agent: Agent, normalizer: Normalizer, *, goals_are_states: bool = True) -> Agent:
-    """Wraps an agent so that it sees normalised observations, goals and rewards, in training and in acting.
+    """Wraps an agent so that it sees normalised observations, goals, rewards and returns, in training and in acting.
 
     Args:
         agent: Any agent.
@@ -90,6 +90,12 @@ def normalized(agent: Agent, normalizer: Normalizer, *, goals_are_states: bool =
 
     def states(normalizer: Normalizer, x: jax.Array) -> jax.Array:
         return (x - normalizer.mean) / normalizer.std
+
+    def returns(normalizer: Normalizer, raw: jax.Array, horizons: jax.Array) -> jax.Array:
+        """Returns of rescaled rewards; one that is not known, −∞, stays so, also where the scale is 0 or negative."""
+        known = jnp.isfinite(raw)
+        scaled = normalizer.reward_scale * jnp.where(known, raw, 0.0) + normalizer.reward_shift * horizons
+        return jnp.where(known, scaled, raw)
 
     def init(key: jax.Array, hyper: Mapping[str, Any] | None = None) -> TrainState:
         state = agent.init(key, hyper)
@@ -101,6 +107,8 @@ def normalized(agent: Agent, normalizer: Normalizer, *, goals_are_states: bool =
         batch = {**batch, **{name: states(own, batch[name]) for name in names}}
         if "rewards" in batch:
             batch["rewards"] = own.reward_scale * batch["rewards"] + own.reward_shift
+        if "returns" in batch:
+            batch["returns"] = returns(own, batch["returns"], batch["horizons"])
         return agent.update(state, batch, key)
 
     def policy(state: TrainState) -> dict[str, Any]:

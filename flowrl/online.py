@@ -10,10 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from flowrl import envs
-from flowrl.agent import Agent, Spec
+from flowrl.agent import Agent, Needs, Spec
 from flowrl.data import replay as buffers
 from flowrl.data.dataset import Dataset
 from flowrl.data.replay import Replay
+from flowrl.data.returns import OpenEpisodes
 from flowrl.loop import Program, Window
 from flowrl.streams import stream_key
 from flowrl.train_state import TrainState
@@ -171,7 +172,8 @@ class Collector:
 
     Each step takes the actions of the current policies, starts the updates that the transitions so far are due, steps
     the environments while the device computes, and stores what they showed. So updates lag the newest transitions by
-    one step of the environments, whatever the device.
+    one step of the environments, whatever the device. Where the agent reads returns, those of an episode are written
+    to its transitions in the buffer once it has ended.
 
     Attributes:
         step: Environment steps of each run so far.
@@ -205,10 +207,16 @@ class Collector:
             replays: The buffers then; by default empty ones.
         """
         self.program, self.environments, self.step = program, environments, step
-        self.replays = empty_replays(spec, len(keys), options.capacity) if replays is None else replays
+        if replays is None:
+            replays = empty_replays(spec, len(keys), options.capacity, agent.needs)
+        self.replays = replays
         self._keys, self._options, self._dataset = keys, options, dataset
         self._act = jax.jit(functools.partial(_act, agent, spec, options))
         self._add = jax.jit(jax.vmap(buffers.add), donate_argnums=0)
+        self._record = jax.jit(jax.vmap(buffers.record), donate_argnums=0)
+        self._open: OpenEpisodes | None = None
+        if (discount := agent.needs.returns_discount) is not None:
+            self._open = OpenEpisodes(len(keys), options.num_envs, options.capacity, discount)
 
     @property
     def warm(self) -> bool:
@@ -231,12 +239,15 @@ class Collector:
             rows = {name: array.reshape(runs, num_envs, *array.shape[1:]) for name, array in rows.items()}
             self.replays = self._add(self.replays, rows | {"actions": actions})
             self.step += num_envs
+            if self._open is not None:
+                known = self._open.add(moved.rewards, moved.masks, moved.ended, self.step)
+                self.replays = self.replays if known is None else self._record(self.replays, *known)
         return states, window
 
 
-def empty_replays(spec: Spec, runs: int, capacity: int) -> Replay:
-    """Returns the buffers of R runs, with a leading axis R."""
-    return jax.vmap(lambda _: buffers.empty(spec, capacity))(jnp.arange(runs))
+def empty_replays(spec: Spec, runs: int, capacity: int, needs: Needs) -> Replay:
+    """Returns the buffers of R runs of an agent with these needs, with a leading axis R."""
+    return jax.vmap(lambda _: buffers.empty(spec, capacity, buffers.stored(needs)))(jnp.arange(runs))
 
 
 def _act(

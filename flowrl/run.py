@@ -15,7 +15,7 @@ from flowrl import agent as agents
 from flowrl import envs, loggers, loop, normalize
 from flowrl.agent import Agent, Spec
 from flowrl.checkpoint import Checkpoints
-from flowrl.data import goals, minari_sets, replay, sources
+from flowrl.data import goals, minari_sets, replay, returns, sources
 from flowrl.data.dataset import Dataset, from_arrays
 from flowrl.errors import UserError
 from flowrl.evaluate import Evaluator
@@ -70,6 +70,8 @@ def _execute(plan: Plan, stored: dict[str, Any] | None) -> int:
         assert arrays is not None
         sizes = envs.Sizes(arrays["observations"].shape[1], arrays["actions"].shape[1])
     agent = build_agent(plan, sizes, arrays)
+    if arrays is not None and agent.needs.returns_discount is not None:
+        arrays |= returns.of_dataset(arrays, agent.needs.returns_discount)
     dataset = None if arrays is None else from_arrays(arrays)
     del arrays
     config = _config(plan, source)
@@ -195,13 +197,14 @@ class Run:
     def __init__(self, plan: Plan, agent: Agent, sizes: envs.Sizes, dataset: Dataset | None):
         self.plan, self.agent, self.dataset, self.spec, self.tasks = plan, agent, dataset, _spec(sizes), sizes.tasks
         settings: Any = plan.settings
-        available = replay.FIELDS if dataset is None else goals.available(dataset, agent.needs)
+        stored = replay.stored(agent.needs)
+        available = stored if dataset is None else goals.available(dataset, agent.needs)
         agents.check_needs(agent.needs, dict.fromkeys(available))
         self.keys = jnp.stack([jax.random.key(seed) for seed in plan.seeds])
         buffer = None
         if settings.online_steps:
-            agents.check_needs(agent.needs, dict.fromkeys(replay.FIELDS))
-            buffer = jax.eval_shape(partial(replay.empty, self.spec, plan.online.capacity))
+            agents.check_needs(agent.needs, dict.fromkeys(stored))
+            buffer = jax.eval_shape(partial(replay.empty, self.spec, plan.online.capacity, stored))
         batch_size = plan.agent_config.batch_size
         self.program: Program = loop.build(agent, batch_size, dataset, settings.map, buffer, settings.offline_share)
         self.states, self.window = self.program.start(self.keys)
@@ -317,7 +320,7 @@ class Run:
                 "its config.json says; put the right config.json back, or start a new run in another --run_dir"
             )
         if "episodes" in facts:
-            buffers = empty_replays(self.spec, len(self.keys), self.plan.online.capacity)
+            buffers = empty_replays(self.spec, len(self.keys), self.plan.online.capacity, self.agent.needs)
             self.states, self.window, buffers = self.checkpoints.restore((self.states, self.window, buffers))
             begun = np.array(facts["episodes"], np.int32) + 1  # those under way are lost
             self.collector = self._collector(step - int(self.plan.settings.steps or 0), begun, buffers)

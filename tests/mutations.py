@@ -41,6 +41,7 @@ _BUFFER, _ACTED, _LEARNT = (f"tests/test_{name}.py" for name in ("replay", "onli
 _MIRROR = "tests/test_mirror_descent.py"
 _SETS = "tests/test_mujoco_sets.py"
 _DIFFUSION = "tests/test_diffusion.py"
+_CALIBRATED, _CAL_QL, _SUMS = "agents/cal_ql.py", "tests/test_cal_ql.py", "tests/test_returns.py"
 _CRITIC_STEP = """\
     state, critic_metrics = descend(
         state, lambda params: critic_loss(networks, config, params, state, batch, critic_key), ("critic",)
@@ -669,14 +670,14 @@ MUTATIONS = (
     ),
     Mutation("agents/sac.py", "- temperature(state.params) * log_probs\n", "\n", _LEARNT, f"{_REFERENCES} and sac"),
     Mutation(
-        "agents/sac.py",
+        "flowrl/maximum_entropy.py",
         "-log_probs.mean() - target_entropy",
         "target_entropy + log_probs.mean()",
         _LEARNT,
         "temperature_falls",
     ),
     Mutation(
-        "agents/sac.py",
+        "flowrl/maximum_entropy.py",
         "temperature(state.params) * log_probs - values",
         "temperature(params) * log_probs - values",
         _LEARNT,
@@ -720,4 +721,25 @@ MUTATIONS = (
     Mutation("flowrl/diffusion.py", "beta * (1 - before) / (1 - left)", "beta", _DIFFUSION, "one_step_by_hand"),
     Mutation("flowrl/data/mujoco_sets.py", "returns >= returns.max() / 3", "returns >= returns[0]", _SETS, "who_acts"),
     Mutation("flowrl/data/mujoco_sets.py", "not terminated and (", "(", _SETS, "stretch_is_episodes and uniform"),
+    Mutation(_CALIBRATED, "jnp.maximum(proposal_values", "jnp.minimum(proposal_values", _CAL_QL, "gap_by_hand"),
+    Mutation(_CALIBRATED, "values - log_densities, axis=1", "values + log_densities, axis=1", _CAL_QL, "gap_by_hand"),
+    Mutation(_CALIBRATED, "min(axis=0).max(axis=0)", "max(axis=0).min(axis=0)", _CAL_QL, f"{_REFERENCES} and 0-True"),
+    Mutation(
+        _CALIBRATED,
+        "actor_loss(networks, spec, params, before",
+        "actor_loss(networks, spec, params, state",
+        _CAL_QL,
+        f"{_REFERENCES} and 0-False",
+    ),
+    Mutation("flowrl/data/returns.py", "discount * masks * steps", "discount * masks", _SUMS, "do_not_touch"),
+    Mutation("flowrl/data/returns.py", "(least == most) & (most <= 0)", "least == most", _SUMS, "by_hand"),
+    Mutation("flowrl/data/returns.py", "kept = age <= self._capacity", "kept = age > 0", _SUMS, "reach_the_rows"),
+    Mutation(_REPLAY, "{**RETURNS, **rows}", "{**replay.fields, **rows}", _SUMS, "reach_the_rows"),
+    Mutation(
+        "flowrl/normalize.py",
+        "normalizer.reward_shift * horizons",
+        "normalizer.reward_shift",
+        _SUMS,
+        "normalised_returns",
+    ),
 )

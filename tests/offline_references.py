@@ -67,6 +67,26 @@ class Critics:
         return critics(jnp, params, observations, actions)
 
 
+@dataclasses.dataclass(frozen=True)
+class GaussianField:
+    """Stands in for a Gaussian actor: means and log standard deviations are halves of one field."""
+
+    def apply(self, params: Any, observations: jax.Array) -> Any:
+        return jnp.split(field(jnp, params, observations), 2, axis=-1)
+
+
+def squashed(params: Any, observations: np.ndarray, noise: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Actions and log densities by the change of variables, as it stands in textbooks."""
+    means, log_stds = np.split(field(np, params, observations), 2, axis=-1)
+    before = means + np.exp(log_stds) * noise
+    normal = np.exp(-0.5 * noise**2) / np.sqrt(2 * np.pi) / np.exp(log_stds)
+    return np.tanh(before), np.log(normal / (1 - np.tanh(before) ** 2)).sum(axis=-1)
+
+
+def close(one: Any, other: Any, rtol: float = 1e-6, atol: float = 1e-8) -> None:
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=rtol, atol=atol), one, other)
+
+
 NETWORKS: dict[str, Any] = {
     "sscp": sscp.Networks(Field(), Critics()),
     "ofql": ofql.Networks(Field(), Critics()),

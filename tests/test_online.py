@@ -137,12 +137,15 @@ def make_agent(name: str = "td3") -> Agent:
 class Session:
     """One online run, with what its collector holds."""
 
-    def __init__(self, *seeds: int, options: Options, mode: Any = "serial", dataset: Any = None) -> None:
-        agent, self.keys = make_agent(), keys_of(*seeds)
-        buffer = jax.eval_shape(functools.partial(replay.empty, SPEC, options.capacity))
-        program = loop.build(agent, BATCH, dataset, mode, buffer)
+    def __init__(
+        self, *seeds: int, options: Options, mode: Any = "serial", dataset: Any = None, agent: str = "td3"
+    ) -> None:
+        made, self.keys = make_agent(agent), keys_of(*seeds)
+        buffer = jax.eval_shape(lambda: replay.empty(SPEC, options.capacity, replay.stored(made.needs)))
+        program = loop.build(made, BATCH, dataset, mode, buffer)
         acted = Environments(make_counter, self.keys, options.num_envs)
-        self.collector = online.Collector(agent, SPEC, program, acted, self.keys, options, dataset)
+        self.resume = functools.partial(online.Collector, made, SPEC, program, acted, self.keys, options, dataset)
+        self.collector = self.resume()
         self.states, self.window = program.start(self.keys)
 
     def advance(self, *steps: int) -> "Session":
@@ -165,6 +168,20 @@ def test_counters_buffer_and_updates_agree() -> None:
     assert np.abs(actions[:, :10]).max() <= 1
     session.advance(4)
     np.testing.assert_array_equal(session.collector.replays.size, [12, 12])
+
+
+def test_returns_are_written_when_their_episode_has_ended() -> None:
+    """Rewards 1, 2, 3: G = 1 + .99·2 + .9801·3 = 5.9203, 4.97, 3, and H = 2.9701, 1.99, 1."""
+    session = Session(0, 1, options=Options(num_envs=2, updates_per_step=0, capacity=14), agent="cal_ql").advance(10)
+    known, open_ = np.repeat([5.9203, 4.97, 3], 2), [-np.inf] * 4
+    fields = session.collector.replays.fields
+    np.testing.assert_allclose(fields["returns"][:, :10], [[*known, *open_]] * 2, rtol=1e-6)
+    np.testing.assert_allclose(fields["horizons"][0, :6], np.repeat([2.9701, 1.99, 1], 2), rtol=1e-6)
+    # Those of the episode under way where the run was stopped are never known; nor are they mixed with the next's.
+    resumed = session.resume(step=10, replays=session.collector.replays)
+    resumed.environments._begin(np.ones(4, bool))
+    resumed.advance(session.states, session.window, 6)
+    np.testing.assert_allclose(resumed.replays.fields["returns"][1], [3, 3, *known[2:], *open_, *known[:4]], rtol=1e-6)
 
 
 def test_the_warm_up_is_uniform_and_the_policy_follows() -> None:
@@ -227,9 +244,12 @@ def test_a_run_without_data_learns_from_its_steps(tmp_path: Path) -> None:
     assert {line["step"] for line in lines(folder, "eval")} == {20, 40}
 
 
-def test_a_stopped_run_goes_on_with_its_buffer_and_counters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("agent", ["td3", "cal_ql"])
+def test_a_stopped_run_goes_on_with_its_buffer_and_counters(
+    agent: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     whole, parted = tmp_path / "whole", tmp_path / "parted"
-    command = ("--agent=td3", *PENDULUM, *SHORT)
+    command = (f"--agent={agent}", "--preset=none", *PENDULUM, *SHORT)
     assert main(*command, f"--run_dir={whole}") == 0
     advance, broken = online.Collector.advance, []
 

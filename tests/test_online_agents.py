@@ -1,6 +1,5 @@
 """SAC and TD3: their parts by hand, their updates against references in numpy, and a bandit with a known answer."""
 
-import dataclasses
 import functools
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -9,7 +8,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from offline_references import A, Case, Critics, D, Field, batch_of, critics, field, finite_differences, gradients
+from offline_references import (
+    A,
+    Case,
+    Critics,
+    D,
+    Field,
+    GaussianField,
+    batch_of,
+    close,
+    critics,
+    field,
+    finite_differences,
+    gradients,
+    squashed,
+)
 
 from flowrl import agent as agents
 from flowrl import config as configs
@@ -26,14 +39,6 @@ HYPER = {
     "sac": {**SHARED, "target_entropy": -0.7, "initial_temperature": 0.6},
     "td3": {**SHARED, "target_noise": 0.8, "noise_clip": 0.5, "explore_noise": 0.3},
 }
-
-
-@dataclasses.dataclass(frozen=True)
-class GaussianField:
-    """Stands in for a Gaussian actor: means and log standard deviations are halves of one field."""
-
-    def apply(self, params: Any, observations: jax.Array) -> Any:
-        return jnp.split(field(jnp, params, observations), 2, axis=-1)
 
 
 NETWORKS: dict[str, Any] = {"sac": sac.Networks(GaussianField(), Critics()), "td3": td3.Networks(Field(), Critics())}
@@ -79,10 +84,6 @@ def step_of(name: str, mapped: bool = False, **fields: Any) -> Callable[..., Any
     return jax.jit(update)  # unoptimised, XLA 0.10 gives NaN for a gradient here
 
 
-def close(one: Any, other: Any, rtol: float = 1e-6, atol: float = 1e-8) -> None:
-    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=rtol, atol=atol), one, other)
-
-
 # ------------------------------------------------------------------------------------------- squashed Gaussian
 
 
@@ -120,14 +121,6 @@ def test_evaluation_takes_the_mode_and_exploration_samples() -> None:
 
 
 # ----------------------------------------------------------------------------------------------------- updates
-
-
-def squashed(params: Any, observations: np.ndarray, noise: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Actions and log densities by the change of variables, as it stands in textbooks."""
-    means, log_stds = np.split(field(np, params, observations), 2, axis=-1)
-    before = means + np.exp(log_stds) * noise
-    normal = np.exp(-0.5 * noise**2) / np.sqrt(2 * np.pi) / np.exp(log_stds)
-    return np.tanh(before), np.log(normal / (1 - np.tanh(before) ** 2)).sum(axis=-1)
 
 
 def sac_reference(case: Case, _: Any) -> Callable[[Params], dict[str, Any]]:

@@ -91,7 +91,7 @@ def test_steps_of_a_row_are_the_runs() -> None:
 
 def batch_of(agent: Agent, size: int) -> dict[str, jax.ShapeDtypeStruct]:
     def shape(field: str) -> tuple[int, ...]:
-        if field in ("rewards", "masks"):
+        if field in ("rewards", "masks", "returns", "horizons"):
             return (size,)
         return (size, SPEC.action_dim if field == "actions" else SPEC.observation_dim)
 
@@ -197,6 +197,13 @@ def test_ofql_has_the_published_values(dataset: str, values: dict[str, Any]) -> 
 def test_a_task_of_its_own_is_evaluated_on_more_episodes() -> None:
     assert presets.lookup("quick", "fql", "cube-single-play-singletask").run["eval_episodes"] == 50
     assert presets.lookup("quick", "hiql", "cube-single-play").run["eval_episodes"] == 10
+
+
+def test_quick_cal_ql_proposes_fewer_actions() -> None:
+    settings = presets.lookup("quick", "cal_ql", "antmaze-large-navigate-singletask").agent
+    config = agents.load("cal_ql").Config(**settings)
+    assert (config.proposals, config.hidden_dims, config.critic_target_rate) == (4, (256, 256, 256), 0.02)
+    check_builds("cal_ql", config)
 
 
 def test_a_missing_preset_names_the_way_out() -> None:

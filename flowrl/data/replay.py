@@ -1,24 +1,33 @@
 """A replay buffer on the device, as a pytree that pure functions change, and batches from it and from offline data."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import flax.struct
 import jax
 import jax.numpy as jnp
 
-from flowrl.agent import Spec
+from flowrl.agent import Needs, Spec
 from flowrl.data.dataset import Dataset, gather, sample_rows
 from flowrl.train_state import Batch
 
 FIELDS = ("observations", "actions", "rewards", "masks", "next_observations")
 """What a buffer holds; the mask is 0 after a true termination, and 1 where only a limit of time ended the episode."""
+RETURNS = {"returns": -jnp.inf, "horizons": 0.0}
+"""What it holds besides for agents that read returns, and the values while an episode is under way: its return may be
+anything, so that no bound follows from it."""
+
+
+def stored(needs: Needs) -> tuple[str, ...]:
+    """Returns the names of the fields that a buffer holds for an agent with these needs."""
+    return FIELDS if needs.returns_discount is None else (*FIELDS, *RETURNS)
 
 
 class Replay(flax.struct.PyTreeNode):
     """The last transitions of one run, C at most, in a ring.
 
     Attributes:
-        fields: Arrays `[C, ...]` under the names in `FIELDS`.
+        fields: Arrays `[C, ...]` under the names that `stored` gives.
         position: Where the next transition goes, int32 `[]`.
         size: Transitions stored, int32 `[]`.
         offset: Row of the run's first transition where the arrays hold those of several runs (`of_run`), int32 `[]`.
@@ -30,12 +39,13 @@ class Replay(flax.struct.PyTreeNode):
     offset: jax.Array
 
 
-def empty(spec: Spec, capacity: int) -> Replay:
+def empty(spec: Spec, capacity: int, names: tuple[str, ...] = FIELDS) -> Replay:
     """Returns a buffer without transitions.
 
     Args:
         spec: Sizes of observations and actions.
         capacity: The most transitions C that it keeps.
+        names: Its fields.
     """
     shapes = {
         "observations": (capacity, spec.observation_dim),
@@ -44,7 +54,7 @@ def empty(spec: Spec, capacity: int) -> Replay:
         "masks": (capacity,),
         "next_observations": (capacity, spec.observation_dim),
     }
-    fields = {name: jnp.zeros(shape, jnp.float32) for name, shape in shapes.items()}
+    fields = {name: jnp.full(shapes.get(name, (capacity,)), RETURNS.get(name, 0.0), jnp.float32) for name in names}
     return Replay(fields, *(jnp.zeros((), jnp.int32) for _ in range(3)))
 
 
@@ -65,15 +75,23 @@ def add(replay: Replay, rows: Batch) -> Replay:
 
     Args:
         replay: The buffer, of capacity C.
-        rows: The fields `[E, ...]` of E ≤ C transitions.
+        rows: The fields `[E, ...]` of E ≤ C transitions; those in `RETURNS` are not known yet.
     """
     capacity, count = len(replay.fields["rewards"]), len(rows["rewards"])
     if count > capacity:
         raise ValueError(f"{count} transitions do not fit into a buffer of {capacity}")
     places = (replay.position + jnp.arange(count)) % capacity
-    fields = {name: array.at[places].set(rows[name]) for name, array in replay.fields.items()}
+    values: dict[str, Any] = {**RETURNS, **rows}
+    fields = {name: array.at[places].set(values[name]) for name, array in replay.fields.items()}
     size = jnp.minimum(replay.size + count, capacity)
     return replay.replace(fields=fields, position=(replay.position + count) % capacity, size=size)
+
+
+def record(replay: Replay, places: jax.Array, returns: jax.Array, horizons: jax.Array) -> Replay:
+    """Writes returns and horizons `[L]` into the rows at `places` `[L]`; places that are no rows are skipped."""
+    known = {"returns": returns, "horizons": horizons}
+    written = {name: replay.fields[name].at[places].set(values, mode="drop") for name, values in known.items()}
+    return replay.replace(fields={**replay.fields, **written})
 
 
 def sample(key: jax.Array, replay: Replay, batch_size: int) -> dict[str, jax.Array]:

@@ -1,0 +1,318 @@
+"""Cal-QL: the conservative term by hand, updates against a reference in numpy, a bandit, and the command line."""
+
+import functools
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from offline_references import (
+    A,
+    B,
+    Case,
+    Critics,
+    D,
+    GaussianField,
+    batch_of,
+    close,
+    critics,
+    finite_differences,
+    gradients,
+    squashed,
+)
+from programs import main
+
+from flowrl import config as configs
+from flowrl import loggers
+from flowrl.agent import Spec
+from flowrl.agents import cal_ql
+from flowrl.agents.cal_ql import Config, conservative_gap
+from flowrl.errors import UserError
+from flowrl.maximum_entropy import Networks
+from flowrl.networks import Value, ensemble
+from flowrl.train_state import Batch, Params, TrainState, new_state
+
+N = 3
+NETWORKS = Networks(GaussianField(), Critics())
+HYPER: dict[str, Any] = dict(
+    learning_rate=0.01, actor_learning_rate=0.002, critic_target_rate=0.2, target_entropy=-0.7, initial_temperature=0.6
+)
+
+
+@pytest.fixture(autouse=True)
+def x64() -> Iterator[None]:
+    with jax.enable_x64(True):
+        yield
+
+
+def config_of(**fields: Any) -> Config:
+    return Config(**{**HYPER, "discount": 0.9, "conservative_weight": 1.7, "proposals": N, **fields})
+
+
+def state_of(seed: int = 0) -> TrainState:
+    """A state with slow critics unlike the trained ones, float64."""
+    rng = np.random.default_rng([seed, 6])
+
+    def critic() -> Any:
+        shapes = {"weight": (2, D + A), "curve": (2, A), "bias": (2,)}
+        return {leaf: jnp.asarray(rng.normal(0, 0.7, shape)) for leaf, shape in shapes.items()}
+
+    actor = {"kernel": jnp.asarray(rng.normal(0, 0.6, (D, 2 * A))), "bias": jnp.asarray(rng.normal(0, 0.3, 2 * A))}
+    config = config_of()
+    hyper = {name: jnp.asarray(getattr(config, name), float) for name in (*configs.hyper(config), "discount")}
+    params = {"actor": actor, "critic": critic(), "temperature": {"log": jnp.asarray(rng.normal(-1, 0.3))}}
+    return new_state(params, ("critic",), hyper).replace(target_params={"critic": critic()})
+
+
+def with_returns(seed: int = 0) -> Batch:
+    """Returns that are not known, below all values, among them, and above all."""
+    return {**batch_of(seed), "returns": jnp.array([-jnp.inf, -50.0, 0.0, 0.5, 1.0, 30.0])}
+
+
+@functools.cache
+def step_of(mapped: bool = False, **fields: Any) -> Callable[..., Any]:
+    update = functools.partial(cal_ql.update, NETWORKS, config_of(**fields), Spec(D, A, 0))
+    if mapped:
+        axes = jax.tree.map(lambda _: 0, state_of().replace(step=None))
+        update = jax.vmap(update, in_axes=(axes, None, 0), out_axes=(axes, 0))
+    return jax.jit(update)
+
+
+# ------------------------------------------------------------------------------------------- conservative term
+
+
+@pytest.mark.parametrize("variant", [lambda f: f, jax.jit, jax.vmap], ids=["plain", "jit", "vmap"])
+@pytest.mark.parametrize(
+    ("returns", "first", "second"),
+    [
+        # exp(Q − log p) for Q = log 1 | log 5 and p = ½ (uniform), 1 and 2:
+        (-np.inf, [2, 1, 0.5], [10, 5, 2.5]),
+        (-7.0, [2, 1, 0.5], [10, 5, 2.5]),
+        (np.log(3), [2, 3, 1.5], [10, 5, 2.5]),  # above the first critic's, below the second's; never the uniform one
+        (np.log(8), [2, 8, 4], [10, 8, 4]),
+    ],
+)
+def test_conservative_gap_by_hand(variant: Any, returns: float, first: Any, second: Any) -> None:
+    values = jnp.log(jnp.array([1.0, 5.0]))[:, None, None] * jnp.ones((2, 3, 1))
+    densities, data = jnp.log(jnp.array([[0.5], [1.0], [2.0]])), jnp.array([[1.0], [-2.0]])
+    arguments = (values, densities, data, jnp.array([returns]))
+    if variant is jax.vmap:
+        arguments = jax.tree.map(lambda x: x[None], arguments)
+    gap = variant(lambda *arrays: conservative_gap(*arrays, 1))(*arguments)
+    np.testing.assert_allclose(gap.reshape(2), [np.log(sum(first)) - 1, np.log(sum(second)) + 2], rtol=1e-6)
+
+
+def test_nothing_pushes_a_calibrated_value_down() -> None:
+    """Gradients of the gap are a softmax over the values; those below the return have none, and −∞ gives no NaN."""
+    values, densities = jnp.zeros((2, 3, 2)), jnp.zeros((3, 2))
+    data = jnp.zeros((2, 2))
+
+    def total(values: jax.Array, data: jax.Array) -> jax.Array:
+        return conservative_gap(values, densities, data, jnp.array([-jnp.inf, 1.0]), 1).sum()
+
+    by_values, by_data = jax.grad(total, argnums=(0, 1))(values, data)
+    np.testing.assert_allclose(by_values[:, :, 0], np.full((2, 3), 1 / 3))
+    np.testing.assert_allclose(by_values[:, :, 1], [[1 / (1 + 2 * np.e), 0, 0]] * 2)
+    np.testing.assert_allclose(by_data, -np.ones((2, 2)))
+
+
+def test_only_critics_receive_gradients_of_their_loss() -> None:
+    state = state_of()
+
+    def loss(params: Params) -> jax.Array:
+        return cal_ql.critic_loss(NETWORKS, config_of(), params, state, with_returns(), jax.random.key(0))[0]
+
+    grads = jax.grad(loss)(state.params)
+    assert not any(np.any(leaf) for name in ("actor", "temperature") for leaf in jax.tree.leaves(grads[name]))
+    assert all(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(grads["critic"]))
+
+
+# ----------------------------------------------------------------------------------------------------- updates
+
+
+def reference_of(case: Case) -> Callable[[Params], dict[str, Any]]:
+    critic_key, actor_key = jax.random.split(case.key)
+    target_key, gap_key = jax.random.split(critic_key)
+    uniform_key, next_key, now_key = jax.random.split(gap_key, 3)
+    s, a, after, returns = (case.batch[n] for n in ("observations", "actions", "next_observations", "returns"))
+    actor, hyper = case.params["actor"], case.hyper
+    count = N if case.config.max_target_backup else 1
+    best = np.full(B, -np.inf)
+    for noise in case.normal(target_key, count, B, A):
+        best = np.maximum(best, np.minimum(*critics(np, case.slow["critic"], after, squashed(actor, after, noise)[0])))
+    proposals = [(u, -A * np.log(2), False) for u in np.asarray(jax.random.uniform(uniform_key, (N, B, A))) * 2 - 1]
+    proposals += [(*squashed(actor, after, noise), True) for noise in case.normal(next_key, N, B, A)]
+    proposals += [(*squashed(actor, s, noise), True) for noise in case.normal(now_key, N, B, A)]
+    alpha, noise = np.exp(case.params["temperature"]["log"]), case.normal(actor_key)
+
+    def metrics(params: Params) -> dict[str, Any]:
+        total, below = np.zeros((2, B)), 0
+        for actions, log_density, of_policy in proposals:
+            values = critics(np, params["critic"], s, actions)
+            below += (values < returns).sum() if of_policy else 0
+            total += np.exp((np.maximum(values, returns) if of_policy else values) - log_density)
+        gap = (np.log(total) - critics(np, params["critic"], s, a)).mean()
+        td_loss = case.td_loss(params, best)
+        actions, log_probs = squashed(params["actor"], s, noise)
+        values = np.minimum(*critics(np, case.params["critic"], s, actions))
+        entropy = -squashed(actor, s, noise)[1].mean()
+        return {
+            "critic/gap": gap,
+            "critic/td_loss": td_loss,
+            "critic/loss": td_loss + hyper["conservative_weight"] * gap,
+            "critic/calibrated": below / (2 * 2 * N * B),
+            "actor/loss": (alpha * log_probs - values).mean(),
+            "total": np.exp(params["temperature"]["log"]) * (entropy - hyper["target_entropy"] * A),
+        }
+
+    return metrics
+
+
+@pytest.mark.parametrize("max_target_backup", [True, False])
+@pytest.mark.parametrize("seed", [0, 1])
+def test_losses_and_gradients_equal_their_references(seed: int, max_target_backup: bool) -> None:
+    fields = {"max_target_backup": max_target_backup}
+    state, batch, key = state_of(seed), with_returns(seed), jax.random.key(seed)
+    after, metrics = step_of(**fields)(state, batch, key)
+    reference = reference_of(Case(config_of(**fields), state, batch, key))
+    params = jax.tree.map(np.asarray, state.params)
+    expected = reference(params)
+    assert 0 < expected["critic/calibrated"] < 1
+    for metric in expected.keys() - {"total"}:
+        np.testing.assert_allclose(metrics[metric], expected[metric], rtol=1e-6, err_msg=metric)
+
+    def total(params: Params) -> float:
+        found = reference(params)
+        return found["critic/loss"] + found["actor/loss"] + found["total"]
+
+    close(gradients(after), finite_differences(total, params), rtol=1e-5)
+    assert all(np.isfinite(value) for value in metrics.values())
+
+
+def test_critics_have_a_step_size_of_their_own_and_slow_copies_follow() -> None:
+    state = state_of()
+    after, _ = step_of()(state, with_returns(), jax.random.key(0))
+    assert int(after.step) == 1
+    for name, rate in (("critic", 0.01), ("actor", 0.002), ("temperature", 0.002)):
+        moves = jax.tree.map(lambda x, y: np.abs(x - y).ravel(), after.params[name], state.params[name])
+        np.testing.assert_allclose(np.concatenate(jax.tree.leaves(moves)), rate, rtol=1e-3)
+    slow = jax.tree.map(lambda p, old: 0.2 * p + 0.8 * old, after.params["critic"], state.target_params["critic"])
+    close(after.target_params["critic"], slow)
+
+
+def test_mapped_updates_equal_single_ones() -> None:
+    states, keys = [state_of(seed) for seed in (0, 1)], jax.random.split(jax.random.key(3))
+    stacked = jax.tree.map(lambda *x: jnp.stack(x), *states).replace(step=states[0].step)
+    after, _ = step_of(mapped=True)(stacked, with_returns(), keys)
+    for i, state in enumerate(states):
+        alone, _ = step_of()(state, with_returns(), keys[i])
+        close(jax.tree.map(lambda x, i=i: x[i], after.params), alone.params, rtol=1e-9)
+
+
+def test_the_discount_of_the_returns_is_that_of_the_targets() -> None:
+    with jax.enable_x64(False):
+        agent = cal_ql.make(Config(discount=0.8), Spec(2, 1, 0))
+        state = agent.init(jax.random.key(0), {"conservative_weight": 2.0})
+        assert agent.needs.returns_discount == 0.8
+        np.testing.assert_allclose(state.hyper["discount"], 0.8)
+        assert state.hyper["discount"].dtype == jnp.float32
+        assert not state.hyper["discount"].weak_type
+        with pytest.raises(KeyError, match="discount"):  # returns would belong to another one
+            agent.init(jax.random.key(0), {"discount": 0.9})
+    with pytest.raises(UserError, match=r"--agent.discount=1.0 is out of range; give a value in \[0, 0.99999\]"):
+        configs.check(Config(discount=1.0))
+
+
+# ------------------------------------------------------------------------------------------------------- probe
+
+
+def test_a_bandit_whose_values_stay_at_the_returns() -> None:
+    """Actions about ½ earn 2, about −½ they earn 1, and nothing follows; hardly any others are in the data.
+
+    Cal-QL's policy takes ½, Q of what it does is near 2, and Q of what was never tried below it. Without returns, as
+    CQL, the same policy's values sink further.
+    """
+    with jax.enable_x64(False):
+        config = Config(
+            hidden_dims=(32, 32), actor_hidden_dims=(32,), batch_size=64, learning_rate=3e-3, actor_learning_rate=3e-3,
+            proposals=4, initial_temperature=0.05, max_target_backup=False,
+        )  # fmt: skip
+        agent = cal_ql.make(config, Spec(1, 1, 0))
+        states = jnp.zeros((64, 1))
+
+        def train(key: jax.Array, calibrated: jax.Array) -> TrainState:
+            def body(i: jax.Array, state: TrainState) -> TrainState:
+                arm_key, action_key, update_key = jax.random.split(jax.random.fold_in(key, i), 3)
+                good = jax.random.bernoulli(arm_key, 0.5, (64,))
+                actions = jnp.where(good, 0.5, -0.5) + 0.2 * jax.random.normal(action_key, (64,))
+                rewards = jnp.where(good, 2.0, 1.0)
+                batch = {
+                    "observations": states,
+                    "actions": jnp.clip(actions, -1, 1)[:, None],
+                    "rewards": rewards,
+                    "masks": jnp.zeros(64),
+                    "next_observations": states,
+                    "returns": jnp.where(calibrated, rewards, -jnp.inf),
+                }
+                return agent.update(state, batch, update_key)[0]
+
+            state = jax.lax.fori_loop(0, 800, body, agent.init(key))
+            policy, critic = agent.policy(state), ensemble(Value)((32, 32), activation=nn.relu, layer_norm=False)
+            values = functools.partial(critic.apply, state.params["critic"], states)
+            none = jnp.zeros((64, 0))
+            mode = agent.act(policy, states, none, key, mode="eval")[0, 0]
+            own = values(agent.act(policy, states, none, key, mode="explore")).mean()
+            untried = jnp.stack([values(jnp.full((64, 1), end)).mean() for end in (-1.0, 1.0)])
+            return mode, own, untried
+
+        keys = jnp.stack([jax.random.key(0)] * 2 + [jax.random.key(1)] * 2)
+        modes, own, untried = jax.jit(jax.vmap(train))(keys, jnp.array([True, False] * 2))
+    np.testing.assert_allclose(modes, 0.5, atol=0.15)
+    np.testing.assert_allclose(own[::2], 2, atol=0.2)
+    assert (own[1::2] < own[::2] - 0.25).all()
+    assert (untried < own[:, None] - 0.4).all()
+
+
+# ------------------------------------------------------------------------------------------------ command line
+
+TINY = ("--agent=cal_ql", "--env=Pendulum-v1", "--agent.hidden_dims=8", "--agent.actor_hidden_dims=8")
+TINY = (*TINY, "--agent.batch_size=8", "--agent.proposals=2", "--preset=none", "--eval_episodes=1", "--workers=1")
+
+
+def metrics_of(folder: Path, name: str) -> dict[int, float]:
+    return {line["step"]: line[f"train/{name}"] for line in loggers.read_lines(folder / "metrics.jsonl")}
+
+
+def test_it_learns_offline_and_goes_on_online(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    fields = {"observations": rng.normal(size=(60, 3)), "actions": rng.uniform(-2, 2, (60, 1)), "rewards": -np.ones(60)}
+    np.savez(tmp_path / "own.npz", **fields, terminals=np.zeros(60, bool), timeouts=np.arange(60) % 20 == 19)
+    folder = tmp_path / "run"
+    given = (f"--data={tmp_path / 'own.npz'}", "--steps=20", "--online_steps=20", "--offline_share=0.5")
+    rewards = ("--reward_scale=10", "--reward_shift=20")  # unsolved: 10 · (−1)/(1 − γ) + 20/(1 − γ) = 1000
+    schedule = ("--eval_interval=20", "--log_interval=10", "--checkpoint_interval=20")
+    with jax.enable_x64(False):
+        assert main(*TINY, *given, *rewards, *schedule, f"--run_dir={folder}") == 0
+    calibrated = metrics_of(folder, "critic/calibrated")
+    assert [calibrated[step] for step in (10, 20)] == [1, 1]
+    np.testing.assert_allclose([calibrated[step] for step in (30, 40)], 0.5)  # the episode online is under way
+    assert json.loads((folder / "config.json").read_text())["agent_config"]["discount"] == 0.99
+    assert {line["step"] for line in loggers.read_lines(folder / "eval.jsonl")} == {20, 40}
+
+
+def test_online_returns_are_known_once_the_episode_is_over(tmp_path: Path) -> None:
+    """Pendulum's episodes have 200 steps, and with 50 more each the returns are far above fresh critics."""
+    folder, schedule = tmp_path / "run", ("--eval_interval=240", "--log_interval=20", "--checkpoint_interval=120")
+    steps = ("--online_steps=240", "--warmup_steps=170", "--reward_shift=50", "--updates_per_step=0.5")
+    with jax.enable_x64(False):
+        assert main(*TINY, *steps, *schedule, f"--run_dir={folder}") == 0
+    calibrated = {
+        line["step"]: line.get("train/critic/calibrated") for line in loggers.read_lines(folder / "metrics.jsonl")
+    }
+    assert calibrated[200] == 0
+    assert calibrated[240] > 0.5
