@@ -108,7 +108,7 @@ def draw(groups: Sequence[Group], out: Path, x: str) -> None:
     rows = panels(groups)
     heights = [3.6 + 0.22 * len(row) for row in rows.values()]
     figure = Figure(figsize=(10, sum(heights) + 0.9), layout="constrained")
-    axes = figure.subplots(len(rows), 2, squeeze=False, sharey=True, width_ratios=(4, 1), height_ratios=heights)
+    axes = figure.subplots(len(rows), 2, squeeze=False, sharey="row", width_ratios=(4, 1), height_ratios=heights)
     for (environment, row), (curves, finals) in zip(rows.items(), axes, strict=True):
         origins = dict.fromkeys(data_name(run.config) for group in row for run in group.runs)
         curves.set_title(f"{environment}\ndata: {'; '.join(origins)}", loc="left", fontsize=10)
@@ -152,6 +152,8 @@ def _draw_final(axes: Any, group: Group, index: int, style: dict[str, Any]) -> N
 def _dress(curves: Any, finals: Any, row: Sequence[Group], x: str) -> None:
     online = x == "updates" and any(group.unit == "steps" for group in row)
     text = "Steps: updates on data, then environment steps" if online else AXES[x]
+    for switch in {group.identity["steps"] for group in row if online and group.unit == "steps"} - {0}:
+        curves.axvline(switch, color="0.5", linestyle=":", linewidth=1, zorder=0)  # from data to own experience
     curves.set(xlabel=text, ylabel=METRICS[row[0].metric])
     curves.set_xlim(left=0)
     if row[0].metric == "success":
