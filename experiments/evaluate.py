@@ -13,24 +13,21 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import flax.serialization
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from flowrl import envs, flags, loggers, settings
 from flowrl.agent import Agent
-from flowrl.checkpoint import Checkpoints
 from flowrl.config import setting
 from flowrl.errors import UserError
 from flowrl.evaluate import Evaluator
 from flowrl.files import replacing
+from flowrl.programs import load_states
 from flowrl.provenance import git_commit, hardware, versions
 from flowrl.run import build_agent
 from flowrl.stats import mean_interval
-from flowrl.streams import stream_key
 from flowrl.summary import METRICS, evaluation_lines, metric_of, shown
-from flowrl.train_state import TrainState
 
 ACTING = ("eval_steps", "completion_steps", "hops", "candidates")
 """Fields of agents that change how a trained policy acts."""
@@ -46,19 +43,6 @@ class Settings:
     eval_episodes: int | None = setting(None, "Episodes per task; the run's own number if absent.")
     workers: int | None = setting(None, "Processes for environments; one per core if absent.")
     out: str | None = setting(None, "JSON file for the numbers; <run_dir>/evaluate_<field>.json if absent.")
-
-
-def load_states(folder: Path, agent: Agent, keys: jax.Array) -> tuple[int, TrainState]:
-    """Returns the step of the newest checkpoint, and its states but for the optimizer's."""
-    like = jax.vmap(lambda key: agent.init(stream_key(key, "init")))(keys)
-    checkpoints = Checkpoints(folder / "checkpoints")
-    step = checkpoints.latest()
-    if step is None:
-        raise UserError(f"{folder} has no checkpoint to evaluate")
-    stored = checkpoints.raw()[0]
-    checkpoints.close()
-    stored["opt_state"] = flax.serialization.to_state_dict(like)["opt_state"]
-    return step, flax.serialization.from_state_dict(like, stored)
 
 
 def milliseconds_per_action(agent: Agent, policy: Any, sizes: envs.Sizes, mode: Any, repeats: int = 200) -> float:

@@ -70,6 +70,11 @@ class Generator(NamedTuple):
     initial: Callable[..., Any]
 
 
+def critic_network(config: Config) -> Network:
+    """Returns twin critics."""
+    return ensemble(Value)(config.hidden_dims, activation=mish, layer_norm=config.critic_layer_norm)
+
+
 def noise_entropy(alpha: jax.Array, noise_scale: jax.Array, action_dim: int) -> jax.Array:
     """Entropy of the Gaussian noise that actions get, |A|/2 · log(2πe (c α)²)."""
     return 0.5 * action_dim * jnp.log(2 * jnp.pi * jnp.e * (noise_scale * alpha) ** 2)
@@ -195,8 +200,7 @@ def make(config: Config, spec: Spec, actor: Network, generator: Generator) -> Ag
         actor: The policy's network.
         generator: What the policy does with it.
     """
-    critic = ensemble(Value)(config.hidden_dims, activation=mish, layer_norm=config.critic_layer_norm)
-    networks = Networks(actor, critic)
+    networks = Networks(actor, critic_network(config))
 
     def init(key: jax.Array, hyper: Mapping[str, Any] | None = None) -> TrainState:
         actor_key, critic_key = jax.random.split(key)

@@ -1,4 +1,4 @@
-"""For programs that train with experiments/main.py and work on the run: flags of their own, the rest passed on."""
+"""For programs beside experiments/main.py: train with it, passing flags on, and load what a run has learnt."""
 
 import re
 import sys
@@ -6,11 +6,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import flax.serialization
+import jax
 from absl import flags as absl_flags
 
 from flowrl import flags
+from flowrl.agent import Agent
+from flowrl.checkpoint import Checkpoints
 from flowrl.errors import UserError
 from flowrl.signals import run_program
+from flowrl.streams import stream_key
+from flowrl.train_state import TrainState
 
 
 def own_and_other(settings: type, arguments: Sequence[str], description: str) -> tuple[Any, list[str]] | None:
@@ -54,3 +60,25 @@ def train(main: Path, folder: Path, arguments: Sequence[str]) -> None:
     resume = ["--resume"] if (folder / "config.json").exists() else []
     if status := run_program([sys.executable, str(main), *arguments, f"--run_dir={folder}", *resume]):
         raise UserError(f"the training in {folder} ended with status {status}; the same command continues")
+
+
+def load_states(folder: Path, agent: Agent, keys: jax.Array) -> tuple[int, TrainState]:
+    """Returns the step of a run's newest checkpoint, and its states but for the optimizer's.
+
+    Args:
+        folder: Of the run.
+        agent: As it was trained, or with settings that only acting reads changed.
+        keys: Root keys of its seeds `[R]`.
+
+    Raises:
+        UserError: There is no checkpoint.
+    """
+    like = jax.vmap(lambda key: agent.init(stream_key(key, "init")))(keys)
+    checkpoints = Checkpoints(folder / "checkpoints")
+    step = checkpoints.latest()
+    if step is None:
+        raise UserError(f"{folder} has no checkpoint to evaluate")
+    stored = checkpoints.raw()[0]
+    checkpoints.close()
+    stored["opt_state"] = flax.serialization.to_state_dict(like)["opt_state"]
+    return step, flax.serialization.from_state_dict(like, stored)

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from programs import load, main
@@ -10,7 +11,7 @@ from programs import load, main
 from flowrl import loggers
 from flowrl.errors import UserError
 
-again = load("experiments/evaluate.py")
+again, weights = load("experiments/evaluate.py"), load("experiments/mirror_weights.py")
 
 
 @pytest.fixture(scope="module")
@@ -54,3 +55,20 @@ def test_bad_input_names_the_remedy(run_dir: Path, message: str, arguments: list
     given = [f"--run_dir={run_dir}", *arguments] if arguments else []
     with pytest.raises(UserError, match=message):
         again.main(["evaluate.py", *given])
+
+
+def test_the_spread_of_weights_is_split_by_hand() -> None:
+    """Two actions in two states, standardised Q 1 and 3 in one, 6 and 8 in the other, α = 2."""
+    found = weights.spread(jnp.array([[1.0, 6.0], [3.0, 8.0]]), jnp.float32(2.0))
+    np.testing.assert_allclose(found["deviation_between_states"], 2.5)
+    np.testing.assert_allclose(found["deviation_between_actions"], 1.0)
+    np.testing.assert_allclose(found["weight_ratio_of_actions"], np.exp(1.0), rtol=1e-6)
+    np.testing.assert_allclose(found["weight_ratio_of_states"], np.exp(0.9 * 5 / 2), rtol=1e-5)
+
+
+def test_a_runs_weights_are_measured(run_dir: Path) -> None:
+    assert weights.main(["mirror_weights.py", f"--run_dir={run_dir}", "--states=8", "--particles=4"]) == 0
+    report = json.loads((run_dir / "mirror_weights.json").read_text())
+    assert set(report["per_seed"]) == {"0", "1"}
+    assert report["mean"]["deviation_between_actions"] > 0
+    assert str(run_dir) not in json.dumps(report)

@@ -213,12 +213,12 @@ def test_errors_by_hand() -> None:
 
 @each_agent
 def test_particles_are_chosen_by_q_and_noise_is_for_exploring(name: str) -> None:
-    _, agent = make(name, candidates=16)
+    config, agent = make(name, candidates=16)
     state, states = agent.init(jax.random.key(0)), jnp.zeros((400, 3))
     policy = agent.policy(state)
     act = functools.partial(jax.jit(agent.act, static_argnames="mode"), policy, states, jnp.zeros((400, 0)))
     one, best, noisy = (act(jax.random.key(1), mode=mode) for mode in ("eval", "best_of_n", "explore"))
-    critic = mirror_descent.ensemble(mirror_descent.Value)((8,), activation=mirror_descent.mish, layer_norm=False)
+    critic = mirror_descent.critic_network(config)
     values = [critic.apply(state.params["critic"], states, actions).min(axis=0).mean() for actions in (one, best)]
     assert values[1] > values[0]
     assert (np.abs(noisy) <= 1).all()

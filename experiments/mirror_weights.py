@@ -1,0 +1,119 @@
+"""What mirror descent's weights depend on, state or action: python experiments/mirror_weights.py --run_dir=DIR.
+
+For a run of fpmd_r, fpmd_m or dpmd: in states of its replay buffer several particles of its policy are drawn, and the
+standardised Q of the weights exp(norm(Q)/α) is split into what varies between states and what varies between the
+actions of one state. Only the latter prefers one action to another.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from flowrl import envs, flags, loggers, mirror_descent, settings
+from flowrl.checkpoint import Checkpoints
+from flowrl.config import setting
+from flowrl.errors import UserError
+from flowrl.losses import temperature
+from flowrl.programs import load_states
+from flowrl.provenance import git_commit, hardware
+from flowrl.run import build_agent
+from flowrl.train_state import TrainState
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What to look at."""
+
+    run_dir: str | None = setting(None, "Folder of the run.")
+    states: int = setting(512, "States drawn from the replay buffer.")
+    particles: int = setting(64, "Actions drawn in each.")
+    out: str | None = setting(None, "JSON file for the numbers; <run_dir>/mirror_weights.json if absent.")
+
+
+def spread(standard: jax.Array, alpha: jax.Array) -> dict[str, jax.Array]:
+    """Splits the spread of standardised Q.
+
+    Args:
+        standard: (Q − mean) / deviation, not clipped `[N, S]` of N actions in each of S states.
+        alpha: Temperature α `[]`.
+
+    Returns:
+        Scalars: the deviation between states, that between actions of a state, the median over states of the ratio of
+        the largest to the smallest weight of a state's actions, and that between the 95th and the 5th percentile of all
+        states' mean Q.
+    """
+    centres = standard.mean(axis=0)
+    ends = jnp.percentile(centres, jnp.array([95.0, 5.0]))
+    return {
+        "deviation_between_states": centres.std(),
+        "deviation_between_actions": standard.std(axis=0).mean(),
+        "weight_ratio_of_actions": jnp.median(jnp.exp((standard.max(axis=0) - standard.min(axis=0)) / alpha)),
+        "weight_ratio_of_states": jnp.exp((ends[0] - ends[1]) / alpha),
+    }
+
+
+def measure(agent: Any, config: Any, state: TrainState, observations: jax.Array, particles: int) -> dict[str, float]:
+    """Returns `spread` of one run's policy in states `[S, D]`, and its temperature."""
+    policy, goals = agent.policy(state), jnp.zeros((len(observations), 0))
+    keys = jax.random.split(jax.random.key(0), particles)
+    actions = jax.vmap(lambda key: agent.act(policy, observations, goals, key, mode="eval"))(keys)
+    critic = partial(mirror_descent.critic_network(config).apply, state.params["critic"], observations)
+    values = jax.vmap(lambda each: critic(each).min(axis=0))(actions)
+    alpha = temperature(state.params)
+    found = spread((values - state.extras["q_mean"]) / state.extras["q_std"], alpha)
+    return {name: float(x) for name, x in (found | {"temperature": alpha}).items()}
+
+
+def stored_observations(folder: Path, run: int, count: int) -> jax.Array:
+    """Returns observations of one run's buffer, evenly spaced over what it holds `[count, D]`."""
+    checkpoints = Checkpoints(folder / "checkpoints")
+    replays = checkpoints.raw()[2]
+    checkpoints.close()
+    rows = np.linspace(0, int(replays["size"][run]) - 1, count).astype(int)
+    return jnp.asarray(np.asarray(replays["fields"]["observations"])[run, rows])
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Runs the program and returns its exit status."""
+    given = flags.read(Settings, arguments, __doc__ or "")
+    if given is None:
+        return 0
+    if given.run_dir is None:
+        raise UserError("which run? give --run_dir=DIR")
+    plan, stored = settings.resumed_plan({"run_dir": given.run_dir, "resume": True}, {})
+    if not isinstance(plan.agent_config, mirror_descent.Config) or not plan.settings.online_steps:
+        raise UserError(f"{given.run_dir} is no online run of fpmd_r, fpmd_m or dpmd")
+    keys = jnp.stack([jax.random.key(seed) for seed in plan.seeds])
+    agent = build_agent(plan, envs.sizes(plan.env), None)
+    step, states = load_states(plan.folder, agent, keys)
+    per_seed = {}
+    for run, seed in enumerate(plan.seeds):
+        state = jax.tree.map(lambda x, run=run: x[run], states.replace(step=None))
+        observations = stored_observations(plan.folder, run, given.states)
+        per_seed[str(seed)] = measure(agent, plan.agent_config, state, observations, given.particles)
+    means = {name: float(np.mean([each[name] for each in per_seed.values()])) for name in per_seed[str(plan.seeds[0])]}
+    out = Path(given.out) if given.out else plan.folder / "mirror_weights.json"
+    report = {
+        "command": f"python experiments/mirror_weights.py --states={given.states} --particles={given.particles}",
+        "run": stored["command"],
+        "run_git_commit": stored["git_commit"],
+        "git_commit": git_commit(),
+        "hardware": hardware(),
+        "step": step,
+        "mean": means,
+        "per_seed": per_seed,
+    }
+    loggers.write_json(out, report)
+    print({name: round(value, 4) for name, value in means.items()})
+    print(f"wrote {out}")
+    return 0
+
+
+if __name__ == "__main__":
+    flags.run(main)
