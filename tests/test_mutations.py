@@ -47,7 +47,7 @@ PROCESSES.set_forkserver_preload(["jax", "flax.linen", "optax", "chex", "orbax.c
 
 def run(folder: Path, tests: list[str], select: str) -> tuple[int, str]:
     """Runs tests of a copy until the first failure; returns pytest's exit status and what it printed."""
-    arguments = ["-x", "-q", "-p", "no:cacheprovider", "-k", select, *tests]
+    arguments = ["-n0", "-x", "-q", "-p", "no:cacheprovider", "-k", select, *tests]
     process = PROCESSES.Process(target=run_here, args=(folder, arguments))
     process.start()
     process.join(timeout=600)
