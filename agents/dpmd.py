@@ -59,8 +59,10 @@ def make(config: Config, spec: Spec) -> Agent:
     """Builds the agent.
 
     Raises:
-        UserError: There are more steps than noise levels.
+        UserError: There are more steps than noise levels, or too few levels.
     """
+    if config.diffusion_steps < 2:
+        raise UserError("--agent.diffusion_steps=1 leaves one level without noise; the least is 2")
     if config.eval_steps > config.diffusion_steps:
         raise UserError(
             f"--agent.eval_steps={config.eval_steps} is more than the {config.diffusion_steps} noise levels; give "

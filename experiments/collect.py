@@ -1,4 +1,4 @@
-"""Collects an OGBench dataset here: python experiments/collect.py --env=pointmaze-medium-navigate.
+"""Collects a dataset here: python experiments/collect.py --env=pointmaze-medium-navigate, or collected:hopper-medium.
 
 The files go to the cache that training reads with --data=collected, or to --out. An interrupted collection is
 continued by the same command.
@@ -19,7 +19,7 @@ from flowrl.errors import UserError
 class Settings:
     """What to collect."""
 
-    env: str | None = setting(None, "OGBench dataset, for example pointmaze-medium-navigate.")
+    env: str | None = setting(None, "OGBench dataset such as pointmaze-medium-navigate, or collected:hopper-medium.")
     episodes: int | None = setting(None, "Training episodes; the published number if absent.")
     seed: int = setting(0, "Any number from 0; it fixes every episode.")
     workers: int | None = setting(None, "Processes; one per core if absent.")

@@ -1,6 +1,6 @@
 """Evaluates a run, acting in other ways: python experiments/evaluate.py --run_dir=DIR --vary=eval_steps --values=1,5.
 
-The newest checkpoint is taken. The field must be one that only acting reads: eval_steps (FPMD), completion_steps
+The newest checkpoint is taken. The field must be one that only acting reads: eval_steps (FPMD, DPMD), completion_steps
 (SSCP), hops (GC-SSCP) or candidates. Episodes are those of the run's own evaluations, so that the same settings give
 the same numbers. The time of an action is that of one observation, host and device together. The numbers go to a JSON
 file, and as a table to a Markdown file beside it.
@@ -58,13 +58,22 @@ def milliseconds_per_action(agent: Agent, policy: Any, sizes: envs.Sizes, mode: 
     return 1e3 * float(np.median(seconds))
 
 
-def evaluate(plan: settings.Plan, given: Settings, value: int) -> list[dict[str, Any]]:
-    """Evaluates the run with one value of the field; returns a row for each of the agent's modes."""
-    plan = dataclasses.replace(plan, agent_config=dataclasses.replace(plan.agent_config, **{str(given.vary): value}))
-    if plan.env.env_id is None:
-        raise UserError(f"{plan.env.name} cannot be evaluated here")
-    sizes, keys = envs.sizes(plan.env), jnp.stack([jax.random.key(seed) for seed in plan.seeds])
-    agent = build_agent(plan, sizes, None)
+def acting_with(plan: settings.Plan, sizes: envs.Sizes, field: str, value: int) -> Agent:
+    """Builds the run's agent with one value of the field.
+
+    Raises:
+        UserError: The agent cannot act so.
+    """
+    try:
+        config = dataclasses.replace(plan.agent_config, **{field: value})
+        return build_agent(dataclasses.replace(plan, agent_config=config), sizes, None)
+    except UserError as error:
+        raise UserError(f"--values: {value} cannot be evaluated: {error}") from error
+
+
+def evaluate(plan: settings.Plan, sizes: envs.Sizes, agent: Agent, given: Settings, value: int) -> list[dict[str, Any]]:
+    """Evaluates the run as `agent`, which has one value of the field; returns a row for each of its modes."""
+    keys = jnp.stack([jax.random.key(seed) for seed in plan.seeds])
     step, states = load_states(plan.folder, agent, keys)
     policies = jax.vmap(agent.policy, in_axes=(jax.tree.map(lambda _: 0, states).replace(step=None),))(states)
     episodes = given.eval_episodes or plan.settings.eval_episodes
@@ -125,12 +134,18 @@ def main(arguments: Sequence[str]) -> int:
         raise UserError(f"--vary={given.vary} is no way of acting of {plan.settings.agent}; {choices}")
     if not all(part.isdigit() and int(part) > 0 for part in given.values.split(",")):
         raise UserError(f"--values={given.values} is not a list of positive numbers; write for example --values=1,5,20")
+    out = Path(given.out) if given.out else plan.folder / f"evaluate_{given.vary}.json"
+    if out.suffix != ".json":
+        raise UserError(f"--out={given.out} is no JSON file; end it in .json")
+    if plan.env.env_id is None:
+        raise UserError(f"{plan.env.name} cannot be evaluated here")
+    sizes = envs.sizes(plan.env)
+    agents = {value: acting_with(plan, sizes, given.vary, value) for value in map(int, given.values.split(","))}
     rows = []
-    for value in map(int, given.values.split(",")):
-        for row in evaluate(plan, given, value):
+    for value, agent in agents.items():
+        for row in evaluate(plan, sizes, agent, given, value):
             rows.append(row)
             print({key: round(x, 4) if isinstance(x, float) else x for key, x in row.items()}, flush=True)
-    out = Path(given.out) if given.out else plan.folder / f"evaluate_{given.vary}.json"
     report = {
         "command": " ".join(["python", "experiments/evaluate.py", *(x for x in arguments[1:] if "/" not in x)]),
         "run": stored["command"],

@@ -125,7 +125,7 @@ def draw(paths: Sequence[np.ndarray], path: Path) -> None:
 
 def main(arguments: Sequence[str]) -> int:
     """Runs the program and returns its exit status."""
-    split = programs.own_and_other(Settings, arguments, __doc__ or "")
+    split = programs.own_and_other(Settings, arguments, __doc__ or "", fixed=("agent", "env"))
     if split is None:
         return 0
     settings, passed_on = split

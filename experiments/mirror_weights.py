@@ -58,23 +58,36 @@ def spread(standard: jax.Array, alpha: jax.Array) -> dict[str, jax.Array]:
     }
 
 
+def as_in_training(config: mirror_descent.Config) -> mirror_descent.Config:
+    """Lets evaluation take as many steps per action as training does."""
+    steps = getattr(config, "diffusion_steps", None) or config.flow_steps  # type: ignore[attr-defined]
+    return dataclasses.replace(config, eval_steps=steps)  # type: ignore[call-arg]
+
+
 def measure(agent: Any, config: Any, state: TrainState, observations: jax.Array, particles: int) -> dict[str, float]:
-    """Returns `spread` of one run's policy in states `[S, D]`, and its temperature."""
-    policy, goals = agent.policy(state), jnp.zeros((len(observations), 0))
+    """Returns `spread` of the policy that one run trains in states `[S, D]`, and its temperature."""
+    policy, goals = agent.policy(state) | {"actor": state.params["actor"]}, jnp.zeros((len(observations), 0))
     keys = jax.random.split(jax.random.key(0), particles)
     actions = jax.vmap(lambda key: agent.act(policy, observations, goals, key, mode="eval"))(keys)
     critic = partial(mirror_descent.critic_network(config).apply, state.params["critic"], observations)
     values = jax.vmap(lambda each: critic(each).min(axis=0))(actions)
     alpha = temperature(state.params)
-    found = spread((values - state.extras["q_mean"]) / state.extras["q_std"], alpha)
+    found = spread(mirror_descent.standardized(config, state, values), alpha)
     return {name: float(x) for name, x in (found | {"temperature": alpha}).items()}
 
 
 def stored_observations(folder: Path, run: int, count: int) -> jax.Array:
-    """Returns observations of one run's buffer, evenly spaced over what it holds `[count, D]`."""
+    """Returns observations of one run's buffer, evenly spaced over what it holds `[count, D]`.
+
+    Raises:
+        UserError: The newest checkpoint is from before the run gathered experience.
+    """
     checkpoints = Checkpoints(folder / "checkpoints")
-    replays = checkpoints.raw()[2]
+    arrays = checkpoints.raw()
     checkpoints.close()
+    if len(arrays) < 3:
+        raise UserError(f"the newest checkpoint in {folder} is from before the first environment step; train on")
+    replays = arrays[2]
     rows = np.linspace(0, int(replays["size"][run]) - 1, count).astype(int)
     return jnp.asarray(np.asarray(replays["fields"]["observations"])[run, rows])
 
@@ -89,6 +102,10 @@ def main(arguments: Sequence[str]) -> int:
     plan, stored = settings.resumed_plan({"run_dir": given.run_dir, "resume": True}, {})
     if not isinstance(plan.agent_config, mirror_descent.Config) or not plan.settings.online_steps:
         raise UserError(f"{given.run_dir} is no online run of fpmd_r, fpmd_m or dpmd")
+    for name in ("states", "particles"):
+        if getattr(given, name) < 1:
+            raise UserError(f"--{name}={getattr(given, name)} is too small; the least is 1")
+    plan = dataclasses.replace(plan, agent_config=as_in_training(plan.agent_config))
     keys = jnp.stack([jax.random.key(seed) for seed in plan.seeds])
     agent = build_agent(plan, envs.sizes(plan.env), None)
     step, states = load_states(plan.folder, agent, keys)

@@ -38,29 +38,33 @@ class Settings:
     body: str = setting("hopper", f"{', '.join(mujoco_sets.BODIES)}.")
     run_dir: str | None = setting(None, "Folder of the training; runs/snapshots-<body> if absent.")
     out: str = setting("flowrl/data/experts", "Folder for the policies.")
-    stretches: int = setting(10, "Stretches of 1,000 steps in which the return of each policy is measured.")
+    episodes: int = setting(20, "Episodes in which the return of each policy is measured.")
 
 
 def load(folder: Path) -> dict[int, experts.Layers]:
-    """Returns the first run's policy at each checkpoint but that before any step."""
+    """Returns the first run's policy at each multiple of the interval between checkpoints, but 0, and at the end.
+
+    A run that was stopped for a while has another checkpoint where it was.
+    """
+    interval = loggers.read_json(folder / "config.json")["settings"]["checkpoint_interval"]
     checkpoints = Checkpoints(folder / "checkpoints", keep=0)
-    found = {
-        step: experts.of_actor(checkpoints.raw(step)[0]["params"]["actor"]) for step in checkpoints.steps() if step
-    }
+    steps = [step for step in checkpoints.steps() if step and (step % interval == 0 or step == checkpoints.latest())]
+    found = {step: experts.of_actor(checkpoints.raw(step)[0]["params"]["actor"]) for step in steps}
     checkpoints.close()
     return found
 
 
-def episode_returns(body: str, policy: experts.Layers | None, stretches: int) -> list[float]:
-    """Returns what the episodes of a policy's samples come to, the unfinished one at a stretch's end left out."""
+def episode_returns(body: str, policy: experts.Layers, episodes: int) -> list[float]:
+    """Returns what the first episode of each of several stretches of a policy's samples comes to.
+
+    Of the later ones the long ones would be cut off more often.
+    """
     made = envs.make(mujoco_sets.BODIES[body], max_episode_steps=mujoco_sets.STRETCH)
     returns: list[float] = []
-    for number in range(stretches):
+    for number in range(episodes):
         rows = mujoco_sets.rollout(made, policy, mujoco_sets.STRETCH, np.random.SeedSequence([1, number]))
-        ends = np.flatnonzero(rows["terminals"] | rows["timeouts"])
-        sums = np.diff(np.cumsum(rows["rewards"], dtype=np.float64)[ends], prepend=0.0)
-        whole = rows["terminals"][ends] | (np.diff(ends, prepend=-1) == mujoco_sets.STRETCH)
-        returns += sums[whole].tolist()
+        end = int(np.argmax(rows["terminals"] | rows["timeouts"]))
+        returns.append(float(rows["rewards"][: end + 1].sum(dtype=np.float64)))
     return returns
 
 
@@ -71,19 +75,19 @@ def choose(returns: np.ndarray) -> list[int]:
 
 def main(arguments: Sequence[str]) -> int:
     """Runs the program and returns its exit status."""
-    split = programs.own_and_other(Settings, arguments, __doc__ or "")
+    split = programs.own_and_other(Settings, arguments, __doc__ or "", fixed=("agent", "env", "keep_checkpoints"))
     if split is None:
         return 0
     settings, passed_on = split
     body = settings.body
     if body not in mujoco_sets.BODIES:
         raise UserError(f"--body={body} is unknown; choose {', '.join(mujoco_sets.BODIES)}")
-    if settings.stretches < 1:
-        raise UserError(f"--stretches={settings.stretches} is too small; the least is 1")
+    if settings.episodes < 1:
+        raise UserError(f"--episodes={settings.episodes} is too small; the least is 1")
     folder, out = Path(settings.run_dir or f"runs/snapshots-{body}"), Path(settings.out)
     defaults = [f"--{name}={value}" for name, value in DEFAULTS.items()]
     programs.train(MAIN, folder, [f"--env={mujoco_sets.BODIES[body]}", *defaults, *passed_on])
-    measured = {step: episode_returns(body, policy, settings.stretches) for step, policy in load(folder).items()}
+    measured = {step: episode_returns(body, policy, settings.episodes) for step, policy in load(folder).items()}
     report(body, folder, out, measured)
     return 0
 
@@ -92,7 +96,7 @@ def report(body: str, folder: Path, out: Path, measured: dict[int, list[float]])
     """Writes the chosen policies, and what all of them do."""
     found = load(folder)
     steps = np.array([*found])
-    returns = np.array([np.mean(measured[step]) if measured[step] else -np.inf for step in found])
+    returns = np.array([np.mean(measured[step]) for step in found])
     kept = choose(returns)
     arrays = [experts.named(found[steps[i]]) for i in kept]
     stacked = {name: np.stack([each[name] for each in arrays]) for name in arrays[0]}
@@ -104,7 +108,7 @@ def report(body: str, folder: Path, out: Path, measured: dict[int, list[float]])
     record: dict[str, Any] = {
         "made_by": command(config),
         **{name: config[name] for name in ("git_commit", "hardware", "versions", "seeds")},
-        "returns": "of whole episodes of samples; evaluation during training takes the mode",
+        "returns": "of episodes of samples; evaluation during training takes the mode",
         "policies": [
             {
                 "step": int(step),

@@ -63,7 +63,7 @@ def check(config: Any) -> None:
     """
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
-        if field.metadata["sweepable"] or isinstance(value, float):
+        if field.metadata["sweepable"] or field.type is float:
             low, high = field.metadata["range"]
             if not (low <= value <= high and math.isfinite(value)):
                 interval = f"[{low:g}, {high:g}" + ("]" if math.isfinite(high) else ")")

@@ -30,7 +30,7 @@ class EnvName(NamedTuple):
         dataset: OGBench's file stem `cube-single-play-v0`, D4RL's name, Minari's id, the name after `collected:`; empty
             for `gymnasium`.
         env_id: The environment registered with Gymnasium in which policies are evaluated, or None where there is none.
-        behaviour: How OGBench's data was collected, `navigate` or `play`; empty for other families.
+        behaviour: How OGBench's data or our own was collected, `navigate`, `play`, `medium`; empty for other families.
         goals: What a policy is told to reach: `state` (an observation), `oracle` (OGBench's compact goal), or `none`
             (a single task that the rewards define).
         kwargs: What `gymnasium.make` is called with besides, as pairs.
@@ -84,8 +84,15 @@ def parse(name: str) -> EnvName:
     data, single, _ = stem.partition("-singletask-")
     if single and data in presets.ogbench_datasets():
         raise UserError(f"unknown environment {name!r}; its tasks are {data}-singletask-task1 to -task5")
-    known_names = [*presets.ogbench_datasets(), *d4rl.SETS, *LOCOMOTION, *gymnasium.registry]
+    known_names = [*presets.ogbench_datasets(), *d4rl.SETS, *collected_names(), *LOCOMOTION, *gymnasium.registry]
     raise UserError(f"unknown environment {name!r}{suggestion(stem, known_names)}")
+
+
+def collected_names() -> list[str]:
+    """Returns the names of the MuJoCo sets of our own."""
+    from flowrl.data import mujoco_sets  # which needs what is defined here
+
+    return [f"collected:{dataset}" for dataset in mujoco_sets.NAMES]
 
 
 def _collected(name: str) -> EnvName:
@@ -94,10 +101,11 @@ def _collected(name: str) -> EnvName:
 
     dataset = name.removeprefix("collected:")
     if dataset not in mujoco_sets.NAMES:
-        raise UserError(f"unknown dataset {name!r}{suggestion(dataset, mujoco_sets.NAMES)}")
+        raise UserError(f"unknown dataset {name!r}{suggestion(name, collected_names())}")
     env_id = mujoco_sets.BODIES[mujoco_sets.NAMES[dataset].body]
     note = "scores by D4RL's reference returns, which are of version 2"
-    return EnvName(name, "collected", dataset, env_id, goals="none", note=note)
+    kind = mujoco_sets.NAMES[dataset].kind
+    return EnvName(name, "collected", dataset, env_id, kind, goals="none", note=note)
 
 
 def _ogbench(stem: str, name: str) -> EnvName | None:

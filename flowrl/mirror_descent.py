@@ -80,10 +80,15 @@ def noise_entropy(alpha: jax.Array, noise_scale: jax.Array, action_dim: int) -> 
     return 0.5 * action_dim * jnp.log(2 * jnp.pi * jnp.e * (noise_scale * alpha) ** 2)
 
 
+def standardized(config: Config, state: TrainState, values: jax.Array) -> jax.Array:
+    """norm(Q) of `values` `[...]` by the running statistics."""
+    mean, std = state.extras["q_mean"], state.extras["q_std"]
+    return (values - mean) / std if config.standardization == "full" else values - mean / std
+
+
 def weights_of(config: Config, state: TrainState, values: jax.Array) -> tuple[jax.Array, jax.Array]:
     """exp(clip(norm(Q)) / α) `[B]` and the share of rows where the clip holds `[]`, without gradient."""
-    mean, std = state.extras["q_mean"], state.extras["q_std"]
-    standard = (values - mean) / std if config.standardization == "full" else values - mean / std
+    standard = standardized(config, state, values)
     clip = state.hyper["q_clip"]
     weights = jnp.exp(jnp.clip(standard, -clip, clip) / temperature(state.params))
     return jax.lax.stop_gradient(weights), jnp.mean(jnp.abs(standard) >= clip)

@@ -19,19 +19,22 @@ from flowrl.streams import stream_key
 from flowrl.train_state import TrainState
 
 
-def own_and_other(settings: type, arguments: Sequence[str], description: str) -> tuple[Any, list[str]] | None:
+def own_and_other(
+    settings: type, arguments: Sequence[str], description: str, fixed: Sequence[str] = ()
+) -> tuple[Any, list[str]] | None:
     """Splits a command line into a program's own settings and flags for the training.
 
     Args:
         settings: Dataclass of the program's own flags.
         arguments: The command line, the program first.
         description: For `--help`.
+        fixed: Names of flags of the training that the program sets itself.
 
     Returns:
         The settings and the other flags; None where help was asked for and printed.
 
     Raises:
-        UserError: A flag is malformed.
+        UserError: A flag is malformed, or fixed.
     """
     if flags.wants_help(arguments):
         print(f"{description}\n{flags.help_text(settings)}")
@@ -41,6 +44,9 @@ def own_and_other(settings: type, arguments: Sequence[str], description: str) ->
     others = flags.parse(values, arguments, known_only=True)
     if wrong := [flag for flag in others if not re.fullmatch(r"--?[\w.]+=.*", flag)]:
         raise UserError(f"{wrong[0]!r} cannot be passed on; write --name=value")
+    for flag in others:
+        if (name := flag.lstrip("-").split("=")[0]) in fixed:
+            raise UserError(f"--{name} is set by this program; leave it out")
     return settings(**flags.given(values, settings)), list(others)
 
 

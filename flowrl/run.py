@@ -147,11 +147,12 @@ def _config(plan: Plan, source: sources.Source) -> dict[str, Any]:
     return {"command": command(config)} | config
 
 
-def _record_steps(plan: Plan) -> None:
-    """Writes the number of updates of a resumed run into its `config.json`; nothing else there can change."""
+def _record_changes(plan: Plan) -> None:
+    """Writes what a resumed run does otherwise from now on into its `config.json`."""
     config = read_config(plan.folder)
-    if config["settings"]["steps"] != plan.settings.steps:
-        config["settings"]["steps"] = plan.settings.steps
+    changed = {name: getattr(plan.settings, name) for name in ("steps", "keep_checkpoints")}
+    if config["settings"] | changed != config["settings"]:
+        config["settings"] |= changed
         loggers.write_json(plan.folder / "config.json", config)
 
 
@@ -326,7 +327,7 @@ class Run:
             self.collector = self._collector(step - int(self.plan.settings.steps or 0), begun, buffers)
         else:
             self.states, self.window = self.checkpoints.restore((self.states, self.window))
-        _record_steps(self.plan)
+        _record_changes(self.plan)
         schedule = self.plan.schedule(online=self.collector is not None)
         evaluated = facts["evaluated"] or not schedule.due("eval", step)
         for name, what, last in (

@@ -29,7 +29,8 @@ class Settings:
     agent: str | None = configs.setting(None, "Algorithm; --agent=NAME --help lists its own flags.")
     env: str | None = configs.setting(
         None,
-        "Dataset or environment: pointmaze-medium-navigate, cube-single-play-singletask, hopper-medium-v2, minari:ID.",
+        "Dataset or environment: pointmaze-medium-navigate, cube-single-play-singletask, hopper-medium-v2, "
+        "collected:hopper-medium, minari:ID, Pendulum-v1.",
     )
     preset: str = configs.setting("paper", "Settings to start from: paper, quick or none.")
     data: str = configs.setting("auto", "auto, official, collected, none, or the path of a file or its folder.")
@@ -49,7 +50,7 @@ class Settings:
     eval_episodes: int | None = configs.setting(None, "Episodes per task and evaluation; 0 for no evaluation.")
     log_interval: int | None = configs.setting(None, "Updates that one log line averages.")
     checkpoint_interval: int | None = configs.setting(None, "Updates between checkpoints.")
-    keep_checkpoints: int = configs.setting(2, "The newest checkpoints that are kept; 0 keeps all.")
+    keep_checkpoints: int = configs.setting(2, "The newest checkpoints that are kept, at least 2; 0 keeps all.")
     normalize_observations: bool = configs.setting(False, "Bring the data's observations to mean 0 and deviation 1.")
     normalize_rewards: bool = configs.setting(False, "Scale rewards by 1000 / (best - worst episode return), as IQL.")
     reward_scale: float = configs.setting(1.0, "Factor of rewards.")
@@ -161,6 +162,8 @@ def _check(settings: Any) -> None:
         value = getattr(settings, name)
         if value is not None and value < minimum:
             raise UserError(f"--{name}={value} is too small; the least is {minimum}")
+    if settings.keep_checkpoints == 1:
+        raise UserError("--keep_checkpoints=1 could leave none after a kill; give 2 or more, or 0 for all")
     if settings.seed + settings.num_seeds > MAX_SEED:
         raise UserError(f"--seed={settings.seed} is too large; seeds end at {MAX_SEED}")
     if settings.map not in ("auto", "vmap", "serial"):

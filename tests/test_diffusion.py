@@ -99,6 +99,37 @@ def test_errors_by_hand() -> None:
         np.testing.assert_allclose(found, ((noise - 0.3) ** 2).mean(axis=-1), rtol=1e-5)
 
 
-def test_more_steps_than_levels_are_refused() -> None:
-    with pytest.raises(UserError, match="eval_steps=30"):
-        dpmd.make(dpmd.Config(eval_steps=30), Spec(3, 2, 0))
+def test_errors_are_of_noised_actions_at_their_level() -> None:
+    class Echo(Known):
+        def apply(self, prediction: jax.Array, observations: jax.Array, points: jax.Array, *levels: Any) -> jax.Array:
+            return points + prediction * levels[0]
+
+    key, actions = jax.random.key(5), jnp.array([[0.5, -0.5], [1.0, 0.0]])
+    noise_key, level_key = jax.random.split(key)
+    noise = jax.random.normal(noise_key, (2, 2))
+    levels = jax.random.randint(level_key, (2, 1), 0, 20)
+    left = SCHEDULE[np.asarray(levels)]
+    points = np.sqrt(left) * actions + np.sqrt(1 - left) * noise
+    found = dpmd.errors(Echo(), dpmd.Config(), jnp.float32(0.1), jnp.zeros((2, 3)), actions, key)
+    np.testing.assert_allclose(found, ((points + 0.1 * levels - noise) ** 2).mean(axis=-1), rtol=1e-5)
+
+
+@pytest.mark.parametrize(("evaluation", "steps"), [(True, 1), (False, 3)])
+def test_training_and_evaluation_take_their_own_steps(evaluation: bool, steps: int) -> None:
+    config = dpmd.Config(diffusion_steps=3, eval_steps=1)
+    start_key, steps_key = jax.random.split(jax.random.key(2))
+    starts = 0.7 * jax.random.normal(start_key, (4, 2))
+    schedule, network = diffusion.linear_schedule(3, dpmd.NOISE_SCALE), Known()
+    model = functools.partial(network.apply, jnp.float32(0.2), jnp.zeros((4, 3)))
+    expected = diffusion.ancestral(model, starts, steps_key, schedule, steps)
+    arguments = (jnp.float32(0.2), jnp.zeros((4, 3)), jax.random.key(2), 0.7, evaluation)
+    np.testing.assert_allclose(dpmd.sample(network, config, *arguments), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("message", "fields"),
+    [("eval_steps=30", {"eval_steps": 30}), ("least is 2", {"diffusion_steps": 1, "eval_steps": 1})],
+)
+def test_steps_that_do_not_fit_are_refused(message: str, fields: dict[str, int]) -> None:
+    with pytest.raises(UserError, match=message):
+        dpmd.make(dpmd.Config(**fields), Spec(3, 2, 0))

@@ -49,6 +49,7 @@ def test_the_runs_own_settings_give_its_own_numbers(run_dir: Path) -> None:
         ("which run", []),
         ("choose eval_steps or candidates", ["--vary=learning_rate"]),
         ("not a list of positive numbers", ["--vary=eval_steps", "--values=0,2"]),
+        ("is no JSON file", ["--vary=eval_steps", "--out=table.md"]),
     ],
 )
 def test_bad_input_names_the_remedy(run_dir: Path, message: str, arguments: list[str]) -> None:

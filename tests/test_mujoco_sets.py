@@ -11,6 +11,9 @@ import pytest
 from programs import load, main
 
 from flowrl import envs, gaussian, presets
+from flowrl.agent import Spec
+from flowrl.agents import sac
+from flowrl.checkpoint import Checkpoints
 from flowrl.data import behaviours, collect, experts, mujoco_sets, sources
 from flowrl.errors import UserError
 
@@ -74,7 +77,7 @@ def test_names_have_environment_scores_and_settings() -> None:
     assert (env.env_id, env.d4rl, env.goals) == ("HalfCheetah-v5", "halfcheetah-medium-v2", "none")
     ours, published = (presets.lookup("paper", "sscp", name) for name in (env.name, env.d4rl))
     assert ours.agent == published.agent
-    with pytest.raises(UserError, match="did you mean hopper-medium"):
+    with pytest.raises(UserError, match="did you mean collected:hopper-medium"):
         envs.parse("collected:hoper-medium")
     with pytest.raises(UserError, match="no official file"):
         sources.locate(env, "official")
@@ -134,11 +137,12 @@ TINY = ("--online_steps=40", "--warmup_steps=20", "--agent.hidden_dims=8", "--ag
 def test_the_program_trains_and_exports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folders = (f"--run_dir={tmp_path / 'run'}", f"--out={tmp_path / 'made'}")
     schedule = ("--log_interval=20", "--checkpoint_interval=20", "--eval_episodes=0", "--buffer_size=40")
-    command = ["snapshots.py", "--body=hopper", "--stretches=1", *folders, *TINY, *schedule]
+    command = ["snapshots.py", "--body=hopper", "--episodes=1", *folders, *TINY, *schedule]
     assert snapshots.main(command) == 0
     record = json.loads((tmp_path / "made" / "hopper.json").read_text())
     assert [policy["step"] for policy in record["policies"]] == [20, 40]
-    assert {"medium", "expert"} & {policy["kept_as"] for policy in record["policies"]}
+    returns = np.array([policy["return"] for policy in record["policies"]])
+    assert record["policies"][int(returns.argmax())]["kept_as"] == "expert"
     with np.load(tmp_path / "made" / "hopper.npz") as file:
         assert file["kernel_0"].shape[1:] == (11, 8)
         assert len(file["steps"]) == len(file["returns"]) == len(file["kernel_0"])
@@ -149,12 +153,48 @@ def test_the_program_trains_and_exports(tmp_path: Path, monkeypatch: pytest.Monk
     [
         ("choose halfcheetah, hopper, walker2d", ["--body=dog"]),
         ("cannot be passed on", ["--steps", "5"]),
-        ("--stretches=0 is too small", ["--stretches=0"]),
+        ("--agent is set by this program", ["--agent=td3"]),
+        ("--episodes=0 is too small", ["--episodes=0"]),
     ],
 )
 def test_wrong_arguments_name_the_remedy(message: str, arguments: list[str]) -> None:
     with pytest.raises(UserError, match=message):
         snapshots.main(["snapshots.py", *arguments])
+
+
+def test_returns_are_of_whole_first_episodes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rewards 1, 1, 1 (terminated), 5, 5 (cut off): the first episode's 3 counts, and nothing of the second."""
+    rows = {"rewards": np.array([1.0, 1, 1, 5, 5]), "terminals": np.arange(5) == 2, "timeouts": np.arange(5) == 4}
+    monkeypatch.setattr(mujoco_sets, "rollout", lambda *_: rows)
+    assert snapshots.episode_returns("hopper", layers_of([0.0] * 3, [0.0] * 3), 2) == [3.0, 3.0]
+
+
+def test_policies_of_interruptions_are_left_out(tmp_path: Path) -> None:
+    agent = sac.make(sac.Config(hidden_dims=(4,)), Spec(11, 3, 0))
+    states = jax.vmap(agent.init)(jax.random.split(jax.random.key(0), 1))
+    checkpoints = Checkpoints(tmp_path / "checkpoints", keep=0)
+    for step in (0, 20, 33, 40, 50):
+        checkpoints.save(step, (states,), {})
+    checkpoints.close()
+    (tmp_path / "config.json").write_text('{"settings": {"checkpoint_interval": 20}}')
+    assert [*snapshots.load(tmp_path)] == [20, 40, 50]
+
+
+def test_policies_take_turns(hopper: envs.SeededEpisodes) -> None:
+    recipe = behaviours.recipe(envs.parse("collected:hopper-medium-replay"))._replace(length=40)
+    policies = [None, *experts.snapshots("hopper").policies]
+    assert len(recipe.policies) > 2
+    for episode in (0, 1, 2, len(recipe.policies) + 1):
+        policy = policies[episode % len(recipe.policies)]
+        expected = mujoco_sets.rollout(hopper, policy, 40, np.random.SeedSequence([3, episode]))
+        found = recipe.play(hopper, recipe, [3, episode])
+        for field in mujoco_sets.FIELDS:
+            np.testing.assert_array_equal(found[field], expected[field])
+
+
+def test_keeping_one_checkpoint_is_refused() -> None:
+    with pytest.raises(UserError, match="--keep_checkpoints=1 could leave none"):
+        main("--agent=sac", "--env=Pendulum-v1", "--online_steps=30", "--keep_checkpoints=1")
 
 
 @pytest.mark.parametrize(("keep", "expected"), [(0, [0, 10, 20, 30]), (2, [20, 30]), (3, [10, 20, 30])])
@@ -164,3 +204,5 @@ def test_checkpoints_are_kept_as_asked(tmp_path: Path, keep: int, expected: list
     schedule = ("--warmup_steps=5", "--checkpoint_interval=10", "--log_interval=10", "--eval_episodes=0")
     assert main(*tiny, *schedule, "--buffer_size=30", f"--keep_checkpoints={keep}", f"--run_dir={folder}") == 0
     assert sorted(int(path.name) for path in (folder / "checkpoints").iterdir() if path.name.isdigit()) == expected
+    assert main("--resume", f"--run_dir={folder}", "--keep_checkpoints=5") == 0
+    assert json.loads((folder / "config.json").read_text())["settings"]["keep_checkpoints"] == 5

@@ -37,6 +37,7 @@ def laid_out(*episodes: tuple[list[float], list[float]]) -> dict[str, np.ndarray
         ([0, 0], [1, 1], [0, 0], [2, 2]),
         ([1, 1], [1, 1], [1.5, 1], [1.5, 1]),  # a constant that is no failure
         ([-4], [1], [-8], [2]),
+        ([-1, 0, -1, -1], [1, 0, 1, 1], [-1, 0, -2, -2], [1.5, 1, 2, 2]),  # solved, and then not once more
     ],
 )
 def test_returns_by_hand(rewards: list[float], masks: list[float], expected: Any, horizons: Any) -> None:
@@ -84,7 +85,7 @@ def seen_by(scale: float, shift: float, batch: dict[str, Any]) -> Any:
 @pytest.mark.parametrize(("scale", "shift"), [(10.0, -5.0), (0.5, 0.0), (1.0, -1.0), (0.1, 2.0)])
 def test_normalised_returns_are_returns_of_normalised_rewards(scale: float, shift: float) -> None:
     """D4RL's AntMaze: rewards 0 and 1, of which 10 r − 5 is a sparse task; only there is the unsolved episode one."""
-    arrays = laid_out(([0, 0, 1], [1, 1, 0]), ([1, -2, 0.5], [1, 0, 1]), *[([0, 0], [1, 1])] * (shift <= 0))
+    arrays = laid_out(([0, 0, 1], [1, 1, 0]), ([1, -2, 0.5, 2], [1, 0, 1, 1]), *[([0, 0], [1, 1])] * (shift <= 0))
     found = returns.of_dataset(arrays, 0.5)
     expected = returns.of_dataset({**arrays, "rewards": scale * arrays["rewards"] + shift}, 0.5)
     np.testing.assert_allclose(seen_by(scale, shift, found), expected["returns"], rtol=1e-6)

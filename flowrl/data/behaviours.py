@@ -44,6 +44,7 @@ class Recipe(NamedTuple):
         fields: Names and types of the fields.
         env_kwargs: What the environment is made with, as pairs.
         procedure: Whose procedure this is, for the record beside the data.
+        unit: What is counted as an episode here, in the plural.
         behaviour: What `follow` plays; takes the unwrapped environment, the episode's generator and this recipe.
         noise: Scale of the noise in the actions, which are then clipped to [-1, 1]; what exactly, the behaviour says.
         actor: In mazes, turns an observation and a unit direction into an action.
@@ -59,6 +60,7 @@ class Recipe(NamedTuple):
     fields: Mapping[str, type]
     env_kwargs: tuple[tuple[str, Any], ...] = ()
     procedure: str = "OGBench's published procedure"
+    unit: str = "episodes"
     behaviour: Callable[[Any, np.random.Generator, "Recipe"], Episode] | None = None
     noise: float = 0.0
     actor: Actor | None = None
@@ -82,9 +84,9 @@ def recipe(name: envs.EnvName) -> Recipe:
     body, _, size = str(name.env_id).removesuffix("-v0").partition("-")
     if body not in _BODIES or name.behaviour not in _MAZE_BEHAVIOURS:
         raise UserError(
-            f"flowrl cannot collect {name.name} yet, only the sets of pointmaze and antmaze and the play and noisy "
-            f"sets of cube, scene and puzzle; give a file with --data=PATH, for example a download of "
-            f"{name.dataset}.npz"
+            f"flowrl cannot collect {name.name} yet, only the sets of pointmaze and antmaze, the play and noisy sets "
+            f"of cube, scene and puzzle, and MuJoCo's such as collected:hopper-medium; give a file with --data=PATH, "
+            f"for example a download of {name.dataset}.npz"
         )
     expert, noise, numbers = _BODIES[body]
     actor = functools.partial(experts.walk, expert) if expert else straight

@@ -258,8 +258,11 @@ def _arrays(members: list[Path], field: str) -> Iterator[np.ndarray]:
 
 
 def _expert(recipe: behaviours.Recipe) -> dict[str, Any]:
-    """Returns which expert acts, if one does."""
-    return {"expert": f"flowrl's own {recipe.expert}, {sha256(experts.path(recipe.expert))}"} if recipe.expert else {}
+    """Returns which policies act, if shipped ones do."""
+    if not recipe.expert:
+        return {}
+    expert = f"flowrl's own {recipe.expert}, {sha256(experts.path(recipe.expert))}"
+    return {"expert": expert} | ({"policies": [*recipe.policies]} if recipe.policies else {})
 
 
 def _record(job: Job, recipe: behaviours.Recipe, rows: dict[str, int], hashes: dict[str, str]) -> dict[str, Any]:
@@ -271,6 +274,7 @@ def _record(job: Job, recipe: behaviours.Recipe, rows: dict[str, int], hashes: d
         "noise": recipe.noise,
         "steps_per_episode": recipe.length,
         "published_episodes": recipe.episodes,
+        "unit": recipe.unit,
         "rows": rows,
         "versions": versions("ogbench", "mujoco", "gymnasium", "numpy"),
         "git_commit": git_commit(),

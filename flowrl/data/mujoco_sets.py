@@ -80,6 +80,7 @@ def recipe(dataset: str) -> behaviours.Recipe:
         row_bytes=_ROW_BYTES,
         fields=FIELDS,
         procedure=PROCEDURE,
+        unit="stretches",
         expert=name.body,
         policies=policies(name.kind, experts.snapshots(name.body).returns),
     )

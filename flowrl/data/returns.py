@@ -6,7 +6,8 @@ and 0 after an episode's last one. The return of rewards c·r + d is c·G + d·H
 
 An episode that did not terminate and whose rewards are all the same number, not above 0, is a sparse task that was not
 solved, and would have gone on so for ever: G = r/(1 − γ) and H = 1/(1 − γ) in all of its rows, as in Cal-QL's code
-(https://arxiv.org/abs/2303.05479, appendix D).
+(https://arxiv.org/abs/2303.05479, appendix D). Where data go on after a mask of 0, as OGBench's single tasks do, what
+comes after it counts as an episode of its own.
 """
 
 from collections.abc import Mapping
@@ -46,8 +47,8 @@ def _summed(terms: np.ndarray, factors: np.ndarray) -> np.ndarray:
 
 
 def _unsolved(rewards: np.ndarray, masks: np.ndarray, terminals: np.ndarray) -> np.ndarray:
-    """Returns whether each row `[N]` is of a sparse task's episode that was not solved."""
-    firsts = np.flatnonzero(np.concatenate([[True], terminals[:-1]]))
+    """Returns whether each row `[N]` is of a sparse task's episode that was not solved, or not once more."""
+    firsts = np.flatnonzero(np.concatenate([[True], (terminals | (masks == 0))[:-1]]))
     least = np.minimum.reduceat(np.where(terminals, np.inf, rewards), firsts)
     most = np.maximum.reduceat(np.where(terminals, -np.inf, rewards), firsts)
     endless = np.minimum.reduceat(np.where(terminals, 1.0, masks), firsts) == 1

@@ -67,7 +67,10 @@ def locate(env: envs.EnvName, data: str, *, workers: int | None = None) -> Sourc
     if env.family == "collected":
         return _locate_collected(env, data, workers)
     if data == "collected":
-        raise UserError(f"flowrl cannot collect data for {env.name}; {_others(env)}--data=PATH for a file you have")
+        raise UserError(
+            f"flowrl cannot collect data for {env.name}; {_ours_instead(env)}{_others(env)}--data=PATH for a file "
+            "you have"
+        )
     if env.family == "d4rl":
         return _locate_d4rl(env)
     if env.family == "minari":
@@ -82,6 +85,12 @@ def locate(env: envs.EnvName, data: str, *, workers: int | None = None) -> Sourc
 
 def _others(env: envs.EnvName) -> str:
     return "use " if env.family == "gymnasium" else "use --data=auto, or "
+
+
+def _ours_instead(env: envs.EnvName) -> str:
+    """Names the set of our own that is made after a set of D4RL, for messages."""
+    name = f"collected:{env.dataset.removesuffix('-v2')}"
+    return f"train on flowrl's own set with --env={name}, " if name in envs.collected_names() else ""
 
 
 def _locate_ogbench(env: envs.EnvName, data: str, workers: int | None) -> Source:
@@ -123,7 +132,7 @@ def _locate_d4rl(env: envs.EnvName) -> Source:
     if not path.exists():
         h5py()  # before a download that could not be read
         check = functools.partial(download.check_hdf5, fields=d4rl.FIELDS)
-        _download(path, d4rl.urls(env.dataset), check, "use ")
+        _download(path, d4rl.urls(env.dataset), check, f"{_ours_instead(env)}use ")
     return _source(path, "official", f"official download, {path}")
 
 
@@ -177,7 +186,7 @@ def _collected_detail(path: Path) -> str:
     made = collect.provenance(path)
     if made is None:
         return f"collected by flowrl (not the official download), but changed since or without its record, {path}"
-    episodes = f"{made['train']} of {made['published_episodes']} episodes, seed {made['seed']}"
+    episodes = f"{made['train']} of {made['published_episodes']} {made.get('unit', 'episodes')}, seed {made['seed']}"
     return f"collected by flowrl (not the official download), {episodes}, {path}"
 
 
