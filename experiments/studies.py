@@ -22,6 +22,7 @@ from absl import flags as absl_flags
 from flowrl import config as configs
 from flowrl import curves, flags, loggers, stats
 from flowrl.errors import UserError, suggestion
+from flowrl.figures import COLOURS, METRICS
 from flowrl.files import make_folder, replacing
 from flowrl.provenance import git_commit, hardware
 from flowrl.settings import command
@@ -34,8 +35,6 @@ OURS = ("agent", "run_dir", "resume", "help")
 """Flags of experiments/main.py that a study sets itself."""
 KEPT = ("config.json", "eval.jsonl", "summary.json")
 """What stays of a finished run."""
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-AXES = {"success": "Success in %", "normalized_score": "Normalised score", "return": "Return"}
 
 
 class Study(NamedTuple):
@@ -194,7 +193,7 @@ def draw(table: dict[str, Any], groups: Sequence[curves.Group], out: Path) -> No
             right.plot([index, index], [low, high], color=style["color"], linewidth=2)
         right.plot(np.full(len(seeds), index + 0.2), seeds, ".", color=style["color"], alpha=0.6)
         right.plot([index], [scale(metric) * row["mean"]], markersize=8, **style)
-    left.set(xlabel="Updates", ylabel=AXES[metric], title=f"{table['environment']}: learning curves")
+    left.set(xlabel="Updates", ylabel=METRICS[metric], title=f"{table['environment']}: learning curves")
     values = [row["variant"].split("=")[1] for row in table["variants"]]
     right.set(xlim=(-0.5, len(values) - 0.5), xticks=range(len(values)), xticklabels=values, title="Final")
     right.set_xlabel(STUDIES[table["study"]].field)

@@ -1,4 +1,4 @@
-"""Learning curves of finished or running runs: read from run directories and grouped by configuration."""
+"""Evaluations of finished or running runs: read from run directories and grouped by configuration."""
 
 import math
 import re
@@ -10,6 +10,8 @@ import numpy as np
 
 from flowrl import loggers, stats
 from flowrl.errors import UserError
+from flowrl.files import DIVERGED
+from flowrl.settings import command
 from flowrl.summary import HEADLINE_EVALUATIONS, metric_of, scale
 
 # Settings that do not change what a seed learns or how it is evaluated.
@@ -17,6 +19,10 @@ INCIDENTAL = (
     *("run_dir", "resume", "workers", "vectorization", "map", "data"),
     *("log_interval", "checkpoint_interval", "keep_checkpoints", "seed", "num_seeds"),
 )
+
+
+class NotEvaluated(UserError):
+    """A run without evaluations so far."""
 
 
 class RunDir(NamedTuple):
@@ -30,6 +36,7 @@ class RunDir(NamedTuple):
         minutes: For each evaluated update, the training time so far.
         episodes: Episodes per task and evaluation.
         tasks: Number of tasks.
+        diverged: What was not finite, and when, if that ended the run; else nothing.
     """
 
     folder: Path
@@ -39,6 +46,7 @@ class RunDir(NamedTuple):
     minutes: dict[int, float]
     episodes: int
     tasks: int
+    diverged: str
 
 
 class Group(NamedTuple):
@@ -73,6 +81,22 @@ class Group(NamedTuple):
         return "steps" if self.identity.get("online_steps") else "updates"
 
     @property
+    def total(self) -> int:
+        """The updates, or online the steps, that were asked for."""
+        return self.identity["steps"] + self.identity.get("online_steps", 0)
+
+    @property
+    def unfinished(self) -> str:
+        """Says how far the seeds have come where that is not to the end, else nothing."""
+        done = self.steps[-1]
+        return "" if done >= self.total else f"unfinished: {done:,} of {self.total:,} {self.unit}"
+
+    @property
+    def rule(self) -> str:
+        """Says what a final number is."""
+        return f"mean over tasks and the evaluations after {self.unit} {self.headline_steps}"
+
+    @property
     def headline_steps(self) -> list[int]:
         """The evaluations that the final numbers average."""
         return self.steps[-HEADLINE_EVALUATIONS:]
@@ -94,7 +118,8 @@ def read_run(folder: Path, *, with_minutes: bool, mode: str = "eval") -> RunDir:
         mode: Which evaluations: `eval`, of single actions, or `best_of_n`.
 
     Raises:
-        UserError: It is none, or nothing was evaluated in it yet.
+        UserError: It is none.
+        NotEvaluated: Nothing was evaluated in it yet.
     """
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder; give the --run_dir of a run")
@@ -102,10 +127,15 @@ def read_run(folder: Path, *, with_minutes: bool, mode: str = "eval") -> RunDir:
         raise UserError(f"{folder} holds no run (no config.json); give the --run_dir of a run")
     config = loggers.read_json(folder / "config.json")
     lines = [line for line in loggers.read_lines(folder / "eval.jsonl") if line.get("mode", "eval") == mode]
+    diverged = _divergence(folder)
+    if not lines and diverged:
+        raise NotEvaluated(f"{folder} diverged before its first evaluation ({diverged}); leave this folder out")
     if not lines and mode != "eval":
-        raise UserError(f"{folder} has no evaluations of mode {mode}; train with --agent.candidates=N for best_of_n")
+        raise NotEvaluated(f"{folder} has no evaluations of mode {mode}; train with --agent.candidates=N for best_of_n")
     if not lines:
-        raise UserError(f"{folder} has no evaluations in eval.jsonl; wait for its first, or train with --eval_episodes")
+        raise NotEvaluated(
+            f"{folder} has no evaluations in eval.jsonl; wait for its first, or train with --eval_episodes"
+        )
     try:
         metric = metric_of(lines[-1])
         curves, tasks = _curves(lines, metric)
@@ -114,7 +144,15 @@ def read_run(folder: Path, *, with_minutes: bool, mode: str = "eval") -> RunDir:
         raise UserError(f"the files in {folder} are not those of a run ({error!r}); leave this folder out") from error
     steps = sorted({step for curve in curves.values() for step in curve})
     minutes = _minutes(folder, steps) if with_minutes else {}
-    return RunDir(folder, config, metric, curves, minutes, lines[-1]["episodes"], tasks)
+    return RunDir(folder, config, metric, curves, minutes, lines[-1]["episodes"], tasks, diverged)
+
+
+def _divergence(folder: Path) -> str:
+    """Says what was not finite in a run that diverged, else nothing."""
+    if not (folder / DIVERGED).exists():
+        return ""
+    event = loggers.read_json(folder / DIVERGED)
+    return f"{event['metric']} of seed {event['seed']} was not finite after {event['step']:,}"
 
 
 def _curves(lines: list[dict[str, Any]], metric: str) -> tuple[dict[int, dict[int, float]], int]:
@@ -168,8 +206,17 @@ def group_runs(runs: Sequence[RunDir]) -> list[Group]:
     """Groups seeds by configuration, in the order given.
 
     Raises:
-        UserError: A seed occurs twice in a group, or its seeds were never evaluated at the same update.
+        UserError: A seed occurs twice in a group, its seeds were never evaluated at the same update, or the runs of an
+            environment are judged by different metrics.
     """
+    first: dict[str, RunDir] = {}
+    for run in runs:
+        other = first.setdefault(run.config["settings"]["env"], run)
+        if other.metric != run.metric:
+            raise UserError(
+                f"{other.folder} is judged by {other.metric}, {run.folder} by {run.metric}, in the same environment; "
+                "these cannot be compared, leave one out"
+            )
     members: dict[str, list[RunDir]] = {}
     for run in runs:
         members.setdefault(repr(sorted(_identity(run.config).items())), []).append(run)
@@ -197,8 +244,16 @@ def _group(runs: list[RunDir]) -> Group:
     return Group(_identity(runs[0].config), runs, curves, steps, intervals, final, final_interval)
 
 
-def label(group: Group, others: Sequence[Group]) -> str:
-    """Names a group: its agent, what sets it apart from the others of this agent, and its number of seeds.
+def panels(groups: Sequence[Group]) -> dict[str, list[Group]]:
+    """Returns the groups of each environment."""
+    found: dict[str, list[Group]] = {}
+    for group in groups:
+        found.setdefault(group.identity["env"], []).append(group)
+    return found
+
+
+def name(group: Group, others: Sequence[Group]) -> str:
+    """Names a group: its agent, and what sets it apart from the others of this agent.
 
     A preset stands for all the values that come with it.
     """
@@ -208,15 +263,23 @@ def label(group: Group, others: Sequence[Group]) -> str:
     if any(rival["preset"] != own["preset"] for rival in rivals):
         parts.append(f"preset={own['preset']}")
     rivals = [rival for rival in rivals if rival["preset"] == own["preset"]]
-    for name, value in own.items():
-        if name != "preset" and any(rival.get(name) != value for rival in rivals):
-            shown = f"{data_name(group.runs[0].config)} ({value[:8]})" if name == "data" else value
-            parts.append(f"{name}={','.join(map(str, shown)) if isinstance(shown, list) else shown}")
-    count = len(group.curves)
-    total = own["steps"] + own.get("online_steps", 0)
-    unfinished = f", unfinished: {group.steps[-1]:,} of {total:,} {group.unit}"
-    parts.append(f"{count} seed{'s' * (count > 1)}{unfinished if group.steps[-1] < total else ''}")
+    for field, value in own.items():
+        if field != "preset" and any(rival.get(field) != value for rival in rivals):
+            shown = f"{data_name(group.runs[0].config)} ({value[:8]})" if field == "data" else value_text(value)
+            parts.append(f"{field}={shown}")
     return ", ".join(parts)
+
+
+def value_text(value: Any) -> str:
+    """Returns a setting's value as on the command line."""
+    return ",".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def label(group: Group, others: Sequence[Group]) -> str:
+    """Names a group, with its number of seeds and how far they have come."""
+    count = len(group.curves)
+    parts = [name(group, others), f"{count} seed{'s' * (count > 1)}", group.unfinished]
+    return ", ".join(part for part in parts if part)
 
 
 def final_text(metric: str, interval: stats.Interval) -> str:
@@ -224,3 +287,52 @@ def final_text(metric: str, interval: stats.Interval) -> str:
     mean, low, high = (scale(metric) * x for x in interval)
     text = f"{mean:.1f}{' %' if metric == 'success' else ''}"
     return text if math.isnan(low) else f"{text} [{low:.1f}, {high:.1f}]"
+
+
+# ------------------------------------------------------------------------------------------------------ records
+
+
+def record(groups: Sequence[Group]) -> list[dict[str, Any]]:
+    """Returns all numbers of the groups with what makes them traceable."""
+    return [
+        {
+            "label": label(group, panel),
+            "environment": group.identity["env"],
+            "metric": group.metric,
+            "configuration": group.identity,
+            "runs": [traces(run) for run in group.runs],
+            "updates": group.steps,
+            "minutes": [group.minutes(step) for step in group.steps] if group.runs[0].minutes else None,
+            "mean": [interval.mean for interval in group.intervals],
+            "interval_95": [bounds(interval) for interval in group.intervals],
+            "per_seed": {
+                seed: {"updates": [*curve], group.metric: [*curve.values()]} for seed, curve in group.curves.items()
+            },
+            "final": {
+                "rule": group.rule,
+                "per_seed": group.final,
+                "mean": group.final_interval.mean,
+                "interval_95": bounds(group.final_interval),
+            },
+        }
+        for panel in panels(groups).values()
+        for group in panel
+    ]
+
+
+def traces(run: RunDir) -> dict[str, Any]:
+    """Returns what a run's numbers can be traced by, without paths of the machine it ran on."""
+    config = run.config
+    return {
+        "run_dir": run.folder.resolve().name,
+        "command": command(config),
+        "seeds": [*run.curves],
+        "episodes_per_task": run.episodes,
+        "data": {"from": data_name(config), "sha256": config["data"]["sha256"]},
+        **{key: config.get(key) for key in ("git_commit", "hardware", "versions", "preset")},
+    }
+
+
+def bounds(interval: stats.Interval) -> list[float] | None:
+    """Returns an interval's bounds for a JSON file."""
+    return None if math.isnan(interval.low) else [interval.low, interval.high]

@@ -15,6 +15,9 @@ from flowrl.errors import UserError
 LOCK = ".lock"
 """The file in a run folder by which one process claims it."""
 
+DIVERGED = "diverged.json"
+"""The file in a run folder that says where its run diverged, until it is resumed."""
+
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:

@@ -19,7 +19,7 @@ from flowrl.data import goals, minari_sets, replay, returns, sources
 from flowrl.data.dataset import Dataset, from_arrays
 from flowrl.errors import UserError
 from flowrl.evaluate import Evaluator
-from flowrl.files import LOCK, make_folder, sole_owner
+from flowrl.files import DIVERGED, LOCK, make_folder, sole_owner
 from flowrl.loop import Diverged, Program, Window
 from flowrl.online import Collector, Environments, empty_replays
 from flowrl.provenance import git_commit, hardware, versions
@@ -83,11 +83,14 @@ def _execute(plan: Plan, stored: dict[str, Any] | None) -> int:
                 loggers.write_json(plan.folder / "config.json", config)
             else:
                 _warn_of_changes(stored, config)
+            (plan.folder / DIVERGED).unlink(missing_ok=True)
             run.train(signals, resume=resume)
         except loop.Stopped:
             print(f"stopped at {plan.unit} {run.checkpoints.latest()}; continue with --resume --run_dir={plan.folder}")
             return 128 + (signals.received or signal.SIGINT)
         except Diverged as error:
+            event = {"step": error.step, "metric": error.metric, "seed": plan.seeds[error.run]}
+            loggers.write_json(plan.folder / DIVERGED, event)
             raise UserError(
                 f"diverged: {error.metric} of the run with seed {plan.seeds[error.run]} is not finite after update "
                 f"{error.step}; the checkpoint at {run.checkpoints.latest()} in {plan.folder} is from before it; "

@@ -39,6 +39,7 @@ _SSCP, _HIQL, _GCIVL, _GCBC = (f"agents/{name}.py" for name in ("gc_sscp", "hiql
 _REPLAY, _ONLINE = "flowrl/data/replay.py", "flowrl/online.py"
 _BUFFER, _ACTED, _LEARNT = (f"tests/test_{name}.py" for name in ("replay", "online", "online_agents"))
 _MIRROR = "tests/test_mirror_descent.py"
+_STATS, _COMPARISONS = "tests/test_stats.py", "tests/test_comparisons.py"
 _SETS = "tests/test_mujoco_sets.py"
 _DIFFUSION = "tests/test_diffusion.py"
 _CALIBRATED, _CAL_QL, _SUMS = "agents/cal_ql.py", "tests/test_cal_ql.py", "tests/test_returns.py"
@@ -741,5 +742,29 @@ MUTATIONS = (
         "normalizer.reward_shift",
         _SUMS,
         "normalised_returns",
+    ),
+    Mutation("flowrl/stats.py", "-1), 0.25, axis=-1)", "-1), 0.2, axis=-1)", _STATS, "by_hand"),
+    Mutation("flowrl/stats.py", "mean(scores > threshold)", "mean(scores >= threshold)", _STATS, "strictly_above"),
+    Mutation("flowrl/stats.py", " + 0.5 * (ours == theirs)", "", _STATS, "improvement_by_hand"),
+    Mutation(
+        "flowrl/stats.py",
+        "rng.integers(0, len(matrix), (resamples, *matrix.shape))",
+        "rng.integers(0, len(matrix), (resamples, len(matrix), 1)).repeat(matrix.shape[1], axis=2)",
+        _STATS,
+        "within_their_task or rliable",
+    ),
+    Mutation(
+        "flowrl/comparisons.py",
+        'key=lambda row: row["mean"]',
+        'key=lambda row: max(row["per_seed"].values())',
+        _COMPARISONS,
+        "best_one",
+    ),
+    Mutation(
+        "flowrl/comparisons.py",
+        "if key != field}",
+        'if key not in (field, "agent.hidden_dims")}',
+        _COMPARISONS,
+        "sensitivity",
     ),
 )

@@ -301,6 +301,7 @@ def test_a_diverging_run_stops_with_a_checkpoint_from_before_it(tmp_path: Path, 
     checkpoints = Checkpoints(folder / "checkpoints")
     assert checkpoints.latest() == 1
     checkpoints.close()
+    assert loggers.read_json(folder / "diverged.json") == {"step": 2, "metric": "actor/loss", "seed": 4}
 
 
 def test_metrics_whose_sum_overflows_are_not_logged(run_dir: Path) -> None:

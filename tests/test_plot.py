@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from programs import ROOT, load
+from run_dirs import make_run
 
 from flowrl import stats
 from flowrl.errors import UserError
@@ -19,53 +20,18 @@ PLOT = ROOT / "experiments" / "plot.py"
 plot = load("experiments/plot.py")
 
 
-def make_run(
-    folder: Path,
-    curves: dict[int, list[float]],
-    agent: str = "gcbc",
-    env: str = "pointmaze-medium-navigate",
-    preset: str = "paper",
-    sha: str = "ab" * 32,
-    **fields: Any,
-) -> Path:
-    """Writes a run: for each seed its success after updates 100, 200, …; tasks 1 and 2 lie 0.1 beside their mean."""
-    folder.mkdir()
-    seeds, steps = list(curves), 100 * max(len(curve) for curve in curves.values())
-    config = {
-        "settings": dict(agent=agent, env=env, preset=preset, steps=steps, seed=seeds[0], num_seeds=len(seeds)),
-        "agent_config": {"alpha": 3.0, "hidden_dims": [8, 8]} | fields,
-        "seeds": seeds,
-        "preset": {"name": preset, "source": "somewhere"},
-        "data": {
-            "path": f"/home/me/{env}-v0.npz",
-            "origin": "collected",
-            "detail": "collected by flowrl (not the official download), 5 of 9 episodes, seed 0, /home/me/x.npz",
-            "sha256": sha,
-        },
-        "hardware": "an abacus, 2 cores",
-        "versions": {"jax": "1"},
-        "git_commit": "0123456789abcdef-dirty",
-    }
-    (folder / "config.json").write_text(json.dumps(config))
-    lines = [
-        dict(step=100 * (index + 1), run=run, seed=seed, task=task, success=mean + sign * 0.1, episodes=10, length=9.0)
-        for run, (seed, curve) in enumerate(curves.items())
-        for index, mean in enumerate(curve)
-        for task, sign in ((1, -1), (2, 1))
-    ]
-    (folder / "eval.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    times = [dict(step=step, steps_per_second=rate) for step, rate in ((150, 2.5), (300, 5.0))]
-    (folder / "time.jsonl").write_text("".join(json.dumps(line) + "\n" for line in times))
-    return folder
-
-
 def draw(*arguments: Path | str) -> list[dict[str, Any]]:
     """Runs the program and returns the recorded groups."""
+    return record(*arguments)["groups"]
+
+
+def record(*arguments: Path | str) -> dict[str, Any]:
+    """Runs the program and returns what it recorded."""
     (out,) = [str(argument)[6:] for argument in arguments if str(argument).startswith("--out=")]
     assert plot.main(["plot.py", *map(str, arguments)]) == 0
     assert Path(out).read_bytes().startswith(b"\x89PNG")
     assert Path(out).stat().st_size > 10_000
-    return json.loads(Path(f"{out}.json").read_text())["groups"]
+    return json.loads(Path(f"{out}.json").read_text())
 
 
 def test_numbers_by_hand(tmp_path: Path) -> None:
@@ -140,6 +106,26 @@ def test_minutes_follow_from_the_rates(tmp_path: Path) -> None:
     np.testing.assert_allclose(group["minutes"], np.array([40, 70, 90, 110]) / 60)
 
 
+@pytest.mark.parametrize("kind", ["final", "profile", "improvement", "sensitivity"])
+def test_every_kind_is_drawn_with_its_numbers_and_what_they_come_from(tmp_path: Path, kind: str) -> None:
+    folders = [
+        make_run(tmp_path / f"{env}{alpha}", {0: [0.5, 0.6], 1: [0.1 * alpha, 0.7]}, env=env, alpha=alpha)
+        for alpha in (0, 1, 10)
+        for env in ("pointmaze-medium-navigate", "pointmaze-large-navigate")
+    ]
+    found = record(*folders, f"--kind={kind}", f"--out={tmp_path / 'c.png'}")
+    assert found["kind"] == kind
+    assert {panel["metric"] for panel in found["panels"]} == {"success"}
+    assert len(found["panels"]) == (3 if kind in ("profile", "improvement") else 2)  # all environments together
+    assert [run["run_dir"] for group in found["groups"] for run in group["runs"]] != []
+
+
+def test_many_configurations_with_odd_names_are_drawn(tmp_path: Path) -> None:
+    folders = [make_run(tmp_path / str(i), {0: [0.5], 1: [0.1]}, target=f"$x^{{{i}_<b>") for i in range(7)]
+    for kind in ("curves", "final", "profile", "improvement", "sensitivity"):
+        record(*folders, f"--kind={kind}", f"--out={tmp_path / 'c.png'}")
+
+
 def assert_error(message: str, *arguments: Path | str) -> None:
     with pytest.raises(UserError, match=message) as caught:
         plot.main(["plot.py", *map(str, arguments)])
@@ -161,6 +147,9 @@ def test_bad_input_is_named_with_its_remedy(tmp_path: Path, monkeypatch: pytest.
     assert_error("not those of a run", strange)
     assert_error("same seed 0", run, run)
     assert_error("choose updates or minutes", run, "--x=hours")
+    assert_error("did you mean profile", run, "--kind=profiles")
+    assert_error("no environment has two configurations", run, "--kind=improvement")
+    assert_error("no two configurations differ in one setting only", run, "--kind=sensitivity")
     assert_error("end it in .png", run, "--out=curves.jpeg")
     assert_error("did you mean --out", run, "--outt=c.png")
     (bare / "eval.jsonl").write_text((run / "eval.jsonl").read_text())
@@ -168,6 +157,9 @@ def test_bad_input_is_named_with_its_remedy(tmp_path: Path, monkeypatch: pytest.
     other = make_run(tmp_path / "late", {5: [0.5, 0.6]})
     text = (other / "eval.jsonl").read_text().replace('"step": 100', '"step": 50').replace('"step": 200', '"step": 70')
     (other / "eval.jsonl").write_text(text)
+    returns = make_run(tmp_path / "returns", {0: [0.5]}, agent="hiql")
+    (returns / "eval.jsonl").write_text((returns / "eval.jsonl").read_text().replace("success", "return"))
+    assert_error("a is judged by success, .*returns by return", run, returns, "--kind=final")
     long = make_run(tmp_path / "long", {6: [0.5, 0.6]})
     assert_error("share no evaluated update", other, long)
 

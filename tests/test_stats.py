@@ -1,6 +1,9 @@
 """Means and bootstrap intervals."""
 
+import functools
+import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -47,3 +50,96 @@ def test_intervals_cover_the_truth_about_as_often_as_they_say() -> None:
     intervals = [stats.mean_interval(rng.normal(size=20), resamples=1000) for _ in range(300)]
     covered = np.mean([low <= 0 <= high for _, low, high in intervals])
     assert 0.88 <= covered <= 0.98  # the percentile bootstrap is a little narrow at n = 20: about 93 %
+
+
+def test_coverage_of_few_runs_is_as_documented() -> None:
+    # docs/reports.md: 75 % with three runs, 83 % with five; three normal values lie on both sides of their mean with
+    # probability 3/4, and their interval runs from the lowest to the highest.
+    rng = np.random.default_rng(4)
+    for runs, share in ((3, 0.75), (5, 0.83)):
+        intervals = [stats.mean_interval(rng.normal(size=runs), resamples=500) for _ in range(1000)]
+        assert np.mean([low <= 0 <= high for _, low, high in intervals]) == pytest.approx(share, abs=0.04)
+
+
+def test_intervals_of_the_interquartile_mean_cover_the_truth_about_as_often_as_they_say() -> None:
+    rng = np.random.default_rng(5)
+    offsets = np.linspace(0, 1, 5)  # tasks of different difficulty: only runs may be drawn anew, within their task
+    truth = float(stats.iqm(rng.normal(scale=0.3, size=(100_000, 5)) + offsets))
+    intervals = [
+        stats.interval(stats.iqm, rng.normal(scale=0.3, size=(10, 5)) + offsets, resamples=500) for _ in range(300)
+    ]
+    assert 0.87 <= np.mean([low <= truth <= high for _, low, high in intervals]) <= 0.98
+
+
+# ---------------------------------------------------------------------------------------------- by hand, rliable
+
+
+SCORES = np.array([[0.0, 1.0], [0.2, 1.2], [0.4, 1.4], [1.6, 5.0]])
+"""Four runs on two tasks; the task means are 0.55 and 2.15."""
+
+
+def test_statistics_by_hand() -> None:
+    assert stats.mean(SCORES) == pytest.approx(1.35)
+    assert stats.median(SCORES[:, [0, 1, 1]]) == pytest.approx(2.15)
+    # In order 0, .2, .4, 1, 1.2, 1.4, 1.6, 5: two fall out at either end.
+    assert stats.iqm(SCORES) == pytest.approx((0.4 + 1.0 + 1.2 + 1.4) / 4)
+    # Cut at 1: 0, .2, .4, 1 and four times 1.
+    assert stats.optimality_gap(SCORES) == pytest.approx(1 - 5.6 / 8)
+    assert stats.optimality_gap(SCORES, target=2.0) == pytest.approx(2 - 7.8 / 8)
+
+
+def test_three_scores_have_no_quarter_to_leave_out_and_five_have_one() -> None:
+    assert stats.iqm(np.array([[0.0], [0.0], [3.0]])) == 1.0
+    assert stats.iqm(np.array([[0.0], [1.0], [2.0], [3.0], [100.0]])) == 2.0
+
+
+def test_profiles_count_scores_strictly_above() -> None:
+    profile = stats.performance_profile(SCORES, np.array([-1.0, 0.4, 1.4, 5.0]))
+    np.testing.assert_allclose(profile, [1, 5 / 8, 2 / 8, 0])
+
+
+def test_probability_of_improvement_by_hand() -> None:
+    # Task 1: of (1, 2) against (0, 1, 3), pairs won 1 + 2, one tie, of 6. Task 2: all lost.
+    ours, theirs = np.array([[1.0, 0], [2, 0]]), np.array([[0.0, 1], [1, 1], [3, 1]])
+    assert stats.probability_of_improvement(ours, theirs) == pytest.approx((3.5 / 6 + 0) / 2)
+    assert stats.probability_of_improvement(theirs, ours) == pytest.approx((2.5 / 6 + 1) / 2)
+
+
+def test_runs_are_drawn_within_their_task() -> None:
+    # Both tasks are constant: across tasks the mean would vary, within them it cannot.
+    assert stats.interval(stats.mean, np.array([[0.0, 1.0]] * 5)) == (0.5, 0.5, 0.5)
+    # Task means of (0, 1) vary apart from each other: both are 0 in 1 of 16 resamples, more than 2.5 %; three tasks'
+    # in 1 of 64, less, and the next mean is that with one run of 1.
+    assert stats.interval(stats.mean, np.array([[0.0, 0.0], [1.0, 1.0]])) == (0.5, 0.0, 1.0)
+    three = stats.interval(stats.mean, np.array([[0.0, 0.0, 0.0], [1.0, 1.0, 1.0]]))
+    np.testing.assert_allclose(three, (0.5, 1 / 6, 5 / 6))
+
+
+@pytest.mark.parametrize(
+    "scores", [np.array([1.0, 2.0]), np.zeros((0, 2)), np.array([[1.0, np.nan], [0.0, 1.0]]), np.zeros((2, 0))]
+)
+def test_what_is_no_table_of_finite_scores_is_refused(scores: np.ndarray) -> None:
+    with pytest.raises(ValueError, match="scores must be"):
+        stats.interval(stats.mean, scores)
+    with pytest.raises(ValueError, match="same tasks"):
+        stats.interval(stats.probability_of_improvement, np.zeros((2, 2)), np.zeros((2, 3)))
+
+
+TABLE = json.loads(Path(__file__).with_name("rliable_values.json").read_text())
+
+
+@pytest.mark.parametrize("case", TABLE["cases"], ids=["many", "ties", "unequal"])
+def test_values_are_those_of_rliable(case: dict[str, dict]) -> None:
+    ours, theirs = np.array(case["x"]), np.array(case["y"])
+    for name in ("mean", "median", "iqm", "optimality_gap"):
+        found = stats.interval(getattr(stats, name), ours)
+        assert found.mean == pytest.approx(case[name]["value"], abs=1e-12)
+        np.testing.assert_allclose(found[1:], case[name]["interval"], atol=0.006)  # both are resampled
+    thresholds = np.array(case["profile"]["thresholds"])
+    profile = functools.partial(stats.performance_profile, thresholds=thresholds)
+    np.testing.assert_allclose(profile(ours), case["profile"]["value"], atol=1e-12)
+    # Shares are multiples of 1 / scores, so that bounds may differ by one.
+    np.testing.assert_allclose(stats.bootstrap(profile, ours), case["profile"]["interval"], atol=1.01 / ours.size)
+    found = stats.interval(stats.probability_of_improvement, ours, theirs)
+    assert found.mean == pytest.approx(case["improvement"]["value"], abs=1e-12)
+    np.testing.assert_allclose(found[1:], case["improvement"]["interval"], atol=0.02)

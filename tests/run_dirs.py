@@ -1,0 +1,45 @@
+"""Made-up run directories, for tests of what reads them."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+
+def make_run(
+    folder: Path,
+    curves: dict[int, list[float]],
+    agent: str = "gcbc",
+    env: str = "pointmaze-medium-navigate",
+    preset: str = "paper",
+    sha: str = "ab" * 32,
+    **fields: Any,
+) -> Path:
+    """Writes a run: for each seed its success after updates 100, 200, …; tasks 1 and 2 lie 0.1 beside their mean."""
+    folder.mkdir()
+    seeds, steps = list(curves), 100 * max(len(curve) for curve in curves.values())
+    config = {
+        "settings": dict(agent=agent, env=env, preset=preset, steps=steps, seed=seeds[0], num_seeds=len(seeds)),
+        "agent_config": {"alpha": 3.0, "hidden_dims": [8, 8]} | fields,
+        "seeds": seeds,
+        "preset": {"name": preset, "source": "somewhere"},
+        "data": {
+            "path": f"/home/me/{env}-v0.npz",
+            "origin": "collected",
+            "detail": "collected by flowrl (not the official download), 5 of 9 episodes, seed 0, /home/me/x.npz",
+            "sha256": sha,
+        },
+        "hardware": "an abacus, 2 cores",
+        "versions": {"jax": "1"},
+        "git_commit": "0123456789abcdef-dirty",
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    lines = [
+        dict(step=100 * (index + 1), run=run, seed=seed, task=task, success=mean + sign * 0.1, episodes=10, length=9.0)
+        for run, (seed, curve) in enumerate(curves.items())
+        for index, mean in enumerate(curve)
+        for task, sign in ((1, -1), (2, 1))
+    ]
+    (folder / "eval.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    times = [dict(step=step, steps_per_second=rate) for step, rate in ((150, 2.5), (300, 5.0))]
+    (folder / "time.jsonl").write_text("".join(json.dumps(line) + "\n" for line in times))
+    return folder
