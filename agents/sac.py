@@ -23,26 +23,29 @@ from flowrl.train_state import Batch, Metrics, Params, TrainState
 class Config(maximum_entropy.Config):
     """The paper's settings."""
 
+    critic_hidden_dims: tuple[int, ...] = configs.static((), "Hidden layers of the critics; by default hidden_dims.")
+    q_agg: str = configs.static("min", "How the critics' values are combined in both losses.", ("min", "mean"))
+
 
 def critic_loss(
-    networks: Networks, params: Params, state: TrainState, batch: Batch, key: jax.Array
+    networks: Networks, config: Config, params: Params, state: TrainState, batch: Batch, key: jax.Array
 ) -> tuple[jax.Array, Metrics]:
     """TD error against r + γ m (min Q̄(s', a') − α log π(a' | s')), a' from the current policy (eq. 5 and 7)."""
     next_actions, log_probs = sample_actions(networks, state.params["actor"], batch["next_observations"], key)
     next_values = networks.critic.apply(state.target_params["critic"], batch["next_observations"], next_actions)
-    soft_values = next_values.min(axis=0) - temperature(state.params) * log_probs
+    soft_values = losses.aggregate(next_values, config.q_agg) - temperature(state.params) * log_probs
     return losses.critic_loss(networks.critic, params, state, batch, soft_values)
 
 
 def update(
-    networks: Networks, spec: Spec, state: TrainState, batch: Batch, key: jax.Array
+    networks: Networks, config: Config, spec: Spec, state: TrainState, batch: Batch, key: jax.Array
 ) -> tuple[TrainState, Metrics]:
     """One joint step of all losses at the same parameters, then the target critics."""
     critic_key, actor_key = jax.random.split(key)
 
     def loss_fn(params: Params) -> tuple[jax.Array, Metrics]:
-        critic, critic_metrics = critic_loss(networks, params, state, batch, critic_key)
-        actor, actor_metrics = actor_loss(networks, spec, params, state, batch, actor_key)
+        critic, critic_metrics = critic_loss(networks, config, params, state, batch, critic_key)
+        actor, actor_metrics = actor_loss(networks, spec, params, state, batch, actor_key, config.q_agg)
         return critic + actor, critic_metrics | actor_metrics
 
     state, metrics = descend(state, loss_fn, ("actor", "critic", "temperature"))
@@ -59,11 +62,12 @@ def init(
 
 def make(config: Config, spec: Spec) -> Agent:
     """Builds the agent."""
-    critic = ensemble(Value)(config.hidden_dims, activation=nn.relu, layer_norm=config.critic_layer_norm)
+    hidden_dims = config.critic_hidden_dims or config.hidden_dims
+    critic = ensemble(Value)(hidden_dims, activation=nn.relu, layer_norm=config.critic_layer_norm)
     networks = Networks(SquashedGaussian(config.hidden_dims, spec.action_dim), critic)
     return Agent(
         init=partial(init, networks, config, spec),
-        update=partial(update, networks, spec),
+        update=partial(update, networks, config, spec),
         policy=lambda state: {"actor": state.params["actor"]},
         act=partial(maximum_entropy.act, networks),
         needs=Needs(("observations", "actions", "rewards", "masks", "next_observations")),

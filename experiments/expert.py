@@ -1,8 +1,9 @@
 """Trains, exports and measures the expert that walks in collected mazes: python experiments/expert.py --body=ant.
 
-Training is `experiments/main.py --agent=sac` on OGBench's directional task in --run_dir; every other flag is passed on
-to it. The same command continues a training that was broken off; a finished one is only exported and measured. The
-policy goes to <out>/<body>.npz, what it does to <out>/<body>.json and <body>.png.
+Training is `experiments/main.py --agent=sac` in --run_dir on OGBench's task for that body: ant and humanoid walk in
+directions, antball moves a ball to a goal and needs OpenGL (MUJOCO_GL=egl). Every other flag is passed on to it. The
+same command continues a training that was broken off; a finished one is only exported and measured. The policy goes to
+<out>/<body>.npz, what it does to <out>/<body>.json, and paths to <body>.png.
 """
 
 import dataclasses
@@ -23,8 +24,8 @@ from flowrl.settings import command
 from flowrl.stats import mean_interval
 
 MAIN = Path(__file__).with_name("main.py")
-# Half of OGBench's updates, with three times its step size.
-DEFAULTS = {"agent": "sac", "updates_per_step": "0.5", "agent.learning_rate": "3e-4"}
+# For the ant half of OGBench's updates, with three times its step size; for the others OGBench's settings.
+DEFAULTS = {"ant": ("--updates_per_step=0.5", "--agent.learning_rate=3e-4")}
 STEPS = 1000
 """Environment steps of a measured episode."""
 COMPASS = 8
@@ -35,7 +36,7 @@ COMPASS = 8
 class Settings:
     """The flags of this program itself."""
 
-    body: str = setting("ant", "ant or humanoid.")
+    body: str = setting("ant", "ant, humanoid or antball.")
     run_dir: str | None = setting(None, "Folder of the training; runs/expert-<body> if absent.")
     out: str = setting("flowrl/data/experts", "Folder for the expert.")
     episodes: int = setting(20, "Episodes with changing directions that are measured.")
@@ -59,7 +60,7 @@ def export(body: str, folder: Path, out: Path) -> Path:
 def play(body: str, policy: experts.Layers, seed: int, direction: np.ndarray | None = None) -> dict[str, Any]:
     """Plays `STEPS` steps, from a new start after each fall, in one direction or in OGBench's changing ones."""
     interval = {"resample_interval": 100 if direction is None else 10 * STEPS}
-    env = envs.make(f"online-{body}-xy-v0", module=locomotion.__name__, **interval)
+    env = envs.make(experts.BODIES[body], module=locomotion.__name__, **interval)
     observation, _ = env.reset(seed=seed)
     distance, falls, path = 0.0, 0, [[0.0, 0.0]]
     for _ in range(STEPS):
@@ -77,6 +78,24 @@ def play(body: str, policy: experts.Layers, seed: int, direction: np.ndarray | N
             observation, _ = env.reset(seed=seed + falls)
     seconds = STEPS * env.unwrapped.dt  # type: ignore[attr-defined]
     return {"distance": distance, "velocity": distance / seconds, "falls": falls, "path": path}
+
+
+def kick(policy: experts.Layers, seed: int) -> dict[str, float]:
+    """Plays one episode with the ball; returns whether the ball was at its goal in the end, and the return."""
+    env = envs.make(experts.BODIES["antball"], module=locomotion.__name__)
+    observation, _ = env.reset(seed=seed)
+    total, done, info = 0.0, False, {"success": 0.0}
+    while not done:
+        observation, reward, done, _, info = env.step(experts.mode(policy, observation))
+        total += float(reward)
+    env.close()
+    return {"success": info["success"], "return": total}
+
+
+def measure_ball(policy: experts.Layers, episodes: int) -> dict[str, Any]:
+    """Returns what the expert does with the ball."""
+    runs = [kick(policy, 1000 * seed) for seed in range(episodes)]
+    return {"episodes_of_200_steps": {name: _spread([one[name] for one in runs]) for name in runs[0]}}
 
 
 def measure(body: str, policy: experts.Layers, episodes: int) -> tuple[dict[str, Any], list[np.ndarray]]:
@@ -130,25 +149,30 @@ def main(arguments: Sequence[str]) -> int:
         return 0
     settings, passed_on = split
     if settings.body not in experts.BODIES:
-        raise UserError(f"--body={settings.body} is unknown; choose {' or '.join(experts.BODIES)}")
+        raise UserError(f"--body={settings.body} is unknown; choose {', '.join(experts.BODIES)}")
     if settings.episodes < 1:
         raise UserError(f"--episodes={settings.episodes} is too small; the least is 1")
     folder, out = Path(settings.run_dir or f"runs/expert-{settings.body}"), Path(settings.out)
-    defaults = [f"--{name}={value}" for name, value in DEFAULTS.items()]
-    programs.train(MAIN, folder, [f"--env=online-{settings.body}-xy-v0", *defaults, *passed_on])
+    task, defaults = experts.BODIES[settings.body], DEFAULTS.get(settings.body, ())
+    programs.train(MAIN, folder, ["--agent=sac", f"--env={task}", *defaults, *passed_on])
     path = export(settings.body, folder, out)
     config = loggers.read_json(folder / "config.json")
-    numbers, paths = measure(settings.body, experts.read(path), settings.episodes)
+    policy = experts.read(path)
+    if settings.body == "antball":
+        numbers, paths = measure_ball(policy, settings.episodes), []
+    else:
+        numbers, paths = measure(settings.body, policy, settings.episodes)
     record = {
         "made_by": command(config),
         **{name: config[name] for name in ("git_commit", "hardware", "versions", "seeds")},
-        "task": f"online-{settings.body}-xy-v0: the reward is the distance in m along the direction",
+        "task": task,
         "policy": "the mode; collection adds noise",
         "measured": numbers,
         "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
     }
     loggers.write_json(path.with_suffix(".json"), record)
-    draw(paths, path.with_suffix(".png"))
+    if paths:
+        draw(paths, path.with_suffix(".png"))
     for name, found in numbers.items():
         print(name, {key: round(value["mean"], 3) for key, value in found.items()})
     return 0

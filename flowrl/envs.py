@@ -54,8 +54,8 @@ class EnvName(NamedTuple):
         return {"d4rl": self.dataset, "collected": f"{self.dataset}-v2"}.get(self.family, "")
 
 
-LOCOMOTION = ("online-ant-xy-v0", "online-humanoid-xy-v0")
-"""OGBench's directional tasks, registered by flowrl.locomotion."""
+LOCOMOTION = ("online-ant-xy-v0", "online-humanoid-xy-v0", "online-antball-ends-v0")
+"""OGBench's tasks for the experts of its mazes, registered by flowrl.locomotion."""
 _SINGLE_TASK = re.compile(r"(?P<stem>.+)-singletask(?P<task>-task[1-5])?")
 
 

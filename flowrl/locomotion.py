@@ -1,7 +1,8 @@
-"""OGBench's directional locomotion tasks, on which the experts of its maze datasets are trained.
+"""OGBench's locomotion tasks, on which the experts of its maze datasets are trained.
 
-Importing this module registers them with Gymnasium. A direction is part of the observation and is drawn anew every 100
-steps; the reward is the distance moved along it, for the humanoid weighted by how upright it stands.
+Importing this module registers them with Gymnasium. For ant and humanoid a direction is part of the observation and is
+drawn anew every 100 steps; the reward is the distance moved along it, for the humanoid weighted by how upright it
+stands. The ant with a ball is rewarded for coming nearer to the ball, and the ball to its goal.
 """
 
 from typing import Any
@@ -27,5 +28,26 @@ def humanoid(resample_interval: int = 100, **kwargs: Any) -> gymnasium.Env:
     return DMCHumanoidXYWrapper(HumanoidEnv(**kwargs), resample_interval)
 
 
-for _name, _maker in zip(LOCOMOTION, ("ant", "humanoid"), strict=True):
-    gymnasium.register(_name, entry_point=f"{__name__}:{_maker}", max_episode_steps=1000)
+class EndsForGood(gymnasium.Wrapper):
+    """Calls an episode's last step by a limit of time a termination: nothing can be earned afterwards."""
+
+    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        """Steps."""
+        observation, reward, terminated, truncated, info = self.env.step(action)
+        return observation, reward, terminated or truncated, False, info
+
+
+def antball(steps: int = 200, **kwargs: Any) -> gymnasium.Env:
+    """Makes the ant with a ball, whose episodes end for good after 200 steps, as OGBench trains it.
+
+    Making it draws a picture, which needs OpenGL: set MUJOCO_GL=egl or osmesa where there is no display.
+    """
+    from ogbench.online_locomotion.ant_ball import AntBallEnv
+
+    made = gymnasium.wrappers.TimeLimit(AntBallEnv(render_mode="rgb_array", **kwargs), steps)
+    return EndsForGood(made)
+
+
+for _name, _maker in zip(LOCOMOTION, ("ant", "humanoid", "antball"), strict=True):
+    _limit = None if _maker == "antball" else 1000
+    gymnasium.register(_name, entry_point=f"{__name__}:{_maker}", max_episode_steps=_limit)

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from flowrl import config as configs
+from flowrl import losses
 from flowrl.agent import Spec
 from flowrl.gaussian import draw, squash
 from flowrl.losses import temperature
@@ -40,12 +41,12 @@ def sample_actions(
 
 
 def actor_loss(
-    networks: Networks, spec: Spec, params: Params, state: TrainState, batch: Batch, key: jax.Array
+    networks: Networks, spec: Spec, params: Params, state: TrainState, batch: Batch, key: jax.Array, q_agg: str = "min"
 ) -> tuple[jax.Array, Metrics]:
-    """E[α log π(a | s) − min Q(s, a)] (eq. 9), and for α: E[−α log π(a | s) − α H̄] (eq. 18)."""
+    """E[α log π(a | s) − min Q(s, a)] (eq. 9), and for α: E[−α log π(a | s) − α H̄] (eq. 18); or with Q's mean."""
     actions, log_probs = sample_actions(networks, params["actor"], batch["observations"], key)
-    values = networks.critic.apply(state.params["critic"], batch["observations"], actions).min(axis=0)
-    actor = jnp.mean(temperature(state.params) * log_probs - values)
+    values = networks.critic.apply(state.params["critic"], batch["observations"], actions)
+    actor = jnp.mean(temperature(state.params) * log_probs - losses.aggregate(values, q_agg))
     target_entropy = state.hyper["target_entropy"] * spec.action_dim
     entropy_gap = jax.lax.stop_gradient(-log_probs.mean() - target_entropy)
     return actor + temperature(params) * entropy_gap, {

@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import gymnasium
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -115,11 +116,26 @@ def test_the_program_trains_exports_and_measures(tmp_path: Path, monkeypatch: py
 
 @pytest.mark.parametrize(
     ("message", "arguments"),
-    [("choose ant or humanoid", ["--body=dog"]), ("cannot be passed on; write --name=value", ["--steps", "5"])],
+    [("choose ant, humanoid, antball", ["--body=dog"]), ("cannot be passed on; write --name=value", ["--steps", "5"])],
 )
 def test_wrong_arguments_name_the_remedy(message: str, arguments: list[str]) -> None:
     with pytest.raises(UserError, match=message):
         expert.main(["expert.py", *arguments])
+
+
+def test_an_episode_with_the_ball_ends_for_good() -> None:
+    class Counting(gymnasium.Env):
+        observation_space = action_space = gymnasium.spaces.Box(-1, 1, (1,))
+
+        def reset(self, **_: Any) -> Any:
+            return np.zeros(1), {}
+
+        def step(self, action: Any) -> Any:
+            return np.zeros(1), 1.0, False, False, {}
+
+    env = locomotion.EndsForGood(gymnasium.wrappers.TimeLimit(Counting(), 3))
+    env.reset()
+    assert [env.step(np.zeros(1))[2:4] for _ in range(3)] == [(False, False), (False, False), (True, False)]
 
 
 def test_walks_are_counted_and_drawn(tmp_path: Path) -> None:

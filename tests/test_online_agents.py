@@ -75,7 +75,7 @@ def state_of(name: str, seed: int = 0) -> TrainState:
 @functools.cache
 def step_of(name: str, mapped: bool = False, **fields: Any) -> Callable[..., Any]:
     module, config = agents.load(name), config_of(name, **fields)
-    static = (NETWORKS[name], Spec(D, A, 0)) if name == "sac" else (NETWORKS[name], config)
+    static = (NETWORKS[name], config, *([Spec(D, A, 0)] if name == "sac" else []))
     update = functools.partial(module.update, *static)
     axes = (state_of(name).replace(step=None), None, 0)
     if mapped:
@@ -180,7 +180,8 @@ def test_losses_and_gradients_equal_their_references(name: str, seed: int) -> No
     close(gradients(after), finite_differences(total, case.params))
 
 
-def test_sac_by_hand() -> None:
+@pytest.mark.parametrize(("q_agg", "slow_value", "value"), [("min", 3, 1), ("mean", 4, 1.5)])
+def test_sac_by_hand(q_agg: str, slow_value: float, value: float) -> None:
     """Critics 1 and 2, slow ones 3 and 5, α = ½, log densities known, r = 1, γ = ½, masks 1 and 0.
 
     With μ = 0, log σ = −5 and the update's own noise n the density is −½ Σ n² − log 2π + 10 − Σ log(1 − a²).
@@ -203,15 +204,15 @@ def test_sac_by_hand() -> None:
     batch = {name: array[:2] for name, array in batch_of().items()} | {"rewards": jnp.ones(2)}
     batch["masks"] = jnp.array([1.0, 0.0])
     networks = sac.Networks(Plain(), Critics())
-    _, metrics = sac.update(networks, Spec(D, A, 0), state, batch, key)
+    _, metrics = sac.update(networks, sac.Config(q_agg=q_agg), Spec(D, A, 0), state, batch, key)
     noise, own = (np.asarray(jax.random.normal(k, (2, 2))) for k in jax.random.split(key))
 
     def log_density(n: np.ndarray) -> np.ndarray:
         return (-0.5 * n**2 - 0.5 * np.log(2 * np.pi) + 5 - np.log(1 - np.tanh(np.exp(-5) * n) ** 2)).sum(axis=-1)
 
-    target = 1 + 0.5 * (3 - 0.5 * log_density(noise)[0])
+    target = 1 + 0.5 * (slow_value - 0.5 * log_density(noise)[0])
     np.testing.assert_allclose(metrics["critic/loss"], ((target - 1) ** 2 + (target - 2) ** 2 + 0 + 1) / 4)
-    np.testing.assert_allclose(metrics["actor/loss"], 0.5 * log_density(own).mean() - 1)
+    np.testing.assert_allclose(metrics["actor/loss"], 0.5 * log_density(own).mean() - value)
     np.testing.assert_allclose(metrics["actor/entropy"], -log_density(own).mean())
 
 

@@ -211,3 +211,10 @@ def test_a_missing_preset_names_the_way_out() -> None:
         presets.lookup("paper", "gc_sscp", "scene-play")
     with pytest.raises(UserError, match="choose paper, quick or none"):
         presets.lookup("papers", "gc_sscp", "scene-play")
+
+
+def test_experts_have_ogbenchs_settings() -> None:
+    humanoid, ball = (presets.lookup("paper", "sac", f"online-{body}-v0") for body in ("humanoid-xy", "antball-ends"))
+    assert humanoid.agent["critic_hidden_dims"] == (1024, 1024, 1024)
+    assert (humanoid.agent["q_agg"], humanoid.run["updates_per_step"]) == ("mean", 0.25)
+    assert (ball.run["online_steps"], ball.agent["critic_layer_norm"]) == (12_000_000, True)

@@ -16,8 +16,8 @@ import numpy as np
 
 from flowrl.errors import UserError
 
-BODIES = ("ant", "humanoid")
-"""What an expert for mazes can be of."""
+BODIES = {"ant": "online-ant-xy-v0", "humanoid": "online-humanoid-xy-v0", "antball": "online-antball-ends-v0"}
+"""What an expert for mazes can be of, and the task it is trained on."""
 LOG_STD_RANGE = (-5.0, 2.0)
 """As in flowrl.gaussian, which would import JAX into processes that only collect."""
 
@@ -121,7 +121,12 @@ def act(layers: Layers, observation: np.ndarray, direction: np.ndarray) -> np.nd
     Returns:
         The policy's mode `[A]`, in (−1, 1).
     """
-    return np.tanh(_means_and_log_stds(layers, np.concatenate([observation[2:], direction]))[0])
+    return mode(layers, np.concatenate([observation[2:], direction]))
+
+
+def mode(layers: Layers, observation: np.ndarray) -> np.ndarray:
+    """Returns the mode of a policy's actions `[A]`, in (−1, 1), for what it observes `[D]`."""
+    return np.tanh(_means_and_log_stds(layers, observation)[0])
 
 
 def sample(layers: Layers, observation: np.ndarray, generator: np.random.Generator) -> np.ndarray:

@@ -101,12 +101,20 @@ _ONLINE: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
 _ONLINE_QUICK = dict(online_steps=200_000, eval_interval=10_000)
 _LOCOMOTION = "OGBench's SAC for the experts of its maze datasets, https://arxiv.org/abs/2410.20092, the authors' code"
 # Those for single environments.
-_ONLINE_OF = {
+_ONLINE_OF: dict[tuple[str, str], tuple[str, dict[str, Any], dict[str, Any]]] = {
     ("sac", "online-ant-xy-v0"): (
         _LOCOMOTION, dict(learning_rate=1e-4, target_entropy=-0.5), dict(online_steps=400_000, warmup_steps=5_000)
     ),
     ("sac", "online-humanoid-xy-v0"): (
-        _LOCOMOTION, dict(learning_rate=1e-4, target_entropy=-0.5), dict(online_steps=40_000_000, warmup_steps=5_000)
+        _LOCOMOTION,
+        dict(learning_rate=1e-4, target_entropy=-0.5, critic_layer_norm=True, q_agg="mean")
+        | dict(critic_hidden_dims=(1024, 1024, 1024)),
+        dict(online_steps=40_000_000, warmup_steps=5_000, updates_per_step=0.25),
+    ),
+    ("sac", "online-antball-ends-v0"): (
+        _LOCOMOTION,
+        dict(learning_rate=1e-4, target_entropy=-0.5, critic_layer_norm=True),
+        dict(online_steps=12_000_000, warmup_steps=5_000, updates_per_step=0.25),
     ),
 }  # fmt: skip
 
