@@ -679,8 +679,8 @@ MUTATIONS = (
     ),
     Mutation(
         "flowrl/maximum_entropy.py",
-        "temperature(state.params) * log_probs - values",
-        "temperature(params) * log_probs - values",
+        "temperature(state.params) * log_probs - losses.aggregate",
+        "temperature(params) * log_probs - losses.aggregate",
         _LEARNT,
         f"{_REFERENCES} and sac",
     ),
