@@ -1,7 +1,7 @@
 """What mirror descent's weights depend on, state or action: python experiments/mirror_weights.py --run_dir=DIR.
 
-For a run of fpmd_r, fpmd_m or dpmd: in states of its replay buffer several particles of its policy are drawn, and the
-standardised Q of the weights exp(norm(Q)/α) is split into what varies between states and what varies between the
+For a run of fpmd_r, fpmd_m or dpmd: in states of its replay buffer several actions are drawn as in training (the best of
+some particles, with noise), and the standardised Q of the weights exp(norm(Q)/α) is split into what varies between states and what varies between the
 actions of one state. Only the latter prefers one action to another.
 """
 
@@ -32,7 +32,7 @@ class Settings:
 
     run_dir: str | None = setting(None, "Folder of the run.")
     states: int = setting(512, "States drawn from the replay buffer.")
-    particles: int = setting(64, "Actions drawn in each.")
+    actions: int = setting(64, "Actions drawn in each.")
     out: str | None = setting(None, "JSON file for the numbers; <run_dir>/mirror_weights.json if absent.")
 
 
@@ -58,17 +58,11 @@ def spread(standard: jax.Array, alpha: jax.Array) -> dict[str, jax.Array]:
     }
 
 
-def as_in_training(config: mirror_descent.Config) -> mirror_descent.Config:
-    """Lets evaluation take as many steps per action as training does."""
-    steps = getattr(config, "diffusion_steps", None) or config.flow_steps  # type: ignore[attr-defined]
-    return dataclasses.replace(config, eval_steps=steps)  # type: ignore[call-arg]
-
-
-def measure(agent: Any, config: Any, state: TrainState, observations: jax.Array, particles: int) -> dict[str, float]:
+def measure(agent: Any, config: Any, state: TrainState, observations: jax.Array, count: int) -> dict[str, float]:
     """Returns `spread` of the policy that one run trains in states `[S, D]`, and its temperature."""
     policy, goals = agent.policy(state) | {"actor": state.params["actor"]}, jnp.zeros((len(observations), 0))
-    keys = jax.random.split(jax.random.key(0), particles)
-    actions = jax.vmap(lambda key: agent.act(policy, observations, goals, key, mode="eval"))(keys)
+    keys = jax.random.split(jax.random.key(0), count)
+    actions = jax.vmap(lambda key: agent.act(policy, observations, goals, key, mode="explore"))(keys)
     critic = partial(mirror_descent.critic_network(config).apply, state.params["critic"], observations)
     values = jax.vmap(lambda each: critic(each).min(axis=0))(actions)
     alpha = temperature(state.params)
@@ -102,10 +96,9 @@ def main(arguments: Sequence[str]) -> int:
     plan, stored = settings.resumed_plan({"run_dir": given.run_dir, "resume": True}, {})
     if not isinstance(plan.agent_config, mirror_descent.Config) or not plan.settings.online_steps:
         raise UserError(f"{given.run_dir} is no online run of fpmd_r, fpmd_m or dpmd")
-    for name in ("states", "particles"):
+    for name in ("states", "actions"):
         if getattr(given, name) < 1:
             raise UserError(f"--{name}={getattr(given, name)} is too small; the least is 1")
-    plan = dataclasses.replace(plan, agent_config=as_in_training(plan.agent_config))
     keys = jnp.stack([jax.random.key(seed) for seed in plan.seeds])
     agent = build_agent(plan, envs.sizes(plan.env), None)
     step, states = load_states(plan.folder, agent, keys)
@@ -113,11 +106,11 @@ def main(arguments: Sequence[str]) -> int:
     for run, seed in enumerate(plan.seeds):
         state = jax.tree.map(lambda x, run=run: x[run], states.replace(step=None))
         observations = stored_observations(plan.folder, run, given.states)
-        per_seed[str(seed)] = measure(agent, plan.agent_config, state, observations, given.particles)
+        per_seed[str(seed)] = measure(agent, plan.agent_config, state, observations, given.actions)
     means = {name: float(np.mean([each[name] for each in per_seed.values()])) for name in per_seed[str(plan.seeds[0])]}
     out = Path(given.out) if given.out else plan.folder / "mirror_weights.json"
     report = {
-        "command": f"python experiments/mirror_weights.py --states={given.states} --particles={given.particles}",
+        "command": f"python experiments/mirror_weights.py --states={given.states} --actions={given.actions}",
         "run": stored["command"],
         "run_git_commit": stored["git_commit"],
         "git_commit": git_commit(),

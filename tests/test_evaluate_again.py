@@ -68,7 +68,7 @@ def test_the_spread_of_weights_is_split_by_hand() -> None:
 
 
 def test_a_runs_weights_are_measured(run_dir: Path) -> None:
-    assert weights.main(["mirror_weights.py", f"--run_dir={run_dir}", "--states=8", "--particles=4"]) == 0
+    assert weights.main(["mirror_weights.py", f"--run_dir={run_dir}", "--states=8", "--actions=4"]) == 0
     report = json.loads((run_dir / "mirror_weights.json").read_text())
     assert set(report["per_seed"]) == {"0", "1"}
     assert report["mean"]["deviation_between_actions"] > 0
