@@ -1,8 +1,8 @@
 """What mirror descent's weights depend on, state or action: python experiments/mirror_weights.py --run_dir=DIR.
 
-For a run of fpmd_r, fpmd_m or dpmd: in states of its replay buffer several actions are drawn as in training (the best of
-some particles, with noise), and the standardised Q of the weights exp(norm(Q)/α) is split into what varies between states and what varies between the
-actions of one state. Only the latter prefers one action to another.
+For a run of fpmd_r, fpmd_m or dpmd: in states of its replay buffer several actions are drawn as in training (the best
+of some particles, with noise), and the standardised Q of the weights exp(norm(Q)/α) is split into what varies between
+states and what varies between the actions of one state. Only the latter prefers one action to another.
 """
 
 import dataclasses
