@@ -334,7 +334,10 @@ def test_what_is_no_dataset_never_enters_the_cache(host, tmp_path, body, reason)
 
 @pytest.mark.usefixtures("host")
 def test_d4rl_cannot_be_collected():
-    with pytest.raises(UserError, match="train on flowrl.s own set with --env=collected:hopper-medium, use --data=auto, or --data=PATH"):
+    with pytest.raises(
+        UserError,
+        match=r"train on flowrl.s own set with --env=collected:hopper-medium, use --data=auto, or --data=PATH",
+    ):
         sources.locate(envs.parse(HOPPER), "collected")
 
 
