@@ -23,7 +23,7 @@ from flowrl.config import setting
 from flowrl.errors import UserError
 from flowrl.evaluate import Evaluator
 from flowrl.files import replacing
-from flowrl.programs import load_states
+from flowrl.programs import load_states, stored_plan
 from flowrl.provenance import git_commit, hardware, versions
 from flowrl.run import build_agent
 from flowrl.stats import mean_interval
@@ -125,9 +125,7 @@ def main(arguments: Sequence[str]) -> int:
     given = flags.read(Settings, arguments, __doc__ or "")
     if given is None:
         return 0
-    if given.run_dir is None:
-        raise UserError("which run? give --run_dir=DIR")
-    plan, stored = settings.resumed_plan({"run_dir": given.run_dir, "resume": True}, {})
+    plan, stored = stored_plan(given.run_dir)
     fields = [name for name in ACTING if hasattr(plan.agent_config, name)]
     if given.vary not in fields:
         choices = f"choose {' or '.join(fields)}" if fields else "this agent acts in one way only"

@@ -15,12 +15,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from flowrl import envs, flags, loggers, mirror_descent, settings
+from flowrl import envs, flags, loggers, mirror_descent
 from flowrl.checkpoint import Checkpoints
 from flowrl.config import setting
 from flowrl.errors import UserError
 from flowrl.losses import temperature
-from flowrl.programs import load_states
+from flowrl.programs import load_states, stored_plan
 from flowrl.provenance import git_commit, hardware
 from flowrl.run import build_agent
 from flowrl.train_state import TrainState
@@ -91,9 +91,7 @@ def main(arguments: Sequence[str]) -> int:
     given = flags.read(Settings, arguments, __doc__ or "")
     if given is None:
         return 0
-    if given.run_dir is None:
-        raise UserError("which run? give --run_dir=DIR")
-    plan, stored = settings.resumed_plan({"run_dir": given.run_dir, "resume": True}, {})
+    plan, stored = stored_plan(given.run_dir)
     if not isinstance(plan.agent_config, mirror_descent.Config) or not plan.settings.online_steps:
         raise UserError(f"{given.run_dir} is no online run of fpmd_r, fpmd_m or dpmd")
     for name in ("states", "actions"):

@@ -87,14 +87,13 @@ def main(arguments: Sequence[str]) -> int:
     folder, out = Path(settings.run_dir or f"runs/snapshots-{body}"), Path(settings.out)
     defaults = [f"--{name}={value}" for name, value in DEFAULTS.items()]
     programs.train(MAIN, folder, [f"--env={mujoco_sets.BODIES[body]}", *defaults, *passed_on])
-    measured = {step: episode_returns(body, policy, settings.episodes) for step, policy in load(folder).items()}
-    report(body, folder, out, measured)
+    report(body, folder, out, load(folder), settings.episodes)
     return 0
 
 
-def report(body: str, folder: Path, out: Path, measured: dict[int, list[float]]) -> None:
-    """Writes the chosen policies, and what all of them do."""
-    found = load(folder)
+def report(body: str, folder: Path, out: Path, found: dict[int, experts.Layers], episodes: int) -> None:
+    """Measures all policies, and writes the chosen ones and what all do."""
+    measured = {step: episode_returns(body, policy, episodes) for step, policy in found.items()}
     steps = np.array([*found])
     returns = np.array([np.mean(measured[step]) for step in found])
     kept = choose(returns)

@@ -14,6 +14,7 @@ from flowrl import flags
 from flowrl.agent import Agent
 from flowrl.checkpoint import Checkpoints
 from flowrl.errors import UserError
+from flowrl.settings import Plan, resumed_plan
 from flowrl.signals import run_program
 from flowrl.streams import stream_key
 from flowrl.train_state import TrainState
@@ -66,6 +67,17 @@ def train(main: Path, folder: Path, arguments: Sequence[str]) -> None:
     resume = ["--resume"] if (folder / "config.json").exists() else []
     if status := run_program([sys.executable, str(main), *arguments, f"--run_dir={folder}", *resume]):
         raise UserError(f"the training in {folder} ended with status {status}; the same command continues")
+
+
+def stored_plan(run_dir: str | None) -> tuple[Plan, dict[str, Any]]:
+    """Returns the plan and the `config.json` of the run that a program is given.
+
+    Raises:
+        UserError: None is given, or the folder holds no run.
+    """
+    if run_dir is None:
+        raise UserError("which run? give --run_dir=DIR")
+    return resumed_plan({"run_dir": run_dir, "resume": True}, {})
 
 
 def load_states(folder: Path, agent: Agent, keys: jax.Array) -> tuple[int, TrainState]:

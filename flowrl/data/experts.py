@@ -39,6 +39,9 @@ class Snapshots(NamedTuple):
     returns: np.ndarray
 
 
+_PARTS = ("kernel", "bias")
+
+
 def of_actor(actor: Mapping[str, Any], run: int = 0) -> Layers:
     """Returns the layers of one run's SAC actor, as a checkpoint holds it.
 
@@ -54,9 +57,6 @@ def of_actor(actor: Mapping[str, Any], run: int = 0) -> Layers:
 def named(layers: Layers) -> dict[str, np.ndarray]:
     """Returns layers as the arrays of a file."""
     return {f"{part}_{i}": array for i, pair in enumerate(layers) for part, array in zip(_PARTS, pair, strict=True)}
-
-
-_PARTS = ("kernel", "bias")
 
 
 def read(file_path: Path) -> Layers:
