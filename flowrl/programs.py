@@ -14,6 +14,7 @@ from flowrl import flags
 from flowrl.agent import Agent
 from flowrl.checkpoint import Checkpoints
 from flowrl.errors import UserError
+from flowrl.settings import Plan, points
 from flowrl.signals import run_program
 from flowrl.streams import stream_key
 from flowrl.train_state import TrainState
@@ -66,6 +67,19 @@ def train(main: Path, folder: Path, arguments: Sequence[str]) -> None:
     resume = ["--resume"] if (folder / "config.json").exists() else []
     if status := run_program([sys.executable, str(main), *arguments, f"--run_dir={folder}", *resume]):
         raise UserError(f"the training in {folder} ended with status {status}; the same command continues")
+
+
+def one_configuration(plan: Plan) -> None:
+    """Checks that the runs in a directory differ in nothing but their seeds.
+
+    Raises:
+        UserError: They are a part of a sweep with several values.
+    """
+    if len(points(plan.trials)) > 1:
+        raise UserError(
+            f"the runs in {plan.folder} differ in {', '.join(plan.trials[0].swept)}; give the directory of one "
+            "configuration"
+        )
 
 
 def load_states(folder: Path, agent: Agent, keys: jax.Array) -> tuple[int, TrainState]:

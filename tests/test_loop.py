@@ -240,7 +240,7 @@ def test_divergence_names_update_metric_and_run(walks: Dataset, where: str) -> N
     with pytest.raises(loop.Diverged) as raised:
         train(agent._replace(update=update), walks, loop.Schedule(20, 5, 20, 5), recorder, chunk_seconds=1e-6)
     if where == "metric":
-        assert (raised.value.step, raised.value.metric, raised.value.run) == (13, "actor/loss", 0)
-    else:  # seen at the checkpoint, before any metric shows it
-        assert (raised.value.step, raised.value.metric) == (20, "params/actor")
-    assert all(step < raised.value.step for step, _ in recorder.saved)
+        assert raised.value.divergence == (13, "actor/loss", 0)
+    else:  # before any metric shows it
+        assert raised.value.divergence == (20, "params/actor", 0)
+    assert all(step < raised.value.divergence.step for step, _ in recorder.saved)
