@@ -308,7 +308,7 @@ def name(group: Group, others: Sequence[Group]) -> str:
 
 def value_text(value: Any) -> str:
     """Returns a setting's value as on the command line."""
-    return ",".join(map(str, value)) if isinstance(value, list) else str(value)
+    return ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
 
 def label(group: Group, others: Sequence[Group]) -> str:

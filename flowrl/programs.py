@@ -2,7 +2,7 @@
 
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,25 @@ from flowrl import flags
 from flowrl.agent import Agent
 from flowrl.checkpoint import Checkpoints
 from flowrl.errors import UserError
-from flowrl.settings import Plan, points
+from flowrl.settings import Plan, Settings, points
 from flowrl.signals import run_program
 from flowrl.streams import stream_key
 from flowrl.train_state import TrainState
+
+
+def agent_name(arguments: Sequence[str], read: Callable[[Path], dict[str, Any]]) -> str | None:
+    """Returns the agent whose flags are to be defined: the one named, or that of the folder to resume.
+
+    Args:
+        arguments: The command line, the program first.
+        read: Returns what such a folder records of itself.
+    """
+    values = absl_flags.FlagValues()
+    flags.define(values, Settings)
+    flags.parse(values, arguments, known_only=True)
+    if values.agent is None and values.resume and values.run_dir:
+        return read(Path(values.run_dir).expanduser())["settings"]["agent"]
+    return values.agent
 
 
 def own_and_other(

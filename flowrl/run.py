@@ -139,7 +139,7 @@ def _with_environment(plan: Plan, source: sources.Source) -> Plan:
 
 def build_agent(plan: Plan, sizes: envs.Sizes, arrays: dict[str, np.ndarray] | None) -> Agent:
     """Builds the agent, with the normalisation that the settings ask for."""
-    spec = _spec(sizes)
+    spec = spec_of(sizes)
     agent = agents.load(str(plan.settings.agent)).make(plan.agent_config, spec)
     seen = {"observations": np.zeros((1, sizes.observation_dim))} if arrays is None else arrays
     normalizer = normalize.fit(seen, plan.normalization)
@@ -148,7 +148,8 @@ def build_agent(plan: Plan, sizes: envs.Sizes, arrays: dict[str, np.ndarray] | N
     return normalize.normalized(agent, normalizer, goals_are_states=plan.env.goals == "state")
 
 
-def _spec(sizes: envs.Sizes) -> Spec:
+def spec_of(sizes: envs.Sizes) -> Spec:
+    """Returns the sizes that an agent is built for."""
     return Spec(sizes.observation_dim, sizes.action_dim, sizes.goal_dim)
 
 
@@ -196,11 +197,13 @@ def _banner(plan: Plan, source: sources.Source, states: TrainState) -> None:
         "data": source.detail,
         "preset": plan.preset.source,
         "training": f"{_amount(plan)}, batches of {plan.agent_config.batch_size} transitions, seeds {plan.seeds}",
+        "sweep": ", ".join(plan.trials[0].swept) if plan.grid else "",
         "device": f"{jax.devices()[0].device_kind} ({jax.default_backend()}), {hardware()}",
         "run": str(plan.folder),
     }
     for name, text in rows.items():
-        print(f"{name:>12}  {text}")
+        if text:
+            print(f"{name:>12}  {text}")
 
 
 def _amount(plan: Plan) -> str:
@@ -227,7 +230,7 @@ class Run:
 
     def __init__(self, parts: Parts):
         self.plan, self.agent, sizes, self.dataset = parts
-        self.spec, self.tasks = _spec(sizes), sizes.tasks
+        self.spec, self.tasks = spec_of(sizes), sizes.tasks
         plan, agent = self.plan, self.agent
         settings: Any = plan.settings
         self.keys = jax.vmap(jax.random.key)(np.array([trial.seed for trial in plan.trials], np.uint32))
@@ -452,13 +455,15 @@ class Run:
     def _progress(self, schedule: loop.Schedule, step: int, steps: int, seconds: float) -> None:
         self.steps, self.seconds = self.steps + steps, self.seconds + seconds
         self.bar.update(step - self.bar.n)
+        runs = len(self.plan.trials)
+        if runs > 1:
+            self.bar.set_postfix_str(f"{runs * steps / seconds:,.0f} run-{self.plan.unit}s/s", refresh=False)
         if self.collector is not None and self.collector.warm:
             self.warm_chunks += 1  # in the first, acting is still being compiled
         if not self.announced and (self.collector is None or self.warm_chunks > 1):
             self.announced = True
-            tqdm.write(
-                _estimate(steps / seconds, schedule.steps - step, "updates" if self.collector is None else "steps")
-            )
+            unit = "updates" if self.collector is None else "steps"
+            tqdm.write(_estimate(steps / seconds, runs, schedule.steps - step, unit))
 
 
 def build_program(parts: Parts) -> Program:
@@ -475,7 +480,7 @@ def build_program(parts: Parts) -> Program:
     buffer = None
     if settings.online_steps:
         agents.check_needs(agent.needs, dict.fromkeys(stored))
-        buffer = jax.eval_shape(partial(replay.empty, _spec(sizes), plan.online.capacity, stored))
+        buffer = jax.eval_shape(partial(replay.empty, spec_of(sizes), plan.online.capacity, stored))
     batch_size = plan.agent_config.batch_size
     return loop.build(agent, batch_size, dataset, settings.map, buffer, settings.offline_share)
 
@@ -485,9 +490,10 @@ def _known(value: np.floating) -> bool:
     return bool(np.isfinite(value))
 
 
-def _estimate(rate: float, left: int, unit: str) -> str:
+def _estimate(rate: float, runs: int, left: int, unit: str) -> str:
     """Says how long the rest of the training takes."""
     hours = left / rate / 3600
     time_left = f"{hours:.1f} hours" if hours >= 1 else f"{60 * hours:.1f} minutes"
     advice = "; --preset=quick is made for small machines" if hours > SLOW_HOURS else ""
-    return f"{rate:.1f} {unit}/s; about {time_left} of training to go, evaluations apart{advice}"
+    every = f" of each run, {runs * rate:.1f} in all" if runs > 1 else ""
+    return f"{rate:.1f} {unit}/s{every}; about {time_left} of training to go, evaluations apart{advice}"

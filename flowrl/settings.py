@@ -171,10 +171,7 @@ def plan(given: dict[str, Any], agent_given: dict[str, Any], grid: Sequence[Tria
     Raises:
         UserError: A name is unknown or a value out of range.
     """
-    for name in ("agent", "env"):
-        if not given.get(name):
-            choices = ", ".join(agents.names()) if name == "agent" else "for example pointmaze-medium-navigate"
-            raise UserError(f"--{name} is missing: {choices}")
+    require_names(given)
     module, env = agents.load(given["agent"]), envs.parse(given["env"])
     _check_goals(given["agent"], module, env)
     preset = presets.lookup(given.get("preset", "paper"), given["agent"], env.name)
@@ -191,6 +188,18 @@ def plan(given: dict[str, Any], agent_given: dict[str, Any], grid: Sequence[Tria
     made = Plan(settings, agent_config, env, preset, _folder(settings), tuple(grid))
     mode = loop.resolve_map(settings.map, len(made.trials))  # type: ignore[arg-type]
     return dataclasses.replace(made, settings=dataclasses.replace(settings, env=env.name, map=mode))
+
+
+def require_names(given: Mapping[str, Any]) -> None:
+    """Checks that agent and environment are named.
+
+    Raises:
+        UserError: One is missing.
+    """
+    for name in ("agent", "env"):
+        if not given.get(name):
+            choices = ", ".join(agents.names()) if name == "agent" else "for example pointmaze-medium-navigate"
+            raise UserError(f"--{name} is missing: {choices}")
 
 
 def _with_data_or_without(settings: Settings, env: envs.EnvName, given: dict[str, Any]) -> Settings:
