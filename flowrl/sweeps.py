@@ -146,7 +146,7 @@ def check(sweep: Sweep) -> None:
         raise UserError(
             f"{points:,} grid points × {given.num_seeds:,} seeds are more than {MOST_RUNS:,} runs; give fewer values"
         )
-    if (sweep.options.runs_at_once or 1) < 1:
+    if sweep.options.runs_at_once is not None and sweep.options.runs_at_once < 1:
         raise UserError(f"--runs_at_once={sweep.options.runs_at_once} is too small; the least is 1")
     if sweep.options.select not in SELECT:
         raise UserError(f"--select={sweep.options.select} is unknown; choose {', '.join(SELECT)}")
