@@ -19,7 +19,7 @@ from absl import flags as absl_flags
 from flowrl import comparisons, figures, flags, loggers
 from flowrl import config as configs
 from flowrl.comparisons import number_text
-from flowrl.curves import Group, NotEvaluated, RunDir, expand, group_runs, name, panels, read_runs, traces
+from flowrl.curves import Group, NotEvaluated, RunDir, expand, group_runs, name, panels, read_runs, traces, waiting
 from flowrl.errors import UserError
 from flowrl.provenance import git_commit
 from flowrl.summary import HEADLINE_EVALUATIONS, shown
@@ -294,9 +294,10 @@ def main(arguments: Sequence[str]) -> int:
     out = Path(values.out).expanduser()
     if out.suffix != ".html":
         raise UserError(f"--out={values.out} is no report; end it in .html")
-    runs, left_out = read(expand([Path(folder).expanduser() for folder in folders]), values.mode)
+    paths = [Path(folder).expanduser() for folder in folders]
+    runs, left_out = read(expand(paths), values.mode)
     groups = group_runs(runs)
-    found = warnings(groups, left_out)
+    found = warnings(groups, left_out + waiting(paths))
     loggers.write_text(out, page(groups, found))
     for text in found:
         print(f"warning: {text}")

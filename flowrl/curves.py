@@ -110,15 +110,30 @@ class Group(NamedTuple):
 
 
 def expand(folders: Sequence[Path]) -> list[Path]:
-    """Returns run directories, with the folder of a sweep replaced by those of its parts that have begun."""
+    """Returns run directories, with the folder of a sweep replaced by those of its parts that have begun.
+
+    Raises:
+        UserError: No part of a sweep has begun.
+    """
     found = []
     for folder in folders:
-        if not (folder / SWEEP).exists():
-            found.append(folder)
-            continue
-        parts = [folder / part["folder"] for part in loggers.read_json(folder / SWEEP)["parts"]]
-        found += [part for part in parts if (part / "config.json").exists()]
+        parts = [part for part in _parts(folder) if (part / "config.json").exists()]
+        if (folder / SWEEP).exists() and not parts:
+            raise UserError(f"no part of the sweep in {folder} has begun; wait for its first evaluation")
+        found += parts or [folder]
     return found
+
+
+def waiting(folders: Sequence[Path]) -> list[str]:
+    """Says which parts of sweeps have not begun."""
+    parts = [part for folder in folders for part in _parts(folder) if not (part / "config.json").exists()]
+    return [f"{part.parent.resolve().name}/{part.name} has not begun" for part in parts]
+
+
+def _parts(folder: Path) -> list[Path]:
+    """Returns the run directories of a sweep; none of another folder."""
+    record = loggers.read_json(folder / SWEEP) if (folder / SWEEP).exists() else {"parts": []}
+    return [folder / part["folder"] for part in record["parts"]]
 
 
 def read_runs(folder: Path, *, with_minutes: bool, mode: str = "eval") -> list[RunDir]:

@@ -307,6 +307,10 @@ def test_the_table_by_hand(made_up: sweeps.Sweep) -> None:
 def test_plots_and_reports_see_the_grid_points(made_up: sweeps.Sweep, tmp_path: Path) -> None:
     folders = curves.expand([made_up.folder])
     assert folders == [made_up.folder / "group1"]
+    record = loggers.read_json(made_up.folder / "sweep.json")
+    loggers.write_json(made_up.folder / "sweep.json", record | {"parts": [*record["parts"], {"folder": "group2"}]})
+    assert curves.expand([made_up.folder]) == folders
+    assert curves.waiting([made_up.folder, folders[0]]) == ["sweep/group2 has not begun"]
     groups = curves.group_runs(curves.read_runs(folders[0], with_minutes=True))
     assert [(group.identity["agent.alpha"], len(group.curves)) for group in groups] == [(0.1, 4), (0.5, 4)]
     assert "--agent.alpha=0.5" in curves.traces(groups[1].runs[0])["command"]
