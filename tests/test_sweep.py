@@ -17,8 +17,9 @@ from flowrl import curves, loggers, memory, sweeps
 from flowrl.agents import bc
 from flowrl.checkpoint import Checkpoints
 from flowrl.errors import UserError
+from flowrl.programs import one_configuration
 from flowrl.run import Run
-from flowrl.settings import Trial
+from flowrl.settings import Trial, resumed_plan
 
 pytestmark = pytest.mark.filterwarnings("ignore:Sharding info not provided")
 TINY = ("--env=Pendulum-v1", "--preset=none", "--agent.hidden_dims=4", "--agent.batch_size=4", "--workers=1")
@@ -363,6 +364,16 @@ def test_waves_of_another_size_are_refused(at_once: Path, data: str) -> None:
     grid = (RATES, "--eval_episodes=0", "--num_seeds=2", "--runs_at_once=1")
     with pytest.raises(UserError, match="holds a sweep with 4 runs at once, not 1"):
         sweep(*OFFLINE, data, *grid, f"--run_dir={at_once}")
+
+
+def test_programs_for_one_configuration_refuse_several(at_once: Path) -> None:
+    plan, stored = resumed_plan({"run_dir": str(at_once / "group1"), "resume": True}, {})
+    assert plan.trials == tuple(Trial(seed, {"learning_rate": rate}) for rate in (0.001, 0.01) for seed in (0, 1))
+    assert plan.seeds == [0, 1]
+    assert "experiments/sweep.py" in stored["command"]
+    assert "--agent.learning_rate=0.001,0.01" in stored["command"]
+    with pytest.raises(UserError, match=r"differ in agent\.learning_rate; give the directory of one"):
+        one_configuration(plan)
 
 
 def test_help_lists_the_flags(capsys: pytest.CaptureFixture[str]) -> None:
