@@ -23,7 +23,7 @@ from flowrl.config import setting
 from flowrl.errors import UserError
 from flowrl.evaluate import Evaluator
 from flowrl.files import replacing
-from flowrl.programs import load_states
+from flowrl.programs import load_states, one_configuration
 from flowrl.provenance import git_commit, hardware, versions
 from flowrl.run import build_agent
 from flowrl.stats import mean_interval
@@ -86,7 +86,7 @@ def evaluate(plan: settings.Plan, sizes: envs.Sizes, agent: Agent, given: Settin
     rows = []
     try:
         for mode in agent.evaluations:
-            lines = evaluation_lines(step, plan.seeds, mode, evaluator(policies, mode=mode), plan.env)
+            lines = evaluation_lines(step, plan.trials, mode, evaluator(policies, mode=mode), plan.env)
             metric = metric_of(lines[-1])
             per_seed = [float(np.mean([x[metric] for x in lines if x["seed"] == seed])) for seed in plan.seeds]
             interval = mean_interval(np.array(per_seed))
@@ -134,6 +134,7 @@ def main(arguments: Sequence[str]) -> int:
         raise UserError(f"--vary={given.vary} is no way of acting of {plan.settings.agent}; {choices}")
     if not all(part.isdigit() and int(part) > 0 for part in given.values.split(",")):
         raise UserError(f"--values={given.values} is not a list of positive numbers; write for example --values=1,5,20")
+    one_configuration(plan)
     out = Path(given.out) if given.out else plan.folder / f"evaluate_{given.vary}.json"
     if out.suffix != ".json":
         raise UserError(f"--out={given.out} is no JSON file; end it in .json")

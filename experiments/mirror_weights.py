@@ -20,7 +20,7 @@ from flowrl.checkpoint import Checkpoints
 from flowrl.config import setting
 from flowrl.errors import UserError
 from flowrl.losses import temperature
-from flowrl.programs import load_states
+from flowrl.programs import load_states, one_configuration
 from flowrl.provenance import git_commit, hardware
 from flowrl.run import build_agent
 from flowrl.train_state import TrainState
@@ -99,6 +99,7 @@ def main(arguments: Sequence[str]) -> int:
     for name in ("states", "actions"):
         if getattr(given, name) < 1:
             raise UserError(f"--{name}={getattr(given, name)} is too small; the least is 1")
+    one_configuration(plan)
     keys = jnp.stack([jax.random.key(seed) for seed in plan.seeds])
     agent = build_agent(plan, envs.sizes(plan.env), None)
     step, states = load_states(plan.folder, agent, keys)

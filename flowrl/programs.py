@@ -2,7 +2,7 @@
 
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +14,25 @@ from flowrl import flags
 from flowrl.agent import Agent
 from flowrl.checkpoint import Checkpoints
 from flowrl.errors import UserError
+from flowrl.settings import Plan, Settings, points
 from flowrl.signals import run_program
 from flowrl.streams import stream_key
 from flowrl.train_state import TrainState
+
+
+def agent_name(arguments: Sequence[str], read: Callable[[Path], dict[str, Any]]) -> str | None:
+    """Returns the agent whose flags are to be defined: the one named, or that of the folder to resume.
+
+    Args:
+        arguments: The command line, the program first.
+        read: Returns what such a folder records of itself.
+    """
+    values = absl_flags.FlagValues()
+    flags.define(values, Settings)
+    flags.parse(values, arguments, known_only=True)
+    if values.agent is None and values.resume and values.run_dir:
+        return read(Path(values.run_dir).expanduser())["settings"]["agent"]
+    return values.agent
 
 
 def own_and_other(
@@ -66,6 +82,19 @@ def train(main: Path, folder: Path, arguments: Sequence[str]) -> None:
     resume = ["--resume"] if (folder / "config.json").exists() else []
     if status := run_program([sys.executable, str(main), *arguments, f"--run_dir={folder}", *resume]):
         raise UserError(f"the training in {folder} ended with status {status}; the same command continues")
+
+
+def one_configuration(plan: Plan) -> None:
+    """Checks that the runs in a directory differ in nothing but their seeds.
+
+    Raises:
+        UserError: They are a part of a sweep with several values.
+    """
+    if len(points(plan.trials)) > 1:
+        raise UserError(
+            f"the runs in {plan.folder} differ in {', '.join(plan.trials[0].swept)}; give the directory of one "
+            "configuration"
+        )
 
 
 def load_states(folder: Path, agent: Agent, keys: jax.Array) -> tuple[int, TrainState]:
