@@ -35,6 +35,9 @@ def copy_to(folder: Path) -> Path:
     ignore = shutil.ignore_patterns("__pycache__")
     for name in ("flowrl", "agents", "tests"):
         shutil.copytree(ROOT / name, folder / name, symlinks=True, ignore=ignore)
+    (folder / "experiments").mkdir()
+    for program in (ROOT / "experiments").glob("*.py"):
+        shutil.copy(program, folder / "experiments")
     shutil.copy(ROOT / "setup.cfg", folder)
     (folder / "conftest.py").write_text(GUARD)
     return folder
