@@ -65,6 +65,10 @@ def test_a_stretch_is_episodes_end_to_end(hopper: envs.SeededEpisodes, policy: A
     starts = rows["observations"][1:][ends[:-1]]
     assert (np.abs(starts - rows["next_observations"][:-1][ends[:-1]]).max(axis=1) > 1e-3).all()
     assert len(np.unique(starts, axis=0)) == len(starts)  # every episode has a start of its own
+    first = int(np.argmax(rows["terminals"])) + 1
+    fallen = mujoco_sets.rollout(hopper, policy, first, np.random.SeedSequence([0, 5]))  # ends with the fall
+    assert fallen["terminals"][-1]
+    assert not fallen["timeouts"].any()
     again = mujoco_sets.rollout(hopper, policy, 120, np.random.SeedSequence([0, 5]))
     other = mujoco_sets.rollout(hopper, policy, 120, np.random.SeedSequence([0, 6]))
     for field in mujoco_sets.FIELDS:
