@@ -86,7 +86,7 @@ def evaluate(plan: settings.Plan, sizes: envs.Sizes, agent: Agent, given: Settin
     rows = []
     try:
         for mode in agent.evaluations:
-            lines = evaluation_lines(step, plan.seeds, mode, evaluator(policies, mode=mode), plan.env)
+            lines = evaluation_lines(step, plan.trials, mode, evaluator(policies, mode=mode), plan.env)
             metric = metric_of(lines[-1])
             per_seed = [float(np.mean([x[metric] for x in lines if x["seed"] == seed])) for seed in plan.seeds]
             interval = mean_interval(np.array(per_seed))

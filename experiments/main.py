@@ -5,7 +5,6 @@ A published preset is the default; any setting can be given as a flag, an agent'
 """
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from absl import flags as absl_flags
 
@@ -18,12 +17,13 @@ def main(arguments: Sequence[str]) -> int:
     """Runs the program and returns its exit status."""
     from flowrl import agent as agents
     from flowrl import run
-    from flowrl.settings import Settings, plan, resumed_plan
+    from flowrl.programs import agent_name
+    from flowrl.settings import Settings, plan, read_config, resumed_plan
 
     values = absl_flags.FlagValues()
     flags.define(values, Settings)
     absl_flags.DEFINE_boolean("help", False, "Show this help.", short_name="h", flag_values=values)
-    name = _agent_name(arguments)
+    name = agent_name(arguments, read_config)
     config = agents.load(name).Config if name else None
     if config:
         flags.define(values, config, "agent.")
@@ -37,18 +37,6 @@ def main(arguments: Sequence[str]) -> int:
     if given.get("resume"):
         return run.execute(*resumed_plan(given, agent_given))
     return run.execute(plan(given, agent_given))
-
-
-def _agent_name(arguments: Sequence[str]) -> str | None:
-    """Returns the agent whose flags are to be defined: the one named, or that of the run to resume."""
-    from flowrl.settings import Settings, read_config
-
-    values = absl_flags.FlagValues()
-    flags.define(values, Settings)
-    flags.parse(values, arguments, known_only=True)
-    if values.agent is None and values.resume and values.run_dir:
-        return read_config(Path(values.run_dir).expanduser())["settings"]["agent"]
-    return values.agent
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Draws runs: python experiments/plot.py RUN_DIR... [--kind=curves] [--out=curves.png] [--x=updates|minutes].
 
-Runs with the same configuration but for their seeds form a group, in one run directory or in several. The plotted
+Runs with the same configuration but for their seeds form a group, in one run directory or in several; the folder of a
+sweep stands for all its runs. The plotted
 numbers go to <out>.json beside the picture, with the configurations, commits and hardware they come from.
 """
 
@@ -12,7 +13,7 @@ from absl import flags as absl_flags
 
 from flowrl import config as configs
 from flowrl import figures, flags
-from flowrl.curves import final_text, group_runs, label, panels, read_run
+from flowrl.curves import expand, final_text, group_runs, label, panels, read_runs
 from flowrl.errors import UserError, suggestion
 
 KINDS = ("curves", *figures.KINDS)
@@ -50,7 +51,9 @@ def main(arguments: Sequence[str]) -> int:
     if out.suffix[1:] not in figures.FORMATS:
         raise UserError(f"--out={values.out} is no picture; end it in .{', .'.join(figures.FORMATS)}")
     runs = [
-        read_run(Path(folder).expanduser(), with_minutes=values.x == "minutes", mode=values.mode) for folder in folders
+        run
+        for folder in expand([Path(folder).expanduser() for folder in folders])
+        for run in read_runs(folder, with_minutes=values.x == "minutes", mode=values.mode)
     ]
     groups = group_runs(runs)
     figures.save(figures.make(values.kind, groups, values.x), out)

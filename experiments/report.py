@@ -1,4 +1,4 @@
-"""Reports on runs: python experiments/report.py RUN_DIR... [--out=report.html].
+"""Reports on runs, or a sweep: python experiments/report.py RUN_DIR... [--out=report.html].
 
 Writes one HTML file that needs neither network nor scripts: warnings about what may not be compared, final
 scores with intervals, the best configuration by a stated rule, the pictures of experiments/plot.py with their numbers,
@@ -19,7 +19,7 @@ from absl import flags as absl_flags
 from flowrl import comparisons, figures, flags, loggers
 from flowrl import config as configs
 from flowrl.comparisons import number_text
-from flowrl.curves import Group, NotEvaluated, RunDir, group_runs, name, panels, read_run, traces
+from flowrl.curves import Group, NotEvaluated, RunDir, expand, group_runs, name, panels, read_runs, traces, waiting
 from flowrl.errors import UserError
 from flowrl.provenance import git_commit
 from flowrl.summary import HEADLINE_EVALUATIONS, shown
@@ -98,7 +98,8 @@ def warnings(groups: Sequence[Group], left_out: Sequence[str]) -> list[str]:
             found += [f"{environment}: {name(group, row)}: {text}" for text in _of_group(group)]
         found += [f"{environment}: {text}" for text in _between(row)]
     runs = [run for group in groups for run in group.runs]
-    dirty = [run.folder.resolve().name for run in runs if str(run.config.get("git_commit")).endswith("-dirty")]
+    changed = [run.folder for run in runs if str(run.config.get("git_commit")).endswith("-dirty")]
+    dirty = [folder.resolve().name for folder in dict.fromkeys(changed)]
     return found + [f"trained with local changes that no commit holds: {', '.join(dirty)}"] * bool(dirty)
 
 
@@ -237,8 +238,9 @@ def page(groups: Sequence[Group], found: Sequence[str]) -> str:
         tag("h1", title),
         tag(
             "p",
-            f"{len(groups)} configurations, {sum(len(group.curves) for group in groups)} trainings, {len(runs)} run "
-            f"directories. Made by experiments/report.py of flowrl, commit {git_commit() or 'unknown'}.",
+            f"{len(groups)} configurations, {sum(len(group.curves) for group in groups)} trainings, "
+            f"{len({run.folder for run in runs})} run directories. Made by experiments/report.py of flowrl, commit "
+            f"{git_commit() or 'unknown'}.",
             class_="note",
         ),
         tag("h2", "Warnings"),
@@ -269,7 +271,7 @@ def read(folders: Sequence[Path], mode: str) -> tuple[list[RunDir], list[str]]:
     runs, left_out = [], []
     for folder in folders:
         try:
-            runs.append(read_run(folder, with_minutes=False, mode=mode))
+            runs += read_runs(folder, with_minutes=False, mode=mode)
         except NotEvaluated as error:
             if len(folders) == 1:
                 raise
@@ -292,9 +294,10 @@ def main(arguments: Sequence[str]) -> int:
     out = Path(values.out).expanduser()
     if out.suffix != ".html":
         raise UserError(f"--out={values.out} is no report; end it in .html")
-    runs, left_out = read([Path(folder).expanduser() for folder in folders], values.mode)
+    paths = [Path(folder).expanduser() for folder in folders]
+    runs, left_out = read(expand(paths), values.mode)
     groups = group_runs(runs)
-    found = warnings(groups, left_out)
+    found = warnings(groups, left_out + waiting(paths))
     loggers.write_text(out, page(groups, found))
     for text in found:
         print(f"warning: {text}")

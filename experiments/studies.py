@@ -149,7 +149,7 @@ def tidy(folder: Path) -> None:
 
 def read_variant(folder: Path) -> tuple[dict[str, Any], curves.Group]:
     """Returns a finished variant's row of the table, and its curves."""
-    (group,) = curves.group_runs([curves.read_run(folder, with_minutes=False)])
+    (group,) = curves.group_runs(curves.read_runs(folder, with_minutes=False))
     summary, config = loggers.read_json(folder / "summary.json"), loggers.read_json(folder / "config.json")
     metric = summary["metric"]
     row = {

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -53,6 +53,17 @@ def hyper(config: Any, replacements: Mapping[str, Any] | None = None) -> dict[st
         name: jnp.asarray(value, jnp.int32 if fields[name].type is int else jnp.float32)
         for name, value in values.items()
     }
+
+
+def hypers(config: Any, values: Sequence[Mapping[str, float]]) -> dict[str, jax.Array]:
+    """Returns the sweepable fields of R runs, each `[R]`, one mapping of values other than the configuration's per run.
+
+    Raises:
+        KeyError: A value is not of a sweepable field.
+    """
+    names = [field.name for field in dataclasses.fields(config) if field.metadata["sweepable"]]
+    names += sorted({name for own in values for name in own} - set(names))
+    return hyper(config, {name: [own.get(name, getattr(config, name, None)) for own in values] for name in names})
 
 
 def check(config: Any) -> None:

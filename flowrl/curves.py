@@ -10,7 +10,7 @@ import numpy as np
 
 from flowrl import loggers, stats
 from flowrl.errors import UserError
-from flowrl.files import DIVERGED
+from flowrl.files import DIVERGED, SWEEP
 from flowrl.settings import command
 from flowrl.summary import HEADLINE_EVALUATIONS, metric_of, scale
 
@@ -26,17 +26,17 @@ class NotEvaluated(UserError):
 
 
 class RunDir(NamedTuple):
-    """What one run directory holds.
+    """What one run directory holds of one configuration.
 
     Attributes:
         folder: The directory.
-        config: Its `config.json`.
+        config: Its `config.json`, for these runs alone where they are a part of a sweep.
         metric: What the curves show: `success`, `normalized_score` or `return`.
         curves: For each seed, the metric (mean over tasks) after each evaluated update.
         minutes: For each evaluated update, the training time so far.
         episodes: Episodes per task and evaluation.
         tasks: Number of tasks.
-        diverged: What was not finite, and when, if that ended the run; else nothing.
+        diverged: What was not finite, and when, in runs that diverged; else nothing.
     """
 
     folder: Path
@@ -109,8 +109,35 @@ class Group(NamedTuple):
 # ----------------------------------------------------------------------------------------------------- reading
 
 
-def read_run(folder: Path, *, with_minutes: bool, mode: str = "eval") -> RunDir:
-    """Reads one run directory.
+def expand(folders: Sequence[Path]) -> list[Path]:
+    """Returns run directories, with the folder of a sweep replaced by those of its parts that have begun.
+
+    Raises:
+        UserError: No part of a sweep has begun.
+    """
+    found = []
+    for folder in folders:
+        parts = [part for part in _parts(folder) if (part / "config.json").exists()]
+        if (folder / SWEEP).exists() and not parts:
+            raise UserError(f"no part of the sweep in {folder} has begun; wait for its first evaluation")
+        found += parts or [folder]
+    return found
+
+
+def waiting(folders: Sequence[Path]) -> list[str]:
+    """Says which parts of sweeps have not begun."""
+    parts = [part for folder in folders for part in _parts(folder) if not (part / "config.json").exists()]
+    return [f"{part.parent.resolve().name}/{part.name} has not begun" for part in parts]
+
+
+def _parts(folder: Path) -> list[Path]:
+    """Returns the run directories of a sweep; none of another folder."""
+    record = loggers.read_json(folder / SWEEP) if (folder / SWEEP).exists() else {"parts": []}
+    return [folder / part["folder"] for part in record["parts"]]
+
+
+def read_runs(folder: Path, *, with_minutes: bool, mode: str = "eval") -> list[RunDir]:
+    """Reads one run directory: one entry, or one per configuration where it is a part of a sweep.
 
     Args:
         folder: The directory.
@@ -127,7 +154,7 @@ def read_run(folder: Path, *, with_minutes: bool, mode: str = "eval") -> RunDir:
         raise UserError(f"{folder} holds no run (no config.json); give the --run_dir of a run")
     config = loggers.read_json(folder / "config.json")
     lines = [line for line in loggers.read_lines(folder / "eval.jsonl") if line.get("mode", "eval") == mode]
-    diverged = _divergence(folder)
+    diverged = _divergence(folder, {})
     if not lines and diverged:
         raise NotEvaluated(f"{folder} diverged before its first evaluation ({diverged}); leave this folder out")
     if not lines and mode != "eval":
@@ -138,21 +165,45 @@ def read_run(folder: Path, *, with_minutes: bool, mode: str = "eval") -> RunDir:
         )
     try:
         metric = metric_of(lines[-1])
-        curves, tasks = _curves(lines, metric)
         _identity(config), data_name(config)  # ask for all that is needed
+        found = [_read(folder, config, metric, own, values) for values, own in _configurations(lines)]
     except (KeyError, TypeError) as error:
         raise UserError(f"the files in {folder} are not those of a run ({error!r}); leave this folder out") from error
-    steps = sorted({step for curve in curves.values() for step in curve})
-    minutes = _minutes(folder, steps) if with_minutes else {}
-    return RunDir(folder, config, metric, curves, minutes, lines[-1]["episodes"], tasks, diverged)
+    if not with_minutes:
+        return found
+    steps = sorted({line["step"] for line in lines})
+    minutes = _minutes(folder, steps)
+    return [run._replace(minutes=minutes) for run in found]
 
 
-def _divergence(folder: Path) -> str:
-    """Says what was not finite in a run that diverged, else nothing."""
+def _configurations(lines: list[dict[str, Any]]) -> list[tuple[dict[str, Any], list[dict[str, Any]]]]:
+    """Returns the lines of each configuration with its values of what a sweep varies, none in other runs."""
+    found: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    for line in lines:
+        values = tuple((name, value) for name, value in line.items() if name.startswith("agent."))
+        found.setdefault(values, []).append(line)
+    return [(dict(values), own) for values, own in found.items()]
+
+
+def _read(
+    folder: Path, config: dict[str, Any], metric: str, lines: list[dict[str, Any]], values: dict[str, Any]
+) -> RunDir:
+    """Returns one configuration of a run directory, without its times."""
+    curves, tasks = _curves(lines, metric)
+    own = {name.removeprefix("agent."): value for name, value in values.items()}
+    config = {name: value for name, value in config.items() if name != "grid"}
+    config["agent_config"] = config["agent_config"] | own
+    return RunDir(folder, config, metric, curves, {}, lines[-1]["episodes"], tasks, _divergence(folder, values))
+
+
+def _divergence(folder: Path, values: dict[str, Any]) -> str:
+    """Says what was not finite in runs with these values that diverged, else nothing."""
     if not (folder / DIVERGED).exists():
         return ""
-    event = loggers.read_json(folder / DIVERGED)
-    return f"{event['metric']} of seed {event['seed']} was not finite after {event['step']:,}"
+    events = [event for event in loggers.read_json(folder / DIVERGED) if values.items() <= event.items()]
+    return "; ".join(
+        f"{event['metric']} of seed {event['seed']} was not finite after {event['step']:,}" for event in events
+    )
 
 
 def _curves(lines: list[dict[str, Any]], metric: str) -> tuple[dict[int, dict[int, float]], int]:
@@ -272,7 +323,7 @@ def name(group: Group, others: Sequence[Group]) -> str:
 
 def value_text(value: Any) -> str:
     """Returns a setting's value as on the command line."""
-    return ",".join(map(str, value)) if isinstance(value, list) else str(value)
+    return ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
 
 def label(group: Group, others: Sequence[Group]) -> str:

@@ -16,7 +16,10 @@ LOCK = ".lock"
 """The file in a run folder by which one process claims it."""
 
 DIVERGED = "diverged.json"
-"""The file in a run folder that says where its run diverged, until it is resumed."""
+"""The file in a run folder that says where its runs diverged."""
+
+SWEEP = "sweep.json"
+"""The file in the folder of a sweep that says what it consists of."""
 
 
 @contextlib.contextmanager

@@ -45,6 +45,28 @@ def given(values: flags.FlagValues, config: type, prefix: str = "") -> dict[str,
     return found
 
 
+def define_lists(values: flags.FlagValues, config: type, prefix: str = "") -> None:
+    """Defines the same flags, each for several values."""
+    for field in dataclasses.fields(config):
+        flags.DEFINE_string(prefix + field.name, None, field.metadata["help"], flag_values=values)
+
+
+def given_lists(values: flags.FlagValues, config: type, prefix: str = "") -> dict[str, list[Any]]:
+    """Returns the fields whose flags stood on the command line, each with its values.
+
+    Values are separated by commas; those that are lists of integers, with commas of their own, by colons.
+
+    Raises:
+        UserError: A value is missing, or not of the field's type.
+    """
+    flagged = {field: values[prefix + field.name] for field in dataclasses.fields(config)}
+    return {
+        field.name: _values(f"--{flag.name}", field.type, str(flag.value))
+        for field, flag in flagged.items()
+        if flag.present
+    }
+
+
 def parse(
     values: flags.FlagValues, arguments: Sequence[str], *, known_only: bool = False, positional: bool = False
 ) -> list[str]:
@@ -133,6 +155,27 @@ def _bare(kind: Any) -> Any:
 
 def _text(value: Any) -> Any:
     return ",".join(map(str, value)) if isinstance(value, tuple) else value
+
+
+_PARSERS: dict[Any, flags.ArgumentParser] = {
+    bool: flags.BooleanParser(),
+    int: flags.IntegerParser(),
+    float: flags.FloatParser(),
+    str: flags.ArgumentParser(),
+}
+
+
+def _values(flag: str, kind: Any, text: str) -> list[Any]:
+    parts = [part.strip() for part in text.split("," if kind in _PARSERS else ":")]
+    if "" in parts:
+        example = "0.1,0.2" if kind in _PARSERS else "256,256:512,512"
+        raise UserError(f"{flag}={text} lacks a value; write for example {flag}={example}")
+    if kind not in _PARSERS:
+        return [_parse(flag, kind, part) for part in parts]
+    try:
+        return [_PARSERS[kind].parse(part) for part in parts]
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{flag}={text} is not of type {kind.__name__}, or a list of that; see --help") from error
 
 
 def _parse(flag: str, kind: Any, value: Any) -> Any:

@@ -1,8 +1,8 @@
 """The training loop: one compiled program that samples, updates and averages metrics, for many runs at once."""
 
-import functools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import flax.struct
@@ -15,7 +15,7 @@ from flowrl.data.dataset import Dataset, gather, sample_rows
 from flowrl.data.goals import relabel
 from flowrl.data.replay import Replay, mixed, of_run
 from flowrl.streams import stream_key
-from flowrl.train_state import Batch, Metrics, TrainState
+from flowrl.train_state import Batch, Hyper, Metrics, Params, TrainState
 
 MapMode = Literal["auto", "vmap", "serial"]
 FIRST_CHUNK = 50
@@ -28,7 +28,8 @@ class Window(flax.struct.PyTreeNode):
     Attributes:
         sums: Sum of each metric, float32 `[]`.
         count: Updates summed, int32 `[]`; shared by all mapped runs.
-        bad_step: For each metric the first update after which it was not finite, int32 `[]`; 0 while there is none.
+        bad_step: For each metric, and `params/<network>`, the first update after which it was not finite, int32 `[]`;
+            0 while there is none.
     """
 
     sums: Metrics
@@ -36,13 +37,22 @@ class Window(flax.struct.PyTreeNode):
     bad_step: dict[str, jax.Array]
 
 
-def empty_window(metrics: Any) -> Window:
-    """Returns a window with nothing in it, for metrics of the given names."""
+def empty_window(metrics: Iterable[str], networks: Iterable[str] = ()) -> Window:
+    """Returns a window with nothing in it, for metrics and networks of the given names."""
     return Window(
         sums={name: jnp.zeros((), jnp.float32) for name in metrics},
         count=jnp.zeros((), jnp.int32),
-        bad_step={name: jnp.zeros((), jnp.int32) for name in metrics},
+        bad_step={name: jnp.zeros((), jnp.int32) for name in (*metrics, *(f"params/{name}" for name in networks))},
     )
+
+
+def finite(metrics: Metrics, params: Params) -> dict[str, jax.Array]:
+    """Returns whether each metric is finite, and as `params/<network>` whether all parameters of a network are."""
+    networks = {
+        f"params/{name}": jnp.all(jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(network)]))
+        for name, network in params.items()
+    }
+    return {name: jnp.isfinite(value) for name, value in metrics.items()} | networks
 
 
 def sample_batch(agent: Agent, key: jax.Array, dataset: Dataset, state: TrainState, batch_size: int) -> Batch:
@@ -87,18 +97,21 @@ def run_chunk(
     """Runs `updates` updates of one run, each by `step(state, key, dataset, replay)`.
 
     The count is traced, so that chunks of any length share one program; metrics are summed in the carry, in an order
-    that does not depend on where chunks begin and end.
+    that does not depend on where chunks begin and end. A run that diverges is frozen in the state before that update,
+    but for the step counter, which mapped runs share.
     """
 
     def body(_: jax.Array, carry: tuple[TrainState, Window]) -> tuple[TrainState, Window]:
-        state, window = carry
-        state, metrics = step(state, key, dataset, replay)
-        first_bad = {
-            name: jnp.where((window.bad_step[name] == 0) & ~jnp.isfinite(value), state.step, window.bad_step[name])
-            for name, value in metrics.items()
+        before, window = carry
+        after, metrics = step(before, key, dataset, replay)
+        bad_step = {
+            name: jnp.where((window.bad_step[name] == 0) & ~good, after.step, window.bad_step[name])
+            for name, good in finite(metrics, after.params).items()
         }
+        going = jnp.all(jnp.stack([*bad_step.values()]) == 0)
+        kept = jax.tree.map(partial(jnp.where, going), after.replace(step=None), before.replace(step=None))
         sums = {name: window.sums[name] + value for name, value in metrics.items()}
-        return state, Window(sums, window.count + 1, first_bad)
+        return kept.replace(step=after.step), Window(sums, window.count + 1, bad_step)
 
     return jax.lax.fori_loop(0, updates, body, (state, window))
 
@@ -107,13 +120,14 @@ class Program(NamedTuple):
     """The functions of a training run with R runs mapped; states and windows carry a leading axis R but for counters.
 
     Attributes:
-        start: `keys [R] -> (states, window)` before the first update.
+        start: `(keys [R], hyper=None) -> (states, window)` before the first update; `hyper` holds values of sweepable
+            fields `[R]` to use instead of the agent's own.
         chunk: `(states, window, keys, dataset, updates, replays=None) -> (states, window)`; jitted, takes its first two
             over. All runs share the dataset; each has its own replay buffer.
         policies: `states -> policies`, jitted.
     """
 
-    start: Callable[[jax.Array], tuple[TrainState, Window]]
+    start: Callable[..., tuple[TrainState, Window]]
     chunk: Any
     policies: Callable[[TrainState], Any]
 
@@ -157,15 +171,15 @@ def build(
     """
     if mode not in ("vmap", "serial"):
         raise ValueError(f"mode {mode!r} is neither vmap nor serial")
-    step = functools.partial(train_step, agent, batch_size, offline_share=offline_share)
-    one = functools.partial(run_chunk, step)
+    step = partial(train_step, agent, batch_size, offline_share=offline_share)
+    one = partial(run_chunk, step)
 
-    def start(keys: jax.Array) -> tuple[TrainState, Window]:
-        states = jax.vmap(lambda key: agent.init(stream_key(key, "init")))(keys)
+    def start(keys: jax.Array, hyper: Hyper | None = None) -> tuple[TrainState, Window]:
+        states = jax.vmap(lambda key, own: agent.init(stream_key(key, "init"), own))(keys, hyper)
         states = states.replace(step=jnp.zeros((), jnp.int32))
         single = jax.eval_shape(lambda: agent.init(jax.random.key(0)))
         names = jax.eval_shape(step, single, jax.random.key(0), dataset, replay)[1]
-        windows = jax.vmap(lambda _: empty_window(names))(keys)
+        windows = jax.vmap(lambda _: empty_window(names, single.params))(keys)
         return states, windows.replace(count=jnp.zeros((), jnp.int32))
 
     def vmapped(
@@ -203,37 +217,51 @@ def clear(window: Window) -> Window:
     return window.replace(sums=jax.tree.map(jnp.zeros_like, window.sums), count=jnp.zeros_like(window.count))
 
 
-class Diverged(Exception):
-    """A metric or a parameter of some run is not finite.
+class Divergence(NamedTuple):
+    """The first that was not finite in a run.
 
     Attributes:
-        step: Updates after which it was first seen.
+        step: Updates after which it was seen; the run's state is that of one update before.
         metric: Name of the metric, or `params/<network>`.
         run: Index of the run.
     """
 
-    def __init__(self, step: int, metric: str, run: int):
-        super().__init__(f"{metric} of run {run} is not finite after update {step}")
-        self.step, self.metric, self.run = step, metric, run
+    step: int
+    metric: str
+    run: int
 
 
-def check_window(window: Window) -> None:
-    """Raises `Diverged` for the earliest metric that was not finite."""
-    events = []
-    for metric, steps in jax.device_get(window.bad_step).items():
-        events += [(int(step), metric, run) for run, step in enumerate(np.atleast_1d(steps)) if step > 0]
-    if events:
-        raise Diverged(*min(events))
+class Diverged(Exception):
+    """A metric or a parameter is not finite, and the training is to end by that.
+
+    Attributes:
+        divergence: What and when.
+    """
+
+    def __init__(self, divergence: Divergence):
+        super().__init__(f"{divergence.metric} of run {divergence.run} is not finite after update {divergence.step}")
+        self.divergence = divergence
 
 
-def check_params(states: TrainState) -> None:
-    """Raises `Diverged` if a parameter is not finite; metrics show that only one update later."""
-    for name, params in states.params.items():
-        finite = np.ones(1, bool)
-        for leaf in jax.tree.leaves(jax.device_get(params)):
-            finite = finite & np.isfinite(leaf).reshape(len(leaf), -1).all(axis=1)
-        if not finite.all():
-            raise Diverged(int(states.step), f"params/{name}", int(np.argmin(finite)))
+def divergences(window: Window) -> dict[int, Divergence]:
+    """Returns for each run that diverged where it did."""
+    events = [
+        Divergence(int(step), metric, run)
+        for metric, steps in jax.device_get(window.bad_step).items()
+        for run, step in enumerate(np.atleast_1d(steps))
+        if step > 0
+    ]
+    return {event.run: event for event in sorted(events, reverse=True)}  # the earliest stays
+
+
+def end(found: dict[int, Divergence]) -> None:
+    """Ends the training by the latest divergence.
+
+    Raises:
+        Diverged: There is one.
+    """
+    if found:
+        raise Diverged(max(found.values()))
 
 
 class Schedule(NamedTuple):
@@ -267,6 +295,8 @@ class Hooks(NamedTuple):
             still to come.
         progress: `(step, steps, seconds)` after each chunk.
         stopping: Whether to save and stop.
+        diverged: Takes the runs that have diverged so far, at the beginning and after each chunk; may raise to end the
+            training, so that nothing of it is saved.
     """
 
     log: Callable[[int, dict[str, np.ndarray]], None]
@@ -274,6 +304,7 @@ class Hooks(NamedTuple):
     checkpoint: Callable[[int, TrainState, Window, bool], None]
     progress: Callable[[int, int, float], None]
     stopping: Callable[[], bool]
+    diverged: Callable[[dict[int, Divergence]], None] = end
 
 
 class Stopped(Exception):
@@ -315,11 +346,12 @@ def train(
         The final states and window.
 
     Raises:
-        Diverged: A metric or parameter is not finite; nothing of it was saved.
+        Diverged: A metric or parameter is not finite, and `hooks.diverged` ends the training by that.
         Stopped: `hooks.stopping` said so; a checkpoint was saved.
     """
     length = -(-FIRST_CHUNK // unit) * unit
     saved = (step, evaluated)  # the caller has saved where it begins
+    hooks.diverged(divergences(window))
     while True:
         if not evaluated:
             evaluated = hooks.evaluate(step, states)
@@ -330,13 +362,12 @@ def train(
             return states, window
         if hooks.stopping():
             if saved != (step, evaluated):
-                check_params(states)
                 hooks.checkpoint(step, states, window, evaluated)
             raise Stopped
         steps = min(length, schedule.next_stop(step) - step)
         began = time.perf_counter()
         states, window = advance(states, window, steps)
-        check_window(window)
+        hooks.diverged(divergences(window))
         seconds = time.perf_counter() - began
         step += steps
         hooks.progress(step, steps, seconds)
@@ -346,8 +377,6 @@ def train(
             hooks.log(step, means(window))
             if step % schedule.log_interval == 0:
                 window = clear(window)
-        if schedule.due("checkpoint", step):
-            check_params(states)
         if schedule.due("eval", step):
             evaluated = False
         elif schedule.due("checkpoint", step):

@@ -2,7 +2,7 @@
 
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,25 @@ from flowrl import flags
 from flowrl.agent import Agent
 from flowrl.checkpoint import Checkpoints
 from flowrl.errors import UserError
-from flowrl.settings import Plan, resumed_plan
+from flowrl.settings import Plan, Settings, points, resumed_plan
 from flowrl.signals import run_program
 from flowrl.streams import stream_key
 from flowrl.train_state import TrainState
+
+
+def agent_name(arguments: Sequence[str], read: Callable[[Path], dict[str, Any]]) -> str | None:
+    """Returns the agent whose flags are to be defined: the one named, or that of the folder to resume.
+
+    Args:
+        arguments: The command line, the program first.
+        read: Returns what such a folder records of itself.
+    """
+    values = absl_flags.FlagValues()
+    flags.define(values, Settings)
+    flags.parse(values, arguments, known_only=True)
+    if values.agent is None and values.resume and values.run_dir:
+        return read(Path(values.run_dir).expanduser())["settings"]["agent"]
+    return values.agent
 
 
 def own_and_other(
@@ -70,14 +85,20 @@ def train(main: Path, folder: Path, arguments: Sequence[str]) -> None:
 
 
 def stored_plan(run_dir: str | None) -> tuple[Plan, dict[str, Any]]:
-    """Returns the plan and the `config.json` of the run that a program is given.
+    """Returns the plan and the `config.json` of the run that a program is given, or of its seeds.
 
     Raises:
-        UserError: None is given, or the folder holds no run.
+        UserError: None is given, the folder holds no run, or its runs are a part of a sweep with several values.
     """
     if run_dir is None:
         raise UserError("which run? give --run_dir=DIR")
-    return resumed_plan({"run_dir": run_dir, "resume": True}, {})
+    plan, stored = resumed_plan({"run_dir": run_dir, "resume": True}, {})
+    if len(points(plan.trials)) > 1:
+        raise UserError(
+            f"the runs in {plan.folder} differ in {', '.join(plan.trials[0].swept)}; give the directory of one "
+            "configuration"
+        )
+    return plan, stored
 
 
 def load_states(folder: Path, agent: Agent, keys: jax.Array) -> tuple[int, TrainState]:

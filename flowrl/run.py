@@ -4,7 +4,7 @@ import dataclasses
 import signal
 import time
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +12,7 @@ import numpy as np
 from tqdm import tqdm
 
 from flowrl import agent as agents
+from flowrl import config as configs
 from flowrl import envs, loggers, loop, normalize
 from flowrl.agent import Agent, Spec
 from flowrl.checkpoint import Checkpoints
@@ -20,7 +21,7 @@ from flowrl.data.dataset import Dataset, from_arrays
 from flowrl.errors import UserError
 from flowrl.evaluate import Evaluator
 from flowrl.files import DIVERGED, LOCK, make_folder, sole_owner
-from flowrl.loop import Diverged, Program, Window
+from flowrl.loop import Diverged, Divergence, Program, Window
 from flowrl.online import Collector, Environments, empty_replays
 from flowrl.provenance import git_commit, hardware, versions
 from flowrl.settings import Plan, command, read_config
@@ -59,6 +60,56 @@ def _execute(plan: Plan, stored: dict[str, Any] | None) -> int:
         raise UserError(
             f"{source.path} is not the data that the run in {plan.folder} began with; give it as --data=PATH"
         )
+    parts = prepare(plan, source)
+    plan = parts.plan
+    config = _config(plan, source)
+    with Signals() as signals:
+        run = Run(parts)
+        try:
+            _banner(plan, source, run.states)
+            if stored is None:
+                loggers.write_json(plan.folder / "config.json", config)
+            else:
+                _warn_of_changes(stored, config)
+            (plan.folder / DIVERGED).unlink(missing_ok=True)
+            run.train(signals, resume=resume)
+        except loop.Stopped:
+            print(f"stopped at {plan.unit} {run.checkpoints.latest()}; continue with --resume --run_dir={plan.folder}")
+            return 128 + (signals.received or signal.SIGINT)
+        except Diverged as error:
+            event = error.divergence
+            raise UserError(
+                f"diverged: {event.metric} of the run with seed {plan.trials[event.run].seed} is not finite after "
+                f"update {event.step}; the checkpoint at {run.checkpoints.latest()} in {plan.folder} is from before "
+                "it; try a smaller --agent.learning_rate"
+            ) from error
+        finally:
+            run.close()
+    return 0
+
+
+class Parts(NamedTuple):
+    """What a training is put together from.
+
+    Attributes:
+        plan: What to do, with the environment that the data name.
+        agent: Who learns.
+        sizes: Of its environment.
+        dataset: What it learns from; None without offline data.
+    """
+
+    plan: Plan
+    agent: Agent
+    sizes: envs.Sizes
+    dataset: Dataset | None
+
+
+def prepare(plan: Plan, source: sources.Source) -> Parts:
+    """Reads the data and builds the agent.
+
+    Raises:
+        UserError: The data do not suit the environment or the agent.
+    """
     plan = _with_environment(plan, source)
     sizes = envs.sizes(plan.env) if plan.env.env_id is not None else None
     expected: dict[str, Any] = sizes._asdict() if sizes else {}
@@ -72,33 +123,7 @@ def _execute(plan: Plan, stored: dict[str, Any] | None) -> int:
     agent = build_agent(plan, sizes, arrays)
     if arrays is not None and agent.needs.returns_discount is not None:
         arrays |= returns.of_dataset(arrays, agent.needs.returns_discount)
-    dataset = None if arrays is None else from_arrays(arrays)
-    del arrays
-    config = _config(plan, source)
-    with Signals() as signals:
-        run = Run(plan, agent, sizes, dataset)
-        try:
-            _banner(plan, source, run.states)
-            if stored is None:
-                loggers.write_json(plan.folder / "config.json", config)
-            else:
-                _warn_of_changes(stored, config)
-            (plan.folder / DIVERGED).unlink(missing_ok=True)
-            run.train(signals, resume=resume)
-        except loop.Stopped:
-            print(f"stopped at {plan.unit} {run.checkpoints.latest()}; continue with --resume --run_dir={plan.folder}")
-            return 128 + (signals.received or signal.SIGINT)
-        except Diverged as error:
-            event = {"step": error.step, "metric": error.metric, "seed": plan.seeds[error.run]}
-            loggers.write_json(plan.folder / DIVERGED, event)
-            raise UserError(
-                f"diverged: {error.metric} of the run with seed {plan.seeds[error.run]} is not finite after update "
-                f"{error.step}; the checkpoint at {run.checkpoints.latest()} in {plan.folder} is from before it; "
-                "try a smaller --agent.learning_rate"
-            ) from error
-        finally:
-            run.close()
-    return 0
+    return Parts(plan, agent, sizes, None if arrays is None else from_arrays(arrays))
 
 
 def _with_environment(plan: Plan, source: sources.Source) -> Plan:
@@ -114,7 +139,7 @@ def _with_environment(plan: Plan, source: sources.Source) -> Plan:
 
 def build_agent(plan: Plan, sizes: envs.Sizes, arrays: dict[str, np.ndarray] | None) -> Agent:
     """Builds the agent, with the normalisation that the settings ask for."""
-    spec = _spec(sizes)
+    spec = spec_of(sizes)
     agent = agents.load(str(plan.settings.agent)).make(plan.agent_config, spec)
     seen = {"observations": np.zeros((1, sizes.observation_dim))} if arrays is None else arrays
     normalizer = normalize.fit(seen, plan.normalization)
@@ -123,7 +148,8 @@ def build_agent(plan: Plan, sizes: envs.Sizes, arrays: dict[str, np.ndarray] | N
     return normalize.normalized(agent, normalizer, goals_are_states=plan.env.goals == "state")
 
 
-def _spec(sizes: envs.Sizes) -> Spec:
+def spec_of(sizes: envs.Sizes) -> Spec:
+    """Returns the sizes that an agent is built for."""
     return Spec(sizes.observation_dim, sizes.action_dim, sizes.goal_dim)
 
 
@@ -137,7 +163,7 @@ def _warn_of_changes(stored: dict[str, Any], now: dict[str, Any]) -> None:
 def _config(plan: Plan, source: sources.Source) -> dict[str, Any]:
     packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "ogbench", "mujoco", "gymnasium")
     settings = dataclasses.asdict(plan.settings) | {"resume": False, "run_dir": None}
-    config = {
+    config: dict[str, Any] = {
         "settings": settings,
         "agent_config": dataclasses.asdict(plan.agent_config),
         "seeds": plan.seeds,
@@ -147,6 +173,8 @@ def _config(plan: Plan, source: sources.Source) -> dict[str, Any]:
         "versions": versions(*packages),
         "git_commit": git_commit(),
     }
+    if plan.grid:
+        config["grid"] = [trial.labels for trial in plan.grid]
     return {"command": command(config)} | config
 
 
@@ -160,7 +188,7 @@ def _record_changes(plan: Plan) -> None:
 
 
 def _banner(plan: Plan, source: sources.Source, states: TrainState) -> None:
-    settings, runs = plan.settings, len(plan.seeds)
+    settings, runs = plan.settings, len(plan.trials)
     parameters = sum(leaf.size for leaf in jax.tree.leaves(states.params)) // runs
     mapped = f" × {runs} runs ({settings.map})" if runs > 1 else ""
     rows = {
@@ -169,11 +197,13 @@ def _banner(plan: Plan, source: sources.Source, states: TrainState) -> None:
         "data": source.detail,
         "preset": plan.preset.source,
         "training": f"{_amount(plan)}, batches of {plan.agent_config.batch_size} transitions, seeds {plan.seeds}",
+        "sweep": ", ".join(plan.trials[0].swept) if plan.grid else "",
         "device": f"{jax.devices()[0].device_kind} ({jax.default_backend()}), {hardware()}",
         "run": str(plan.folder),
     }
     for name, text in rows.items():
-        print(f"{name:>12}  {text}")
+        if text:
+            print(f"{name:>12}  {text}")
 
 
 def _amount(plan: Plan) -> str:
@@ -198,20 +228,16 @@ class _BrokenOff(Exception):
 class Run:
     """The parts of one training run, and what it does between chunks of training."""
 
-    def __init__(self, plan: Plan, agent: Agent, sizes: envs.Sizes, dataset: Dataset | None):
-        self.plan, self.agent, self.dataset, self.spec, self.tasks = plan, agent, dataset, _spec(sizes), sizes.tasks
+    def __init__(self, parts: Parts):
+        self.plan, self.agent, sizes, self.dataset = parts
+        self.spec, self.tasks = spec_of(sizes), sizes.tasks
+        plan, agent = self.plan, self.agent
         settings: Any = plan.settings
-        stored = replay.stored(agent.needs)
-        available = stored if dataset is None else goals.available(dataset, agent.needs)
-        agents.check_needs(agent.needs, dict.fromkeys(available))
-        self.keys = jnp.stack([jax.random.key(seed) for seed in plan.seeds])
-        buffer = None
-        if settings.online_steps:
-            agents.check_needs(agent.needs, dict.fromkeys(stored))
-            buffer = jax.eval_shape(partial(replay.empty, self.spec, plan.online.capacity, stored))
-        batch_size = plan.agent_config.batch_size
-        self.program: Program = loop.build(agent, batch_size, dataset, settings.map, buffer, settings.offline_share)
-        self.states, self.window = self.program.start(self.keys)
+        self.keys = jax.vmap(jax.random.key)(np.array([trial.seed for trial in plan.trials], np.uint32))
+        self.program = build_program(parts)
+        hyper = configs.hypers(plan.agent_config, [trial.values for trial in plan.trials])
+        self.states, self.window = self.program.start(self.keys, hyper)
+        self.diverged: dict[int, Divergence] = {}
         self.checkpoints = Checkpoints(plan.folder / "checkpoints", settings.keep_checkpoints)
         self.evaluator: Evaluator | None = None
         if settings.eval_episodes:
@@ -291,7 +317,35 @@ class Run:
             checkpoint=self._checkpoint,
             progress=partial(self._progress, schedule),
             stopping=lambda: signals.received is not None,
+            diverged=self.diverging,
         )
+
+    def diverging(self, found: dict[int, Divergence]) -> None:
+        """Notes which runs have diverged; other than in a sweep, the training ends when all have.
+
+        Raises:
+            Diverged: It ends.
+        """
+        if found != self.diverged:
+            self._record(found)
+        if len(found) == len(self.plan.trials) and not self.plan.grid:
+            loop.end(found)
+        for run in found.keys() - self.diverged.keys():
+            event, own = (
+                found[run],
+                ", ".join(f"{name} {value}" for name, value in self.plan.trials[run].labels.items()),
+            )
+            tqdm.write(f"run {run} ({own}) diverged: {event.metric} is not finite after {event.step:,}; it is frozen")
+        self.diverged = found
+
+    def _record(self, found: dict[int, Divergence]) -> None:
+        """Writes where runs diverged."""
+        events = [event._asdict() | self.plan.trials[run].labels for run, event in sorted(found.items())]
+        loggers.write_json(self.plan.folder / DIVERGED, events)
+
+    def _mark(self, run: int) -> dict[str, int]:
+        """Returns what marks a log line of a run that has diverged."""
+        return {"diverged": self.diverged[run].step} if run in self.diverged else {}
 
     def close(self) -> None:
         """Ends worker processes and threads."""
@@ -344,17 +398,14 @@ class Run:
         return step, evaluated
 
     def _log(self, step: int, metrics: dict[str, np.ndarray]) -> None:
-        for name, values in metrics.items():
-            if not np.isfinite(values).all():  # finite values whose sum is not
-                raise Diverged(step, name, int(np.argmin(np.isfinite(values))))
-        gathered: list[dict[str, float]] = [{}] * len(self.plan.seeds)
+        gathered: list[dict[str, float]] = [{}] * len(self.plan.trials)
         if self.collector is not None:
             gathered = self.collector.environments.drain()
         records = [
-            {"step": step, "run": run, "seed": seed}
-            | {f"train/{name}": float(values[run]) for name, values in sorted(metrics.items())}
+            {"step": step, "run": run, **trial.labels, **self._mark(run)}
+            | {f"train/{name}": float(values[run]) for name, values in sorted(metrics.items()) if _known(values[run])}
             | {f"online/{name}": value for name, value in gathered[run].items()}
-            for run, seed in enumerate(self.plan.seeds)
+            for run, trial in enumerate(self.plan.trials)
         ]
         loggers.append_lines(self.plan.folder / "metrics.jsonl", records)
         rate = self.steps / self.seconds if self.seconds else 0.0
@@ -364,7 +415,7 @@ class Run:
     def _evaluate(self, step: int, states: TrainState, signals: Signals) -> bool:
         if self.evaluator is None:
             return True
-        runs, episodes = len(self.plan.seeds), int(self.plan.settings.eval_episodes or 0)
+        runs, episodes = len(self.plan.trials), int(self.plan.settings.eval_episodes or 0)
         total = runs * max(1, self.tasks) * episodes * len(self.agent.evaluations)
         bar = tqdm(total=total, unit="episode", desc="evaluating", disable=None, leave=False)
 
@@ -378,7 +429,7 @@ class Run:
             for i, mode in enumerate(self.agent.evaluations):
                 before = i * total // len(self.agent.evaluations)
                 outcome = self.evaluator(policies, partial(on_step, before), mode=mode)
-                lines += evaluation_lines(step, self.plan.seeds, mode, outcome, self.plan.env)
+                lines += evaluation_lines(step, self.plan.trials, mode, outcome, self.plan.env)
         except _BrokenOff:
             return False
         except WorkerDied:
@@ -387,6 +438,7 @@ class Run:
             raise
         finally:
             bar.close()
+        lines = [line | self._mark(line["run"]) for line in lines]
         loggers.append_lines(self.plan.folder / "eval.jsonl", lines)
         for mode in self.agent.evaluations:
             tqdm.write(evaluation_text(step, [line for line in lines if line["mode"] == mode], self.plan.unit))
@@ -403,18 +455,45 @@ class Run:
     def _progress(self, schedule: loop.Schedule, step: int, steps: int, seconds: float) -> None:
         self.steps, self.seconds = self.steps + steps, self.seconds + seconds
         self.bar.update(step - self.bar.n)
+        runs = len(self.plan.trials)
+        if runs > 1:
+            self.bar.set_postfix_str(f"{runs * steps / seconds:,.0f} run-{self.plan.unit}s/s", refresh=False)
         if self.collector is not None and self.collector.warm:
             self.warm_chunks += 1  # in the first, acting is still being compiled
         if not self.announced and (self.collector is None or self.warm_chunks > 1):
             self.announced = True
-            tqdm.write(
-                _estimate(steps / seconds, schedule.steps - step, "updates" if self.collector is None else "steps")
-            )
+            unit = "updates" if self.collector is None else "steps"
+            tqdm.write(_estimate(steps / seconds, runs, schedule.steps - step, unit))
 
 
-def _estimate(rate: float, left: int, unit: str) -> str:
+def build_program(parts: Parts) -> Program:
+    """Builds the functions of a training.
+
+    Raises:
+        UserError: The agent reads what the data lack.
+    """
+    plan, agent, sizes, dataset = parts
+    settings: Any = plan.settings
+    stored = replay.stored(agent.needs)
+    available = stored if dataset is None else goals.available(dataset, agent.needs)
+    agents.check_needs(agent.needs, dict.fromkeys(available))
+    buffer = None
+    if settings.online_steps:
+        agents.check_needs(agent.needs, dict.fromkeys(stored))
+        buffer = jax.eval_shape(partial(replay.empty, spec_of(sizes), plan.online.capacity, stored))
+    batch_size = plan.agent_config.batch_size
+    return loop.build(agent, batch_size, dataset, settings.map, buffer, settings.offline_share)
+
+
+def _known(value: np.floating) -> bool:
+    """Whether a mean can be logged; finite values whose sum is not have none."""
+    return bool(np.isfinite(value))
+
+
+def _estimate(rate: float, runs: int, left: int, unit: str) -> str:
     """Says how long the rest of the training takes."""
     hours = left / rate / 3600
     time_left = f"{hours:.1f} hours" if hours >= 1 else f"{60 * hours:.1f} minutes"
     advice = "; --preset=quick is made for small machines" if hours > SLOW_HOURS else ""
-    return f"{rate:.1f} {unit}/s; about {time_left} of training to go, evaluations apart{advice}"
+    every = f" of each run, {runs * rate:.1f} in all" if runs > 1 else ""
+    return f"{rate:.1f} {unit}/s{every}; about {time_left} of training to go, evaluations apart{advice}"

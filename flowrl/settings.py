@@ -5,8 +5,9 @@ import math
 import os
 import re
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from flowrl import agent as agents
 from flowrl import config as configs
@@ -61,15 +62,58 @@ class Settings:
     resume: bool = configs.setting(False, "Continue the run in --run_dir from its newest checkpoint.")
 
 
+class Trial(NamedTuple):
+    """One of the runs that a program trains together.
+
+    Attributes:
+        seed: Its key is `jax.random.key(seed)`, whatever its values.
+        values: Its values of the agent's sweepable fields, where they are its own.
+    """
+
+    seed: int
+    values: Mapping[str, float]
+
+    @property
+    def swept(self) -> dict[str, float]:
+        """Its own values under the names of their flags."""
+        return {f"agent.{name}": value for name, value in self.values.items()}
+
+    @property
+    def labels(self) -> dict[str, Any]:
+        """What tells it from the others in a log line."""
+        return {"seed": self.seed} | self.swept
+
+
+def points(trials: Sequence[Trial]) -> list[Mapping[str, float]]:
+    """Returns the different values of some runs, in their order."""
+    return list({tuple(trial.values.items()): trial.values for trial in trials}.values())
+
+
+def trial(labels: Mapping[str, Any]) -> Trial:
+    """Returns the trial with these labels."""
+    values = {name.removeprefix("agent."): value for name, value in labels.items() if name != "seed"}
+    return Trial(labels["seed"], values)
+
+
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """All that defines a run; every setting has its value."""
+    """All that defines the runs in one directory; every setting has its value.
+
+    Attributes:
+        settings: The settings apart from the agent's.
+        agent_config: The agent's.
+        env: The environment.
+        preset: Where the settings started from.
+        folder: The run directory.
+        grid: The runs, where they are a part of a sweep; none of them ends the others by diverging.
+    """
 
     settings: Settings
     agent_config: Any
     env: envs.EnvName
     preset: presets.Preset
     folder: Path
+    grid: tuple[Trial, ...] = ()
 
     def schedule(self, *, online: bool) -> loop.Schedule:
         """When things happen, in the offline or the online part; online steps are counted on from the updates."""
@@ -101,25 +145,33 @@ class Plan:
         )
 
     @property
+    def trials(self) -> tuple[Trial, ...]:
+        """The runs: those of the grid, or one for each seed."""
+        return self.grid or tuple(Trial(seed, {}) for seed in seeds(self.settings))
+
+    @property
     def seeds(self) -> list[int]:
         """The seeds of the runs."""
-        return list(range(self.settings.seed, self.settings.seed + self.settings.num_seeds))
+        return list(dict.fromkeys(trial.seed for trial in self.trials))
 
 
-def plan(given: dict[str, Any], agent_given: dict[str, Any]) -> Plan:
+def seeds(settings: Settings) -> list[int]:
+    """Returns the seeds that were asked for."""
+    return list(range(settings.seed, settings.seed + settings.num_seeds))
+
+
+def plan(given: dict[str, Any], agent_given: dict[str, Any], grid: Sequence[Trial] = ()) -> Plan:
     """Resolves what the command line gave to a complete plan.
 
     Args:
         given: Fields of `Settings` that were given.
         agent_given: Fields of the agent's `Config` that were given.
+        grid: The runs, if these are a part of a sweep.
 
     Raises:
         UserError: A name is unknown or a value out of range.
     """
-    for name in ("agent", "env"):
-        if not given.get(name):
-            choices = ", ".join(agents.names()) if name == "agent" else "for example pointmaze-medium-navigate"
-            raise UserError(f"--{name} is missing: {choices}")
+    require_names(given)
     module, env = agents.load(given["agent"]), envs.parse(given["env"])
     _check_goals(given["agent"], module, env)
     preset = presets.lookup(given.get("preset", "paper"), given["agent"], env.name)
@@ -131,9 +183,23 @@ def plan(given: dict[str, Any], agent_given: dict[str, Any]) -> Plan:
     _check_online(settings, env)
     _check_evaluation(settings, env)
     configs.check(agent_config)
-    mode = loop.resolve_map(settings.map, settings.num_seeds)  # type: ignore[arg-type]
-    settings = dataclasses.replace(settings, env=env.name, map=mode)
-    return Plan(settings, agent_config, env, preset, _folder(settings))
+    for values in points(grid):
+        configs.check(dataclasses.replace(agent_config, **values))
+    made = Plan(settings, agent_config, env, preset, _folder(settings), tuple(grid))
+    mode = loop.resolve_map(settings.map, len(made.trials))  # type: ignore[arg-type]
+    return dataclasses.replace(made, settings=dataclasses.replace(settings, env=env.name, map=mode))
+
+
+def require_names(given: Mapping[str, Any]) -> None:
+    """Checks that agent and environment are named.
+
+    Raises:
+        UserError: One is missing.
+    """
+    for name in ("agent", "env"):
+        if not given.get(name):
+            choices = ", ".join(agents.names()) if name == "agent" else "for example pointmaze-medium-navigate"
+            raise UserError(f"--{name} is missing: {choices}")
 
 
 def _with_data_or_without(settings: Settings, env: envs.EnvName, given: dict[str, Any]) -> Settings:
@@ -268,11 +334,15 @@ def resumed_plan(given: dict[str, Any], agent_given: dict[str, Any]) -> tuple[Pl
             f"the run in {folder} is for {stored['settings']['steps']} updates, more than --steps={settings.steps}; "
             "give a larger --steps, or start a new run in another --run_dir"
         )
-    return Plan(settings, agent_config, envs.parse(fields["env"]), preset, folder), stored
+    grid = tuple(map(trial, stored.get("grid", ())))
+    return Plan(settings, agent_config, envs.parse(fields["env"]), preset, folder, grid), stored
 
 
 def command(config: dict[str, Any]) -> str:
-    """Returns the command line that makes a run with this `config.json`; data from a file is named `--data=FILE`."""
+    """Returns the command line that makes the runs of a `config.json`; data from a file is named `--data=FILE`.
+
+    A part of a sweep is named by the sweep over its values.
+    """
     settings, origin = config["settings"], config["data"]["origin"]
     preset = presets.lookup(config["preset"]["name"], settings["agent"], settings["env"])
     usual = dataclasses.asdict(Settings()) | preset.run | {"data": None, "preset": "paper"}
@@ -280,11 +350,14 @@ def command(config: dict[str, Any]) -> str:
     told = {name: value for name, value in shown.items() if name not in _ELSEWHERE and value != usual.get(name)}
     flags = [f"--{name}={value}" for name, value in told.items()]
     agent_usual = dataclasses.asdict(agents.load(settings["agent"]).Config()) | preset.agent
+    trials = [trial(labels) for labels in config.get("grid", ())]
     for name, value in config["agent_config"].items():
         value = tuple(value) if isinstance(value, list) else value
-        if value != agent_usual.get(name):
+        if swept := list(dict.fromkeys(trial.values[name] for trial in trials if name in trial.values)):
+            flags.append(f"--agent.{name}={','.join(map(str, swept))}")
+        elif value != agent_usual.get(name):
             flags.append(f"--agent.{name}={','.join(map(str, value)) if isinstance(value, tuple) else value}")
-    return " ".join(["python experiments/main.py", *flags])
+    return " ".join([f"python experiments/{'sweep' if trials else 'main'}.py", *flags])
 
 
 def read_config(folder: Path) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """What a run's evaluations come to: lines of `eval.jsonl`, and the headline number with the rule it was formed by."""
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -8,7 +9,7 @@ from flowrl import stats
 from flowrl.data import d4rl
 from flowrl.envs import EnvName
 from flowrl.evaluate import Evaluation
-from flowrl.settings import Plan
+from flowrl.settings import Plan, Trial, points
 from flowrl.train_state import Mode
 
 HEADLINE_EVALUATIONS = 3
@@ -19,14 +20,14 @@ METRICS = ("success", "normalized_score", "return")
 
 
 def evaluation_lines(
-    step: int, seeds: list[int], mode: Mode, outcome: Evaluation, env: EnvName
+    step: int, trials: Sequence[Trial], mode: Mode, outcome: Evaluation, env: EnvName
 ) -> list[dict[str, Any]]:
     """One line per run and task; what the environment does not tell is left out."""
     lines = []
-    for run, seed in enumerate(seeds):
+    for run, trial in enumerate(trials):
         for task, successes in enumerate(outcome.successes[run]):
             returns = outcome.returns[run, task]
-            line: dict[str, Any] = {"step": step, "run": run, "seed": seed, "task": task + 1, "mode": mode}
+            line: dict[str, Any] = {"step": step, "run": run, **trial.labels, "task": task + 1, "mode": mode}
             if not np.isnan(successes).any():
                 line["success"] = float(successes.mean())
             if env.d4rl:
@@ -47,7 +48,7 @@ def evaluation_text(step: int, lines: list[dict[str, Any]], unit: str = "update"
 
 
 def summarize(plan: Plan, lines: list[dict[str, Any]]) -> dict[str, Any]:
-    """Returns the summary of a run from its evaluation lines.
+    """Returns the summary of a run directory from its evaluation lines; of a part of a sweep by configuration.
 
     The headline follows OGBench: success (where the environment does not tell it, D4RL's normalised score or the
     return) averaged over tasks and over the last three evaluations, for each seed; then the mean over seeds with its
@@ -64,15 +65,27 @@ def summarize(plan: Plan, lines: list[dict[str, Any]]) -> dict[str, Any]:
     }
     if not lines:
         return summary | {"metric": None, "rule": "no evaluation was asked for"}
-    by_mode = {mode: [line for line in lines if line["mode"] == mode] for mode in ("eval", "best_of_n")}
-    summary |= _headline(plan, by_mode["eval"])
-    if by_mode["best_of_n"]:
+    if not plan.grid:
+        return summary | _configuration(plan, {}, lines)
+    configurations = [Trial(0, values).swept | _configuration(plan, values, lines) for values in points(plan.trials)]
+    return summary | {"metric": metric_of(lines[-1]), "configurations": configurations}
+
+
+def _configuration(plan: Plan, values: Mapping[str, float], lines: list[dict[str, Any]]) -> dict[str, Any]:
+    """Returns the numbers of the runs that have these values of the sweepable fields."""
+    runs = [run for run, trial in enumerate(plan.trials) if trial.values == values]
+    of_mode = {mode: [line for line in lines if line["mode"] == mode] for mode in ("eval", "best_of_n")}
+    found = _headline(plan, of_mode["eval"], runs)
+    if diverged := sorted({line["seed"] for line in lines if line["run"] in runs and "diverged" in line}):
+        found["diverged"] = diverged
+    if of_mode["best_of_n"]:
         note = {"candidates": plan.agent_config.candidates}
-        summary["best_of_n"] = note | _headline(plan, by_mode["best_of_n"])
-    return summary
+        found["best_of_n"] = note | _headline(plan, of_mode["best_of_n"], runs)
+    return found
 
 
-def _headline(plan: Plan, lines: list[dict[str, Any]]) -> dict[str, Any]:
+def _headline(plan: Plan, lines: list[dict[str, Any]], runs: Sequence[int]) -> dict[str, Any]:
+    lines = [line for line in lines if line["run"] in runs]
     steps = sorted({line["step"] for line in lines})[-HEADLINE_EVALUATIONS:]
     metric = metric_of(lines[-1])
 
@@ -80,7 +93,7 @@ def _headline(plan: Plan, lines: list[dict[str, Any]]) -> dict[str, Any]:
         kept = [line for line in lines if line["step"] in steps and where.items() <= line.items()]
         return float(np.mean([line[metric] for line in kept]))
 
-    per_seed = [mean(seed=seed) for seed in plan.seeds]
+    per_seed = [mean(run=run) for run in runs]
     tasks = sorted({line["task"] for line in lines})
     interval = stats.mean_interval(np.array(per_seed))
     known = len(per_seed) > 1
@@ -112,8 +125,10 @@ def shown(metric: str, value: float) -> str:
 
 
 def print_summary(summary: dict[str, Any]) -> None:
-    """Prints the headline and the numbers per task."""
+    """Prints the headline and the numbers per task; of a part of a sweep nothing, for its table says it all."""
     metric = summary["metric"]
+    if "configurations" in summary:
+        return
     if metric is None:
         print(f"done; {summary['rule']}")
         return

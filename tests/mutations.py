@@ -41,6 +41,7 @@ _BUFFER, _ACTED, _LEARNT = (f"tests/test_{name}.py" for name in ("replay", "onli
 _MIRROR = "tests/test_mirror_descent.py"
 _STATS, _COMPARISONS = "tests/test_stats.py", "tests/test_comparisons.py"
 _SETS = "tests/test_mujoco_sets.py"
+_SWEEPS, _SWEPT, _LOOP = "flowrl/sweeps.py", "tests/test_sweep.py", "tests/test_loop.py"
 _DIFFUSION = "tests/test_diffusion.py"
 _CALIBRATED, _CAL_QL, _SUMS = "agents/cal_ql.py", "tests/test_cal_ql.py", "tests/test_returns.py"
 _CRITIC_STEP = """\
@@ -767,4 +768,24 @@ MUTATIONS = (
         _COMPARISONS,
         "sensitivity",
     ),
+    # sweeps
+    Mutation(
+        "flowrl/loop.py",
+        "jax.tree.map(partial(jnp.where, going), after.replace(step=None), before.replace(step=None))",
+        "after.replace(step=None)",
+        _LOOP,
+        "frozen and serial",
+    ),
+    Mutation("flowrl/config.py", "own.get(name, getattr(config, name, None))", "getattr(config, name)", _LOOP, "own"),
+    Mutation(_SWEEPS, "name in traced and len(values) > 1", "len(values) > 1", _SWEPT, "static_fields"),
+    Mutation(
+        _SWEEPS,
+        "for point in _product(mapped) for seed in seeds]",
+        "for seed in seeds for point in _product(mapped)]",
+        _SWEPT,
+        "static_fields",
+    ),
+    Mutation(_SWEEPS, "curve[group.steps[-1]]", "max(curve.values())", _SWEPT, "by_hand"),
+    Mutation(_SWEEPS, "part.trials[begin:end]", "part.trials[begin : end - 1]", _SWEPT, "few_and_equal"),
+    Mutation("flowrl/memory.py", "SHARE * free - fixed", "SHARE * free", _SWEPT, "as_many"),
 )

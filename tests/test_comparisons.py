@@ -15,7 +15,7 @@ LARGE = "pointmaze-large-navigate"
 
 
 def groups_of(*folders: Path) -> list[Group]:
-    return curves.group_runs([curves.read_run(folder, with_minutes=False) for folder in folders])
+    return curves.group_runs([run for folder in folders for run in curves.read_runs(folder, with_minutes=False)])
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from flowrl import agent as agents
+from flowrl import config as configs
 from flowrl import loop
 from flowrl.agent import Agent, Spec
 from flowrl.data.dataset import Dataset
@@ -240,7 +241,40 @@ def test_divergence_names_update_metric_and_run(walks: Dataset, where: str) -> N
     with pytest.raises(loop.Diverged) as raised:
         train(agent._replace(update=update), walks, loop.Schedule(20, 5, 20, 5), recorder, chunk_seconds=1e-6)
     if where == "metric":
-        assert (raised.value.step, raised.value.metric, raised.value.run) == (13, "actor/loss", 0)
-    else:  # seen at the checkpoint, before any metric shows it
-        assert (raised.value.step, raised.value.metric) == (20, "params/actor")
-    assert all(step < raised.value.step for step, _ in recorder.saved)
+        assert raised.value.divergence == (13, "actor/loss", 0)
+    else:  # before any metric shows it
+        assert raised.value.divergence == (20, "params/actor", 0)
+    assert all(step < raised.value.divergence.step for step, _ in recorder.saved)
+
+
+@pytest.mark.parametrize("mode", ["serial", "vmap"])
+def test_a_diverged_run_is_frozen_while_others_go_on(walks: Dataset, mode: Any) -> None:
+    agent, keys = make(), keys_of(0, 0)
+    program = loop.build(agent, BATCH, walks, mode)
+    hyper = configs.hypers(agents.load("gcbc").Config(), [{}, {"learning_rate": 1e20}])
+    states, window = program.start(keys, hyper)
+    assert_equal(run_of(states, 0).params, run_of(states, 1).params)  # grid points share their seed's key
+    np.testing.assert_array_equal(states.hyper["learning_rate"], np.float32([3e-4, 1e20]))
+    states, window = program.chunk(states, window, keys, walks, jnp.int32(12))
+    ((run, event),) = loop.divergences(window).items()
+    assert run == event.run == 1
+    assert 1 < event.step < 10
+    before, fresh = program.start(keys, hyper)
+    before, fresh = program.chunk(before, fresh, keys, walks, jnp.int32(event.step - 1))
+    assert loop.divergences(fresh) == {}
+    frozen, last = run_of(states, 1), run_of(before, 1)
+    assert_equal((frozen.params, frozen.opt_state), (last.params, last.opt_state))
+    assert int(states.step) == 12
+    alone, _ = advance(program, walks, keys, 12)
+    assert_equal(run_of(states, 0).params, run_of(alone, 0).params)
+
+
+def test_hyperparameters_of_runs_are_their_own() -> None:
+    config = agents.load("gc_sscp").Config(subgoal_steps=7)
+    hyper = configs.hypers(config, [{"discount": 0.5}, {"subgoal_steps": 3}])
+    assert hyper.keys() == configs.hyper(config).keys()
+    np.testing.assert_array_equal(hyper["discount"], np.float32([0.5, config.discount]))
+    np.testing.assert_array_equal(hyper["subgoal_steps"], [7, 3])
+    assert hyper["subgoal_steps"].dtype == jnp.int32
+    with pytest.raises(KeyError, match="hidden_dims"):
+        configs.hypers(config, [{"hidden_dims": 3}])

@@ -1,0 +1,52 @@
+"""Sweeps: python experiments/sweep.py --agent=sscp --env=NAME --num_seeds=4 --agent.completion_alpha=0.05,0.1,0.2.
+
+Every flag of experiments/main.py, but each of the agent's own may have several values: separated by commas, and by
+colons where a value is itself a list (--agent.hidden_dims=256,256:512,512). The grid is their product, with every seed.
+Grid points that differ in sweepable fields only are trained together in one compiled program; static fields make groups
+that follow one another. The same command with its --run_dir, or --resume --run_dir=DIR, continues a sweep that was
+broken off.
+"""
+
+import os
+import time
+from collections.abc import Sequence
+
+from absl import flags as absl_flags
+
+from flowrl import flags
+
+# All else is imported where it is used: environment workers import this file anew, and have no need of JAX.
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Runs the program and returns its exit status."""
+    from flowrl import agent as agents
+    from flowrl import sweeps
+    from flowrl.programs import agent_name
+    from flowrl.settings import Settings
+
+    values = absl_flags.FlagValues()
+    flags.define(values, Settings)
+    flags.define(values, sweeps.Options)
+    absl_flags.DEFINE_boolean("help", False, "Show this help.", short_name="h", flag_values=values)
+    name = agent_name(arguments, sweeps.read_record)
+    config = agents.load(name).Config if name else None
+    if config:
+        flags.define_lists(values, config, "agent.")
+    if flags.wants_help(arguments):
+        print(f"{__doc__}\nagents: {', '.join(agents.names())}\n\n{flags.help_text(sweeps.Options)}")
+        print(flags.help_text(Settings))
+        print(f"\n{name}:\n{flags.help_text(config, 'agent.')}" if config else "")
+        return 0
+    flags.parse(values, arguments, known_only=config is None)  # without an agent its flags are not known yet
+    given, options = flags.given(values, Settings), sweeps.Options(**flags.given(values, sweeps.Options))
+    grid = flags.given_lists(values, config, "agent.") if config else {}
+    if given.get("resume"):
+        return sweeps.execute(sweeps.resumed(given, grid, options))
+    if "run_dir" not in given:
+        given["run_dir"] = f"runs/sweep-{given.get('agent')}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
+    return sweeps.execute(sweeps.Sweep(given, grid, options))
+
+
+if __name__ == "__main__":
+    flags.run(main)

@@ -1,0 +1,52 @@
+"""How many runs fit into a device's memory at once."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from flowrl import config as configs
+from flowrl.data import sources
+from flowrl.online import empty_replays
+from flowrl.run import build_program, prepare, spec_of
+from flowrl.settings import Plan
+
+SHARE = 0.9
+"""Of the memory that is free; the rest is for evaluation and for what the allocator loses."""
+
+
+def fitting(free: float, fixed: float, per_run: float, runs: int) -> int:
+    """Returns how many of `runs` fit into `free` bytes, at least one, where `fixed` bytes are needed once."""
+    return max(1, min(runs, int((SHARE * free - fixed) // per_run)))
+
+
+def runs_that_fit(plan: Plan) -> int:
+    """Returns how many of a plan's runs fit into the device's memory at once: all where it does not tell its size.
+
+    The program of two runs is compiled, and XLA asked what it needs; the data are in memory while that is compared.
+    """
+    runs, stats = len(plan.trials), jax.local_devices()[0].memory_stats()
+    if runs == 1 or not stats or "bytes_limit" not in stats:
+        return runs
+    two = dataclasses.replace(plan, grid=plan.trials[:2])
+    parts = prepare(two, sources.locate(plan.env, plan.settings.data, workers=plan.settings.workers))
+    program, count = build_program(parts), len(two.trials)
+    keys = jax.vmap(jax.random.key)(jnp.arange(count))
+    hyper = configs.hypers(plan.agent_config, [trial.values for trial in two.trials])
+    arrays: Any = jax.eval_shape(program.start, keys, hyper)
+    replays: tuple[Any, ...] = ()
+    if plan.settings.online_steps:
+        needs = parts.agent.needs
+        replays = (jax.eval_shape(lambda: empty_replays(spec_of(parts.sizes), count, plan.online.capacity, needs)),)
+    compiled = program.chunk.lower(*arrays, keys, parts.dataset, jnp.int32(1), *replays).compile()
+    work = compiled.memory_analysis().temp_size_in_bytes
+    kept = _bytes((arrays, replays, jax.eval_shape(program.policies, arrays[0])))
+    serial = plan.settings.map == "serial"  # then one run at a time works
+    used = jax.local_devices()[0].memory_stats()["bytes_in_use"]
+    free = stats["bytes_limit"] - used
+    return fitting(free, work if serial else 0, (kept if serial else kept + work) / count, runs)
+
+
+def _bytes(tree: Any) -> int:
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))

@@ -1,0 +1,408 @@
+"""Sweeps: grids of hyperparameters × seeds, split into programs and waves, and the table of what they came to."""
+
+import dataclasses
+import gc
+import itertools
+import math
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from flowrl import agent as agents
+from flowrl import config as configs
+from flowrl import curves, envs, loggers, memory, run, stats
+from flowrl.curves import bounds
+from flowrl.errors import UserError
+from flowrl.files import LOCK, SWEEP, make_folder, sole_owner
+from flowrl.provenance import git_commit, hardware, versions
+from flowrl.settings import RESUMABLE, Plan, Settings, Trial, plan, require_names, resumed_plan, seeds, trial
+from flowrl.summary import scale, shown
+
+MOST_RUNS = 10_000
+SELECT = {
+    "final": "mean over tasks and the last three evaluations",
+    "last": "mean over tasks at the last evaluation",
+    "best": "mean over tasks at each run's best evaluation, which is higher than what its policy can do",
+}
+"""What a run's score can be."""
+FREE = tuple(name for name in RESUMABLE if name != "steps")
+"""Settings that may differ when a sweep is continued."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Settings of a sweep beside those of its runs."""
+
+    runs_at_once: int | None = configs.setting(
+        None, "Runs of one program; absent, all on CPUs and as many as fit into the memory of other devices."
+    )
+    select: str = configs.setting(
+        "final", "Score of a run: final (its last three evaluations), last, or best, which flatters."
+    )
+
+
+class Part(NamedTuple):
+    """Runs that are trained together in one program, in a run directory of their own.
+
+    Attributes:
+        folder: The directory, inside that of the sweep.
+        fixed: Values of the agent's fields that all its runs share.
+        trials: The runs.
+    """
+
+    folder: str
+    fixed: Mapping[str, Any]
+    trials: Sequence[Trial]
+
+
+class Sweep(NamedTuple):
+    """What is swept.
+
+    Attributes:
+        given: Fields of `Settings` that were given.
+        grid: For each field of the agent that was given its values, one or several.
+        options: The settings of the sweep itself.
+    """
+
+    given: Mapping[str, Any]
+    grid: Mapping[str, Sequence[Any]]
+    options: Options
+
+    @property
+    def folder(self) -> Path:
+        """Where it is kept."""
+        return Path(self.given["run_dir"]).expanduser()
+
+    @property
+    def seeds(self) -> list[int]:
+        """The seeds of each grid point."""
+        return seeds(Settings(**self.given))
+
+    @property
+    def swept(self) -> list[str]:
+        """The fields with several values."""
+        return [name for name, values in self.grid.items() if len(values) > 1]
+
+
+# -------------------------------------------------------------------------------------------------------- grid
+
+
+def _product(grid: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
+    return [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
+
+
+def split(config: type, grid: Mapping[str, Sequence[Any]], seeds: Sequence[int]) -> list[Part]:
+    """Splits the grid × seeds into groups, each of the runs that differ in sweepable fields only.
+
+    Args:
+        config: The agent's `Config`.
+        grid: For each field its values.
+        seeds: Of every grid point.
+    """
+    traced = {field.name for field in dataclasses.fields(config) if field.metadata["sweepable"]}
+    mapped = {name: values for name, values in grid.items() if name in traced and len(values) > 1}
+    static = {name: values for name, values in grid.items() if name not in mapped}
+    trials = [Trial(seed, point) for point in _product(mapped) for seed in seeds]
+    return [Part(f"group{index}", fixed, trials) for index, fixed in enumerate(_product(static), 1)]
+
+
+def waves(part: Part, runs_at_once: int) -> list[Part]:
+    """Splits a group into the fewest waves of at most so many runs, as equal as can be."""
+    count = math.ceil(len(part.trials) / runs_at_once)
+    if count == 1:
+        return [part]
+    ends = [round(index * len(part.trials) / count) for index in range(count + 1)]
+    return [
+        Part(f"{part.folder}-wave{index}", part.fixed, part.trials[begin:end])
+        for index, (begin, end) in enumerate(itertools.pairwise(ends), 1)
+    ]
+
+
+def groups(sweep: Sweep) -> list[Part]:
+    """Returns the groups of a sweep."""
+    return split(agents.load(sweep.given["agent"]).Config, sweep.grid, sweep.seeds)
+
+
+def check(sweep: Sweep) -> None:
+    """Checks all that can be said before anything is written.
+
+    Raises:
+        UserError: A value cannot be or is given twice, the grid is too large, or an option has no meaning.
+    """
+    require_names(sweep.given)
+    for name, values in sweep.grid.items():
+        # What is equal in the program's precision would be trained twice.
+        kept = [np.float32(value).item() if isinstance(value, float) else value for value in values]
+        if twice := [value for index, value in enumerate(values) if kept[index] in kept[:index]]:
+            raise UserError(f"--agent.{name} has {curves.value_text(twice[0])} twice; leave one out")
+    given: Any = Settings(**sweep.given)
+    if given.num_seeds < 1:
+        raise UserError(f"--num_seeds={given.num_seeds} is too small; the least is 1")
+    points = math.prod(len(values) for values in sweep.grid.values())
+    if points * given.num_seeds > MOST_RUNS:
+        raise UserError(
+            f"{points:,} grid points × {given.num_seeds:,} seeds are more than {MOST_RUNS:,} runs; give fewer values"
+        )
+    if sweep.options.runs_at_once is not None and sweep.options.runs_at_once < 1:
+        raise UserError(f"--runs_at_once={sweep.options.runs_at_once} is too small; the least is 1")
+    if sweep.options.select not in SELECT:
+        raise UserError(f"--select={sweep.options.select} is unknown; choose {', '.join(SELECT)}")
+    for group in groups(sweep):
+        part_plan(sweep, group)
+
+
+def part_plan(sweep: Sweep, part: Part) -> Plan:
+    """Returns the plan of a part.
+
+    Raises:
+        UserError: A setting, or a value of the grid, cannot be.
+    """
+    given = {**sweep.given, "run_dir": str(sweep.folder / part.folder), "resume": False}
+    return plan(given, {**part.fixed, **part.trials[0].values}, part.trials)
+
+
+# ------------------------------------------------------------------------------------------------------ records
+
+
+def read_record(folder: Path) -> dict[str, Any]:
+    """Returns a sweep's `sweep.json`.
+
+    Raises:
+        UserError: The folder holds no sweep.
+    """
+    if not (folder / SWEEP).exists():
+        raise UserError(f"{folder} holds no sweep (no {SWEEP}); start one without --resume")
+    return loggers.read_json(folder / SWEEP)
+
+
+def resumed(given: Mapping[str, Any], grid: Mapping[str, Sequence[Any]], options: Options) -> Sweep:
+    """Returns the sweep in a folder, to be continued with what was given now; `begin` checks that this agrees.
+
+    Raises:
+        UserError: There is no folder, or no sweep in it.
+    """
+    if not given.get("run_dir"):
+        raise UserError("--resume needs --run_dir=DIR, the folder of the sweep to continue")
+    record = read_record(Path(given["run_dir"]).expanduser())
+    return Sweep({**record["settings"], **given}, _of_json(record["grid"]) | dict(grid), options)
+
+
+def _of_json(grid: Mapping[str, Sequence[Any]]) -> dict[str, list[Any]]:
+    """Returns a grid with tuples again where JSON has lists."""
+    return {name: [_value(value) for value in values] for name, values in grid.items()}
+
+
+def _value(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def command(sweep: Sweep) -> str:
+    """Returns the command line of the sweep; data from a file is named `--data=FILE`."""
+    told = {name: value for name, value in sweep.given.items() if name not in FREE}
+    if data := sweep.given.get("data"):
+        told["data"] = "FILE" if any(sign in data for sign in "/.~") else data
+    told |= {f"agent.{name}": flag_text(values) for name, values in sweep.grid.items()}
+    return " ".join(["python experiments/sweep.py", *(f"--{name}={value}" for name, value in told.items())])
+
+
+def flag_text(values: Sequence[Any]) -> str:
+    """Returns values as on the command line."""
+    lists = any(isinstance(value, tuple) for value in values)
+    return (":" if lists else ",").join(map(curves.value_text, values))
+
+
+def begin(sweep: Sweep) -> list[Part]:
+    """Returns the parts of a sweep, as its folder records them, or else as it records them from now on.
+
+    Raises:
+        UserError: The folder holds something else, or a grid point cannot be trained.
+    """
+    if (sweep.folder / SWEEP).exists():
+        return _recorded(sweep)
+    if {path.name for path in sweep.folder.iterdir()} - {LOCK}:
+        raise UserError(f"{sweep.folder} is not empty and holds no sweep; choose another --run_dir")
+    parts = [
+        part
+        for group in groups(sweep)
+        for part in waves(group, sweep.options.runs_at_once or memory.runs_that_fit(part_plan(sweep, group)))
+    ]
+    record = {
+        "command": command(sweep),
+        "settings": {name: value for name, value in sweep.given.items() if name not in ("run_dir", "resume")},
+        "grid": sweep.grid,
+        "seeds": sweep.seeds,
+        "parts": [
+            {"folder": part.folder, "fixed": part.fixed, "runs": [trial.labels for trial in part.trials]}
+            for part in parts
+        ],
+        "git_commit": git_commit(),
+        "hardware": hardware(),
+        "versions": versions("jax", "jaxlib", "flax", "optax", "numpy"),
+    }
+    loggers.write_json(sweep.folder / SWEEP, record)
+    return parts
+
+
+def _recorded(sweep: Sweep) -> list[Part]:
+    record = read_record(sweep.folder)
+    before = Sweep(record["settings"], _of_json(record["grid"]), sweep.options)
+    if _identity(before) != _identity(sweep):
+        raise UserError(
+            f"{sweep.folder} holds another sweep: {record['command']}; give its flags, or choose another --run_dir"
+        )
+    parts = [
+        Part(
+            part["folder"], {name: _value(value) for name, value in part["fixed"].items()}, [*map(trial, part["runs"])]
+        )
+        for part in record["parts"]
+    ]
+    most = max(len(part.trials) for part in parts)
+    if sweep.options.runs_at_once is not None and most > sweep.options.runs_at_once:
+        raise UserError(
+            f"{sweep.folder} holds a sweep with {most} runs at once, not {sweep.options.runs_at_once}; leave "
+            "--runs_at_once out, or choose another --run_dir"
+        )
+    return parts
+
+
+def _identity(sweep: Sweep) -> dict[str, Any]:
+    """Returns what a sweep continued must have in common with the sweep begun."""
+    given = {name: value for name, value in sweep.given.items() if name not in FREE}
+    grid = {f"agent.{name}": list(values) for name, values in sweep.grid.items()}
+    return given | grid | {"env": envs.parse(given["env"]).name, "seeds": sweep.seeds, "num_seeds": None, "seed": None}
+
+
+# ----------------------------------------------------------------------------------------------------- training
+
+
+def execute(sweep: Sweep) -> int:
+    """Trains all parts to their end, those that were broken off from their newest checkpoints, and writes the table.
+
+    Returns:
+        An exit status: 0, or 128 + the signal that stopped it.
+
+    Raises:
+        UserError: The folder holds another sweep, or a part cannot be trained.
+    """
+    check(sweep)
+    make_folder(sweep.folder)
+    with sole_owner(sweep.folder):
+        parts = begin(sweep)
+        total = sum(len(part.trials) for part in parts)
+        print(f"sweep of {total} runs in {len(parts)} programs, in {sweep.folder}")
+        for index, part in enumerate(parts, 1):
+            values = ", ".join(
+                f"{name}={curves.value_text(part.fixed[name])}" for name in sweep.swept if name in part.fixed
+            )
+            print(
+                f"[{index}/{len(parts)}] {part.folder}: {len(part.trials)} runs{values and f', {values}'}", flush=True
+            )
+            if status := _train(sweep, part):
+                print(f"the same command, or --resume --run_dir={sweep.folder}, continues the sweep")
+                return status
+        summary = summarize(sweep)
+        loggers.write_json(sweep.folder / "summary.json", summary)
+        loggers.write_text(sweep.folder / "summary.md", markdown(summary))
+        print(markdown(summary))
+        print(f"wrote {sweep.folder}/summary.json and summary.md")
+    return 0
+
+
+def _train(sweep: Sweep, part: Part) -> int:
+    """Trains a part to its end and returns an exit status; a finished part is left as it is."""
+    folder = sweep.folder / part.folder
+    if (folder / "summary.json").exists():
+        print("finished before")
+        return 0
+    if (folder / "config.json").exists():
+        changes = {name: sweep.given[name] for name in FREE if name in sweep.given}
+        return run.execute(*resumed_plan(changes | {"run_dir": str(folder), "resume": True}, {}))
+    if folder.exists():
+        shutil.rmtree(folder)  # broken off before it began
+    status = run.execute(part_plan(sweep, part))
+    gc.collect()  # the device's memory is for the next part
+    return status
+
+
+# -------------------------------------------------------------------------------------------------------- table
+
+
+def score(group: curves.Group, select: str) -> dict[int, float]:
+    """Returns each seed's score of a configuration."""
+    if select == "final":
+        return group.final
+    if select == "last":
+        return {seed: curve[group.steps[-1]] for seed, curve in group.curves.items()}
+    return {seed: max(curve[step] for step in group.steps) for seed, curve in group.curves.items()}
+
+
+def summarize(sweep: Sweep) -> dict[str, Any]:
+    """Returns the table of a finished sweep: each configuration's scores with intervals, and the best one."""
+    record, options = read_record(sweep.folder), sweep.options
+    summary = {"command": record["command"], "agent": sweep.given["agent"], "environment": sweep.given["env"]}
+    folders = curves.expand([sweep.folder])
+    if not any((folder / "eval.jsonl").exists() for folder in folders):
+        return summary | {"metric": None, "rule": "no evaluation was asked for", "configurations": []}
+    groups = curves.group_runs([one for folder in folders for one in curves.read_runs(folder, with_minutes=False)])
+    rows = [_row(group, sweep.swept, options.select) for group in groups]
+    evaluations = groups[0].headline_steps if options.select == "final" else groups[0].steps[-1:]
+    at = (
+        ""
+        if options.select == "best"
+        else f" (after {groups[0].unit} {', '.join(f'{step:,}' for step in evaluations)})"
+    )
+    return summary | {
+        "metric": groups[0].metric,
+        "select": options.select,
+        "rule": f"score of a run: {SELECT[options.select]}{at}; best: the configuration with the highest mean of "
+        "scores over seeds; intervals: 95 % stratified percentile bootstrap over seeds",
+        "best": max(rows, key=lambda row: row["mean"])["values"],
+        "configurations": rows,
+    }
+
+
+def _row(group: curves.Group, swept: Sequence[str], select: str) -> dict[str, Any]:
+    scores = score(group, select)
+    matrix = np.array([*scores.values()])[:, None]
+    mean, iqm = stats.interval(stats.mean, matrix), stats.interval(stats.iqm, matrix)
+    return {
+        "values": {name: group.identity[f"agent.{name}"] for name in swept},
+        "mean": mean.mean,
+        "mean_interval_95": bounds(mean),
+        "iqm": iqm.mean,
+        "iqm_interval_95": bounds(iqm),
+        "per_seed": scores,
+        "diverged": [one.diverged for one in group.runs if one.diverged],
+        "folders": [one.folder.name for one in group.runs],
+    }
+
+
+def markdown(summary: Mapping[str, Any]) -> str:
+    """Returns the table for people, the best configuration in bold."""
+    metric = summary["metric"]
+    if metric is None:
+        return f"{summary['rule']}\n"
+    swept = [*summary["best"]]
+    head = [*(f"`{name}`" for name in swept), f"{metric}, mean", "interquartile mean", "seeds"]
+    lines = [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
+    for row in summary["configurations"]:
+        cells = [curves.value_text(value) for value in row["values"].values()]
+        cells += [_number(metric, row, prefix) for prefix in ("mean", "iqm")]
+        cells.append(", ".join(f"{seed}: {scale(metric) * value:.1f}" for seed, value in row["per_seed"].items()))
+        if row["diverged"]:
+            cells[-1] += f" (diverged: {'; '.join(row['diverged'])})"
+        mark = "**" if row["values"] == summary["best"] and len(summary["configurations"]) > 1 else ""
+        lines.append(f"| {' | '.join(f'{mark}{cell}{mark}' for cell in cells)} |")
+    best = ", ".join(f"{name}={curves.value_text(value)}" for name, value in summary["best"].items())
+    verdict = [f"Best: {best}."] if best else []
+    rule = summary["rule"][0].upper() + summary["rule"][1:]
+    return "\n".join([*lines, "", *verdict, f"{rule}.", "", f"`{summary['command']}`", ""])
+
+
+def _number(metric: str, row: Mapping[str, Any], prefix: str) -> str:
+    interval = row[f"{prefix}_interval_95"]
+    text = shown(metric, row[prefix])
+    return text if interval is None else f"{text} [{', '.join(f'{scale(metric) * bound:.1f}' for bound in interval)}]"

@@ -1,0 +1,383 @@
+"""Sweeps: what their runs share with single runs, how they are split, continued and summed up."""
+
+import json
+import re
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from programs import load, main
+from run_dirs import make_run
+
+from flowrl import agent as agents
+from flowrl import curves, loggers, memory, sweeps
+from flowrl.agents import bc
+from flowrl.checkpoint import Checkpoints
+from flowrl.errors import UserError
+from flowrl.programs import stored_plan
+from flowrl.run import Run
+from flowrl.settings import Trial, resumed_plan
+
+pytestmark = pytest.mark.filterwarnings("ignore:Sharding info not provided")
+TINY = ("--env=Pendulum-v1", "--preset=none", "--agent.hidden_dims=4", "--agent.batch_size=4", "--workers=1")
+OFFLINE = (*TINY, "--agent=bc", "--steps=20", "--log_interval=5", "--eval_interval=10", "--checkpoint_interval=10")
+ONLINE = (
+    *TINY, "--agent=td3", "--online_steps=20", "--warmup_steps=5", "--log_interval=10", "--eval_interval=20",
+    "--checkpoint_interval=20",
+)  # fmt: skip
+RATES = "--agent.learning_rate=0.001,0.01"
+
+
+def sweep(*arguments: object) -> int:
+    """Calls `main` of experiments/sweep.py in this process."""
+    return load("experiments/sweep.py").main(["sweep.py", *map(str, arguments)])
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The flag of a file of Pendulum's transitions."""
+    path = tmp_path_factory.mktemp("data") / "own.npz"
+    rng = np.random.default_rng(0)
+    fields = {"observations": rng.normal(size=(60, 3)), "actions": rng.uniform(-2, 2, (60, 1)), "rewards": np.ones(60)}
+    np.savez(path, **fields, terminals=np.zeros(60, bool), timeouts=np.arange(60) % 20 == 19)
+    return f"--data={path}"
+
+
+@pytest.fixture(scope="module")
+def undisturbed(data: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two groups of two learning rates and two seeds, evaluated."""
+    folder = tmp_path_factory.mktemp("undisturbed") / "sweep"
+    static = ("--agent.distribution=gaussian,flow", "--agent.flow_steps=1", "--eval_episodes=1")
+    assert sweep(*OFFLINE, data, RATES, *static, "--num_seeds=2", f"--run_dir={folder}") == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def at_once(data: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two learning rates and two seeds, without evaluation, one after another in one program."""
+    folder = tmp_path_factory.mktemp("at_once") / "sweep"
+    assert sweep(*OFFLINE, data, RATES, "--eval_episodes=0", "--num_seeds=2", f"--run_dir={folder}") == 0
+    return folder
+
+
+def lines(folder: Path, name: str = "metrics", **where: Any) -> list[dict[str, Any]]:
+    """Returns log lines without the number of the run."""
+    found = [line for line in loggers.read_lines(folder / f"{name}.jsonl") if where.items() <= line.items()]
+    return [{key: value for key, value in line.items() if key != "run"} for line in found]
+
+
+def params(folder: Path, run: int) -> Any:
+    """Returns the parameters of one run at the newest checkpoint."""
+    checkpoints = Checkpoints(folder / "checkpoints")
+    states = checkpoints.raw()[0]
+    checkpoints.close()
+    return jax.tree.map(lambda leaf: leaf[run], states["params"])
+
+
+# ------------------------------------------------------------------------------------------------- against main.py
+
+
+@pytest.mark.parametrize(("part", "field"), [(OFFLINE, "learning_rate"), (ONLINE, "explore_noise")], ids=["off", "on"])
+def test_a_run_of_a_sweep_is_the_run_alone(part: tuple[str, ...], field: str, data: str, tmp_path: Path) -> None:
+    """Bit for bit where runs are mapped serially, else up to rounding."""
+    given = (*part, *([data] if part is OFFLINE else []), "--eval_episodes=1")
+    assert main(*given, f"--agent.{field}=0.01", "--seed=1", f"--run_dir={tmp_path / 'alone'}") == 0
+    alone, names = tmp_path / "alone", {f"agent.{field}": 0.01}
+    for mode in ("serial", "vmap"):
+        grid = (f"--agent.{field}=0.5,0.01", "--num_seeds=2", f"--map={mode}")
+        assert sweep(*given, *grid, f"--run_dir={tmp_path / mode}") == 0
+        folder = tmp_path / mode / "group1"
+        compare: Any = np.testing.assert_array_equal if mode == "serial" else _close
+        jax.tree.map(compare, params(folder, 3), params(alone, 0))
+        for file in ("metrics", "eval"):
+            own = lines(folder, file, seed=1, **names)
+            assert len(own) == len(lines(alone, file)) > 0
+            for line, other in zip(own, lines(alone, file), strict=True):
+                assert line.keys() - names.keys() == other.keys()
+                for key, value in other.items():
+                    compare(line[key], value)
+        assert loggers.read_json(folder / "config.json")["settings"]["map"] == mode
+
+
+def _close(one: Any, other: Any) -> None:
+    if not isinstance(other, str):
+        np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-4)
+
+
+def test_a_group_is_traced_once(data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    traces: list[int] = []
+    make = bc.make
+
+    def counted(*arguments: Any) -> agents.Agent:
+        agent = make(*arguments)
+
+        def update(*rest: Any) -> Any:
+            traces.append(1)
+            return agent.update(*rest)
+
+        return agent._replace(update=update)
+
+    monkeypatch.setattr(bc, "make", counted)
+    grid = (RATES, "--num_seeds=3", "--agent.hidden_dims=4:2,2", "--eval_episodes=0")
+    assert sweep(*OFFLINE, data, *grid, f"--run_dir={tmp_path / 'sweep'}") == 0
+    assert len(traces) == 2 * 2  # per group once for shapes and once for the program of six runs
+    configs = [loggers.read_json(path) for path in sorted((tmp_path / "sweep").glob("group*/config.json"))]
+    assert [config["agent_config"]["hidden_dims"] for config in configs] == [[4], [2, 2]]
+    assert all(len(config["grid"]) == 6 for config in configs)
+
+
+# ---------------------------------------------------------------------------------------------- groups and waves
+
+
+def test_static_fields_split_and_sweepable_ones_do_not() -> None:
+    grid = {"alpha": [1.0, 2.0], "hidden_dims": [(4,), (2, 2)], "learning_rate": [0.1], "actor_p_random": [0.0, 0.5]}
+    groups = sweeps.split(agents.load("gcivl").Config, grid, [3, 4])
+    assert [part.folder for part in groups] == ["group1", "group2"]
+    assert [part.fixed for part in groups] == [{"hidden_dims": dims, "learning_rate": 0.1} for dims in ((4,), (2, 2))]
+    points = [{"alpha": alpha, "actor_p_random": share} for alpha in (1.0, 2.0) for share in (0.0, 0.5)]
+    for part in groups:
+        assert part.trials == [Trial(seed, point) for point in points for seed in (3, 4)]
+
+
+@pytest.mark.parametrize(("runs", "most", "sizes"), [(8, 8, [8]), (8, 4, [4, 4]), (10, 4, [3, 4, 3]), (3, 1, [1] * 3)])
+def test_waves_are_few_and_equal(runs: int, most: int, sizes: list[int]) -> None:
+    trials = [Trial(seed, {}) for seed in range(runs)]
+    parts = sweeps.waves(sweeps.Part("group1", {}, trials), most)
+    assert [len(part.trials) for part in parts] == sizes
+    assert [trial for part in parts for trial in part.trials] == trials
+    assert len({part.folder for part in parts}) == len(parts)
+
+
+def test_waves_do_not_change_numbers(data: str, at_once: Path, tmp_path: Path) -> None:
+    grid = (RATES, "--num_seeds=2", "--eval_episodes=0", "--runs_at_once=3")
+    assert sweep(*OFFLINE, data, *grid, f"--run_dir={tmp_path}") == 0
+    parts = [tmp_path / part["folder"] for part in loggers.read_json(tmp_path / "sweep.json")["parts"]]
+    assert len(parts) == 2
+
+    def order(line: dict[str, Any]) -> Any:
+        return line["step"], line["agent.learning_rate"], line["seed"]
+
+    assert sorted((line for part in parts for line in lines(part)), key=order) == sorted(
+        lines(at_once / "group1"), key=order
+    )
+    pairs = [(parts[0], 0), (parts[0], 1), (parts[1], 0), (parts[1], 1)]
+    for run, (part, index) in enumerate(pairs):
+        jax.tree.map(np.testing.assert_array_equal, params(part, index), params(at_once / "group1", run))
+
+
+def test_as_many_runs_as_fit() -> None:
+    assert memory.fitting(free=1000, fixed=100, per_run=100, runs=20) == 8  # 900 may be used
+    assert memory.fitting(free=1000, fixed=100, per_run=100, runs=5) == 5
+    assert memory.fitting(free=10, fixed=100, per_run=100, runs=5) == 1
+
+
+@pytest.mark.parametrize("mode", ["serial", "vmap"])
+def test_memory_is_asked_of_device_and_program(
+    mode: str, data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = {"agent": "bc", "env": "Pendulum-v1", "preset": "none", "num_seeds": 8, "map": mode}
+    given |= {"data": data.removeprefix("--data="), "run_dir": str(tmp_path)}
+    made = sweeps.Sweep(given, {"hidden_dims": [(64, 64)], "batch_size": [16]}, sweeps.Options())
+    plan = sweeps.part_plan(made, sweeps.groups(made)[0])
+    assert memory.runs_that_fit(plan) == 8  # a CPU does not tell
+    asked = []
+    device = SimpleNamespace(memory_stats=lambda: {"bytes_limit": 1000, "bytes_in_use": 400})
+    monkeypatch.setattr(memory.jax, "local_devices", lambda: [device])
+    monkeypatch.setattr(memory, "fitting", lambda *sizes: asked.append(sizes) or 5)
+    assert memory.runs_that_fit(plan) == 5
+    ((free, fixed, per_run, runs),) = asked
+    kept = 4 * 4 * ((3 + 1) * 64 + (64 + 1) * 64 + 64 + 1)  # parameters, two moments, the policy
+    assert (free, runs) == (600, 8)
+    if mode == "serial":
+        assert kept < per_run < kept + 200  # and some scalars
+        assert fixed > 16 * 64 * 4  # the layers of one run at work
+    else:
+        assert per_run > kept + 16 * 64 * 4
+        assert fixed == 0
+
+
+# --------------------------------------------------------------------------------------------- broken off, diverged
+
+
+def test_a_broken_sweep_ends_like_an_undisturbed_one(
+    data: str, undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, checkpoint = tmp_path / "sweep", Run._checkpoint
+    static = ("--agent.distribution=gaussian,flow", "--agent.flow_steps=1", "--eval_episodes=1")
+    command = (*OFFLINE, data, RATES, *static, "--num_seeds=2", f"--run_dir={folder}")
+
+    def killed(self: Run, step: int, *arguments: Any) -> None:
+        if self.plan.folder.name == "group2" and step == 20:
+            raise RuntimeError("killed")
+        checkpoint(self, step, *arguments)
+
+    monkeypatch.setattr(Run, "_checkpoint", killed)
+    with pytest.raises(RuntimeError, match="killed"):
+        sweep(*command)
+    monkeypatch.undo()
+    assert not (folder / "summary.json").exists()
+    first = (folder / "group1" / "metrics.jsonl").stat().st_mtime_ns
+    with pytest.raises(UserError, match="holds another sweep: python experiments"):
+        sweep(*command, "--agent.learning_rate=0.001,0.02")
+    assert sweep("--resume", f"--run_dir={folder}") == 0
+    assert (folder / "group1" / "metrics.jsonl").stat().st_mtime_ns == first
+    for part in ("group1", "group2"):
+        for name in ("metrics.jsonl", "eval.jsonl"):
+            assert (folder / part / name).read_bytes() == (undisturbed / part / name).read_bytes()
+    for name in ("summary.json", "summary.md"):
+        assert (folder / name).read_text() == (undisturbed / name).read_text()
+    assert sweep(*command) == 0  # all of it is there
+
+
+def test_a_diverged_run_is_frozen_and_marked(data: str, at_once: Path, tmp_path: Path) -> None:
+    grid = ("--agent.learning_rate=0.001,1e20", "--num_seeds=2", "--eval_episodes=1")
+    assert sweep(*OFFLINE, data, *grid, f"--run_dir={tmp_path}") == 0
+    folder = tmp_path / "group1"
+    healthy = lines(folder, **{"agent.learning_rate": 0.001})
+    assert healthy == lines(at_once / "group1", **{"agent.learning_rate": 0.001})
+    broken = lines(folder, **{"agent.learning_rate": 1e20})
+    assert all(line["diverged"] <= 3 and "train/actor/loss" not in line for line in broken)
+    assert all(line["diverged"] <= 3 for line in lines(folder, "eval", **{"agent.learning_rate": 1e20}))
+    assert all("diverged" not in line for line in lines(folder, "eval", **{"agent.learning_rate": 0.001}))
+    for run in range(4):
+        assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(params(folder, run)))
+    events = loggers.read_json(folder / "diverged.json")
+    assert [(event["run"], event["seed"], event["agent.learning_rate"]) for event in events] == [
+        (2, 0, 1e20), (3, 1, 1e20),
+    ]  # fmt: skip
+    summary = loggers.read_json(tmp_path / "summary.json")
+    assert ["of seed 0" in str(row["diverged"]) for row in summary["configurations"]] == [False, True]
+
+
+# --------------------------------------------------------------------------------------------------------- table
+
+SCORES = {
+    0.1: {0: [0.9, 0.1, 0.2, 0.3], 1: [0.1, 0.3, 0.4, 0.5], 2: [0.1, 0.2, 0.2, 0.2], 3: [0.1, 0.6, 0.6, 0.6]},
+    0.5: {0: [0.1, 0.1, 0.1, 0.7], 1: [0.1, 0.1, 0.1, 0.4], 2: [0.1, 0.1, 0.1, 0.4], 3: [0.1, 0.1, 0.1, 0.4]},
+}
+
+
+@pytest.fixture
+def made_up(tmp_path: Path) -> sweeps.Sweep:
+    """A finished sweep of made-up scores: four seeds of two values in one part."""
+    parts = [make_run(tmp_path / f"of {value}", scores, alpha=9.0) for value, scores in SCORES.items()]
+    evaluations = []
+    for (value, _), part in zip(SCORES.items(), parts, strict=True):
+        for line in loggers.read_lines(part / "eval.jsonl"):
+            evaluations.append(line | {"agent.alpha": value, "run": line["run"] + 4 * (value == 0.5), "mode": "eval"})
+    folder = tmp_path / "sweep"
+    folder.mkdir()
+    make_run(folder / "group1", SCORES[0.1], alpha=9.0)
+    (folder / "group1" / "eval.jsonl").write_text("".join(json.dumps(line) + "\n" for line in evaluations))
+    given = {"agent": "gcbc", "env": "pointmaze-medium-navigate", "num_seeds": 4, "run_dir": str(folder)}
+    swept = sweeps.Sweep(given, {"alpha": [0.1, 0.5]}, sweeps.Options())
+    loggers.write_json(
+        folder / "sweep.json",
+        {"command": "python ...", "settings": {}, "grid": swept.grid, "parts": [{"folder": "group1"}]},
+    )
+    return swept
+
+
+def test_the_table_by_hand(made_up: sweeps.Sweep) -> None:
+    by_rule = {
+        "final": ({0: 0.2, 1: 0.4, 2: 0.2, 3: 0.6}, {0: 0.3, 1: 0.2, 2: 0.2, 3: 0.2}, 0.1),
+        "last": ({0: 0.3, 1: 0.5, 2: 0.2, 3: 0.6}, {0: 0.7, 1: 0.4, 2: 0.4, 3: 0.4}, 0.5),
+        "best": ({0: 0.9, 1: 0.5, 2: 0.2, 3: 0.6}, {0: 0.7, 1: 0.4, 2: 0.4, 3: 0.4}, 0.1),
+    }
+    for rule, (*expected, best) in by_rule.items():
+        summary = sweeps.summarize(made_up._replace(options=sweeps.Options(select=rule)))
+        assert summary["best"] == {"alpha": best}
+        assert summary["metric"] == "success"
+        for row, scores in zip(summary["configurations"], expected, strict=True):
+            assert row["per_seed"] == pytest.approx(scores)
+            assert row["mean"] == pytest.approx(np.mean([*scores.values()]))
+            assert row["iqm"] == pytest.approx(np.mean(sorted(scores.values())[1:3]))  # the middle half of four
+            low, high = row["mean_interval_95"]
+            assert min(scores.values()) <= low < row["mean"] < high <= max(scores.values())
+    text = sweeps.markdown(sweeps.summarize(made_up))
+    assert re.search(
+        r"\| \*\*0.1\*\* \| \*\*35.0 % \[.*\]\*\* \| \*\*30.0 % \[.*\]\*\* \| \*\*0: 20.0, 1: 40.0, ", text
+    )
+    assert "| 0.5 | 22.5 %" in text
+    assert "last three evaluations (after updates 200, 300, 400)" in text
+
+
+def test_plots_and_reports_see_the_grid_points(made_up: sweeps.Sweep, tmp_path: Path) -> None:
+    folders = curves.expand([made_up.folder])
+    assert folders == [made_up.folder / "group1"]
+    record = loggers.read_json(made_up.folder / "sweep.json")
+    loggers.write_json(made_up.folder / "sweep.json", record | {"parts": [*record["parts"], {"folder": "group2"}]})
+    assert curves.expand([made_up.folder]) == folders
+    assert curves.waiting([made_up.folder, folders[0]]) == ["sweep/group2 has not begun"]
+    groups = curves.group_runs(curves.read_runs(folders[0], with_minutes=True))
+    assert [(group.identity["agent.alpha"], len(group.curves)) for group in groups] == [(0.1, 4), (0.5, 4)]
+    assert "--agent.alpha=0.5" in curves.traces(groups[1].runs[0])["command"]
+    picture = tmp_path / "picture.png"
+    assert load("experiments/plot.py").main(["p", str(made_up.folder), "--kind=sensitivity", f"--out={picture}"]) == 0
+    (panel,) = loggers.read_json(Path(f"{picture}.json"))["panels"]
+    assert panel["field"] == "agent.alpha"
+    assert panel["lines"][0]["mean"] == pytest.approx([0.35, 0.225])
+
+
+# ------------------------------------------------------------------------------------------------------ bad input
+
+
+@pytest.mark.parametrize(
+    ("message", "arguments"),
+    [
+        ("--agent.learning_rate= lacks a value; write for example", ["--agent.learning_rate="]),
+        ("--agent.learning_rate=0.1,,0.2 lacks a value", ["--agent.learning_rate=0.1,,0.2"]),
+        ("--agent.hidden_dims=4: lacks a value; .*256,256:512,512", ["--agent.hidden_dims=4:"]),
+        ("--agent.learning_rate has 0.1 twice", ["--agent.learning_rate=0.1,0.10"]),
+        ("--agent.learning_rate has 0.10000000001 twice", ["--agent.learning_rate=0.1,0.10000000001"]),
+        ("--agent.hidden_dims has 4,4 twice", ["--agent.hidden_dims=4,4:4,4"]),
+        ("--agent.learning_rate=-1.0 is out of range", ["--agent.learning_rate=0.1,-1"]),
+        ("--agent.learning_rate=nan is out of range", ["--agent.learning_rate=0.1,nan"]),
+        ("--agent.learning_rate=0.1,fast is not of type float", ["--agent.learning_rate=0.1,fast"]),
+        ("--agent.batch_size=8,0.5 is not of type int", ["--agent.batch_size=8,0.5"]),
+        ("--agent.hidden_dims=4,x is not a list", ["--agent.hidden_dims=8:4,x"]),
+        ("--agent.distribution=uniform must be gaussian or flow", ["--agent.distribution=gaussian,uniform"]),
+        ("unknown flag --agent.learning_rat; did you mean", ["--agent.learning_rat=0.1,0.2"]),
+        ("--num_seeds=0 is too small; the least is 1", ["--num_seeds=0"]),
+        ("2 grid points × 6,000 seeds are more than 10,000 runs", [RATES, "--num_seeds=6000"]),
+        ("--runs_at_once=0 is too small", ["--runs_at_once=0"]),
+        ("--select=median is unknown; choose final, last, best", ["--select=median"]),
+        ("--agent is missing", ["--agent="]),
+        ("--resume needs --run_dir=DIR", ["--resume"]),
+        ("holds no sweep", ["--resume", "--run_dir=."]),
+        ("is not empty and holds no sweep", ["--run_dir=."]),
+    ],
+)
+def test_bad_input_is_one_line(message: str, arguments: list[str], data: str, tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "something").touch()
+    with pytest.raises(UserError, match=message) as caught:
+        sweep(*OFFLINE, "--eval_episodes=0", data, *arguments)
+    assert "\n" not in str(caught.value)
+    assert {path.name for path in tmp_path.iterdir()} <= {"something", ".lock"}
+
+
+def test_waves_of_another_size_are_refused(at_once: Path, data: str) -> None:
+    grid = (RATES, "--eval_episodes=0", "--num_seeds=2", "--runs_at_once=1")
+    with pytest.raises(UserError, match="holds a sweep with 4 runs at once, not 1"):
+        sweep(*OFFLINE, data, *grid, f"--run_dir={at_once}")
+
+
+def test_programs_for_one_configuration_refuse_several(at_once: Path) -> None:
+    plan, stored = resumed_plan({"run_dir": str(at_once / "group1"), "resume": True}, {})
+    assert plan.trials == tuple(Trial(seed, {"learning_rate": rate}) for rate in (0.001, 0.01) for seed in (0, 1))
+    assert plan.seeds == [0, 1]
+    assert "experiments/sweep.py" in stored["command"]
+    assert "--agent.learning_rate=0.001,0.01" in stored["command"]
+    with pytest.raises(UserError, match=r"differ in agent\.learning_rate; give the directory of one"):
+        stored_plan(str(at_once / "group1"))
+
+
+def test_help_lists_the_flags(capsys: pytest.CaptureFixture[str]) -> None:
+    assert sweep("--agent=gcbc", "--help") == 0
+    shown = capsys.readouterr().out
+    for flag in ("--runs_at_once", "--select=final", "--num_seeds=1", "--agent.learning_rate=0.0003 [sweepable]"):
+        assert f"  {flag}\n" in shown
