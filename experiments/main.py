@@ -16,12 +16,13 @@ from flowrl import flags
 def main(arguments: Sequence[str]) -> int:
     """Runs the program and returns its exit status."""
     from flowrl import agent as agents
-    from flowrl import run
+    from flowrl import hosts, run
     from flowrl.programs import agent_name
     from flowrl.settings import Settings, plan, read_config, resumed_plan
 
     values = absl_flags.FlagValues()
     flags.define(values, Settings)
+    flags.define(values, hosts.Options)
     absl_flags.DEFINE_boolean("help", False, "Show this help.", short_name="h", flag_values=values)
     name = agent_name(arguments, read_config)
     config = agents.load(name).Config if name else None
@@ -29,11 +30,13 @@ def main(arguments: Sequence[str]) -> int:
         flags.define(values, config, "agent.")
     if flags.wants_help(arguments):
         print(f"{__doc__}\nagents: {', '.join(agents.names())}\n\n{flags.help_text(Settings)}")
+        print(f"\nseveral hosts:\n{flags.help_text(hosts.Options)}")
         print(f"\n{name}:\n{flags.help_text(config, 'agent.')}" if config else "")
         return 0
     flags.parse(values, arguments, known_only=config is None)  # without an agent its flags are not known yet
     given = flags.given(values, Settings)
     agent_given = flags.given(values, config, "agent.") if config else {}
+    hosts.connect(hosts.Options(**flags.given(values, hosts.Options)))
     if given.get("resume"):
         return run.execute(*resumed_plan(given, agent_given))
     return run.execute(plan(given, agent_given))

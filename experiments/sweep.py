@@ -21,12 +21,13 @@ from flowrl import flags
 def main(arguments: Sequence[str]) -> int:
     """Runs the program and returns its exit status."""
     from flowrl import agent as agents
-    from flowrl import sweeps
+    from flowrl import hosts, sweeps
     from flowrl.programs import agent_name
     from flowrl.settings import Settings
 
     values = absl_flags.FlagValues()
     flags.define(values, Settings)
+    flags.define(values, hosts.Options)
     flags.define(values, sweeps.Options)
     absl_flags.DEFINE_boolean("help", False, "Show this help.", short_name="h", flag_values=values)
     name = agent_name(arguments, sweeps.read_record)
@@ -36,13 +37,16 @@ def main(arguments: Sequence[str]) -> int:
     if flags.wants_help(arguments):
         print(f"{__doc__}\nagents: {', '.join(agents.names())}\n\n{flags.help_text(sweeps.Options)}")
         print(flags.help_text(Settings))
+        print(f"\nseveral hosts:\n{flags.help_text(hosts.Options)}")
         print(f"\n{name}:\n{flags.help_text(config, 'agent.')}" if config else "")
         return 0
     flags.parse(values, arguments, known_only=config is None)  # without an agent its flags are not known yet
     given, options = flags.given(values, Settings), sweeps.Options(**flags.given(values, sweeps.Options))
     grid = flags.given_lists(values, config, "agent.") if config else {}
+    hosts.connect(hosts.Options(**flags.given(values, hosts.Options)))
     if given.get("resume"):
         return sweeps.execute(sweeps.resumed(given, grid, options))
+    hosts.require_folder(given.get("run_dir"))
     if "run_dir" not in given:
         given["run_dir"] = f"runs/sweep-{given.get('agent')}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
     return sweeps.execute(sweeps.Sweep(given, grid, options))

@@ -45,7 +45,8 @@ class Checkpoints:
         logging.getLogger("absl").setLevel(logging.ERROR)
         self.folder = folder.absolute()
         options = ocp.CheckpointManagerOptions(max_to_keep=keep or None, enable_async_checkpointing=False)
-        self._manager = ocp.CheckpointManager(self.folder, options=options)
+        handlers = {"arrays": ocp.StandardCheckpointHandler(), "facts": ocp.JsonCheckpointHandler()}
+        self._manager = ocp.CheckpointManager(self.folder, options=options, item_handlers=handlers)
 
     def latest(self) -> int | None:
         """Returns the step of the newest whole checkpoint, or None."""
@@ -82,7 +83,9 @@ class Checkpoints:
         return self._read(ocp.args.Composite(facts=ocp.args.JsonRestore()))["facts"]
 
     def restore(self, like: Any) -> Any:
-        """Returns the newest checkpoint's arrays, in the structure of `like`.
+        """Returns the newest checkpoint's arrays, in the structure of `like` and on its devices.
+
+        The leading axis of runs may have been filled up for another number of devices: it is cut, or filled with zeros.
 
         Args:
             like: Arrays or shapes in the structure to restore.
@@ -91,7 +94,16 @@ class Checkpoints:
             UserError: The checkpoint holds other networks or is damaged.
         """
         shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), like)
-        return self._read(ocp.args.Composite(arrays=ocp.args.StandardRestore(shapes)))["arrays"]
+        self._require_fit(shapes)
+        return self._read(ocp.args.Composite(arrays=ocp.args.StandardRestore(shapes, strict=False)))["arrays"]
+
+    def _require_fit(self, like: Any) -> None:
+        """Checks that arrays differ in the number of runs at most, which `restore` itself would not notice."""
+        step = self.latest()
+        stored = _shapes(self._stored(step))
+        for name, shape in _shapes(like).items():
+            if stored.get(name, shape)[1:] != shape[1:]:
+                raise self._unfit(step, f"{name} has shape {stored[name][1:]} for each run, not {shape[1:]}")
 
     def steps(self) -> list[int]:
         """Returns the steps of all whole checkpoints, in order."""
@@ -103,7 +115,12 @@ class Checkpoints:
         Args:
             step: Of which; the newest one where None.
         """
-        return self._read(ocp.args.Composite(arrays=ocp.args.StandardRestore()), step)["arrays"]
+        sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])  # not those that it was saved from
+        shapes = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+            self._stored(self.latest() if step is None else step),
+        )
+        return self._read(ocp.args.Composite(arrays=ocp.args.StandardRestore(shapes)), step)["arrays"]
 
     def _read(self, parts: ocp.args.Composite, step: int | None = None) -> Any:
         """Reads parts of the checkpoint at `step`, or of the newest."""
@@ -113,7 +130,20 @@ class Checkpoints:
                 return self._manager.restore(step, args=parts)
         except (ValueError, KeyError, TypeError, OSError) as error:
             reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-        raise UserError(
+        raise self._unfit(step, reason)
+
+    def _stored(self, step: int | None) -> Any:
+        """Returns the metadata of a checkpoint's arrays, in their structure."""
+        try:
+            found = self._manager.item_metadata(step)["arrays"]
+        except (ValueError, KeyError, TypeError, OSError) as error:
+            raise self._unfit(step, str(error)) from error
+        if found is None:
+            raise self._unfit(step, "no arrays")
+        return found.tree
+
+    def _unfit(self, step: int | None, reason: str) -> UserError:
+        return UserError(
             f"the checkpoint at step {step} in {self.folder} does not fit this agent and its settings, or is "
             f"damaged ({reason}); delete that step's folder to fall back to the one before"
         )
@@ -121,3 +151,9 @@ class Checkpoints:
     def close(self) -> None:
         """Releases the manager's threads."""
         self._manager.close()
+
+
+def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+    """Returns the shapes of arrays by the names of their places."""
+    leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf.shape for path, leaf in leaves}

@@ -14,6 +14,7 @@ from flowrl.agent import Agent
 from flowrl.data.dataset import Dataset, gather, sample_rows
 from flowrl.data.goals import relabel
 from flowrl.data.replay import Replay, mixed, of_run
+from flowrl.devices import ALL, ONE, RUNS, Layout, local
 from flowrl.streams import stream_key
 from flowrl.train_state import Batch, Hyper, Metrics, Params, TrainState
 
@@ -71,10 +72,12 @@ def train_step(
     dataset: Dataset | None,
     replay: Replay | None = None,
     offline_share: float | None = None,
+    cut_batch: Callable[[Batch], Batch] = lambda batch: batch,
 ) -> tuple[TrainState, Metrics]:
     """One update of one run, whose root key is `key`; all randomness follows from the key and `state.step`.
 
-    Transitions come from the dataset, or where there is a replay buffer from both, as `flowrl.data.replay.mixed` says.
+    Transitions come from the dataset, or where there is a replay buffer from both, as `flowrl.data.replay.mixed` says;
+    `cut_batch` spreads them over devices.
     """
     data_key = stream_key(key, "data", state.step)
     if replay is None:
@@ -82,7 +85,7 @@ def train_step(
         batch = sample_batch(agent, data_key, dataset, state, batch_size)
     else:
         batch = mixed(data_key, replay, dataset, batch_size, agent.needs.fields, offline_share)
-    return agent.update(state, batch, stream_key(key, "update", state.step))
+    return agent.update(state, cut_batch(batch), stream_key(key, "update", state.step))
 
 
 def run_chunk(
@@ -117,7 +120,9 @@ def run_chunk(
 
 
 class Program(NamedTuple):
-    """The functions of a training run with R runs mapped; states and windows carry a leading axis R but for counters.
+    """The functions of a training with R runs mapped; states and windows carry a leading axis R but for counters.
+
+    R are the rows of a `Layout`, on whose devices all arrays lie.
 
     Attributes:
         start: `(keys [R], hyper=None) -> (states, window)` before the first update; `hyper` holds values of sweepable
@@ -132,12 +137,13 @@ class Program(NamedTuple):
     policies: Callable[[TrainState], Any]
 
 
-def _state_axes(states: TrainState) -> TrainState:
-    return jax.tree.map(lambda _: 0, states).replace(step=None)
+def _state_axes(states: TrainState, mapped: Any = 0, shared: Any = None) -> TrainState:
+    """Returns `mapped` for each array of the states, and `shared` for their counter."""
+    return jax.tree.map(lambda _: mapped, states).replace(step=shared)
 
 
-def _window_axes(window: Window) -> Window:
-    return jax.tree.map(lambda _: 0, window).replace(count=None)
+def _window_axes(window: Window, mapped: Any = 0, shared: Any = None) -> Window:
+    return jax.tree.map(lambda _: mapped, window).replace(count=shared)
 
 
 def resolve_map(mode: MapMode, runs: int) -> Literal["vmap", "serial"]:
@@ -157,6 +163,7 @@ def build(
     mode: Literal["vmap", "serial"],
     replay: Replay | None = None,
     offline_share: float | None = None,
+    layout: Layout = ONE,
 ) -> Program:
     """Builds the program for `mode` `vmap` (all runs in one batched computation) or `serial` (one run after another).
 
@@ -168,13 +175,15 @@ def build(
             noise are equal and floats agree up to rounding.
         replay: One run's replay buffer, or its shapes, where `chunk` will be given some.
         offline_share: Share of each batch from the dataset where there is a buffer too; None is in proportion to size.
+        layout: The devices that the runs, or their batches, are spread over.
     """
     if mode not in ("vmap", "serial"):
         raise ValueError(f"mode {mode!r} is neither vmap nor serial")
-    step = partial(train_step, agent, batch_size, offline_share=offline_share)
+    step = partial(train_step, agent, batch_size, offline_share=offline_share, cut_batch=layout.cut_batch)
     one = partial(run_chunk, step)
+    whole = layout.replicated()
 
-    def start(keys: jax.Array, hyper: Hyper | None = None) -> tuple[TrainState, Window]:
+    def begin(keys: jax.Array, hyper: Hyper | None) -> tuple[TrainState, Window]:
         states = jax.vmap(lambda key, own: agent.init(stream_key(key, "init"), own))(keys, hyper)
         states = states.replace(step=jnp.zeros((), jnp.int32))
         single = jax.eval_shape(lambda: agent.init(jax.random.key(0)))
@@ -204,17 +213,40 @@ def build(
         states, window = jax.lax.map(run, mapped)
         return states.replace(step=step + updates), window.replace(count=count + updates)
 
+    def start(keys: jax.Array, hyper: Hyper | None = None) -> tuple[TrainState, Window]:
+        specs = specs_of(*jax.eval_shape(begin, keys, hyper))
+        return layout.spread(begin, (RUNS, RUNS), specs)(keys, hyper)
+
+    def chunk(
+        states: TrainState, window: Window, keys: jax.Array, dataset: Any, updates: jax.Array, replays: Any = None
+    ) -> tuple[TrainState, Window]:
+        specs = specs_of(states, window)
+        mapped = layout.spread(vmapped if mode == "vmap" else serial, (*specs, RUNS, ALL, ALL, RUNS), specs)
+        return mapped(states, window, keys, dataset, updates, replays)
+
     def policies(states: TrainState) -> Any:
-        return jax.vmap(agent.policy, in_axes=(_state_axes(states),))(states)
+        mapped = jax.vmap(agent.policy, in_axes=(_state_axes(states),))
+        return layout.spread(mapped, (_state_axes(states, RUNS, ALL),), RUNS)(states)
 
-    chunk = jax.jit(vmapped if mode == "vmap" else serial, donate_argnums=(0, 1))
-    return Program(jax.jit(start), chunk, jax.jit(policies))
+    return Program(
+        jax.jit(start, out_shardings=whole),
+        jax.jit(chunk, donate_argnums=(0, 1), out_shardings=whole),
+        jax.jit(policies, out_shardings=whole),
+    )
 
 
-@jax.jit
+def specs_of(states: TrainState, window: Window) -> tuple[TrainState, Window]:
+    """Returns which of their arrays are cut into shares for the devices."""
+    return _state_axes(states, RUNS, ALL), _window_axes(window, RUNS, ALL)
+
+
 def clear(window: Window) -> Window:
-    """Returns a window with its sums back at zero."""
-    return window.replace(sums=jax.tree.map(jnp.zeros_like, window.sums), count=jnp.zeros_like(window.count))
+    """Returns a window with its sums back at zero, on the same devices."""
+
+    def zero(array: jax.Array) -> jax.Array:
+        return jnp.zeros(array.shape, array.dtype, device=array.sharding)
+
+    return window.replace(sums=jax.tree.map(zero, window.sums), count=zero(window.count))
 
 
 class Divergence(NamedTuple):
@@ -244,10 +276,10 @@ class Diverged(Exception):
 
 
 def divergences(window: Window) -> dict[int, Divergence]:
-    """Returns for each run that diverged where it did."""
+    """Returns for each run of this host that diverged where it did; runs are counted by their rows here."""
     events = [
         Divergence(int(step), metric, run)
-        for metric, steps in jax.device_get(window.bad_step).items()
+        for metric, steps in local(window.bad_step).items()
         for run, step in enumerate(np.atleast_1d(steps))
         if step > 0
     ]
@@ -295,6 +327,7 @@ class Hooks(NamedTuple):
             still to come.
         progress: `(step, steps, seconds)` after each chunk.
         stopping: Whether to save and stop.
+        pace: Returns the seconds that a chunk took on all hosts, whose chunks have equal lengths.
         diverged: Takes the runs that have diverged so far, at the beginning and after each chunk; may raise to end the
             training, so that nothing of it is saved.
     """
@@ -305,6 +338,7 @@ class Hooks(NamedTuple):
     progress: Callable[[int, int, float], None]
     stopping: Callable[[], bool]
     diverged: Callable[[dict[int, Divergence]], None] = end
+    pace: Callable[[float], float] = lambda seconds: seconds
 
 
 class Stopped(Exception):
@@ -368,7 +402,7 @@ def train(
         began = time.perf_counter()
         states, window = advance(states, window, steps)
         hooks.diverged(divergences(window))
-        seconds = time.perf_counter() - began
+        seconds = hooks.pace(time.perf_counter() - began)
         step += steps
         hooks.progress(step, steps, seconds)
         if steps == length or seconds > chunk_seconds:
@@ -385,6 +419,9 @@ def train(
 
 
 def means(window: Window) -> dict[str, np.ndarray]:
-    """Returns the mean of each metric over the window's updates, float32 `[R]`; empty where there were none."""
-    count = int(window.count)
-    return {name: np.asarray(total) / np.float32(count) for name, total in window.sums.items()} if count else {}
+    """Returns the mean of each metric over the window's updates, float32 `[R]`, of this host's rows.
+
+    It is empty where there were no updates.
+    """
+    count = int(local(window.count))
+    return {name: total / np.float32(count) for name, total in local(window.sums).items()} if count else {}

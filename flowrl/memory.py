@@ -1,4 +1,4 @@
-"""How many runs fit into a device's memory at once."""
+"""How many runs fit into the memory of the devices at once."""
 
 import dataclasses
 from typing import Any
@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from flowrl import config as configs
+from flowrl import devices
 from flowrl.data import sources
 from flowrl.online import empty_replays
 from flowrl.run import build_program, prepare, spec_of
@@ -22,9 +23,10 @@ def fitting(free: float, fixed: float, per_run: float, runs: int) -> int:
 
 
 def runs_that_fit(plan: Plan) -> int:
-    """Returns how many of a plan's runs fit into the device's memory at once: all where it does not tell its size.
+    """Returns how many of a plan's runs fit into the devices' memory at once: all where these do not tell its size.
 
-    The program of two runs is compiled, and XLA asked what it needs; the data are in memory while that is compared.
+    The program of two runs is compiled for one device, and XLA asked what it needs; the data are in memory while that
+    is compared.
     """
     runs, stats = len(plan.trials), jax.local_devices()[0].memory_stats()
     if runs == 1 or not stats or "bytes_limit" not in stats:
@@ -38,14 +40,17 @@ def runs_that_fit(plan: Plan) -> int:
     replays: tuple[Any, ...] = ()
     if plan.settings.online_steps:
         needs = parts.agent.needs
-        replays = (jax.eval_shape(lambda: empty_replays(spec_of(parts.sizes), count, plan.online.capacity, needs)),)
+        two_rows = devices.Layout(count)
+        replays = (jax.eval_shape(lambda: empty_replays(spec_of(parts.sizes), plan.online.capacity, needs, two_rows)),)
     compiled = program.chunk.lower(*arrays, keys, parts.dataset, jnp.int32(1), *replays).compile()
     work = compiled.memory_analysis().temp_size_in_bytes
     kept = _bytes((arrays, replays, jax.eval_shape(program.policies, arrays[0])))
     serial = plan.settings.map == "serial"  # then one run at a time works
     used = jax.local_devices()[0].memory_stats()["bytes_in_use"]
     free = stats["bytes_limit"] - used
-    return fitting(free, work if serial else 0, (kept if serial else kept + work) / count, runs)
+    each = fitting(free, work if serial else 0, (kept if serial else kept + work) / count, runs)
+    shares = devices.layout(runs, padded=not plan.settings.online_steps).devices
+    return min(runs, each * shares) if plan.settings.shard == "runs" else each
 
 
 def _bytes(tree: Any) -> int:

@@ -15,6 +15,7 @@ from flowrl.data import replay as buffers
 from flowrl.data.dataset import Dataset
 from flowrl.data.replay import Replay
 from flowrl.data.returns import OpenEpisodes
+from flowrl.devices import ALL, ONE, RUNS, Layout
 from flowrl.loop import Program, Window
 from flowrl.streams import stream_key
 from flowrl.train_state import TrainState
@@ -192,6 +193,7 @@ class Collector:
         dataset: Dataset | None = None,
         step: int = 0,
         replays: Replay | None = None,
+        layout: Layout = ONE,
     ):
         """Takes up acting.
 
@@ -205,15 +207,17 @@ class Collector:
             dataset: Offline data that batches are mixed with.
             step: Environment steps done before.
             replays: The buffers then; by default empty ones.
+            layout: The devices of the runs, all with equally many.
         """
         self.program, self.environments, self.step = program, environments, step
         if replays is None:
-            replays = empty_replays(spec, len(keys), options.capacity, agent.needs)
+            replays = empty_replays(spec, options.capacity, agent.needs, layout)
         self.replays = replays
         self._keys, self._options, self._dataset = keys, options, dataset
-        self._act = jax.jit(functools.partial(_act, agent, spec, options))
-        self._add = jax.jit(jax.vmap(buffers.add), donate_argnums=0)
-        self._record = jax.jit(jax.vmap(buffers.record), donate_argnums=0)
+        act = functools.partial(_act, agent, spec, options)
+        self._act = jax.jit(layout.spread(act, (RUNS, RUNS, ALL, RUNS), RUNS))
+        self._add = jax.jit(layout.spread(jax.vmap(buffers.add), RUNS, RUNS), donate_argnums=0)
+        self._record = jax.jit(layout.spread(jax.vmap(buffers.record), RUNS, RUNS), donate_argnums=0)
         self._open: OpenEpisodes | None = None
         if (discount := agent.needs.returns_discount) is not None:
             self._open = OpenEpisodes(len(keys), options.num_envs, options.capacity, discount)
@@ -229,10 +233,10 @@ class Collector:
         for _ in range(steps // num_envs):
             observations = self.environments.observations.reshape(runs, num_envs, -1)
             policies = self.program.policies(states)
-            actions = self._act(policies, self._keys, jnp.int32(self.step), observations)
+            actions = self._act(policies, self._keys, np.int32(self.step), observations)
             updates = updates_due(self._options, self.step) - updates_due(self._options, self.step - num_envs)
             if updates:
-                arguments = (self._keys, self._dataset, jnp.int32(updates), self.replays)
+                arguments = (self._keys, self._dataset, np.int32(updates), self.replays)
                 states, window = self.program.chunk(states, window, *arguments)
             moved = self.environments.step(np.asarray(actions).reshape(runs * num_envs, -1))
             rows = {name: getattr(moved, name) for name in buffers.FIELDS if name != "actions"}
@@ -245,9 +249,11 @@ class Collector:
         return states, window
 
 
-def empty_replays(spec: Spec, runs: int, capacity: int, needs: Needs) -> Replay:
-    """Returns the buffers of R runs of an agent with these needs, with a leading axis R."""
-    return jax.vmap(lambda _: buffers.empty(spec, capacity, buffers.stored(needs)))(jnp.arange(runs))
+def empty_replays(spec: Spec, capacity: int, needs: Needs, layout: Layout) -> Replay:
+    """Returns the buffers of R runs of an agent with these needs, with a leading axis R, on the runs' devices."""
+    empty = jax.vmap(lambda _: buffers.empty(spec, capacity, buffers.stored(needs)))
+    rows = layout.place(np.arange(layout.rows), mapped=True)
+    return jax.jit(layout.spread(empty, RUNS, RUNS), out_shardings=layout.replicated())(rows)
 
 
 def _act(

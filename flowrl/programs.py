@@ -117,7 +117,8 @@ def load_states(folder: Path, agent: Agent, keys: jax.Array) -> tuple[int, Train
     step = checkpoints.latest()
     if step is None:
         raise UserError(f"{folder} has no checkpoint to evaluate")
-    stored = checkpoints.raw()[0]
+    # More rows than runs were stored, where these did not fill their devices evenly.
+    stored = jax.tree.map(lambda x: x[: len(keys)] if x.ndim else x, checkpoints.raw()[0])
     checkpoints.close()
     stored["opt_state"] = flax.serialization.to_state_dict(like)["opt_state"]
     return step, flax.serialization.from_state_dict(like, stored)

@@ -1,6 +1,8 @@
 """One training run in a run directory: data, environments, logs, checkpoints, summary, resuming."""
 
+import contextlib
 import dataclasses
+import itertools
 import signal
 import time
 from functools import partial
@@ -13,7 +15,7 @@ from tqdm import tqdm
 
 from flowrl import agent as agents
 from flowrl import config as configs
-from flowrl import envs, loggers, loop, normalize
+from flowrl import devices, envs, hosts, loggers, loop, normalize
 from flowrl.agent import Agent, Spec
 from flowrl.checkpoint import Checkpoints
 from flowrl.data import goals, minari_sets, replay, returns, sources
@@ -44,10 +46,11 @@ def execute(plan: Plan, stored: dict[str, Any] | None = None) -> int:
         An exit status: 0, or 128 + the signal that stopped the run.
 
     Raises:
-        UserError: Data, folder or checkpoint are unusable, or the run diverged.
+        UserError: Data, folder or checkpoint are unusable, hosts were given different commands, or the run diverged.
     """
+    hosts.require_same({"--run_dir": str(plan.folder.absolute())})
     make_folder(plan.folder)
-    with sole_owner(plan.folder):
+    with sole_owner(plan.folder) if hosts.first() else contextlib.nullcontext():
         return _execute(plan, stored)
 
 
@@ -63,15 +66,18 @@ def _execute(plan: Plan, stored: dict[str, Any] | None) -> int:
     parts = prepare(plan, source)
     plan = parts.plan
     config = _config(plan, source)
+    same = ("settings", "agent_config", "seeds", "versions", "git_commit")
+    hosts.require_same({name: config[name] for name in same} | {"data": source.sha256})
     with Signals() as signals:
         run = Run(parts)
         try:
             _banner(plan, source, run.states)
-            if stored is None:
-                loggers.write_json(plan.folder / "config.json", config)
-            else:
+            if stored is not None:
                 _warn_of_changes(stored, config)
-            (plan.folder / DIVERGED).unlink(missing_ok=True)
+            elif hosts.first():
+                loggers.write_json(plan.folder / "config.json", config)
+            if hosts.first():
+                (plan.folder / DIVERGED).unlink(missing_ok=True)
             run.train(signals, resume=resume)
         except loop.Stopped:
             print(f"stopped at {plan.unit} {run.checkpoints.latest()}; continue with --resume --run_dir={plan.folder}")
@@ -189,7 +195,7 @@ def _record_changes(plan: Plan) -> None:
 
 def _banner(plan: Plan, source: sources.Source, states: TrainState) -> None:
     settings, runs = plan.settings, len(plan.trials)
-    parameters = sum(leaf.size for leaf in jax.tree.leaves(states.params)) // runs
+    parameters = sum(leaf.size // len(leaf) for leaf in jax.tree.leaves(states.params))
     mapped = f" × {runs} runs ({settings.map})" if runs > 1 else ""
     rows = {
         "agent": f"{settings.agent}, {parameters:,} parameters{mapped}",
@@ -226,25 +232,35 @@ class _BrokenOff(Exception):
 
 
 class Run:
-    """The parts of one training run, and what it does between chunks of training."""
+    """The parts of one training run, and what it does between chunks of training.
+
+    With several hosts each evaluates its own runs, and the first writes what all of them have to say.
+    """
 
     def __init__(self, parts: Parts):
-        self.plan, self.agent, sizes, self.dataset = parts
+        self.plan, self.agent, sizes, dataset = parts
         self.spec, self.tasks = spec_of(sizes), sizes.tasks
         plan, agent = self.plan, self.agent
         settings: Any = plan.settings
-        self.keys = jax.vmap(jax.random.key)(np.array([trial.seed for trial in plan.trials], np.uint32))
-        self.program = build_program(parts)
+        self.layout = devices.layout(len(plan.trials), settings.shard, padded=not settings.online_steps)
+        self.dataset = self.layout.place(dataset, mapped=False)
+        seeds = self.layout.filled([trial.seed for trial in plan.trials]).astype(np.uint32)
+        self.keys = jax.jit(self.layout.spread(jax.vmap(jax.random.key), devices.RUNS, devices.RUNS))(
+            self.layout.place(seeds, mapped=True)
+        )
+        self.program = build_program(parts, self.layout)
         hyper = configs.hypers(plan.agent_config, [trial.values for trial in plan.trials])
+        hyper = self.layout.place({name: self.layout.filled(values) for name, values in hyper.items()}, mapped=True)
         self.states, self.window = self.program.start(self.keys, hyper)
         self.diverged: dict[int, Divergence] = {}
         self.checkpoints = Checkpoints(plan.folder / "checkpoints", settings.keep_checkpoints)
         self.evaluator: Evaluator | None = None
-        if settings.eval_episodes:
+        self.own = self.layout.own
+        if settings.eval_episodes and self.own:
             self.evaluator = Evaluator(
                 agent,
                 envs.factory(plan.env),
-                self.keys,
+                jax.vmap(jax.random.key)(seeds[: len(plan.trials)][self.own.start : self.own.stop]),
                 tasks=sizes.tasks,
                 episodes=settings.eval_episodes,
                 workers=settings.workers,
@@ -269,17 +285,19 @@ class Run:
         if settings.online_steps:
             self._train_online(signals, states, window, step, evaluated)
         self.bar.close()
-        summary = summarize(self.plan, loggers.read_lines(self.plan.folder / "eval.jsonl"))
-        loggers.write_json(self.plan.folder / "summary.json", summary)
-        print_summary(summary)
+        if hosts.first():
+            summary = summarize(self.plan, loggers.read_lines(self.plan.folder / "eval.jsonl"))
+            loggers.write_json(self.plan.folder / "summary.json", summary)
+            print_summary(summary)
+        hosts.wait()
 
     def _train_offline(
         self, signals: Signals, states: TrainState, window: Window, step: int, evaluated: bool
     ) -> tuple[TrainState, Window]:
-        chunk = self._compiled(states, window, self.keys, self.dataset, jnp.int32(1))
+        chunk = self._compiled(states, window, self.keys, self.dataset, np.int32(1))
 
         def advance(states: TrainState, window: Window, steps: int) -> tuple[TrainState, Window]:
-            return chunk(states, window, self.keys, self.dataset, jnp.int32(steps))
+            return chunk(states, window, self.keys, self.dataset, np.int32(steps))
 
         schedule = self.plan.schedule(online=False)
         return loop.train(
@@ -292,7 +310,7 @@ class Run:
         if self.collector is None:
             self.collector, window = self._collector(), loop.clear(window)
         collector = self.collector
-        arguments = (states, window, self.keys, self.dataset, jnp.int32(1), collector.replays)
+        arguments = (states, window, self.keys, self.dataset, np.int32(1), collector.replays)
         collector.program = self.program._replace(chunk=self._compiled(*arguments))
         schedule, unit = self.plan.schedule(online=True), self.plan.online.num_envs
         self.announced = False
@@ -307,7 +325,16 @@ class Run:
         vectorization: Any = self.plan.settings.vectorization
         environments = Environments(make_env, self.keys, options.num_envs, episodes, vectorization)
         return Collector(
-            self.agent, self.spec, self.program, environments, self.keys, options, self.dataset, step, replays
+            self.agent,
+            self.spec,
+            self.program,
+            environments,
+            self.keys,
+            options,
+            self.dataset,
+            step,
+            replays,
+            layout=self.layout,
         )
 
     def _hooks(self, signals: Signals, schedule: loop.Schedule) -> loop.Hooks:
@@ -316,8 +343,9 @@ class Run:
             evaluate=lambda step, states: self._evaluate(step, states, signals),
             checkpoint=self._checkpoint,
             progress=partial(self._progress, schedule),
-            stopping=lambda: signals.received is not None,
+            stopping=lambda: any(hosts.gather(signals.received is not None)),
             diverged=self.diverging,
+            pace=lambda seconds: max(hosts.gather(seconds)),
         )
 
     def diverging(self, found: dict[int, Divergence]) -> None:
@@ -326,16 +354,16 @@ class Run:
         Raises:
             Diverged: It ends.
         """
-        if found != self.diverged:
+        own = [event._replace(run=self.own[run]) for run, event in found.items() if run < len(self.own)]
+        found = {event.run: event for event in itertools.starmap(Divergence, hosts.merged(own))}
+        if found != self.diverged and hosts.first():
             self._record(found)
         if len(found) == len(self.plan.trials) and not self.plan.grid:
             loop.end(found)
         for run in found.keys() - self.diverged.keys():
-            event, own = (
-                found[run],
-                ", ".join(f"{name} {value}" for name, value in self.plan.trials[run].labels.items()),
-            )
-            tqdm.write(f"run {run} ({own}) diverged: {event.metric} is not finite after {event.step:,}; it is frozen")
+            event, labels = found[run], self.plan.trials[run].labels
+            named = ", ".join(f"{name} {value}" for name, value in labels.items())
+            tqdm.write(f"run {run} ({named}) diverged: {event.metric} is not finite after {event.step:,}; it is frozen")
         self.diverged = found
 
     def _record(self, found: dict[int, Divergence]) -> None:
@@ -378,45 +406,67 @@ class Run:
                 "its config.json says; put the right config.json back, or start a new run in another --run_dir"
             )
         if "episodes" in facts:
-            buffers = empty_replays(self.spec, len(self.keys), self.plan.online.capacity, self.agent.needs)
+            buffers = empty_replays(self.spec, self.plan.online.capacity, self.agent.needs, self.layout)
             self.states, self.window, buffers = self.checkpoints.restore((self.states, self.window, buffers))
             begun = np.array(facts["episodes"], np.int32) + 1  # those under way are lost
             self.collector = self._collector(step - int(self.plan.settings.steps or 0), begun, buffers)
         else:
             self.states, self.window = self.checkpoints.restore((self.states, self.window))
-        _record_changes(self.plan)
         schedule = self.plan.schedule(online=self.collector is not None)
         evaluated = facts["evaluated"] or not schedule.due("eval", step)
-        for name, what, last in (
-            ("metrics", "log", step),
-            ("eval", "eval", step if facts["evaluated"] else step - 1),
-            ("time", "log", step),
-        ):
-            loggers.keep_steps(self.plan.folder / f"{name}.jsonl", partial(_written_by, self.plan, what, last))
+        if hosts.first():
+            _record_changes(self.plan)
+            self._cut_logs(step, step if facts["evaluated"] else step - 1)
         self.bar.update(step)
         print(f"resuming from {self.plan.unit} {step:,}")
         return step, evaluated
 
+    def _cut_logs(self, logged: int, evaluated: int) -> None:
+        """Drops log lines from after the steps up to which was logged and evaluated."""
+        for name, what, last in (("metrics", "log", logged), ("eval", "eval", evaluated), ("time", "log", logged)):
+            loggers.keep_steps(self.plan.folder / f"{name}.jsonl", partial(_written_by, self.plan, what, last))
+
     def _log(self, step: int, metrics: dict[str, np.ndarray]) -> None:
-        gathered: list[dict[str, float]] = [{}] * len(self.plan.trials)
+        gathered: list[dict[str, float]] = [{}] * len(self.own)
         if self.collector is not None:
             gathered = self.collector.environments.drain()
         records = [
-            {"step": step, "run": run, **trial.labels, **self._mark(run)}
-            | {f"train/{name}": float(values[run]) for name, values in sorted(metrics.items()) if _known(values[run])}
-            | {f"online/{name}": value for name, value in gathered[run].items()}
-            for run, trial in enumerate(self.plan.trials)
+            {"step": step, "run": run, **self.plan.trials[run].labels, **self._mark(run)}
+            | {f"train/{name}": float(values[row]) for name, values in sorted(metrics.items()) if _known(values[row])}
+            | {f"online/{name}": value for name, value in gathered[row].items()}
+            for row, run in enumerate(self.own)
         ]
-        loggers.append_lines(self.plan.folder / "metrics.jsonl", records)
         rate = self.steps / self.seconds if self.seconds else 0.0
-        loggers.append_lines(self.plan.folder / "time.jsonl", [{"step": step, "steps_per_second": round(rate, 3)}])
+        self._append("metrics", hosts.merged(records))
+        self._append("time", [{"step": step, "steps_per_second": round(rate, 3)}])
         self.steps, self.seconds = 0, 0.0
 
+    def _append(self, name: str, records: list[dict[str, Any]]) -> None:
+        """Appends lines of all hosts to a file of the run directory."""
+        if hosts.first():
+            loggers.append_lines(self.plan.folder / f"{name}.jsonl", records)
+
     def _evaluate(self, step: int, states: TrainState, signals: Signals) -> bool:
-        if self.evaluator is None:
+        """Evaluates the runs of all hosts and logs that; false if one of them is to stop."""
+        if not self.plan.settings.eval_episodes:
             return True
-        runs, episodes = len(self.plan.trials), int(self.plan.settings.eval_episodes or 0)
-        total = runs * max(1, self.tasks) * episodes * len(self.agent.evaluations)
+        policies = self.program.policies(states)
+        found = hosts.gather(None if self.evaluator is None else self._outcomes(step, policies, signals))
+        if any(lines == [] for lines in found):
+            return False
+        lines = [line for own in found for line in own or ()]
+        lines.sort(key=lambda line: self.agent.evaluations.index(line["mode"]))  # runs stay in order
+        self._append("eval", lines)
+        for mode in self.agent.evaluations:
+            tqdm.write(evaluation_text(step, [line for line in lines if line["mode"] == mode], self.plan.unit))
+        return True
+
+    def _outcomes(self, step: int, policies: Any, signals: Signals) -> list[dict[str, Any]]:
+        """Evaluates the runs of this host, and returns the lines of their log; none if the run is to stop."""
+        assert self.evaluator is not None
+        policies = jax.tree.map(lambda x: jnp.asarray(x[: len(self.own)]), devices.local(policies))
+        trials, episodes = self.plan.trials[self.own.start : self.own.stop], int(self.plan.settings.eval_episodes or 0)
+        total = len(trials) * max(1, self.tasks) * episodes * len(self.agent.evaluations)
         bar = tqdm(total=total, unit="episode", desc="evaluating", disable=None, leave=False)
 
         def on_step(before: int, done: int, _: int) -> None:
@@ -424,25 +474,21 @@ class Run:
             if signals.received is not None:
                 raise _BrokenOff
 
-        policies, lines = self.program.policies(states), []
+        lines: list[dict[str, Any]] = []
         try:
             for i, mode in enumerate(self.agent.evaluations):
                 before = i * total // len(self.agent.evaluations)
                 outcome = self.evaluator(policies, partial(on_step, before), mode=mode)
-                lines += evaluation_lines(step, self.plan.trials, mode, outcome, self.plan.env)
+                lines += evaluation_lines(step, trials, mode, outcome, self.plan.env, first_run=self.own.start)
         except _BrokenOff:
-            return False
+            return []
         except WorkerDied:
             if signals.arrives(seconds=1.0):  # a signal to the whole process group ends the workers first
-                return False
+                return []
             raise
         finally:
             bar.close()
-        lines = [line | self._mark(line["run"]) for line in lines]
-        loggers.append_lines(self.plan.folder / "eval.jsonl", lines)
-        for mode in self.agent.evaluations:
-            tqdm.write(evaluation_text(step, [line for line in lines if line["mode"] == mode], self.plan.unit))
-        return True
+        return [line | self._mark(line["run"]) for line in lines]
 
     def _checkpoint(self, step: int, states: TrainState, window: Window, evaluated: bool) -> None:
         facts: dict[str, Any] = {"agent": self.plan.settings.agent, "evaluated": evaluated}
@@ -466,8 +512,12 @@ class Run:
             tqdm.write(_estimate(steps / seconds, runs, schedule.steps - step, unit))
 
 
-def build_program(parts: Parts) -> Program:
+def build_program(parts: Parts, layout: devices.Layout = devices.ONE) -> Program:
     """Builds the functions of a training.
+
+    Args:
+        parts: What it is put together from.
+        layout: The devices that it runs on.
 
     Raises:
         UserError: The agent reads what the data lack.
@@ -482,7 +532,7 @@ def build_program(parts: Parts) -> Program:
         agents.check_needs(agent.needs, dict.fromkeys(stored))
         buffer = jax.eval_shape(partial(replay.empty, spec_of(sizes), plan.online.capacity, stored))
     batch_size = plan.agent_config.batch_size
-    return loop.build(agent, batch_size, dataset, settings.map, buffer, settings.offline_share)
+    return loop.build(agent, batch_size, dataset, settings.map, buffer, settings.offline_share, layout)
 
 
 def _known(value: np.floating) -> bool:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from flowrl import agent as agents
 from flowrl import config as configs
-from flowrl import envs, loggers, loop, normalize, presets
+from flowrl import devices, envs, hosts, loggers, loop, normalize, presets
 from flowrl.agent import Spec
 from flowrl.errors import UserError
 from flowrl.online import Options
@@ -57,6 +57,7 @@ class Settings:
     reward_scale: float = configs.setting(1.0, "Factor of rewards.")
     reward_shift: float = configs.setting(0.0, "Added to rewards after scaling; the return in evaluations is unscaled.")
     map: str = configs.setting("auto", "How runs are mapped: vmap, serial, or auto (serial on CPUs).")
+    shard: str = configs.setting("runs", "What is spread over several devices: runs, or the batch of each run.")
     workers: int | None = configs.setting(None, "Processes for environments; one per core if absent.")
     run_dir: str | None = configs.setting(None, "Folder of the run; a new one under runs/ if absent.")
     resume: bool = configs.setting(False, "Continue the run in --run_dir from its newest checkpoint.")
@@ -186,6 +187,7 @@ def plan(given: dict[str, Any], agent_given: dict[str, Any], grid: Sequence[Tria
     for values in points(grid):
         configs.check(dataclasses.replace(agent_config, **values))
     made = Plan(settings, agent_config, env, preset, _folder(settings), tuple(grid))
+    _check_devices(made)
     mode = loop.resolve_map(settings.map, len(made.trials))  # type: ignore[arg-type]
     return dataclasses.replace(made, settings=dataclasses.replace(settings, env=env.name, map=mode))
 
@@ -234,6 +236,16 @@ def _check(settings: Any) -> None:
         raise UserError(f"--seed={settings.seed} is too large; seeds end at {MAX_SEED}")
     if settings.map not in ("auto", "vmap", "serial"):
         raise UserError(f"--map={settings.map} is unknown; choose auto, vmap or serial")
+
+
+def _check_devices(plan: Plan) -> None:
+    settings: Any = plan.settings
+    devices.check(len(plan.trials), settings.shard, plan.agent_config.batch_size)
+    if hosts.count() == 1:
+        return
+    if settings.online_steps:
+        raise UserError("--online_steps works on one host only, with all its devices; start one process")
+    hosts.require_folder(settings.run_dir)
 
 
 def _check_goals(name: str, module: Any, env: envs.EnvName) -> None:

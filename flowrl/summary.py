@@ -20,20 +20,20 @@ METRICS = ("success", "normalized_score", "return")
 
 
 def evaluation_lines(
-    step: int, trials: Sequence[Trial], mode: Mode, outcome: Evaluation, env: EnvName
+    step: int, trials: Sequence[Trial], mode: Mode, outcome: Evaluation, env: EnvName, *, first_run: int = 0
 ) -> list[dict[str, Any]]:
-    """One line per run and task; what the environment does not tell is left out."""
+    """One line per run and task, runs counted from `first_run`; what the environment does not tell is left out."""
     lines = []
-    for run, trial in enumerate(trials):
-        for task, successes in enumerate(outcome.successes[run]):
-            returns = outcome.returns[run, task]
+    for row, trial in enumerate(trials):
+        for task, successes in enumerate(outcome.successes[row]):
+            returns, run = outcome.returns[row, task], first_run + row
             line: dict[str, Any] = {"step": step, "run": run, **trial.labels, "task": task + 1, "mode": mode}
             if not np.isnan(successes).any():
                 line["success"] = float(successes.mean())
             if env.d4rl:
                 line["normalized_score"] = float(d4rl.normalized_score(env.d4rl, returns).mean())
             line |= {"return": float(returns.mean()), "episodes": len(successes)}
-            lines.append(line | {"length": float(outcome.lengths[run, task].mean())})
+            lines.append(line | {"length": float(outcome.lengths[row, task].mean())})
     return lines
 
 

@@ -1,5 +1,6 @@
 """Sweeps: grids of hyperparameters × seeds, split into programs and waves, and the table of what they came to."""
 
+import contextlib
 import dataclasses
 import gc
 import itertools
@@ -13,7 +14,7 @@ import numpy as np
 
 from flowrl import agent as agents
 from flowrl import config as configs
-from flowrl import curves, envs, loggers, memory, run, stats
+from flowrl import curves, envs, hosts, loggers, memory, run, stats
 from flowrl.curves import bounds
 from flowrl.errors import UserError
 from flowrl.files import LOCK, SWEEP, make_folder, sole_owner
@@ -288,9 +289,10 @@ def execute(sweep: Sweep) -> int:
         UserError: The folder holds another sweep, or a part cannot be trained.
     """
     check(sweep)
+    hosts.require_same({"the sweep": command(sweep), "--run_dir": str(sweep.folder.absolute())})
     make_folder(sweep.folder)
-    with sole_owner(sweep.folder):
-        parts = begin(sweep)
+    with sole_owner(sweep.folder) if hosts.first() else contextlib.nullcontext():
+        parts = _agreed_parts(sweep)
         total = sum(len(part.trials) for part in parts)
         print(f"sweep of {total} runs in {len(parts)} programs, in {sweep.folder}")
         for index, part in enumerate(parts, 1):
@@ -303,24 +305,34 @@ def execute(sweep: Sweep) -> int:
             if status := _train(sweep, part):
                 print(f"the same command, or --resume --run_dir={sweep.folder}, continues the sweep")
                 return status
-        summary = summarize(sweep)
-        loggers.write_json(sweep.folder / "summary.json", summary)
-        loggers.write_text(sweep.folder / "summary.md", markdown(summary))
-        print(markdown(summary))
-        print(f"wrote {sweep.folder}/summary.json and summary.md")
+        if hosts.first():
+            summary = summarize(sweep)
+            loggers.write_json(sweep.folder / "summary.json", summary)
+            loggers.write_text(sweep.folder / "summary.md", markdown(summary))
+            print(markdown(summary))
+            print(f"wrote {sweep.folder}/summary.json and summary.md")
     return 0
+
+
+def _agreed_parts(sweep: Sweep) -> list[Part]:
+    """Returns the parts of a sweep, as the first of the hosts finds or plans them."""
+    if hosts.first():
+        parts = begin(sweep)
+    hosts.wait()
+    return parts if hosts.first() else _recorded(sweep)
 
 
 def _train(sweep: Sweep, part: Part) -> int:
     """Trains a part to its end and returns an exit status; a finished part is left as it is."""
     folder = sweep.folder / part.folder
-    if (folder / "summary.json").exists():
+    finished, begun = hosts.gather([(folder / name).exists() for name in ("summary.json", "config.json")])[0]
+    if finished:
         print("finished before")
         return 0
-    if (folder / "config.json").exists():
+    if begun:
         changes = {name: sweep.given[name] for name in FREE if name in sweep.given}
         return run.execute(*resumed_plan(changes | {"run_dir": str(folder), "resume": True}, {}))
-    if folder.exists():
+    if folder.exists() and hosts.first():
         shutil.rmtree(folder)  # broken off before it began
     status = run.execute(part_plan(sweep, part))
     gc.collect()  # the device's memory is for the next part

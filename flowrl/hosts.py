@@ -1,0 +1,178 @@
+"""Several hosts: every one runs the same command; JAX's distributed runtime connects them.
+
+What hosts tell each other beside XLA's programs goes through that runtime's store of keys and values, which, unlike a
+collective of the accelerators, may be waited for as long as collecting data or evaluating takes. With a single host
+all functions here are trivial.
+"""
+
+import dataclasses
+import itertools
+import json
+import os
+import sys
+import threading
+from typing import Any
+
+from flowrl.config import setting
+from flowrl.errors import UserError
+
+PATIENCE = 24 * 3600
+"""Seconds that hosts wait for each other; one that died is noticed by the runtime within about two minutes."""
+_rounds = itertools.count()
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """How this process finds the others; without a coordinator it is alone."""
+
+    coordinator_address: str | None = setting(
+        None, "HOST:PORT of process 0, or auto on Slurm, TPU pods and others that JAX detects; absent, one host."
+    )
+    num_processes: int | None = setting(None, "Number of hosts, with HOST:PORT.")
+    process_id: int | None = setting(None, "Number of this host, from 0, with HOST:PORT.")
+    connect_timeout: int = setting(300, "Seconds to wait for the other hosts at the start.")
+
+
+def connect(options: Options) -> None:
+    """Connects this process with the others, before anything else of JAX; all but the first fall silent on stdout.
+
+    Where hosts do not arrive in time, JAX would abort with a stack trace; here a clear line is printed, and the process
+    exits with status 1.
+
+    Raises:
+        UserError: The options contradict each other, or no cluster is detected.
+    """
+    if options.coordinator_address is None:
+        if options.num_processes is not None or options.process_id is not None:
+            raise UserError("--num_processes and --process_id need --coordinator_address=HOST:PORT")
+        return
+    _check(options)
+    import jax
+
+    where = {} if options.coordinator_address == "auto" else _explicit(options)
+    watchdog = threading.Timer(options.connect_timeout, _give_up, [options])
+    watchdog.daemon = True
+    watchdog.start()
+    try:
+        jax.distributed.initialize(**where, initialization_timeout=10 * options.connect_timeout)
+    except (ValueError, RuntimeError) as error:
+        raise UserError(
+            f"cannot connect hosts by --coordinator_address={options.coordinator_address}: "
+            f"{str(error).splitlines()[0]}; give HOST:PORT with --num_processes and --process_id"
+        ) from error
+    finally:
+        watchdog.cancel()
+    print(f"host {index()} of {count()}, {jax.local_device_count()} of {jax.device_count()} devices", flush=True)
+    if index():
+        os.environ["TQDM_DISABLE"] = "1"
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - for the rest of the process
+
+
+def _explicit(options: Options) -> dict[str, Any]:
+    return {name: getattr(options, name) for name in ("coordinator_address", "num_processes", "process_id")}
+
+
+def _check(options: Options) -> None:
+    if options.connect_timeout < 1:
+        raise UserError(f"--connect_timeout={options.connect_timeout} is too small; the least is 1")
+    address, hosts, own = _explicit(options).values()
+    if address == "auto":
+        if hosts is not None or own is not None:
+            raise UserError("--coordinator_address=auto finds --num_processes and --process_id itself; leave them out")
+        return
+    if hosts is None or own is None:
+        raise UserError(f"--coordinator_address={address} needs --num_processes=N and --process_id=0 ... N-1")
+    if not address.rpartition(":")[0] or not address.rpartition(":")[2].isdecimal():
+        raise UserError(f"--coordinator_address={address} is no HOST:PORT")
+    if hosts < 1 or not 0 <= own < hosts:
+        raise UserError(f"--process_id={own} is none of the {hosts} hosts, which are counted from 0")
+
+
+def _give_up(options: Options) -> None:
+    who = f" of the {options.num_processes}" if options.num_processes else ""
+    os.write(
+        2,
+        f"error: not all{who} hosts came to {options.coordinator_address} within {options.connect_timeout} s; start the "
+        "same command on each, with an address of process 0 that all can reach, or raise --connect_timeout\n".encode(),
+    )
+    os._exit(1)
+
+
+def count() -> int:
+    """Returns the number of hosts."""
+    import jax
+
+    return jax.process_count()
+
+
+def index() -> int:
+    """Returns the number of this host; the first, 0, writes the files of a run."""
+    import jax
+
+    return jax.process_index()
+
+
+def first() -> bool:
+    """Whether this is the host that writes the files of a run."""
+    return index() == 0
+
+
+def _client() -> Any:
+    from jax._src import distributed  # the store has no public name
+
+    return distributed.global_state.client
+
+
+def gather(value: Any) -> list[Any]:
+    """Returns the values of all hosts in their order; each must call this the same number of times.
+
+    Args:
+        value: What JSON can hold.
+    """
+    if count() == 1:
+        return [value]
+    client, current = _client(), next(_rounds)
+    client.key_value_set(f"flowrl/{current}/{index():06}", json.dumps(value))
+    client.wait_at_barrier(f"flowrl/{current}", PATIENCE * 1000)
+    found = dict(client.key_value_dir_get(f"flowrl/{current}/"))
+    if current:  # all have read the round before
+        client.key_value_delete(f"flowrl/{current - 1}/{index():06}")
+    return [json.loads(found[key]) for key in sorted(found)]
+
+
+def require_folder(run_dir: str | None) -> None:
+    """Checks that a run's folder is named where several hosts share it.
+
+    Raises:
+        UserError: It is not.
+    """
+    if count() > 1 and not run_dir:
+        raise UserError("several hosts need --run_dir=DIR, a folder that all of them share")
+
+
+def merged(records: list[Any]) -> list[Any]:
+    """Returns the records of all hosts, in their order."""
+    return [record for own in gather(records) for record in own]
+
+
+def wait() -> None:
+    """Waits until all hosts are here."""
+    gather(None)
+
+
+def require_same(facts: dict[str, Any]) -> None:
+    """Checks that all hosts were given the same.
+
+    Args:
+        facts: What must agree, under the names by which people know it.
+
+    Raises:
+        UserError: Something differs; on every host.
+    """
+    everyone = gather(facts)
+    for host, others in enumerate(everyone):
+        for name, value in everyone[0].items():
+            if others.get(name) != value:
+                raise UserError(
+                    f"host 0 has {name}={value}, but host {host} has {others.get(name)}; give all hosts the same command"
+                )
