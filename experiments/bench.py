@@ -32,6 +32,7 @@ from flowrl.errors import UserError
 from flowrl.online import Collector, Environments, Options
 from flowrl.presets import QUICK_AGENT
 from flowrl.provenance import git_commit, hardware, versions
+from flowrl.streams import root_keys
 from flowrl.train_state import TrainState
 
 BUFFER = 100_000
@@ -110,7 +111,7 @@ def measure(
     agent = module.make(config, spec)
     resolved = loop.resolve_map(mode, runs)
     program = loop.build(agent, config.batch_size, dataset, resolved)
-    keys = jnp.stack([jax.random.key(seed) for seed in range(runs)])
+    keys = root_keys(jnp.arange(runs))
     states, window = program.start(keys)
 
     step = jax.jit(functools.partial(loop.train_step, agent, config.batch_size))

@@ -27,6 +27,7 @@ from flowrl.programs import load_states, stored_plan
 from flowrl.provenance import git_commit, hardware, versions
 from flowrl.run import build_agent
 from flowrl.stats import mean_interval
+from flowrl.streams import root_keys
 from flowrl.summary import METRICS, evaluation_lines, metric_of, shown
 
 ACTING = ("eval_steps", "completion_steps", "hops", "candidates")
@@ -73,7 +74,7 @@ def acting_with(plan: settings.Plan, sizes: envs.Sizes, field: str, value: int) 
 
 def evaluate(plan: settings.Plan, sizes: envs.Sizes, agent: Agent, given: Settings, value: int) -> list[dict[str, Any]]:
     """Evaluates the run as `agent`, which has one value of the field; returns a row for each of its modes."""
-    keys = jnp.stack([jax.random.key(seed) for seed in plan.seeds])
+    keys = root_keys(jnp.array(plan.seeds, jnp.uint32))
     step, states = load_states(plan.folder, agent, keys)
     policies = jax.vmap(agent.policy, in_axes=(jax.tree.map(lambda _: 0, states).replace(step=None),))(states)
     episodes = given.eval_episodes or plan.settings.eval_episodes

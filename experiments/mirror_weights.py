@@ -23,6 +23,7 @@ from flowrl.losses import temperature
 from flowrl.programs import load_states, stored_plan
 from flowrl.provenance import git_commit, hardware
 from flowrl.run import build_agent
+from flowrl.streams import root_keys
 from flowrl.train_state import TrainState
 
 
@@ -97,7 +98,7 @@ def main(arguments: Sequence[str]) -> int:
     for name in ("states", "actions"):
         if getattr(given, name) < 1:
             raise UserError(f"--{name}={getattr(given, name)} is too small; the least is 1")
-    keys = jnp.stack([jax.random.key(seed) for seed in plan.seeds])
+    keys = root_keys(jnp.array(plan.seeds, jnp.uint32))
     agent = build_agent(plan, envs.sizes(plan.env), None)
     step, states = load_states(plan.folder, agent, keys)
     per_seed = {}

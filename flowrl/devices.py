@@ -11,6 +11,7 @@ from jax.sharding import PartitionSpec as Spec
 
 from flowrl import hosts
 from flowrl.errors import UserError
+from flowrl.streams import root_keys
 
 Shard = Literal["runs", "batch"]
 AXIS = "devices"
@@ -51,9 +52,14 @@ class Layout(NamedTuple):
         share = self.rows // hosts.count()
         return range(min(self.runs, hosts.index() * share), min(self.runs, (hosts.index() + 1) * share))
 
-    def filled(self, values: Sequence[Any]) -> np.ndarray:
+    def filled(self, values: Any) -> np.ndarray:
         """Returns values of the runs `[runs]`, repeated to all rows `[R]`."""
         return np.asarray(values)[np.minimum(np.arange(self.rows), self.runs - 1)]
+
+    def keys(self, seeds: Sequence[int]) -> jax.Array:
+        """Returns the root keys `[R]` of the runs with these seeds."""
+        rows = self.place(self.filled(seeds).astype(np.uint32), mapped=True)
+        return jax.jit(self.spread(root_keys, RUNS, RUNS))(rows)
 
     def place(self, tree: T, *, mapped: bool) -> T:
         """Puts arrays onto the devices.
@@ -140,11 +146,12 @@ def check(runs: int, shard: Shard, batch_size: int) -> None:
         )
     if shard == "batch" and batch_size % jax.device_count():
         raise UserError(
-            f"--agent.batch_size={batch_size} cannot be spread over {jax.device_count()} devices evenly; give a multiple"
+            f"--agent.batch_size={batch_size} cannot be spread evenly over {jax.device_count()} devices; give a "
+            "multiple of their number"
         )
 
 
-def local(tree: T) -> T:
+def local(tree: Any) -> Any:
     """Returns this host's part of arrays, as NumPy arrays: its rows of those that are spread, all of the others."""
     return jax.tree.map(_local, tree)
 

@@ -89,12 +89,12 @@ def _check(options: Options) -> None:
 
 
 def _give_up(options: Options) -> None:
-    who = f" of the {options.num_processes}" if options.num_processes else ""
-    os.write(
-        2,
-        f"error: not all{who} hosts came to {options.coordinator_address} within {options.connect_timeout} s; start the "
-        "same command on each, with an address of process 0 that all can reach, or raise --connect_timeout\n".encode(),
+    hosts = f"the {options.num_processes} hosts" if options.num_processes else "hosts"
+    text = (
+        f"error: not all of {hosts} came to {options.coordinator_address} within {options.connect_timeout} s; start "
+        "the same command on each, with an address of process 0 that all can reach, or raise --connect_timeout\n"
     )
+    os.write(2, text.encode())
     os._exit(1)
 
 
@@ -174,5 +174,5 @@ def require_same(facts: dict[str, Any]) -> None:
         for name, value in everyone[0].items():
             if others.get(name) != value:
                 raise UserError(
-                    f"host 0 has {name}={value}, but host {host} has {others.get(name)}; give all hosts the same command"
+                    f"host 0 has {name}={value}, but host {host} has {others.get(name)}; give all the same command"
                 )

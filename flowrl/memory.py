@@ -12,6 +12,7 @@ from flowrl.data import sources
 from flowrl.online import empty_replays
 from flowrl.run import build_program, prepare, spec_of
 from flowrl.settings import Plan
+from flowrl.streams import root_keys
 
 SHARE = 0.9
 """Of the memory that is free; the rest is for evaluation and for what the allocator loses."""
@@ -34,7 +35,7 @@ def runs_that_fit(plan: Plan) -> int:
     two = dataclasses.replace(plan, grid=plan.trials[:2])
     parts = prepare(two, sources.locate(plan.env, plan.settings.data, workers=plan.settings.workers))
     program, count = build_program(parts), len(two.trials)
-    keys = jax.vmap(jax.random.key)(jnp.arange(count))
+    keys = root_keys(jnp.arange(count))
     hyper = configs.hypers(plan.agent_config, [trial.values for trial in two.trials])
     arrays: Any = jax.eval_shape(program.start, keys, hyper)
     replays: tuple[Any, ...] = ()

@@ -28,6 +28,7 @@ from flowrl.online import Collector, Environments, empty_replays
 from flowrl.provenance import git_commit, hardware, versions
 from flowrl.settings import Plan, command, read_config
 from flowrl.signals import Signals
+from flowrl.streams import root_keys
 from flowrl.summary import evaluation_lines, evaluation_text, print_summary, summarize
 from flowrl.train_state import TrainState
 from flowrl.workers import WorkerDied
@@ -244,14 +245,11 @@ class Run:
         settings: Any = plan.settings
         self.layout = devices.layout(len(plan.trials), settings.shard, padded=not settings.online_steps)
         self.dataset = self.layout.place(dataset, mapped=False)
-        seeds = self.layout.filled([trial.seed for trial in plan.trials]).astype(np.uint32)
-        self.keys = jax.jit(self.layout.spread(jax.vmap(jax.random.key), devices.RUNS, devices.RUNS))(
-            self.layout.place(seeds, mapped=True)
-        )
+        self.keys = self.layout.keys([trial.seed for trial in plan.trials])
         self.program = build_program(parts, self.layout)
         hyper = configs.hypers(plan.agent_config, [trial.values for trial in plan.trials])
-        hyper = self.layout.place({name: self.layout.filled(values) for name, values in hyper.items()}, mapped=True)
-        self.states, self.window = self.program.start(self.keys, hyper)
+        rows = {name: self.layout.filled(values) for name, values in hyper.items()}
+        self.states, self.window = self.program.start(self.keys, self.layout.place(rows, mapped=True))
         self.diverged: dict[int, Divergence] = {}
         self.checkpoints = Checkpoints(plan.folder / "checkpoints", settings.keep_checkpoints)
         self.evaluator: Evaluator | None = None
@@ -260,7 +258,7 @@ class Run:
             self.evaluator = Evaluator(
                 agent,
                 envs.factory(plan.env),
-                jax.vmap(jax.random.key)(seeds[: len(plan.trials)][self.own.start : self.own.stop]),
+                root_keys(jnp.array([plan.trials[run].seed for run in self.own], jnp.uint32)),
                 tasks=sizes.tasks,
                 episodes=settings.eval_episodes,
                 workers=settings.workers,
