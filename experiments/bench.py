@@ -5,6 +5,9 @@ operations of one update as the compiler counts them, their share of what this m
 matrix products in the same process, and the time of one action for one observation, host and device together. Times of
 one machine and one process can be compared; others cannot.
 
+With --agents=sscp --processes=16 it trains so many seeds by experiments/main.py, in one program and then as processes
+one after another, and compares time and memory.
+
 With --agents=sac --online=HalfCheetah-v5 it measures instead the online loop, with one update for each environment
 step, beside a plain loop over the same Gymnasium environment with the same update and a buffer in numpy.
 """
@@ -13,6 +16,11 @@ import dataclasses
 import functools
 import itertools
 import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -41,6 +49,7 @@ SIZES: dict[str, dict[str, Any]] = {
     "paper": {},  # the agents' defaults
     "equal": {"hidden_dims": (512, 512, 512), "batch_size": 256},
     "quick": {name: QUICK_AGENT[name] for name in ("hidden_dims", "batch_size")},
+    "small": {"hidden_dims": (64, 64), "batch_size": 64},
 }
 
 
@@ -50,7 +59,8 @@ class Settings:
 
     agents: str = setting("hiql,gc_sscp,gcivl,gcbc", "Algorithms, separated by commas.")
     sizes: str = setting(
-        "paper,quick", "Network and batch sizes: paper (each agent's), equal (3×512, 256), quick (3×256, 256)."
+        "paper,quick",
+        "Network and batch sizes: paper (each agent's), equal (3×512, 256), quick (3×256, 256), small (2×64, 64).",
     )
     runs: str = setting("1", "Numbers of mapped runs, separated by commas.")
     maps: str = setting("auto", "How runs are mapped: auto, vmap, serial; several separated by commas.")
@@ -58,22 +68,29 @@ class Settings:
     observation_dim: int = setting(2, "Size of observations and goals; antmaze has 29.")
     action_dim: int = setting(2, "Size of actions; antmaze has 8.")
     online: str | None = setting(None, "Gymnasium environment in which the online loop is measured.")
+    processes: int | None = setting(None, "Seeds that are trained in one program, and by as many processes.")
+    updates: int = setting(1000, "Updates of each seed, with --processes.")
     out: str | None = setting(None, "JSON file for the numbers.")
 
 
-def synthetic_dataset(spec: Spec, episodes: int = 1000, length: int = 1001) -> Dataset:
+def synthetic_arrays(spec: Spec, episodes: int = 1000, length: int = 1001) -> dict[str, np.ndarray]:
     """Returns noise in the shape of OGBench's navigate sets; rates do not depend on the values."""
     rng = np.random.default_rng(0)
     rows = episodes * length
     terminals = np.zeros((episodes, length), bool)
     terminals[:, -1] = True
-    arrays = {
+    return {
         "observations": rng.standard_normal((rows, spec.observation_dim), np.float32),
         "actions": rng.uniform(-1, 1, (rows, spec.action_dim)).astype(np.float32),
         "rewards": rng.standard_normal(rows, np.float32),
         "masks": np.ones(rows, np.float32),
         "terminals": terminals.reshape(-1),
     }
+
+
+def synthetic_dataset(spec: Spec) -> Dataset:
+    """Returns such noise on the device, with the returns that some agents read."""
+    arrays = synthetic_arrays(spec)
     return from_arrays(arrays | returns.of_dataset(arrays, discount=0.99))
 
 
@@ -226,6 +243,62 @@ def measure_online(name: str, size: str, settings: Settings) -> dict[str, Any]:
     return {"agent": name, "size": size, "environment": settings.online, **means, "ratio": ratio, "each": rates}
 
 
+def run_training(arguments: Sequence[str]) -> dict[str, float]:
+    """Runs experiments/main.py to its end; returns its seconds, those of compilation, and its most memory in MB."""
+    began = time.perf_counter()
+    command = [sys.executable, str(Path(__file__).with_name("main.py")), *arguments]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+        assert process.stdout is not None
+        said = process.stdout.read()
+        _, status, usage = os.wait4(process.pid, 0)
+    if status:
+        raise UserError(f"a training failed: {' '.join(command)}\n{said}")
+    compiled = sum(map(float, re.findall(r"compiled in ([\d.]+) s", said)))
+    return {
+        "seconds": time.perf_counter() - began,
+        "compile_seconds": compiled,
+        "peak_megabytes": usage.ru_maxrss / 1024,
+    }
+
+
+def measure_processes(name: str, size: str, settings: Settings) -> dict[str, Any]:
+    """Measures the same seeds in one program, and in processes one after another; without evaluation."""
+    assert settings.processes is not None
+    spec = Spec(3, 1, 0)
+    dataset = synthetic_arrays(spec, episodes=100)
+    shape = {
+        name: ",".join(map(str, value)) if isinstance(value, tuple) else value for name, value in SIZES[size].items()
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        np.savez(f"{folder}/data.npz", **dataset)
+        common = [
+            f"--agent={name}", "--env=Pendulum-v1", "--preset=none", f"--data={folder}/data.npz", "--eval_episodes=0",
+            f"--steps={settings.updates}", f"--log_interval={settings.updates}", f"--eval_interval={settings.updates}",
+            f"--checkpoint_interval={settings.updates}", *(f"--agent.{field}={text}" for field, text in shape.items()),
+        ]  # fmt: skip
+        together = run_training([*common, f"--num_seeds={settings.processes}", f"--run_dir={folder}/together"])
+        each = [
+            run_training([*common, f"--seed={seed}", f"--run_dir={folder}/{seed}"])
+            for seed in range(settings.processes)
+        ]
+    apart = {
+        "seconds": sum(one["seconds"] for one in each),
+        "compile_seconds": sum(one["compile_seconds"] for one in each),
+        "peak_megabytes": max(one["peak_megabytes"] for one in each),
+    }
+    return {
+        "agent": name,
+        "size": size,
+        "seeds": settings.processes,
+        "updates_each": settings.updates,
+        "one_program": together,
+        "processes": apart,
+        "ratio_of_seconds": apart["seconds"] / together["seconds"],
+        "ratio_without_compilation": (apart["seconds"] - apart["compile_seconds"])
+        / (together["seconds"] - together["compile_seconds"]),
+    }
+
+
 def main(arguments: Sequence[str]) -> int:
     """Runs the program and returns its exit status."""
     settings = flags.read(Settings, arguments, __doc__ or "")
@@ -236,6 +309,11 @@ def main(arguments: Sequence[str]) -> int:
     modes = _choices("maps", settings.maps, ("auto", "vmap", "serial"))
     if not all(part.isdigit() and int(part) > 0 for part in settings.runs.split(",")):
         raise UserError(f"--runs={settings.runs} is not a list of positive numbers; write for example --runs=1,4,16")
+    if settings.processes:
+        found = [measure_processes(name, size, settings) for size, name in itertools.product(sizes, names)]
+        for result in found:
+            print(result)
+        return _report(settings, arguments, {"results": found})
     if settings.online:
         found = [measure_online(name, size, settings) for size, name in itertools.product(sizes, names)]
         for result in found:

@@ -43,6 +43,7 @@ _STATS, _COMPARISONS = "tests/test_stats.py", "tests/test_comparisons.py"
 _SETS = "tests/test_mujoco_sets.py"
 _SWEEPS, _SWEPT, _LOOP = "flowrl/sweeps.py", "tests/test_sweep.py", "tests/test_loop.py"
 _DIFFUSION = "tests/test_diffusion.py"
+_DEVICES, _SPREAD = "flowrl/devices.py", "tests/test_devices.py"
 _CALIBRATED, _CAL_QL, _SUMS = "agents/cal_ql.py", "tests/test_cal_ql.py", "tests/test_returns.py"
 _CRITIC_STEP = """\
     state, critic_metrics = descend(
@@ -788,4 +789,25 @@ MUTATIONS = (
     Mutation(_SWEEPS, "curve[group.steps[-1]]", "max(curve.values())", _SWEPT, "by_hand"),
     Mutation(_SWEEPS, "part.trials[begin:end]", "part.trials[begin : end - 1]", _SWEPT, "few_and_equal"),
     Mutation("flowrl/memory.py", "SHARE * free - fixed", "SHARE * free", _SWEPT, "as_many"),
+    # devices.py, hosts.py, and what reads their checkpoints
+    Mutation(_DEVICES, "self.runs - 1)]", "0)]", _SPREAD, "rows_fill"),
+    Mutation(_DEVICES, "(hosts.index() + 1) * share", "hosts.index() + share", _SPREAD, "its_own_runs"),
+    Mutation(_DEVICES, "self.runs if hosts.first() else 0", "self.runs", _SPREAD, "its_own_runs"),
+    Mutation(_DEVICES, "hosts.count() > runs", "hosts.count() > 2 * runs", _SPREAD, "cannot_be_spread"),
+    Mutation(
+        "flowrl/checkpoint.py",
+        "name, shape)[1:] != shape[1:]",
+        "name, shape)[2:] != shape[2:]",
+        _SPREAD,
+        "cut_or_filled",
+    ),
+    Mutation("flowrl/checkpoint.py", "(shapes, strict=False)", "(shapes)", _SPREAD, "cut_or_filled"),
+    Mutation("flowrl/hosts.py", "watchdog.start()", "pass", _SPREAD, "does_not_come"),
+    Mutation(
+        "flowrl/run.py",
+        "row, run in enumerate(self.own)",
+        "row, run in enumerate(range(len(self.own)))",
+        _SPREAD,
+        "go_on_with_other",
+    ),
 )

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from programs import ROOT, main
@@ -225,3 +226,17 @@ def test_each_host_has_its_own_runs(monkeypatch: pytest.MonkeyPatch) -> None:
         own.append(layout.own)
         assert layout._replace(shard="batch").own == (range(5) if host == 0 else range(0))
     assert list(map(list, own)) == [[0, 1], [2, 3], [4], []]
+
+
+def test_a_checkpoint_is_cut_or_filled_up_to_the_rows(tmp_path: Path) -> None:
+    """For another number of devices; what differs in more than the number of runs is no checkpoint of these."""
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(1, {"w": jnp.arange(8.0).reshape(4, 2), "n": jnp.int32(7)}, {})
+    for rows, last in ((2, [2.0, 3.0]), (4, [6.0, 7.0]), (6, [0.0, 0.0])):
+        found = checkpoints.restore({"w": jnp.zeros((rows, 2)), "n": jnp.int32(0)})
+        np.testing.assert_array_equal(found["w"][:2], [[0, 1], [2, 3]])
+        np.testing.assert_array_equal(found["w"][-1], last)
+        assert found["n"] == 7
+    with pytest.raises(UserError, match=r"w has shape \(2,\) for each run, not \(3,\)"):
+        checkpoints.restore({"w": jnp.zeros((4, 3)), "n": jnp.int32(0)})
+    checkpoints.close()
