@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import itertools
-import signal
 import time
 from functools import partial
 from typing import Any, NamedTuple
@@ -82,7 +81,7 @@ def _execute(plan: Plan, stored: dict[str, Any] | None) -> int:
             run.train(signals, resume=resume)
         except loop.Stopped:
             print(f"stopped at {plan.unit} {run.checkpoints.latest()}; continue with --resume --run_dir={plan.folder}")
-            return 128 + (signals.received or signal.SIGINT)
+            return 128 + max(hosts.gather(int(signals.received or 0)))
         except Diverged as error:
             event = error.divergence
             raise UserError(
