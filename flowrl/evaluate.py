@@ -1,6 +1,7 @@
 """Evaluation: episodes on each of an environment's tasks, or on its only one, for many runs at once."""
 
 import functools
+import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -14,6 +15,8 @@ from flowrl.train_state import Mode
 from flowrl.workers import EnvFactory, EnvPool, Episode
 
 MAX_SLOTS = 160
+GRACE = 1.0
+"""Seconds between the death of a worker and its restart; a signal to a whole process group ends workers first."""
 
 
 class Evaluation(NamedTuple):
@@ -82,22 +85,32 @@ class Evaluator:
 
         Args:
             policies: `agent.policy(state)` with a leading axis `[R, ...]`.
-            on_step: Called after every environment step with the numbers of finished and of all episodes; may raise to
-                break off.
+            on_step: Called after every environment step, and before workers that have died are started anew, with the
+                numbers of finished and of all episodes; may raise to break off.
             mode: How the agent acts.
+
+        Raises:
+            WorkerDied: A worker process ended by itself, or was killed again and again.
         """
         runs, tasks, episodes = self._shape
         successes = np.zeros((runs, tasks * episodes), np.float32)
         returns, lengths = np.zeros_like(successes), np.zeros(successes.shape, np.int32)
         current = np.tile(np.arange(self._slots), (runs, 1))
         times = np.zeros_like(current)
-        view, done = self._pool.start(self._queues), 0
+        done = 0
+
+        def on_death() -> None:
+            time.sleep(GRACE)
+            on_step(done, successes.size)
+
+        view = self._pool.start(self._queues, on_death)
         while done < successes.size:
             numbers = np.minimum(current, tasks * episodes - 1)
             observations, goals = (x.reshape(runs, self._slots, x.shape[-1]) for x in (view.observations, view.goals))
             actions = np.asarray(self._act(policies, self._keys, numbers, times, observations, goals, mode=mode))
             view = self._pool.step(actions.reshape(runs * self._slots, -1))
             times += 1
+            times.reshape(-1)[list(view.restarted)] = 0
             for event in view.finished:
                 run, slot = divmod(event.slot, self._slots)
                 successes[run, current[run, slot]] = event.success

@@ -28,7 +28,6 @@ from flowrl.settings import Plan, command, read_config
 from flowrl.signals import Signals
 from flowrl.summary import evaluation_lines, evaluation_text, print_summary, summarize
 from flowrl.train_state import TrainState
-from flowrl.workers import WorkerDied
 
 SLOW_HOURS = 6
 
@@ -432,10 +431,6 @@ class Run:
                 lines += evaluation_lines(step, self.plan.trials, mode, outcome, self.plan.env)
         except _BrokenOff:
             return False
-        except WorkerDied:
-            if signals.arrives(seconds=1.0):  # a signal to the whole process group ends the workers first
-                return False
-            raise
         finally:
             bar.close()
         lines = [line | self._mark(line["run"]) for line in lines]

@@ -3,7 +3,6 @@
 import os
 import signal
 import subprocess
-import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -22,13 +21,6 @@ class Signals:
 
     def __exit__(self, *_: object) -> None:
         self._restore()
-
-    def arrives(self, seconds: float) -> bool:
-        """Waits up to `seconds` for a signal; whether there has been one."""
-        deadline = time.monotonic() + seconds
-        while self.received is None and time.monotonic() < deadline:
-            time.sleep(0.02)
-        return self.received is not None
 
     def _note(self, number: int, _: Any) -> None:
         self.received = number

@@ -42,6 +42,8 @@ _MIRROR = "tests/test_mirror_descent.py"
 _STATS, _COMPARISONS = "tests/test_stats.py", "tests/test_comparisons.py"
 _SETS = "tests/test_mujoco_sets.py"
 _SWEEPS, _SWEPT, _LOOP = "flowrl/sweeps.py", "tests/test_sweep.py", "tests/test_loop.py"
+_WORKERS, _EVALUATED = "flowrl/workers.py", "tests/test_evaluate.py"
+_KILLED = "killed_amid"
 _DIFFUSION = "tests/test_diffusion.py"
 _CALIBRATED, _CAL_QL, _SUMS = "agents/cal_ql.py", "tests/test_cal_ql.py", "tests/test_returns.py"
 _CRITIC_STEP = """\
@@ -788,4 +790,17 @@ MUTATIONS = (
     Mutation(_SWEEPS, "curve[group.steps[-1]]", "max(curve.values())", _SWEPT, "by_hand"),
     Mutation(_SWEEPS, "part.trials[begin:end]", "part.trials[begin : end - 1]", _SWEPT, "few_and_equal"),
     Mutation("flowrl/memory.py", "SHARE * free - fixed", "SHARE * free", _SWEPT, "as_many"),
+    # dying workers
+    Mutation("flowrl/evaluate.py", "times.reshape(-1)[list(view.restarted)] = 0", "pass", _EVALUATED, _KILLED),
+    Mutation("flowrl/evaluate.py", "            on_step(done, successes.size)\n\n", "\n", _EVALUATED, "goes_before"),
+    Mutation(_WORKERS, "del self._left[event.slot][0]", "pass", _EVALUATED, _KILLED),
+    Mutation(_WORKERS, "[list(self._left[slot]) for", "[list(self._left[slot][1:]) for", _EVALUATED, _KILLED),
+    Mutation(_WORKERS, "in self._shares[worker]]\n\n", "in self._shares[0]]\n\n", _EVALUATED, _KILLED),
+    Mutation(_WORKERS, "restarted |= {*self._shares[worker]}", "restarted |= {worker}", _EVALUATED, _KILLED),
+    Mutation(_WORKERS, "self._shown |= replies", "self._shown = replies", _EVALUATED, _KILLED),
+    Mutation(
+        _WORKERS, "row or anything for row in self._rows", "row for row in self._rows if row", _EVALUATED, _KILLED
+    ),
+    Mutation(_WORKERS, "self._deaths[worker] += 1", "pass", _EVALUATED, "again_and_again"),
+    Mutation(_WORKERS, "process.exitcode >= 0", "False", _EVALUATED, "by_itself"),
 )
