@@ -20,7 +20,7 @@ from flowrl.data import goals, minari_sets, replay, returns, sources
 from flowrl.data.dataset import Dataset, from_arrays
 from flowrl.errors import UserError
 from flowrl.evaluate import Evaluator
-from flowrl.files import DIVERGED, LOCK, make_folder, sole_owner
+from flowrl.files import CHECKPOINTS, DIVERGED, make_folder, sole_owner, unused
 from flowrl.loop import Diverged, Divergence, Program, Window
 from flowrl.online import Collector, Environments, empty_replays
 from flowrl.provenance import git_commit, hardware, versions
@@ -32,12 +32,13 @@ from flowrl.train_state import TrainState
 SLOW_HOURS = 6
 
 
-def execute(plan: Plan, stored: dict[str, Any] | None = None) -> int:
+def execute(plan: Plan, stored: dict[str, Any] | None = None, signals: Signals | None = None) -> int:
     """Trains as planned, from the start or from the newest checkpoint.
 
     Args:
         plan: What to do.
         stored: The run's `config.json` if it is resumed.
+        signals: Notes signals to stop; for who wants to know of one that came when the run was as good as finished.
 
     Returns:
         An exit status: 0, or 128 + the signal that stopped the run.
@@ -47,12 +48,12 @@ def execute(plan: Plan, stored: dict[str, Any] | None = None) -> int:
     """
     make_folder(plan.folder)
     with sole_owner(plan.folder):
-        return _execute(plan, stored)
+        return _execute(plan, stored, signals or Signals())
 
 
-def _execute(plan: Plan, stored: dict[str, Any] | None) -> int:
+def _execute(plan: Plan, stored: dict[str, Any] | None, signals: Signals) -> int:
     resume = stored is not None
-    if not resume and {path.name for path in plan.folder.iterdir()} - {LOCK}:
+    if not resume and not unused(plan.folder):
         raise UserError(f"{plan.folder} is not empty; continue its run with --resume, or choose another --run_dir")
     source = sources.locate(plan.env, plan.settings.data, workers=plan.settings.workers)
     if stored is not None and source.sha256 != stored["data"]["sha256"]:
@@ -62,7 +63,7 @@ def _execute(plan: Plan, stored: dict[str, Any] | None) -> int:
     parts = prepare(plan, source)
     plan = parts.plan
     config = _config(plan, source)
-    with Signals() as signals:
+    with signals:
         run = Run(parts)
         try:
             _banner(plan, source, run.states)
@@ -237,7 +238,7 @@ class Run:
         hyper = configs.hypers(plan.agent_config, [trial.values for trial in plan.trials])
         self.states, self.window = self.program.start(self.keys, hyper)
         self.diverged: dict[int, Divergence] = {}
-        self.checkpoints = Checkpoints(plan.folder / "checkpoints", settings.keep_checkpoints)
+        self.checkpoints = Checkpoints(plan.folder / CHECKPOINTS, settings.keep_checkpoints)
         self.evaluator: Evaluator | None = None
         if settings.eval_episodes:
             self.evaluator = Evaluator(
@@ -260,6 +261,8 @@ class Run:
         step, evaluated = self._restore() if resume and self.checkpoints.latest() is not None else (0, True)
         if self.checkpoints.latest() is None:
             self._checkpoint(0, self.states, self.window, True)
+        if signals.received is not None:
+            raise loop.Stopped  # before the program is compiled, which nothing can interrupt
         states, window = self.states, self.window
         del self.states, self.window  # the loop gives them away
         if self.collector is None and settings.steps and (step < settings.steps or not evaluated):

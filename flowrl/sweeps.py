@@ -16,9 +16,10 @@ from flowrl import config as configs
 from flowrl import curves, envs, loggers, memory, run, stats
 from flowrl.curves import bounds
 from flowrl.errors import UserError
-from flowrl.files import LOCK, SWEEP, make_folder, sole_owner
+from flowrl.files import SWEEP, make_folder, sole_owner, unused
 from flowrl.provenance import git_commit, hardware, versions
 from flowrl.settings import RESUMABLE, Plan, Settings, Trial, plan, require_names, resumed_plan, seeds, trial
+from flowrl.signals import Signals
 from flowrl.summary import scale, shown
 
 MOST_RUNS = 10_000
@@ -222,7 +223,7 @@ def begin(sweep: Sweep) -> list[Part]:
     """
     if (sweep.folder / SWEEP).exists():
         return _recorded(sweep)
-    if {path.name for path in sweep.folder.iterdir()} - {LOCK}:
+    if not unused(sweep.folder):
         raise UserError(f"{sweep.folder} is not empty and holds no sweep; choose another --run_dir")
     parts = [
         part
@@ -291,7 +292,7 @@ def execute(sweep: Sweep) -> int:
     make_folder(sweep.folder)
     with sole_owner(sweep.folder):
         parts = begin(sweep)
-        total = sum(len(part.trials) for part in parts)
+        total, signals = sum(len(part.trials) for part in parts), Signals()
         print(f"sweep of {total} runs in {len(parts)} programs, in {sweep.folder}")
         for index, part in enumerate(parts, 1):
             values = ", ".join(
@@ -300,9 +301,10 @@ def execute(sweep: Sweep) -> int:
             print(
                 f"[{index}/{len(parts)}] {part.folder}: {len(part.trials)} runs{values and f', {values}'}", flush=True
             )
-            if status := _train(sweep, part):
+            status = _train(sweep, part, signals)
+            if status or signals.received:  # which may have come when there was nothing left to stop in the part
                 print(f"the same command, or --resume --run_dir={sweep.folder}, continues the sweep")
-                return status
+                return status or 128 + (signals.received or 0)
         summary = summarize(sweep)
         loggers.write_json(sweep.folder / "summary.json", summary)
         loggers.write_text(sweep.folder / "summary.md", markdown(summary))
@@ -311,7 +313,7 @@ def execute(sweep: Sweep) -> int:
     return 0
 
 
-def _train(sweep: Sweep, part: Part) -> int:
+def _train(sweep: Sweep, part: Part, signals: Signals) -> int:
     """Trains a part to its end and returns an exit status; a finished part is left as it is."""
     folder = sweep.folder / part.folder
     if (folder / "summary.json").exists():
@@ -319,10 +321,10 @@ def _train(sweep: Sweep, part: Part) -> int:
         return 0
     if (folder / "config.json").exists():
         changes = {name: sweep.given[name] for name in FREE if name in sweep.given}
-        return run.execute(*resumed_plan(changes | {"run_dir": str(folder), "resume": True}, {}))
+        return run.execute(*resumed_plan(changes | {"run_dir": str(folder), "resume": True}, {}), signals)
     if folder.exists():
         shutil.rmtree(folder)  # broken off before it began
-    status = run.execute(part_plan(sweep, part))
+    status = run.execute(part_plan(sweep, part), signals=signals)
     gc.collect()  # the device's memory is for the next part
     return status
 

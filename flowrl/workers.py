@@ -10,7 +10,6 @@ from multiprocessing.connection import Connection
 from typing import Any, NamedTuple
 
 import numpy as np
-
 from tqdm import tqdm
 
 from flowrl.errors import UserError
