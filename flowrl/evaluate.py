@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from tqdm import tqdm
 
 from flowrl.agent import Agent
 from flowrl.streams import stream_key
@@ -76,6 +77,7 @@ class Evaluator:
             for run in range(len(keys))
             for slot in range(self._slots)
         ]
+        self._noted: set[int] = set()
         self._pool = EnvPool(make_env, len(self._queues), workers)
 
     def __call__(
@@ -107,7 +109,7 @@ class Evaluator:
         while done < successes.size:
             numbers = np.minimum(current, tasks * episodes - 1)
             observations, goals = (x.reshape(runs, self._slots, x.shape[-1]) for x in (view.observations, view.goals))
-            actions = np.asarray(self._act(policies, self._keys, numbers, times, observations, goals, mode=mode))
+            actions = self._finite(self._act(policies, self._keys, numbers, times, observations, goals, mode=mode))
             view = self._pool.step(actions.reshape(runs * self._slots, -1))
             times += 1
             times.reshape(-1)[list(view.restarted)] = 0
@@ -121,6 +123,20 @@ class Evaluator:
             done += len(view.finished)
             on_step(done, successes.size)
         return Evaluation(*(x.reshape(self._shape) for x in (successes, returns, lengths)))
+
+    def _finite(self, actions: jax.Array) -> np.ndarray:
+        """Returns actions `[R, E, A]` with 0 for what is not finite, as a policy frozen at huge parameters may give it.
+
+        Simulators make anything of such actions, also rewards that are no numbers.
+        """
+        values = np.asarray(actions)
+        good = np.isfinite(values)
+        if good.all():
+            return values
+        for run in {*np.flatnonzero(~good.all(axis=(1, 2))).tolist()} - self._noted:
+            tqdm.write(f"note: the policy of run {run} gives actions that are not finite; 0 is played for them")
+            self._noted.add(run)
+        return np.where(good, values, 0)
 
     def close(self) -> None:
         """Ends the worker processes."""
