@@ -85,6 +85,14 @@ class Attempt:
             self.process = subprocess.Popen(command, stdout=file, stderr=file, start_new_session=True)
         self._began = time.perf_counter()
 
+    def __enter__(self) -> "Attempt":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Leaves no process behind where this program is interrupted."""
+        if self.process.poll() is None:
+            os.killpg(self.process.pid, signal.SIGKILL)
+
     @property
     def seconds(self) -> float:
         """Its age."""
@@ -160,13 +168,14 @@ def _last_step(path: Path) -> int:
 
 def run_undisturbed(folder: Path, data: Path, log: Path) -> tuple[float, float]:
     """Runs the sweep; returns its seconds until the first log line, and in all."""
-    attempt, first = Attempt(folder, data, log), 0.0
-    while attempt.process.poll() is None:
-        if not first and (folder / "group1" / "metrics.jsonl").exists():
-            first = attempt.seconds
-        time.sleep(0.01)
-    attempt.end()
-    return first, attempt.seconds
+    first = 0.0
+    with Attempt(folder, data, log) as attempt:
+        while attempt.process.poll() is None:
+            if not first and (folder / "group1" / "metrics.jsonl").exists():
+                first = attempt.seconds
+            time.sleep(0.01)
+        attempt.end()
+        return first, attempt.seconds
 
 
 def run_killed(
@@ -181,16 +190,17 @@ def run_killed(
         if rng.random() < 0.5:
             moment = first + rng.uniform(0, 4 * (whole - first) / kills)
         kind = rng.choice([*SIGNALS])
-        attempt = Attempt(folders[-1], data, next(logs))
-        if attempt.lasts(moment):
-            records.append({"sweep": folders[-1].name, **attempt.kill(kind)})
-            bar.update()
-            bar.write(json.dumps(records[-1]))
-        else:
-            attempt.end()
-            folders.append(folder / f"killed{len(folders) + 1}")
+        with Attempt(folders[-1], data, next(logs)) as attempt:
+            if attempt.lasts(moment):
+                records.append({"sweep": folders[-1].name, **attempt.kill(kind)})
+                bar.update()
+                bar.write(json.dumps(records[-1]))
+            else:
+                attempt.end()
+                folders.append(folder / f"killed{len(folders) + 1}")
     bar.close()
-    Attempt(folders[-1], data, next(logs)).end()
+    with Attempt(folders[-1], data, next(logs)) as attempt:
+        attempt.end()
     return records, folders
 
 

@@ -810,6 +810,7 @@ MUTATIONS = (
     ),
     Mutation(_WORKERS, "self._deaths[worker] += 1", "pass", _EVALUATED, "again_and_again"),
     Mutation(_WORKERS, "process.exitcode >= 0", "False", _EVALUATED, "by_itself"),
+    Mutation("flowrl/evaluate.py", "np.where(good, values, 0)", "values", _EVALUATED, "not_finite"),
     # signals
     Mutation("flowrl/signals.py", "        process.terminate()\n", "        pass\n", _SIGNALLED, "passed_on"),
     Mutation("flowrl/signals.py", "        raise SystemExit(status)", "        return status", _SIGNALLED, "likewise"),
