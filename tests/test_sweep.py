@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import signal
 import sys
 from collections.abc import Iterator
@@ -302,6 +303,26 @@ def test_a_signal_at_any_moment_leaves_what_the_same_command_continues(
         for index in range(4):
             jax.tree.map(np.testing.assert_array_equal, params(folder / part, index), params(undisturbed / part, index))
     assert (folder / "summary.json").read_text() == (undisturbed / "summary.json").read_text()
+
+
+def test_the_comparison_of_killed_sweeps_notices_what_differs(undisturbed: Path, tmp_path: Path) -> None:
+    differences, other = load("experiments/kill_sweep.py").differences, tmp_path / "other"
+    shutil.copytree(undisturbed, other)
+    assert differences(undisturbed, other) == []
+    metrics = other / "group2" / "metrics.jsonl"
+    metrics.write_text(metrics.read_text()[:-1])  # torn
+    loggers.append_lines(other / "group1" / "eval.jsonl", lines(undisturbed / "group1", "eval")[-1:])  # doubled
+    (other / ".summary.json.0a1b.tmp").touch()
+    checkpoints = other / "group1" / "checkpoints"
+    shutil.rmtree(checkpoints / "20")
+    shutil.copytree(checkpoints / "10", checkpoints / "20")
+    (checkpoints / "30.orbax-checkpoint-tmp").mkdir()
+    found = differences(undisturbed, other)
+    assert found[:3] == [".summary.json.0a1b.tmp only in one of both", "group1/eval.jsonl", "group2/metrics.jsonl"]
+    assert "30.orbax-checkpoint-tmp left over" in found[3]
+    assert any("params" in difference for difference in found[4:])
+    shutil.rmtree(checkpoints / "20")
+    assert any("[20, 10]" in difference for difference in differences(undisturbed, other))
 
 
 def test_a_diverged_run_is_frozen_and_marked(data: str, at_once: Path, tmp_path: Path) -> None:
