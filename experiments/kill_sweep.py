@@ -142,11 +142,11 @@ class Attempt:
         part = self.folder / now.split("] ")[1].split(":")[0]
         if (part / "summary.json").exists():
             return f"after {part.name}"
-        return f"{part.name}, {_phase(part, 'compiled in' in now)}"
+        return f"{part.name}, {_phase(part, now)}"
 
 
-def _phase(part: Path, compiled: bool) -> str:
-    """Says what is being done in a part of the sweep."""
+def _phase(part: Path, said: str) -> str:
+    """Says what is being done in a part of the sweep, of which the process has said this."""
     if not (part / "config.json").exists():
         return "data and networks"
     names = [path.name for path in (part / CHECKPOINTS).glob("*")]
@@ -155,8 +155,8 @@ def _phase(part: Path, compiled: bool) -> str:
         return "before the first checkpoint"
     if len(steps) < len(names):
         return f"writing a checkpoint after {max(steps)}"
-    if not compiled:
-        return f"compiling, at {max(steps)}"
+    if "compiled in" not in said:
+        return f"{'compiling' if 'device' in said else 'data and networks'}, at {max(steps)}"
     logged, evaluated = (_last_step(part / f"{name}.jsonl") for name in ("metrics", "eval"))
     what = "evaluating" if logged % EVAL_INTERVAL == 0 and evaluated < logged else "training"
     return f"{what} after {logged}"
