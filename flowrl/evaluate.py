@@ -1,12 +1,14 @@
 """Evaluation: episodes on each of an environment's tasks, or on its only one, for many runs at once."""
 
 import functools
+import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from tqdm import tqdm
 
 from flowrl.agent import Agent
 from flowrl.streams import stream_key
@@ -14,6 +16,8 @@ from flowrl.train_state import Mode
 from flowrl.workers import EnvFactory, EnvPool, Episode
 
 MAX_SLOTS = 160
+GRACE = 1.0
+"""Seconds between the death of a worker and its restart; a signal to a whole process group ends workers first."""
 
 
 class Evaluation(NamedTuple):
@@ -73,6 +77,7 @@ class Evaluator:
             for run in range(len(keys))
             for slot in range(self._slots)
         ]
+        self._noted: set[int] = set()
         self._pool = EnvPool(make_env, len(self._queues), workers)
 
     def __call__(
@@ -82,22 +87,32 @@ class Evaluator:
 
         Args:
             policies: `agent.policy(state)` with a leading axis `[R, ...]`.
-            on_step: Called after every environment step with the numbers of finished and of all episodes; may raise to
-                break off.
+            on_step: Called after every environment step, and before workers that have died are started anew, with the
+                numbers of finished and of all episodes; may raise to break off.
             mode: How the agent acts.
+
+        Raises:
+            WorkerDied: A worker process ended by itself, or was killed again and again.
         """
         runs, tasks, episodes = self._shape
         successes = np.zeros((runs, tasks * episodes), np.float32)
         returns, lengths = np.zeros_like(successes), np.zeros(successes.shape, np.int32)
         current = np.tile(np.arange(self._slots), (runs, 1))
         times = np.zeros_like(current)
-        view, done = self._pool.start(self._queues), 0
+        done = 0
+
+        def on_death() -> None:
+            time.sleep(GRACE)
+            on_step(done, successes.size)
+
+        view = self._pool.start(self._queues, on_death)
         while done < successes.size:
             numbers = np.minimum(current, tasks * episodes - 1)
             observations, goals = (x.reshape(runs, self._slots, x.shape[-1]) for x in (view.observations, view.goals))
-            actions = np.asarray(self._act(policies, self._keys, numbers, times, observations, goals, mode=mode))
+            actions = self._finite(self._act(policies, self._keys, numbers, times, observations, goals, mode=mode))
             view = self._pool.step(actions.reshape(runs * self._slots, -1))
             times += 1
+            times.reshape(-1)[list(view.restarted)] = 0
             for event in view.finished:
                 run, slot = divmod(event.slot, self._slots)
                 successes[run, current[run, slot]] = event.success
@@ -108,6 +123,20 @@ class Evaluator:
             done += len(view.finished)
             on_step(done, successes.size)
         return Evaluation(*(x.reshape(self._shape) for x in (successes, returns, lengths)))
+
+    def _finite(self, actions: jax.Array) -> np.ndarray:
+        """Returns actions `[R, E, A]` with 0 for what is not finite, as a policy frozen at huge parameters may give it.
+
+        Simulators make anything of such actions, also rewards that are no numbers.
+        """
+        values = np.asarray(actions)
+        good = np.isfinite(values)
+        if good.all():
+            return values
+        for run in {*np.flatnonzero(~good.all(axis=(1, 2))).tolist()} - self._noted:
+            tqdm.write(f"note: the policy of run {run} gives actions that are not finite; 0 is played for them")
+            self._noted.add(run)
+        return np.where(good, values, 0)
 
     def close(self) -> None:
         """Ends the worker processes."""

@@ -15,6 +15,9 @@ from flowrl.errors import UserError
 LOCK = ".lock"
 """The file in a run folder by which one process claims it."""
 
+CHECKPOINTS = "checkpoints"
+"""The folder in a run folder that holds its checkpoints."""
+
 DIVERGED = "diverged.json"
 """The file in a run folder that says where its runs diverged."""
 
@@ -90,6 +93,8 @@ def exclusive(lock: Path, holder: str) -> Iterator[None]:
 def sole_owner(folder: Path) -> Iterator[None]:
     """Keeps other processes from writing to the same run folder; the claim ends with the process.
 
+    Temporary files that a killed process has left are removed.
+
     Raises:
         UserError: Another process has it.
     """
@@ -98,4 +103,12 @@ def sole_owner(folder: Path) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise UserError(f"another process is running in {folder}; wait for it, or choose another folder") from error
+        for left in folder.glob(".*.tmp"):
+            left.unlink()
         yield
+
+
+def unused(folder: Path) -> bool:
+    """Whether a folder holds nothing but what a program leaves that is killed before it has written anything down."""
+    others = {path.name for path in folder.iterdir()} - {LOCK}
+    return not others or (others == {CHECKPOINTS} and not any((folder / CHECKPOINTS).glob("*")))

@@ -11,6 +11,7 @@ from typing import Any
 from absl import flags
 
 from flowrl.errors import UserError, suggestion
+from flowrl.signals import exit_on_sigterm
 
 T = typing.TypeVar("T")
 
@@ -132,7 +133,11 @@ def help_text(config: type, prefix: str = "") -> str:
 
 
 def run(main: Callable[[Sequence[str]], int]) -> typing.NoReturn:
-    """Runs a program's `main(sys.argv)` and exits with its status; a `UserError` is one line and status 2."""
+    """Runs a program's `main(sys.argv)` and exits with its status; a `UserError` is one line and status 2.
+
+    Ctrl-C and SIGTERM are one line too, and 128 + the signal.
+    """
+    exit_on_sigterm()
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(line_buffering=True)  # a batch job's log shows what has happened
     try:

@@ -21,7 +21,7 @@ from flowrl.data import goals, minari_sets, replay, returns, sources
 from flowrl.data.dataset import Dataset, from_arrays
 from flowrl.errors import UserError
 from flowrl.evaluate import Evaluator
-from flowrl.files import DIVERGED, LOCK, make_folder, sole_owner
+from flowrl.files import CHECKPOINTS, DIVERGED, make_folder, sole_owner, unused
 from flowrl.loop import Diverged, Divergence, Program, Window
 from flowrl.online import Collector, Environments, empty_replays
 from flowrl.provenance import git_commit, hardware, versions
@@ -30,17 +30,17 @@ from flowrl.signals import Signals
 from flowrl.streams import root_keys
 from flowrl.summary import evaluation_lines, evaluation_text, print_summary, summarize
 from flowrl.train_state import TrainState
-from flowrl.workers import WorkerDied
 
 SLOW_HOURS = 6
 
 
-def execute(plan: Plan, stored: dict[str, Any] | None = None) -> int:
+def execute(plan: Plan, stored: dict[str, Any] | None = None, signals: Signals | None = None) -> int:
     """Trains as planned, from the start or from the newest checkpoint.
 
     Args:
         plan: What to do.
         stored: The run's `config.json` if it is resumed.
+        signals: Notes signals to stop; for who wants to know of one that came when the run was as good as finished.
 
     Returns:
         An exit status: 0, or 128 + the signal that stopped the run.
@@ -51,12 +51,12 @@ def execute(plan: Plan, stored: dict[str, Any] | None = None) -> int:
     hosts.require_same({"--run_dir": str(plan.folder.absolute())})
     make_folder(plan.folder)
     with sole_owner(plan.folder) if hosts.first() else contextlib.nullcontext():
-        return _execute(plan, stored)
+        return _execute(plan, stored, signals or Signals())
 
 
-def _execute(plan: Plan, stored: dict[str, Any] | None) -> int:
+def _execute(plan: Plan, stored: dict[str, Any] | None, signals: Signals) -> int:
     resume = stored is not None
-    if not resume and {path.name for path in plan.folder.iterdir()} - {LOCK}:
+    if not resume and not unused(plan.folder):
         raise UserError(f"{plan.folder} is not empty; continue its run with --resume, or choose another --run_dir")
     source = sources.locate(plan.env, plan.settings.data, workers=plan.settings.workers)
     if stored is not None and source.sha256 != stored["data"]["sha256"]:
@@ -68,7 +68,7 @@ def _execute(plan: Plan, stored: dict[str, Any] | None) -> int:
     config = _config(plan, source)
     same = ("settings", "agent_config", "seeds", "versions", "git_commit")
     hosts.require_same({name: config[name] for name in same} | {"data": source.sha256})
-    with Signals() as signals:
+    with signals:
         run = Run(parts)
         try:
             _banner(plan, source, run.states)
@@ -250,7 +250,7 @@ class Run:
         rows = {name: self.layout.filled(values) for name, values in hyper.items()}
         self.states, self.window = self.program.start(self.keys, self.layout.place(rows, mapped=True))
         self.diverged: dict[int, Divergence] = {}
-        self.checkpoints = Checkpoints(plan.folder / "checkpoints", settings.keep_checkpoints)
+        self.checkpoints = Checkpoints(plan.folder / CHECKPOINTS, settings.keep_checkpoints)
         self.evaluator: Evaluator | None = None
         self.own = self.layout.own
         if settings.eval_episodes and self.own:
@@ -274,6 +274,8 @@ class Run:
         step, evaluated = self._restore() if resume and self.checkpoints.latest() is not None else (0, True)
         if self.checkpoints.latest() is None:
             self._checkpoint(0, self.states, self.window, True)
+        if signals.received is not None:
+            raise loop.Stopped  # before the program is compiled, which nothing can interrupt
         states, window = self.states, self.window
         del self.states, self.window  # the loop gives them away
         if self.collector is None and settings.steps and (step < settings.steps or not evaluated):
@@ -479,10 +481,6 @@ class Run:
                 lines += evaluation_lines(step, trials, mode, outcome, self.plan.env, first_run=self.own.start)
         except _BrokenOff:
             return []
-        except WorkerDied:
-            if signals.arrives(seconds=1.0):  # a signal to the whole process group ends the workers first
-                return []
-            raise
         finally:
             bar.close()
         return [line | self._mark(line["run"]) for line in lines]

@@ -17,9 +17,10 @@ from flowrl import config as configs
 from flowrl import curves, envs, hosts, loggers, memory, run, stats
 from flowrl.curves import bounds
 from flowrl.errors import UserError
-from flowrl.files import LOCK, SWEEP, make_folder, sole_owner
+from flowrl.files import SWEEP, make_folder, sole_owner, unused
 from flowrl.provenance import git_commit, hardware, versions
 from flowrl.settings import RESUMABLE, Plan, Settings, Trial, plan, require_names, resumed_plan, seeds, trial
+from flowrl.signals import Signals
 from flowrl.summary import scale, shown
 
 MOST_RUNS = 10_000
@@ -223,7 +224,7 @@ def begin(sweep: Sweep) -> list[Part]:
     """
     if (sweep.folder / SWEEP).exists():
         return _recorded(sweep)
-    if {path.name for path in sweep.folder.iterdir()} - {LOCK}:
+    if not unused(sweep.folder):
         raise UserError(f"{sweep.folder} is not empty and holds no sweep; choose another --run_dir")
     parts = [
         part
@@ -292,7 +293,7 @@ def execute(sweep: Sweep) -> int:
     hosts.require_same({"the sweep": command(sweep), "--run_dir": str(sweep.folder.absolute())})
     make_folder(sweep.folder)
     with sole_owner(sweep.folder) if hosts.first() else contextlib.nullcontext():
-        parts = _agreed_parts(sweep)
+        parts, signals = _agreed_parts(sweep), Signals()
         total = sum(len(part.trials) for part in parts)
         print(f"sweep of {total} runs in {len(parts)} programs, in {sweep.folder}")
         for index, part in enumerate(parts, 1):
@@ -302,9 +303,11 @@ def execute(sweep: Sweep) -> int:
             print(
                 f"[{index}/{len(parts)}] {part.folder}: {len(part.trials)} runs{values and f', {values}'}", flush=True
             )
-            if status := _train(sweep, part):
+            status = _train(sweep, part, signals)
+            stopped = max(hosts.gather(signals.received or 0))
+            if status or stopped:  # by a signal that may have come when there was nothing left to stop in the part
                 print(f"the same command, or --resume --run_dir={sweep.folder}, continues the sweep")
-                return status
+                return status or 128 + stopped
         if hosts.first():
             summary = summarize(sweep)
             loggers.write_json(sweep.folder / "summary.json", summary)
@@ -322,7 +325,7 @@ def _agreed_parts(sweep: Sweep) -> list[Part]:
     return parts if hosts.first() else _recorded(sweep)
 
 
-def _train(sweep: Sweep, part: Part) -> int:
+def _train(sweep: Sweep, part: Part, signals: Signals) -> int:
     """Trains a part to its end and returns an exit status; a finished part is left as it is."""
     folder = sweep.folder / part.folder
     finished, begun = hosts.gather([(folder / name).exists() for name in ("summary.json", "config.json")])[0]
@@ -331,10 +334,10 @@ def _train(sweep: Sweep, part: Part) -> int:
         return 0
     if begun:
         changes = {name: sweep.given[name] for name in FREE if name in sweep.given}
-        return run.execute(*resumed_plan(changes | {"run_dir": str(folder), "resume": True}, {}))
+        return run.execute(*resumed_plan(changes | {"run_dir": str(folder), "resume": True}, {}), signals)
     if folder.exists() and hosts.first():
         shutil.rmtree(folder)  # broken off before it began
-    status = run.execute(part_plan(sweep, part))
+    status = run.execute(part_plan(sweep, part), signals=signals)
     gc.collect()  # the device's memory is for the next part
     return status
 

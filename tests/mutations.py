@@ -42,6 +42,8 @@ _MIRROR = "tests/test_mirror_descent.py"
 _STATS, _COMPARISONS = "tests/test_stats.py", "tests/test_comparisons.py"
 _SETS = "tests/test_mujoco_sets.py"
 _SWEEPS, _SWEPT, _LOOP = "flowrl/sweeps.py", "tests/test_sweep.py", "tests/test_loop.py"
+_WORKERS, _EVALUATED = "flowrl/workers.py", "tests/test_evaluate.py"
+_KILLED, _SIGNALLED = "killed_amid", "tests/test_signals.py"
 _DIFFUSION = "tests/test_diffusion.py"
 _DEVICES, _SPREAD = "flowrl/devices.py", "tests/test_devices.py"
 _CALIBRATED, _CAL_QL, _SUMS = "agents/cal_ql.py", "tests/test_cal_ql.py", "tests/test_returns.py"
@@ -809,5 +811,44 @@ MUTATIONS = (
         "row, run in enumerate(range(len(self.own)))",
         _SPREAD,
         "go_on_with_other",
+    ),
+    # dying workers
+    Mutation("flowrl/evaluate.py", "times.reshape(-1)[list(view.restarted)] = 0", "pass", _EVALUATED, _KILLED),
+    Mutation("flowrl/evaluate.py", "            on_step(done, successes.size)\n\n", "\n", _EVALUATED, "goes_before"),
+    Mutation(_WORKERS, "del self._left[event.slot][0]", "pass", _EVALUATED, _KILLED),
+    Mutation(
+        _WORKERS,
+        "            self._on_death()\n",
+        "            self._on_death()\n            for slot in self._shares[min(dead)]:\n"
+        "                del self._left[slot][:1]\n",
+        _EVALUATED,
+        _KILLED,
+    ),
+    Mutation(_WORKERS, "in self._shares[worker]]\n\n", "in self._shares[0]]\n\n", _EVALUATED, _KILLED),
+    Mutation(_WORKERS, "restarted |= {*self._shares[worker]}", "restarted |= {worker}", _EVALUATED, _KILLED),
+    Mutation(_WORKERS, "self._shown |= replies", "self._shown = replies", _EVALUATED, _KILLED),
+    Mutation(
+        _WORKERS, "row or anything for row in self._rows", "row for row in self._rows if row", _EVALUATED, _KILLED
+    ),
+    Mutation(_WORKERS, "self._deaths[worker] += 1", "pass", _EVALUATED, "again_and_again"),
+    Mutation(_WORKERS, "process.exitcode >= 0", "False", _EVALUATED, "by_itself"),
+    Mutation("flowrl/evaluate.py", "np.where(good, values, 0)", "values", _EVALUATED, "not_finite"),
+    # signals
+    Mutation("flowrl/signals.py", "        process.terminate()\n", "        pass\n", _SIGNALLED, "passed_on"),
+    Mutation("flowrl/signals.py", "        raise SystemExit(status)", "        return status", _SIGNALLED, "likewise"),
+    Mutation(
+        "flowrl/run.py", "            raise loop.Stopped  # before", "            pass  # before", _SWEPT, "Checkpoints"
+    ),
+    Mutation(_SWEEPS, "if status or stopped:", "if status:", _SWEPT, "any_moment"),
+    Mutation("flowrl/flags.py", "    exit_on_sigterm()\n", "", _SIGNALLED, "a_program_ends"),
+    Mutation(
+        "flowrl/files.py", "            left.unlink()\n", "            pass\n", "tests/test_resume.py", "before_config"
+    ),
+    Mutation(
+        "flowrl/files.py",
+        " and not any((folder / CHECKPOINTS)",
+        " and any((folder / CHECKPOINTS)",
+        "tests/test_resume.py",
+        "before_config",
     ),
 )

@@ -241,19 +241,23 @@ def test_a_killed_collection_leaves_no_process_and_continues(tmp_path, monkeypat
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="looks at /proc")
-def test_ctrl_c_ends_in_one_line_and_keeps_the_parts(tmp_path):
+@pytest.mark.parametrize(
+    ("number", "told"),
+    [(signal.SIGINT, "interrupted; the same command continues"), (signal.SIGTERM, "terminated")],
+)
+def test_a_signal_ends_in_one_line_and_keeps_the_parts(tmp_path, number, told):
     process, parts = start(tmp_path)
     for worker in children(process.pid):
-        os.kill(worker, signal.SIGINT)
+        os.kill(worker, number)
     before, deadline = len(list(parts.glob("*.npz"))), time.monotonic() + 20
     while len(list(parts.glob("*.npz"))) < before + 6 and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.01)
-    assert process.poll() is None, "a worker did not leave Ctrl-C to its parent"
-    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: parent and workers alike
+    assert process.poll() is None, "a worker did not leave the signal to its parent"
+    os.killpg(process.pid, number)  # as a terminal or a batch system does: parent and workers alike
     _, said = process.communicate(timeout=30)
-    assert process.returncode == 130
+    assert process.returncode == 128 + number
     assert "Traceback" not in said
-    assert said.strip().splitlines()[-1] == "interrupted; the same command continues"
+    assert told in said.strip().splitlines()
     assert len(list(parts.glob("*.npz"))) >= 2
 
 

@@ -1,6 +1,9 @@
 """Evaluation: episodes are a function of the run's key, its tasks and nothing else."""
 
 import functools
+import os
+import signal
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -12,6 +15,7 @@ from flowrl import envs, evaluate
 from flowrl.agent import Agent, Needs
 from flowrl.evaluate import Evaluator
 from flowrl.streams import stream_key
+from flowrl.workers import MOST_RESTARTS, WorkerDied
 
 ENV = "pointmaze-medium-v0"
 TASKS, EPISODES = 5, 2
@@ -113,6 +117,19 @@ def test_breaking_off_leaves_the_evaluator_usable() -> None:
     evaluator.close()
 
 
+def test_actions_that_are_not_finite_are_played_as_0(two_runs: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    sizes = dict(tasks=TASKS, episodes=EPISODES, workers=2)
+    evaluator = Evaluator(wanderer(), functools.partial(envs.make, ENV), keys_of(3, 4), **sizes)
+    actions = jnp.array([[[jnp.nan, 0.5], [-jnp.inf, 1.0]]])
+    np.testing.assert_array_equal(evaluator._finite(actions), [[[0, 0.5], [0, 1]]])
+    evaluator._noted.clear()
+    evaluation = evaluator(jnp.array([0.8, jnp.nan]))
+    evaluator.close()
+    np.testing.assert_array_equal(evaluation.lengths[0], two_runs.lengths[0])
+    assert (evaluation.successes[1] == 0).all()
+    assert capsys.readouterr().out.count("the policy of run 1 gives actions that are not finite") == 1
+
+
 def test_a_failing_worker_is_reported() -> None:
     evaluator = Evaluator(
         wanderer(), functools.partial(envs.make, "no-such-env-v0"), keys_of(3), tasks=1, episodes=1, workers=1
@@ -120,6 +137,104 @@ def test_a_failing_worker_is_reported() -> None:
     with pytest.raises(RuntimeError, match=r"environment worker failed[\s\S]*no-such-env"):
         evaluator(jnp.full(1, 0.8))
     evaluator.close()
+
+
+# ------------------------------------------------------------------------------------------------ dying workers
+
+
+Moment = Callable[[list[Any]], bool]
+"""Tells from what is left to play in each slot whether the moment has come."""
+
+
+def always(left: list[Any]) -> bool:
+    return True
+
+
+def kill(evaluator: Evaluator, worker: int) -> None:
+    process = evaluator._pool._processes[worker]
+    os.kill(process.pid, signal.SIGKILL)
+    process.join()
+
+
+def killing(evaluator: Evaluator, worker: int, *moments: Moment, delay: int = 30) -> Callable[[int, int], None]:
+    """Returns an `on_step` that kills a worker so many calls after each of the moments, which come in this order."""
+    waiting, calls = list(moments), 0
+
+    def on_step(done: int, total: int) -> None:
+        nonlocal calls
+        calls = calls + 1 if waiting and waiting[0](evaluator._pool._left) else 0
+        if calls > delay:
+            del waiting[0]
+            calls = 0
+            kill(evaluator, worker)
+
+    return on_step
+
+
+@pytest.fixture
+def three_slots(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Slots with 4, 3 and 3 of the episodes of seed 3: the first two belong to one worker, the last to another."""
+    monkeypatch.setattr(evaluate, "GRACE", 0.0)
+    sizes = dict(tasks=TASKS, episodes=EPISODES, workers=2, slots=3)
+    evaluator = Evaluator(wanderer(), functools.partial(envs.make, ENV), keys_of(3), **sizes)
+    yield evaluator
+    evaluator.close()
+
+
+def assert_equal(one: Any, other: Any) -> None:
+    for mine, theirs in zip(one, other, strict=True):
+        np.testing.assert_array_equal(mine, theirs)
+
+
+def test_a_worker_killed_amid_an_evaluation_changes_nothing(
+    three_slots: Evaluator, two_runs: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    undisturbed = three_slots(jnp.full(1, 0.8))
+    np.testing.assert_array_equal(undisturbed.lengths[0], two_runs.lengths[0])
+    moments: list[Moment] = [
+        always,
+        lambda left: len(left[0]) < 4 or len(left[1]) < 3,  # one of its slots is further than the other
+        lambda left: bool(left[0]) != bool(left[1]),  # one has no more to play
+    ]
+    assert_equal(three_slots(jnp.full(1, 0.8), killing(three_slots, 0, *moments)), undisturbed)
+    assert_equal(three_slots(jnp.full(1, 0.8), killing(three_slots, 1, lambda left: len(left[2]) == 2)), undisturbed)
+    said = capsys.readouterr().out
+    assert said.count("an environment worker died by signal 9 (Killed); it is started anew") == 4
+
+
+def test_a_worker_killed_between_evaluations_changes_nothing(three_slots: Evaluator, two_runs: Any) -> None:
+    for _ in range(2):  # before the first evaluation, and after it
+        for worker in range(2):
+            kill(three_slots, worker)
+        np.testing.assert_array_equal(three_slots(jnp.full(1, 0.8)).lengths[0], two_runs.lengths[0])
+
+
+def test_a_worker_that_dies_again_and_again_is_an_error(three_slots: Evaluator) -> None:
+    again = [always] * (MOST_RESTARTS + 1)
+    with pytest.raises(WorkerDied, match=rf"died {len(again)} times .* signal 9 \(Killed\).*--workers"):
+        three_slots(jnp.full(1, 0.8), killing(three_slots, 0, *again, delay=1))
+    three_slots(jnp.full(1, 0.8), killing(three_slots, 0, always))  # counted anew
+
+
+def test_a_worker_that_ends_by_itself_is_an_error() -> None:
+    evaluator = Evaluator(wanderer(), functools.partial(os._exit, 7), keys_of(3), tasks=1, episodes=1, workers=1)
+    with pytest.raises(WorkerDied, match="ended with status 7"):
+        evaluator(jnp.full(1, 0.8))
+    evaluator.close()
+
+
+def test_breaking_off_goes_before_a_restart(three_slots: Evaluator, capsys: pytest.CaptureFixture[str]) -> None:
+    on_step = killing(three_slots, 0, always)
+
+    def stop(done: int, total: int) -> None:
+        if not three_slots._pool._processes[0].is_alive():
+            raise KeyboardInterrupt
+        on_step(done, total)
+
+    with pytest.raises(KeyboardInterrupt):
+        three_slots(jnp.full(1, 0.8), stop)
+    assert "started anew" not in capsys.readouterr().out
+    assert three_slots(jnp.full(1, 0.8)).lengths.min() > 1
 
 
 def test_environments_side_by_side_do_not_disturb_each_other() -> None:

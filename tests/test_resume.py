@@ -14,7 +14,7 @@ import orbax.checkpoint as ocp
 import pytest
 
 from flowrl.errors import UserError
-from flowrl.files import sole_owner
+from flowrl.files import sole_owner, unused
 
 pytestmark = pytest.mark.filterwarnings("ignore:Sharding info not provided")
 MAIN = Path(__file__).parents[1] / "experiments" / "main.py"
@@ -131,6 +131,15 @@ def test_a_run_directory_belongs_to_one_process(tmp_path: Path) -> None:
         pass
     with sole_owner(tmp_path):
         pass
+
+
+def test_what_a_kill_before_config_json_leaves_is_no_run(tmp_path: Path) -> None:
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / ".config.json.0a1b.tmp").touch()
+    with sole_owner(tmp_path):
+        assert unused(tmp_path)
+        (tmp_path / "checkpoints" / "100").mkdir()
+        assert not unused(tmp_path)
 
 
 @pytest.fixture(scope="module")

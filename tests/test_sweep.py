@@ -2,6 +2,10 @@
 
 import json
 import re
+import shutil
+import signal
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,10 +17,12 @@ from programs import load, main
 from run_dirs import make_run
 
 from flowrl import agent as agents
-from flowrl import curves, loggers, memory, sweeps
+from flowrl import curves, flags, loggers, memory, sweeps
 from flowrl.agents import bc
 from flowrl.checkpoint import Checkpoints
+from flowrl.data import sources
 from flowrl.errors import UserError
+from flowrl.evaluate import Evaluator
 from flowrl.programs import stored_plan
 from flowrl.run import Run
 from flowrl.settings import Trial, resumed_plan
@@ -230,6 +236,93 @@ def test_a_broken_sweep_ends_like_an_undisturbed_one(
     for name in ("summary.json", "summary.md"):
         assert (folder / name).read_text() == (undisturbed / name).read_text()
     assert sweep(*command) == 0  # all of it is there
+
+
+@pytest.fixture
+def own_handlers() -> Iterator[None]:
+    """Puts back what programs do to signals."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.usefixtures("own_handlers")
+@pytest.mark.parametrize(
+    ("number", "place", "name", "told"),
+    [
+        (signal.SIGTERM, sources, "read", "terminated"),
+        (signal.SIGINT, sources, "read", "interrupted"),
+        (signal.SIGTERM, Checkpoints, "save", "stopped at update 0;"),
+        (signal.SIGTERM, Run, "_compiled", "stopped at update 0;"),
+        (signal.SIGTERM, Evaluator, "__call__", "stopped at update 10;"),
+        (signal.SIGTERM, sweeps.run, "summarize", "continues the sweep"),
+        (signal.SIGTERM, sweeps, "_train", "terminated"),
+        (signal.SIGINT, sweeps, "_train", "interrupted"),
+        (signal.SIGTERM, sweeps, "summarize", "terminated"),
+    ],
+)
+def test_a_signal_at_any_moment_leaves_what_the_same_command_continues(
+    number: int,
+    place: Any,
+    name: str,
+    told: str,
+    data: str,
+    undisturbed: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    real, calls = getattr(place, name), []
+
+    def signalled(*arguments: Any, **named: Any) -> Any:
+        result = real(*arguments, **named)
+        calls.append(1)
+        if len(calls) == 1:
+            signal.raise_signal(number)
+        return result
+
+    program, folder = load("experiments/sweep.py").main, tmp_path / "sweep"
+    static = ("--agent.distribution=gaussian,flow", "--agent.flow_steps=1", "--eval_episodes=1", "--num_seeds=2")
+    monkeypatch.setattr(sys, "argv", ["sweep.py", *OFFLINE, data, RATES, *static, f"--run_dir={folder}"])
+    monkeypatch.setattr(place, name, signalled)
+    with pytest.raises(SystemExit) as stopped:
+        flags.run(program)
+    monkeypatch.setattr(place, name, real)
+    assert stopped.value.code == 128 + number
+    said = capfd.readouterr()
+    assert told in said.out + said.err
+    assert "Traceback" not in said.err
+    assert name != "save" or "compiled in" not in said.out  # the signal was heeded before
+    with pytest.raises(SystemExit) as ended:
+        flags.run(program)
+    assert ended.value.code == 0
+    for part in ("group1", "group2"):
+        for file in ("metrics.jsonl", "eval.jsonl"):
+            assert (folder / part / file).read_bytes() == (undisturbed / part / file).read_bytes()
+        for index in range(4):
+            jax.tree.map(np.testing.assert_array_equal, params(folder / part, index), params(undisturbed / part, index))
+    assert (folder / "summary.json").read_text() == (undisturbed / "summary.json").read_text()
+
+
+def test_the_comparison_of_killed_sweeps_notices_what_differs(undisturbed: Path, tmp_path: Path) -> None:
+    differences, other = load("experiments/kill_sweep.py").differences, tmp_path / "other"
+    shutil.copytree(undisturbed, other)
+    assert differences(undisturbed, other) == []
+    metrics = other / "group2" / "metrics.jsonl"
+    metrics.write_text(metrics.read_text()[:-1])  # torn
+    loggers.append_lines(other / "group1" / "eval.jsonl", lines(undisturbed / "group1", "eval")[-1:])  # doubled
+    (other / ".summary.json.0a1b.tmp").touch()
+    checkpoints = other / "group1" / "checkpoints"
+    shutil.rmtree(checkpoints / "20")
+    shutil.copytree(checkpoints / "10", checkpoints / "20")
+    (checkpoints / "30.orbax-checkpoint-tmp").mkdir()
+    found = differences(undisturbed, other)
+    assert found[:3] == [".summary.json.0a1b.tmp only in one of both", "group1/eval.jsonl", "group2/metrics.jsonl"]
+    assert "30.orbax-checkpoint-tmp left over" in found[3]
+    assert any("params" in difference for difference in found[4:])
+    shutil.rmtree(checkpoints / "20")
+    assert any("[20, 10]" in difference for difference in differences(undisturbed, other))
 
 
 def test_a_diverged_run_is_frozen_and_marked(data: str, at_once: Path, tmp_path: Path) -> None:

@@ -131,8 +131,9 @@ def _run(parts: Path, job: Job, recipe: behaviours.Recipe, workers: int) -> None
 
 
 def _initialise() -> None:
-    """Leaves Ctrl-C to the parent, and makes this process end when the parent does, however that ends."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """Leaves signals to stop to the parent, and makes this process end when the parent does, however that ends."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
