@@ -227,6 +227,11 @@ def _written_by(plan: Plan, what: str, last: int, step: int) -> bool:
     return step <= last and plan.schedule(online=step > int(plan.settings.steps or 0)).due(what, step)
 
 
+def _stopping(signals: Signals) -> bool:
+    """Whether one of the hosts is to stop; each must ask this the same number of times."""
+    return any(hosts.gather(signals.received is not None))
+
+
 class _BrokenOff(Exception):
     """Breaks off an evaluation because the run is to stop."""
 
@@ -274,7 +279,7 @@ class Run:
         step, evaluated = self._restore() if resume and self.checkpoints.latest() is not None else (0, True)
         if self.checkpoints.latest() is None:
             self._checkpoint(0, self.states, self.window, True)
-        if signals.received is not None:
+        if _stopping(signals):
             raise loop.Stopped  # before the program is compiled, which nothing can interrupt
         states, window = self.states, self.window
         del self.states, self.window  # the loop gives them away
@@ -342,7 +347,7 @@ class Run:
             evaluate=lambda step, states: self._evaluate(step, states, signals),
             checkpoint=self._checkpoint,
             progress=partial(self._progress, schedule),
-            stopping=lambda: any(hosts.gather(signals.received is not None)),
+            stopping=partial(_stopping, signals),
             diverged=self.diverging,
             pace=lambda seconds: max(hosts.gather(seconds)),
         )
