@@ -11,7 +11,7 @@ import numpy as np
 from flowrl.agent import Agent
 from flowrl.streams import stream_key
 from flowrl.train_state import Mode
-from flowrl.workers import EnvFactory, EnvPool, Episode
+from flowrl.workers import EnvFactory, EnvPool, Episode, Finished, Slots
 
 MAX_SLOTS = 160
 
@@ -73,6 +73,7 @@ class Evaluator:
             for run in range(len(keys))
             for slot in range(self._slots)
         ]
+        self._seeds, self._first_task = seeds, first_task
         self._pool = EnvPool(make_env, len(self._queues), workers)
 
     def __call__(
@@ -108,6 +109,61 @@ class Evaluator:
             done += len(view.finished)
             on_step(done, successes.size)
         return Evaluation(*(x.reshape(self._shape) for x in (successes, returns, lengths)))
+
+    def first_run(
+        self,
+        policies: Any,
+        make_env: EnvFactory,
+        episodes: int,
+        on_step: Callable[[int, int], None] = lambda done, total: None,
+    ) -> Evaluation:
+        """Plays the first episodes per task of the first run again, one after another, in an environment apart.
+
+        Actions are computed in the shapes and rows of a whole evaluation: in others they would be rounded
+        otherwise, and where a small difference grows, an episode might end otherwise.
+
+        Args:
+            policies: As for a whole evaluation.
+            make_env: Makes the environment, in a process of its own.
+            episodes: How many of each task's episodes.
+            on_step: As for a whole evaluation.
+
+        Returns:
+            Outcomes `[1, K, episodes]`.
+        """
+        _, tasks, each = self._shape
+        numbers = [task * each + number for task in range(tasks) for number in range(episodes)]
+        queue = [Episode(number // each + self._first_task, int(self._seeds[0, number])) for number in numbers]
+        pool, ended = EnvPool(make_env, 1, workers=1), list[Finished]()
+        try:
+            view = pool.start([queue])
+            for number in numbers:
+                time, before = 0, len(ended)
+                while len(ended) == before:
+                    action = self._action(policies, number, time, view)
+                    view = pool.step(action[None])
+                    ended += view.finished
+                    time += 1
+                    on_step(len(ended), len(numbers))
+        finally:
+            pool.close()
+        columns = zip(*[(event.success, event.total_reward, event.length) for event in ended], strict=True)
+        kinds = (np.float32, np.float32, np.int32)
+        return Evaluation(
+            *(np.array(x, kind).reshape(1, tasks, episodes) for x, kind in zip(columns, kinds, strict=True))
+        )
+
+    def _action(self, policies: Any, number: int, time: int, view: Slots) -> np.ndarray:
+        """Returns the first run's action `[A]` in one of its episodes, in that episode's row of a whole evaluation."""
+        slot, shape = number % self._slots, (self._shape[0], self._slots)
+
+        def placed(value: Any) -> np.ndarray:
+            rows = np.zeros((*shape, *np.shape(value)), np.asarray(value).dtype)
+            rows[0, slot] = value
+            return rows
+
+        arguments = map(placed, (number, time, view.observations[0], view.goals[0]))
+        return np.asarray(self._act(policies, self._keys, *arguments, mode="eval"))[0, slot]
 
     def close(self) -> None:
         """Ends the worker processes."""

@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from flowrl import agent as agents
 from flowrl import config as configs
-from flowrl import envs, loggers, loop, normalize
+from flowrl import envs, extras, loggers, loop, normalize, videos
 from flowrl.agent import Agent, Spec
 from flowrl.checkpoint import Checkpoints
 from flowrl.data import goals, minari_sets, replay, returns, sources
@@ -24,8 +24,9 @@ from flowrl.files import DIVERGED, LOCK, make_folder, sole_owner
 from flowrl.loop import Diverged, Divergence, Program, Window
 from flowrl.online import Collector, Environments, empty_replays
 from flowrl.provenance import git_commit, hardware, versions
-from flowrl.settings import Plan, command, read_config
+from flowrl.settings import OUTPUTS, Plan, command, read_config
 from flowrl.signals import Signals
+from flowrl.sinks import Sinks
 from flowrl.summary import evaluation_lines, evaluation_text, print_summary, summarize
 from flowrl.train_state import TrainState
 from flowrl.workers import WorkerDied
@@ -44,8 +45,9 @@ def execute(plan: Plan, stored: dict[str, Any] | None = None) -> int:
         An exit status: 0, or 128 + the signal that stopped the run.
 
     Raises:
-        UserError: Data, folder or checkpoint are unusable, or the run diverged.
+        UserError: Data, folder or checkpoint are unusable, a package is missing, or the run diverged.
     """
+    extras.check(plan.settings)
     make_folder(plan.folder)
     with sole_owner(plan.folder):
         return _execute(plan, stored)
@@ -181,7 +183,7 @@ def _config(plan: Plan, source: sources.Source) -> dict[str, Any]:
 def _record_changes(plan: Plan) -> None:
     """Writes what a resumed run does otherwise from now on into its `config.json`."""
     config = read_config(plan.folder)
-    changed = {name: getattr(plan.settings, name) for name in ("steps", "keep_checkpoints")}
+    changed = {name: getattr(plan.settings, name) for name in ("steps", "keep_checkpoints", *OUTPUTS)}
     if config["settings"] | changed != config["settings"]:
         config["settings"] |= changed
         loggers.write_json(plan.folder / "config.json", config)
@@ -251,6 +253,7 @@ class Run:
                 slots=envs.most(plan.env),
             )
         self.collector: Collector | None = None
+        self.sinks = Sinks(plan)
         total = settings.steps + settings.online_steps
         self.bar = tqdm(total=total, unit=plan.unit, desc="training", disable=None, smoothing=0.1)
         self.steps, self.seconds, self.announced, self.warm_chunks = 0, 0.0, False, 0
@@ -259,6 +262,7 @@ class Run:
         """Trains to the end and writes the summary."""
         settings: Any = self.plan.settings
         step, evaluated = self._restore() if resume and self.checkpoints.latest() is not None else (0, True)
+        self.sinks.open()
         if self.checkpoints.latest() is None:
             self._checkpoint(0, self.states, self.window, True)
         states, window = self.states, self.window
@@ -267,11 +271,12 @@ class Run:
             states, window = self._train_offline(signals, states, window, step, evaluated)
             step, evaluated = settings.steps, True
         if settings.online_steps:
-            self._train_online(signals, states, window, step, evaluated)
+            states, window = self._train_online(signals, states, window, step, evaluated)
         self.bar.close()
         summary = summarize(self.plan, loggers.read_lines(self.plan.folder / "eval.jsonl"))
         loggers.write_json(self.plan.folder / "summary.json", summary)
         print_summary(summary)
+        self._film(states, signals)
 
     def _train_offline(
         self, signals: Signals, states: TrainState, window: Window, step: int, evaluated: bool
@@ -355,6 +360,7 @@ class Run:
         if self.evaluator is not None:
             self.evaluator.close()
         self.checkpoints.close()
+        self.sinks.close()
 
     def _compiled(self, *arguments: Any) -> Any:
         """Returns `chunk`, compiled for these arguments."""
@@ -407,7 +413,7 @@ class Run:
             | {f"online/{name}": value for name, value in gathered[run].items()}
             for run, trial in enumerate(self.plan.trials)
         ]
-        loggers.append_lines(self.plan.folder / "metrics.jsonl", records)
+        self._write("metrics", records)
         rate = self.steps / self.seconds if self.seconds else 0.0
         loggers.append_lines(self.plan.folder / "time.jsonl", [{"step": step, "steps_per_second": round(rate, 3)}])
         self.steps, self.seconds = 0, 0.0
@@ -439,10 +445,40 @@ class Run:
         finally:
             bar.close()
         lines = [line | self._mark(line["run"]) for line in lines]
-        loggers.append_lines(self.plan.folder / "eval.jsonl", lines)
+        self._write("eval", lines)
         for mode in self.agent.evaluations:
             tqdm.write(evaluation_text(step, [line for line in lines if line["mode"] == mode], self.plan.unit))
         return True
+
+    def _write(self, kind: str, records: list[dict[str, Any]]) -> None:
+        """Writes the lines of one step, `metrics` or `eval`."""
+        loggers.append_lines(self.plan.folder / f"{kind}.jsonl", records)
+        self.sinks.write(kind, records)
+
+    def _film(self, states: TrainState, signals: Signals) -> None:
+        """Makes the videos that were asked for; where nothing can be drawn it says so.
+
+        Raises:
+            Stopped: The run is to stop before they are done.
+        """
+        settings: Any = self.plan.settings
+        if self.evaluator is None or not settings.video_episodes:
+            return
+        total = max(1, self.tasks) * settings.video_episodes
+        with tqdm(total=total, unit="episode", desc="filming", disable=None, leave=False) as bar:
+
+            def on_step(done: int, _: int) -> None:
+                bar.update(done - bar.n)
+                if signals.received is not None:
+                    raise loop.Stopped
+
+            try:
+                step = settings.steps + settings.online_steps
+                videos.record(self.plan, self.evaluator, self.program.policies(states), step, on_step)
+            except videos.NotDrawn as error:
+                if signals.arrives(seconds=1.0):  # a signal to the whole process group ends the worker first
+                    raise loop.Stopped from error
+                tqdm.write(f"warning: {error}")
 
     def _checkpoint(self, step: int, states: TrainState, window: Window, evaluated: bool) -> None:
         facts: dict[str, Any] = {"agent": self.plan.settings.agent, "evaluated": evaluated}
