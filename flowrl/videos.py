@@ -30,11 +30,11 @@ INDEX = "videos.json"
 SIZE = 256
 """Height and width in pixels, where the environment can be asked for one."""
 FPS = 15
-MOST_FRAMES = 200
-"""Of longer episodes every second step is shown, every third, …: a software renderer takes 0.1 s for a frame."""
+MOST_FRAMES = 150
+"""Of longer episodes every second step is shown, every third, …: without a GPU a frame takes tenths of a second."""
 REMEDY = (
-    "MuJoCo draws with OpenGL: install EGL or OSMesa (apt-get install libegl1 or libosmesa6), and leave MUJOCO_GL unset; "
-    "Gymnasium's classic control needs pygame. Then --resume makes the videos"
+    "MuJoCo draws with OpenGL: install EGL or OSMesa (apt-get install libegl1 or libosmesa6) and leave MUJOCO_GL "
+    "unset; Gymnasium's classic control needs pygame. Then --resume makes the videos"
 )
 _TRIAL = "import mujoco; mujoco.Renderer(mujoco.MjModel.from_xml_string('<mujoco/>'), 16, 16).render()"
 
@@ -95,7 +95,7 @@ def file_name(task: int, episode: int) -> str:
 
 
 def opengl() -> str | None:
-    """Returns a value of MUJOCO_GL with which MuJoCo can draw here, the one that is set where one is; None if it cannot.
+    """Returns a value of MUJOCO_GL with which MuJoCo can draw here, the one that is set if one is; None if it cannot.
 
     Each is tried in a process of its own; a driver may crash.
     """
@@ -168,6 +168,9 @@ class Camera(gymnasium.Wrapper):
         return found
 
     def _frame(self) -> np.ndarray:
+        model: Any = getattr(self.unwrapped, "model", None)
+        if hasattr(model, "light_castshadow"):
+            model.light_castshadow[:] = False  # without a GPU shadows take most of the time
         with envs.quiet():
             drawn: Any = self.env.render()
         return np.ascontiguousarray(drawn)
