@@ -64,8 +64,8 @@ def record(
         NotDrawn: Nothing can be drawn here.
     """
     folder, episodes = plan.folder / FOLDER, int(plan.settings.video_episodes)
-    asked = {"step": step, "run": 0, **plan.trials[0].labels, "episodes": episodes}
-    if (folder / INDEX).exists() and asked.items() <= loggers.read_json(folder / INDEX).items():
+    asked = {"step": step, "unit": plan.unit, **plan.trials[0].labels, "episodes": episodes}
+    if asked.items() <= index(plan.folder).items():
         return
     make_folder(folder)
     for old in (folder / INDEX, *folder.glob("*.mp4")):
@@ -87,6 +87,12 @@ def record(
         for number in range(episodes)
     ]
     loggers.write_json(folder / INDEX, asked | {"videos": films})
+
+
+def index(run_dir: Path) -> dict[str, Any]:
+    """Returns what the videos of a run directory show; empty where there are none."""
+    path = run_dir / FOLDER / INDEX
+    return loggers.read_json(path) if path.exists() else {}
 
 
 def file_name(task: int, episode: int) -> str:
