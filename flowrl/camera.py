@@ -4,6 +4,7 @@ Whoever plays the episodes stays apart from it, so that neither the choice of Op
 it is imported, nor a driver that crashes touches a training. Nothing here needs JAX.
 """
 
+import contextlib
 import functools
 import math
 import os
@@ -63,11 +64,13 @@ def filming(env: EnvName, platform: str | None, folder: Path) -> "Camera":
     os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")
     assert env.env_id is not None
     make = functools.partial(envs.make, env.env_id, module=env.module, render_mode="rgb_array", **dict(env.kwargs))
-    try:
-        made = make(width=SIZE, height=SIZE)
-    except TypeError:  # its frames have a size of their own
-        made = make()
-    return Camera(made, folder)
+    size: dict[str, Any] = {"width": SIZE, "height": SIZE}
+    # Gymnasium's own camera lets walkers leave the picture; OGBench's shows the whole maze.
+    views = [size] if env.family == "ogbench" else [size | {"camera_name": "track"}, size]
+    for view in views:
+        with contextlib.suppress(TypeError):  # not every environment can be asked
+            return Camera(make(**view), folder)
+    return Camera(make(), folder)
 
 
 class Camera(gymnasium.Wrapper):

@@ -1,6 +1,7 @@
 """Optional packages that settings of a run ask for."""
 
 import importlib.util
+import os
 from typing import Any
 
 from flowrl.errors import UserError
@@ -26,12 +27,12 @@ def check(settings: Any) -> None:
                 f"--{name} needs the package {module}, which is missing; pip install -e '.[{extra}]', or give "
                 f"--{name}{off}"
             )
-    if settings.wandb:
+    if settings.wandb and os.environ.get("WANDB_MODE", "online") == "online":
         _log_in()
 
 
 def _log_in() -> None:
-    """Logs in to Weights & Biases; where it is offline it asks for nobody."""
+    """Logs in to Weights & Biases; a terminal is asked who it is, if nobody knows."""
     import wandb
 
     try:

@@ -20,7 +20,7 @@ from programs import ROOT, load, main
 from flowrl import extras, loggers, sinks
 from flowrl.errors import UserError
 from flowrl.run import Run
-from flowrl.settings import Trial
+from flowrl.settings import Settings, Trial
 
 pytestmark = pytest.mark.filterwarnings("ignore:Sharding info not provided")
 OFFLINE = (
@@ -282,12 +282,17 @@ def test_a_missing_package_is_told_before_anything_begins(
     assert f"\n{extra} = {module if extra != 'video' else 'imageio-ffmpeg'}>=" in installed
 
 
-def test_nobody_logged_in_is_told_before_anything_begins(tmp_path: Path, server: Server) -> None:
+def test_nobody_logged_in_is_told_before_anything_begins(
+    tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
     server.logged_in = False
+    monkeypatch.delenv("WANDB_MODE", raising=False)
     with pytest.raises(UserError, match=r"--wandb: No API key.*WANDB_MODE=offline") as caught:
         main(*OFFLINE, "--data=/nowhere.npz", "--wandb", f"--run_dir={tmp_path / 'run'}")
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "run").exists()
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    extras.check(Settings(wandb=True))
 
 
 def test_optional_packages_are_imported_where_they_are_used_only() -> None:
