@@ -16,7 +16,7 @@ from typing import Any
 
 from absl import flags as absl_flags
 
-from flowrl import comparisons, figures, flags, loggers
+from flowrl import comparisons, figures, flags, loggers, videos
 from flowrl import config as configs
 from flowrl.comparisons import number_text
 from flowrl.curves import Group, NotEvaluated, RunDir, expand, group_runs, name, panels, read_runs, traces, waiting
@@ -40,12 +40,16 @@ TITLES = {
     "improvement": "Probability of improvement",
     "sensitivity": "Sensitivity to settings",
 }
+MOST_VIDEO_BYTES = 12_000_000
+"""Videos are left out of a page that would hold more of them."""
 STYLE = """
 body { font: 15px/1.45 sans-serif; max-width: 1150px; margin: 2em auto; padding: 0 1em; color: #222 }
 table { border-collapse: collapse; margin: 0.8em 0; width: 100% }
 th, td { border-bottom: 1px solid #ccc; padding: 0.35em 0.6em; text-align: left; vertical-align: top }
 td { overflow-wrap: break-word }
 tr.best { background: #e8f3ea; font-weight: bold }
+figure { display: inline-block; margin: 0.5em 0.5em 0.5em 0; width: 256px; vertical-align: top }
+video { width: 100%; display: block }
 img { max-width: 100%; display: block; margin: 0.5em 0 }
 code { font-size: 0.85em; overflow-wrap: anywhere }
 .warnings { background: #fff4e0; border-left: 5px solid #e69f00; padding: 0.2em 1em }
@@ -206,6 +210,44 @@ def picture_section(kind: str, groups: Sequence[Group]) -> Html:
     )
 
 
+def video_section(runs: Sequence[RunDir]) -> list[Html]:
+    """Returns for each run directory with videos the first of every task, until the page holds enough of them."""
+    found, room = [], MOST_VIDEO_BYTES
+    for folder in dict.fromkeys(run.folder for run in runs):
+        shown_here = videos.index(folder)
+        figures_here = []
+        for film in shown_here.get("videos", ()):
+            path = folder / videos.FOLDER / film["file"]
+            if film["episode"] == 0 and path.exists():
+                room -= path.stat().st_size
+                figures_here.append(_figure(path, film, fits=room >= 0))
+        if figures_here:
+            found.append(tag("section", tag("h3", _video_title(folder, shown_here)), *figures_here))
+    return [tag("h2", "Videos"), *found] if found else []
+
+
+def _video_title(folder: Path, shown_here: dict[str, Any]) -> str:
+    own = [f"{name} {value}" for name, value in shown_here.items() if name == "seed" or name.startswith("agent.")]
+    return f"{folder.resolve().name}: {', '.join(own)}, after {shown_here['unit']} {shown_here['step']:,}"
+
+
+def _figure(path: Path, film: dict[str, Any], *, fits: bool) -> Html:
+    """Returns a video with what happens in it, or says that the page has no room for it."""
+    outcome = f"return {film['return']:.1f}"
+    if "success" in film:
+        outcome = "success" if film["success"] else "no success"
+    caption = f"Task {film['task']}: {outcome}, {film['length']:,} steps"
+    if not fits:
+        caption += (
+            f"; left out, for this page holds no more than {MOST_VIDEO_BYTES / 1e6:g} MB of videos: "
+            f"{videos.FOLDER}/{film['file']} of the run"
+        )
+        return tag("figure", tag("figcaption", caption, class_="note"))
+    data = f"data:video/mp4;base64,{base64.b64encode(path.read_bytes()).decode()}"
+    player = tag("video", src=data, controls="", muted="", preload="metadata")
+    return tag("figure", player, tag("figcaption", caption, class_="note"))
+
+
 def runs_section(runs: Sequence[RunDir]) -> Html:
     """Returns what was run."""
     body = []
@@ -251,6 +293,7 @@ def page(groups: Sequence[Group], found: Sequence[str]) -> str:
         *(pooled_section(panel) for panel in comparisons.pooled(groups)),
         tag("h2", "Pictures"),
         *(picture_section(kind, groups) for kind in TITLES),
+        *video_section(runs),
         tag("h2", "What was run"),
         runs_section(runs),
     )

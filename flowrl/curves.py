@@ -11,13 +11,14 @@ import numpy as np
 from flowrl import loggers, stats
 from flowrl.errors import UserError
 from flowrl.files import DIVERGED, SWEEP
-from flowrl.settings import command
+from flowrl.settings import OUTPUTS, command
 from flowrl.summary import HEADLINE_EVALUATIONS, metric_of, scale
 
 # Settings that do not change what a seed learns or how it is evaluated.
 INCIDENTAL = (
     *("run_dir", "resume", "workers", "vectorization", "map", "data"),
     *("log_interval", "checkpoint_interval", "keep_checkpoints", "seed", "num_seeds"),
+    *OUTPUTS,
 )
 
 

@@ -13,7 +13,7 @@ from tqdm import tqdm
 from flowrl.agent import Agent
 from flowrl.streams import stream_key
 from flowrl.train_state import Mode
-from flowrl.workers import EnvFactory, EnvPool, Episode
+from flowrl.workers import EnvFactory, EnvPool, Episode, Finished, Slots, WorkerDied
 
 MAX_SLOTS = 160
 GRACE = 1.0
@@ -78,6 +78,7 @@ class Evaluator:
             for slot in range(self._slots)
         ]
         self._noted: set[int] = set()
+        self._seeds, self._first_task = seeds, first_task
         self._pool = EnvPool(make_env, len(self._queues), workers)
 
     def __call__(
@@ -137,6 +138,70 @@ class Evaluator:
             tqdm.write(f"note: the policy of run {run} gives actions that are not finite; 0 is played for them")
             self._noted.add(run)
         return np.where(good, values, 0)
+
+    def first_run(
+        self,
+        policies: Any,
+        make_env: EnvFactory,
+        episodes: int,
+        on_step: Callable[[int, int], None] = lambda done, total: None,
+    ) -> Evaluation:
+        """Plays the first episodes per task of the first run again, one after another, in an environment apart.
+
+        Actions are computed in the shapes and rows of a whole evaluation: in others they would be rounded
+        otherwise, and where a small difference grows, an episode might end otherwise.
+
+        Args:
+            policies: As for a whole evaluation.
+            make_env: Makes the environment, in a process of its own.
+            episodes: How many of each task's episodes.
+            on_step: As for a whole evaluation.
+
+        Returns:
+            Outcomes `[1, K, episodes]`.
+
+        Raises:
+            WorkerDied: The process of that environment died; it is not started anew.
+        """
+        _, tasks, each = self._shape
+        numbers = [task * each + number for task in range(tasks) for number in range(episodes)]
+        queue = [Episode(number // each + self._first_task, int(self._seeds[0, number])) for number in numbers]
+        pool, ended = EnvPool(make_env, 1, workers=1), list[Finished]()
+
+        def on_death() -> None:
+            time.sleep(GRACE)
+            on_step(len(ended), len(numbers))
+            raise WorkerDied("the process of the environment died")
+
+        try:
+            view = pool.start([queue], on_death)
+            for number in numbers:
+                moment, before = 0, len(ended)
+                while len(ended) == before:
+                    action = self._action(policies, number, moment, view)
+                    view = pool.step(action[None])
+                    ended += view.finished
+                    moment += 1
+                    on_step(len(ended), len(numbers))
+        finally:
+            pool.close()
+        columns = zip(*[(event.success, event.total_reward, event.length) for event in ended], strict=True)
+        kinds = (np.float32, np.float32, np.int32)
+        return Evaluation(
+            *(np.array(x, kind).reshape(1, tasks, episodes) for x, kind in zip(columns, kinds, strict=True))
+        )
+
+    def _action(self, policies: Any, number: int, moment: int, view: Slots) -> np.ndarray:
+        """Returns the first run's action `[A]` in one of its episodes, in that episode's row of a whole evaluation."""
+        slot, shape = number % self._slots, (self._shape[0], self._slots)
+
+        def placed(value: Any) -> np.ndarray:
+            rows = np.zeros((*shape, *np.shape(value)), np.asarray(value).dtype)
+            rows[0, slot] = value
+            return rows
+
+        arguments = map(placed, (number, moment, view.observations[0], view.goals[0]))
+        return self._finite(self._act(policies, self._keys, *arguments, mode="eval"))[0, slot]
 
     def close(self) -> None:
         """Ends the worker processes."""

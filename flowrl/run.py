@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from flowrl import agent as agents
 from flowrl import config as configs
-from flowrl import devices, envs, hosts, loggers, loop, normalize
+from flowrl import devices, envs, extras, hosts, loggers, loop, normalize, videos
 from flowrl.agent import Agent, Spec
 from flowrl.checkpoint import Checkpoints
 from flowrl.data import goals, minari_sets, replay, returns, sources
@@ -25,8 +25,9 @@ from flowrl.files import CHECKPOINTS, DIVERGED, make_folder, sole_owner, unused
 from flowrl.loop import Diverged, Divergence, Program, Window
 from flowrl.online import Collector, Environments, empty_replays
 from flowrl.provenance import git_commit, hardware, versions
-from flowrl.settings import Plan, command, read_config
+from flowrl.settings import OUTPUTS, Plan, command, read_config
 from flowrl.signals import Signals
+from flowrl.sinks import Sinks
 from flowrl.streams import root_keys
 from flowrl.summary import evaluation_lines, evaluation_text, print_summary, summarize
 from flowrl.train_state import TrainState
@@ -46,8 +47,10 @@ def execute(plan: Plan, stored: dict[str, Any] | None = None, signals: Signals |
         An exit status: 0, or 128 + the signal that stopped the run.
 
     Raises:
-        UserError: Data, folder or checkpoint are unusable, hosts were given different commands, or the run diverged.
+        UserError: Data, folder or checkpoint are unusable, a package is missing, hosts were given different commands,
+            or the run diverged.
     """
+    extras.check(plan.settings)
     hosts.require_same({"--run_dir": str(plan.folder.absolute())})
     make_folder(plan.folder)
     with sole_owner(plan.folder) if hosts.first() else contextlib.nullcontext():
@@ -187,7 +190,7 @@ def _config(plan: Plan, source: sources.Source) -> dict[str, Any]:
 def _record_changes(plan: Plan) -> None:
     """Writes what a resumed run does otherwise from now on into its `config.json`."""
     config = read_config(plan.folder)
-    changed = {name: getattr(plan.settings, name) for name in ("steps", "keep_checkpoints")}
+    changed = {name: getattr(plan.settings, name) for name in ("steps", "keep_checkpoints", *OUTPUTS)}
     if config["settings"] | changed != config["settings"]:
         config["settings"] |= changed
         loggers.write_json(plan.folder / "config.json", config)
@@ -269,6 +272,7 @@ class Run:
                 slots=envs.most(plan.env),
             )
         self.collector: Collector | None = None
+        self.sinks = Sinks(plan)
         total = settings.steps + settings.online_steps
         self.bar = tqdm(total=total, unit=plan.unit, desc="training", disable=None, smoothing=0.1)
         self.steps, self.seconds, self.announced, self.warm_chunks = 0, 0.0, False, 0
@@ -277,6 +281,8 @@ class Run:
         """Trains to the end and writes the summary."""
         settings: Any = self.plan.settings
         step, evaluated = self._restore() if resume and self.checkpoints.latest() is not None else (0, True)
+        if hosts.first():
+            self.sinks.open()
         if self.checkpoints.latest() is None:
             self._checkpoint(0, self.states, self.window, True)
         if _stopping(signals):
@@ -287,13 +293,14 @@ class Run:
             states, window = self._train_offline(signals, states, window, step, evaluated)
             step, evaluated = settings.steps, True
         if settings.online_steps:
-            self._train_online(signals, states, window, step, evaluated)
+            states, window = self._train_online(signals, states, window, step, evaluated)
         self.bar.close()
         if hosts.first():
             summary = summarize(self.plan, loggers.read_lines(self.plan.folder / "eval.jsonl"))
             loggers.write_json(self.plan.folder / "summary.json", summary)
             print_summary(summary)
-        hosts.wait()
+        if not all(hosts.gather(self._film(states, signals))):
+            raise loop.Stopped
 
     def _train_offline(
         self, signals: Signals, states: TrainState, window: Window, step: int, evaluated: bool
@@ -387,6 +394,7 @@ class Run:
         if self.evaluator is not None:
             self.evaluator.close()
         self.checkpoints.close()
+        self.sinks.close()
 
     def _compiled(self, *arguments: Any) -> Any:
         """Returns `chunk`, compiled for these arguments."""
@@ -441,34 +449,41 @@ class Run:
             for row, run in enumerate(self.own)
         ]
         rate = self.steps / self.seconds if self.seconds else 0.0
-        self._append("metrics", hosts.merged(records))
-        self._append("time", [{"step": step, "steps_per_second": round(rate, 3)}])
+        self._write("metrics", hosts.merged(records))
+        if hosts.first():
+            time_line = {"step": step, "steps_per_second": round(rate, 3)}
+            loggers.append_lines(self.plan.folder / "time.jsonl", [time_line])
         self.steps, self.seconds = 0, 0.0
 
-    def _append(self, name: str, records: list[dict[str, Any]]) -> None:
-        """Appends lines of all hosts to a file of the run directory."""
+    def _write(self, kind: str, records: list[dict[str, Any]]) -> None:
+        """Writes the lines of one step from all hosts, `metrics` or `eval`."""
         if hosts.first():
-            loggers.append_lines(self.plan.folder / f"{name}.jsonl", records)
+            loggers.append_lines(self.plan.folder / f"{kind}.jsonl", records)
+            self.sinks.write(kind, records)
 
     def _evaluate(self, step: int, states: TrainState, signals: Signals) -> bool:
         """Evaluates the runs of all hosts and logs that; false if one of them is to stop."""
         if not self.plan.settings.eval_episodes:
             return True
-        policies = self.program.policies(states)
+        policies = self._own_policies(states)
         found = hosts.gather(None if self.evaluator is None else self._outcomes(step, policies, signals))
         if any(lines == [] for lines in found):
             return False
         lines = [line for own in found for line in own or ()]
         lines.sort(key=lambda line: self.agent.evaluations.index(line["mode"]))  # runs stay in order
-        self._append("eval", lines)
+        self._write("eval", lines)
         for mode in self.agent.evaluations:
             tqdm.write(evaluation_text(step, [line for line in lines if line["mode"] == mode], self.plan.unit))
         return True
 
+    def _own_policies(self, states: TrainState) -> Any:
+        """Returns the policies of this host's runs, on one device; all hosts must ask for them together."""
+        policies = devices.local(self.program.policies(states))
+        return jax.tree.map(lambda x: jnp.asarray(x[: len(self.own)]), policies)
+
     def _outcomes(self, step: int, policies: Any, signals: Signals) -> list[dict[str, Any]]:
         """Evaluates the runs of this host, and returns the lines of their log; none if the run is to stop."""
         assert self.evaluator is not None
-        policies = jax.tree.map(lambda x: jnp.asarray(x[: len(self.own)]), devices.local(policies))
         trials, episodes = self.plan.trials[self.own.start : self.own.stop], int(self.plan.settings.eval_episodes or 0)
         total = len(trials) * max(1, self.tasks) * episodes * len(self.agent.evaluations)
         bar = tqdm(total=total, unit="episode", desc="evaluating", disable=None, leave=False)
@@ -489,6 +504,34 @@ class Run:
         finally:
             bar.close()
         return [line | self._mark(line["run"]) for line in lines]
+
+    def _film(self, states: TrainState, signals: Signals) -> bool:
+        """Makes the videos that were asked for, on the first host; where nothing can be drawn it says so.
+
+        Returns:
+            False if it was broken off because the run is to stop.
+        """
+        settings: Any = self.plan.settings
+        if not settings.video_episodes:
+            return True
+        policies = self._own_policies(states)
+        if self.evaluator is None or not hosts.first():
+            return True
+        total = max(1, self.tasks) * settings.video_episodes
+        with tqdm(total=total, unit="episode", desc="filming", disable=None, leave=False) as bar:
+
+            def on_step(done: int, _: int) -> None:
+                bar.update(done - bar.n)
+                if signals.received is not None:
+                    raise _BrokenOff
+
+            try:
+                videos.record(self.plan, self.evaluator, policies, settings.steps + settings.online_steps, on_step)
+            except videos.NotDrawn as error:
+                tqdm.write(f"warning: {error}")
+            except _BrokenOff:
+                return False
+        return True
 
     def _checkpoint(self, step: int, states: TrainState, window: Window, evaluated: bool) -> None:
         facts: dict[str, Any] = {"agent": self.plan.settings.agent, "evaluated": evaluated}

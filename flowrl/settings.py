@@ -16,9 +16,11 @@ from flowrl.agent import Spec
 from flowrl.errors import UserError
 from flowrl.online import Options
 
-RESUMABLE = ("run_dir", "resume", "steps", "workers", "vectorization", "data", "keep_checkpoints")
+OUTPUTS = ("csv", "tensorboard", "wandb", "video_episodes")
+"""Settings that show a run in other ways as well, and change nothing else of it."""
+RESUMABLE = ("run_dir", "resume", "steps", "workers", "vectorization", "data", "keep_checkpoints", *OUTPUTS)
 """Settings that may differ when a run is resumed; data is checked by its hash."""
-_ELSEWHERE = ("run_dir", "resume", "workers", "vectorization", "map", "keep_checkpoints")
+_ELSEWHERE = ("run_dir", "resume", "workers", "vectorization", "map", "keep_checkpoints", *OUTPUTS)
 """Settings that do not change what a run learns."""
 MAX_SEED = 2**32 - 1
 
@@ -56,6 +58,13 @@ class Settings:
     normalize_rewards: bool = configs.setting(False, "Scale rewards by 1000 / (best - worst episode return), as IQL.")
     reward_scale: float = configs.setting(1.0, "Factor of rewards.")
     reward_shift: float = configs.setting(0.0, "Added to rewards after scaling; the return in evaluations is unscaled.")
+    csv: bool = configs.setting(False, "Also write metrics.csv and eval.csv.")
+    tensorboard: bool = configs.setting(False, "Also write event files for TensorBoard; needs the extra tensorboard.")
+    wandb: bool = configs.setting(False, "Also log to Weights & Biases, project flowrl; needs the extra wandb.")
+    video_episodes: int = configs.setting(
+        0,
+        "Episodes per task of the first run's last evaluation to make videos of; needs the extra video.",
+    )
     map: str = configs.setting("auto", "How runs are mapped: vmap, serial, or auto (serial on CPUs).")
     shard: str = configs.setting("runs", "What is spread over several devices: runs, or the batch of each run.")
     workers: int | None = configs.setting(None, "Processes for environments; one per core if absent.")
@@ -226,12 +235,18 @@ def _check(settings: Any) -> None:
     minima = dict(num_seeds=1, seed=0, eval_interval=1, eval_episodes=0, log_interval=1, checkpoint_interval=1)
     minima |= dict(steps=0 if settings.online_steps else 1, online_steps=0, num_envs=1, updates_per_step=0)
     minima |= dict(warmup_steps=0, buffer_size=1, offline_share=0, workers=1, keep_checkpoints=0)
+    minima |= dict(video_episodes=0)
     for name, minimum in minima.items():
         value = getattr(settings, name)
         if value is not None and value < minimum:
             raise UserError(f"--{name}={value} is too small; the least is {minimum}")
     if settings.keep_checkpoints == 1:
         raise UserError("--keep_checkpoints=1 could leave none after a kill; give 2 or more, or 0 for all")
+    if settings.video_episodes > (settings.eval_episodes or 0):
+        raise UserError(
+            f"--video_episodes={settings.video_episodes} is more than the --eval_episodes={settings.eval_episodes} "
+            "whose first ones are filmed; give fewer, or train with more --eval_episodes"
+        )
     if settings.seed + settings.num_seeds > MAX_SEED:
         raise UserError(f"--seed={settings.seed} is too large; seeds end at {MAX_SEED}")
     if settings.map not in ("auto", "vmap", "serial"):

@@ -14,7 +14,7 @@ import numpy as np
 
 from flowrl import agent as agents
 from flowrl import config as configs
-from flowrl import curves, envs, hosts, loggers, memory, run, stats
+from flowrl import curves, envs, extras, hosts, loggers, memory, run, stats
 from flowrl.curves import bounds
 from flowrl.errors import UserError
 from flowrl.files import SWEEP, make_folder, sole_owner, unused
@@ -141,6 +141,7 @@ def check(sweep: Sweep) -> None:
         if twice := [value for index, value in enumerate(values) if kept[index] in kept[:index]]:
             raise UserError(f"--agent.{name} has {curves.value_text(twice[0])} twice; leave one out")
     given: Any = Settings(**sweep.given)
+    extras.check(given)
     if given.num_seeds < 1:
         raise UserError(f"--num_seeds={given.num_seeds} is too small; the least is 1")
     points = math.prod(len(values) for values in sweep.grid.values())

@@ -44,6 +44,7 @@ _SETS = "tests/test_mujoco_sets.py"
 _SWEEPS, _SWEPT, _LOOP = "flowrl/sweeps.py", "tests/test_sweep.py", "tests/test_loop.py"
 _WORKERS, _EVALUATED = "flowrl/workers.py", "tests/test_evaluate.py"
 _KILLED, _SIGNALLED = "killed_amid", "tests/test_signals.py"
+_SINKS, _COPIES, _FILMED = "flowrl/sinks.py", "tests/test_sinks.py", "tests/test_videos.py"
 _DIFFUSION = "tests/test_diffusion.py"
 _DEVICES, _SPREAD = "flowrl/devices.py", "tests/test_devices.py"
 _CALIBRATED, _CAL_QL, _SUMS = "agents/cal_ql.py", "tests/test_cal_ql.py", "tests/test_returns.py"
@@ -851,4 +852,22 @@ MUTATIONS = (
         "tests/test_resume.py",
         "before_config",
     ),
+    # sinks and videos
+    Mutation(_SINKS, "if names == columns:", "if columns:", _COPIES, "come_and_go"),
+    Mutation(_SINKS, "path.unlink(missing_ok=True)", "pass", _COPIES, "come_and_go"),
+    Mutation(_SINKS, "for old in folder.rglob(", "for old in folder.glob(", _COPIES, "killed and _log"),
+    Mutation(
+        _SINKS, "for kind, records in history(", "for kind, records in () and history(", _COPIES, "asked_for_later"
+    ),
+    Mutation(_SINKS, "2 * step + KINDS.index(kind)", "step", _COPIES, "killed and _checkpoint"),
+    Mutation(_SINKS, "secrets.token_hex(8) for _", "'same' for _", _COPIES, "run_of_its_own"),
+    Mutation(_SINKS, "self._sinks.pop(name, None)", "", _COPIES, "one_warning"),
+    Mutation(_SINKS, "by_time = sorted(lines, key=lambda line: line[0])", "by_time = lines", _COPIES, "in_the_order"),
+    Mutation("flowrl/evaluate.py", "slot, shape = number %", "slot, shape = 0 * number %", _FILMED, "in_any_row"),
+    Mutation(
+        "flowrl/evaluate.py", "int(self._seeds[0, number])", "int(self._seeds[-1, number])", _FILMED, "in_any_row"
+    ),
+    Mutation("flowrl/evaluate.py", "task * each + number for", "task * episodes + number for", _FILMED, "in_any_row"),
+    Mutation("flowrl/camera.py", "[given] if given else ", "", _FILMED, "tried_apart"),
+    Mutation("flowrl/videos.py", "except (UserError, RuntimeError)", "except UserError", _FILMED, "cannot_draw"),
 )

@@ -1,0 +1,86 @@
+"""Videos of a run's final policy: the first episodes of its evaluation, played again and drawn."""
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from flowrl import camera, loggers
+from flowrl.errors import UserError
+from flowrl.evaluate import Evaluation, Evaluator
+from flowrl.files import make_folder
+from flowrl.settings import Plan
+from flowrl.workers import WorkerDied
+
+FOLDER = "videos"
+"""Where in a run directory they lie."""
+INDEX = "videos.json"
+"""The file in that folder that says what they show; it is written when all are there."""
+REMEDY = (
+    "MuJoCo draws with OpenGL: install EGL or OSMesa (apt-get install libegl1 or libosmesa6) and leave MUJOCO_GL "
+    "unset; Gymnasium's classic control needs pygame. Then --resume makes the videos"
+)
+
+
+class NotDrawn(Exception):
+    """There is no video, for the reason that the message names."""
+
+
+def record(
+    plan: Plan,
+    evaluator: Evaluator,
+    policies: Any,
+    step: int,
+    on_step: Callable[[int, int], None] = lambda done, total: None,
+) -> None:
+    """Films the first episodes per task of the first run, unless that was done before.
+
+    Args:
+        plan: Of the runs.
+        evaluator: Who evaluated them.
+        policies: Of all runs, with a leading axis `[R, ...]`.
+        step: After which they are what they are.
+        on_step: Called after every environment step with the numbers of finished and of all episodes; may raise to
+            break off.
+
+    Raises:
+        NotDrawn: Nothing can be drawn here.
+    """
+    folder, episodes = plan.folder / FOLDER, int(plan.settings.video_episodes)
+    asked = {"step": step, "unit": plan.unit, **plan.trials[0].labels, "episodes": episodes}
+    if asked.items() <= index(plan.folder).items():
+        return
+    make_folder(folder)
+    for old in (folder / INDEX, *folder.glob("*.mp4")):
+        old.unlink(missing_ok=True)
+    try:
+        make_env = functools.partial(camera.filming, plan.env, camera.opengl(), folder.absolute())
+        outcome = evaluator.first_run(policies, make_env, episodes, on_step)
+    except (UserError, RuntimeError) as error:
+        raise NotDrawn(f"no videos ({_reason(error)}). {REMEDY}") from error
+    loggers.write_json(folder / INDEX, asked | {"videos": _shown(outcome)})
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, WorkerDied):
+        return "the process that draws died"
+    return str(error).strip().splitlines()[-1]  # of a traceback
+
+
+def _shown(outcome: Evaluation) -> list[dict[str, Any]]:
+    """Returns for each video of the first run its file and what happens in it."""
+    found = []
+    for task, episode in np.ndindex(outcome.lengths.shape[1:]):
+        success = float(outcome.successes[0, task, episode])
+        film = {"file": camera.file_name(task + 1, episode), "task": task + 1, "episode": episode}
+        film |= {"return": float(outcome.returns[0, task, episode]), "length": int(outcome.lengths[0, task, episode])}
+        found.append(film if np.isnan(success) else film | {"success": success})
+    return found
+
+
+def index(run_dir: Path) -> dict[str, Any]:
+    """Returns what the videos of a run directory show; empty where there are none."""
+    path = run_dir / FOLDER / INDEX
+    return loggers.read_json(path) if path.exists() else {}
