@@ -23,9 +23,9 @@ from flowrl.config import setting
 from flowrl.errors import UserError
 from flowrl.evaluate import Evaluator
 from flowrl.files import replacing
+from flowrl.parts import build_agent
 from flowrl.programs import load_states, stored_plan
 from flowrl.provenance import git_commit, hardware, versions
-from flowrl.run import build_agent
 from flowrl.stats import mean_interval
 from flowrl.streams import root_keys
 from flowrl.summary import METRICS, evaluation_lines, metric_of, shown

@@ -20,9 +20,9 @@ from flowrl.checkpoint import Checkpoints
 from flowrl.config import setting
 from flowrl.errors import UserError
 from flowrl.losses import temperature
+from flowrl.parts import build_agent
 from flowrl.programs import load_states, stored_plan
 from flowrl.provenance import git_commit, hardware
-from flowrl.run import build_agent
 from flowrl.streams import root_keys
 from flowrl.train_state import TrainState
 

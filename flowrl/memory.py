@@ -10,7 +10,7 @@ from flowrl import config as configs
 from flowrl import devices
 from flowrl.data import sources
 from flowrl.online import empty_replays
-from flowrl.run import build_program, prepare, spec_of
+from flowrl.parts import build_program, prepare, spec_of
 from flowrl.settings import Plan
 from flowrl.streams import root_keys
 

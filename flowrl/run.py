@@ -1,31 +1,28 @@
 """One training run in a run directory: data, environments, logs, checkpoints, summary, resuming."""
 
 import contextlib
-import dataclasses
 import itertools
 import time
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from flowrl import agent as agents
 from flowrl import config as configs
-from flowrl import devices, envs, extras, hosts, loggers, loop, normalize, videos
-from flowrl.agent import Agent, Spec
+from flowrl import devices, envs, extras, hosts, loggers, loop, videos
 from flowrl.checkpoint import Checkpoints
-from flowrl.data import goals, minari_sets, replay, returns, sources
-from flowrl.data.dataset import Dataset, from_arrays
+from flowrl.data import replay, sources
 from flowrl.errors import UserError
 from flowrl.evaluate import Evaluator
 from flowrl.files import CHECKPOINTS, DIVERGED, make_folder, sole_owner, unused
-from flowrl.loop import Diverged, Divergence, Program, Window
+from flowrl.loop import Diverged, Divergence, Window
 from flowrl.online import Collector, Environments, empty_replays
-from flowrl.provenance import git_commit, hardware, versions
-from flowrl.settings import OUTPUTS, Plan, command, read_config
+from flowrl.parts import Parts, build_program, prepare, spec_of
+from flowrl.records import describe, print_banner, record_changes, warn_of_changes, written_by
+from flowrl.settings import Plan
 from flowrl.signals import Signals
 from flowrl.sinks import Sinks
 from flowrl.streams import root_keys
@@ -68,15 +65,15 @@ def _execute(plan: Plan, stored: dict[str, Any] | None, signals: Signals) -> int
         )
     parts = prepare(plan, source)
     plan = parts.plan
-    config = _config(plan, source)
+    config = describe(plan, source)
     same = ("settings", "agent_config", "seeds", "versions", "git_commit")
     hosts.require_same({name: config[name] for name in same} | {"data": source.sha256})
     with signals:
         run = Run(parts)
         try:
-            _banner(plan, source, run.states)
+            print_banner(plan, source, run.states, run.layout.devices)
             if stored is not None:
-                _warn_of_changes(stored, config)
+                warn_of_changes(stored, config)
             elif hosts.first():
                 loggers.write_json(plan.folder / "config.json", config)
             if hosts.first():
@@ -95,139 +92,6 @@ def _execute(plan: Plan, stored: dict[str, Any] | None, signals: Signals) -> int
         finally:
             run.close()
     return 0
-
-
-class Parts(NamedTuple):
-    """What a training is put together from.
-
-    Attributes:
-        plan: What to do, with the environment that the data name.
-        agent: Who learns.
-        sizes: Of its environment.
-        dataset: What it learns from; None without offline data.
-    """
-
-    plan: Plan
-    agent: Agent
-    sizes: envs.Sizes
-    dataset: Dataset | None
-
-
-def prepare(plan: Plan, source: sources.Source) -> Parts:
-    """Reads the data and builds the agent.
-
-    Raises:
-        UserError: The data do not suit the environment or the agent.
-    """
-    plan = _with_environment(plan, source)
-    sizes = envs.sizes(plan.env) if plan.env.env_id is not None else None
-    expected: dict[str, Any] = sizes._asdict() if sizes else {}
-    names = ("observation_dim", "action_dim", "action_low", "action_high")
-    arrays = None
-    if source is not sources.NONE:
-        arrays = sources.read(source, plan.env, **{name: expected[name] for name in names if name in expected})
-    if sizes is None:
-        assert arrays is not None
-        sizes = envs.Sizes(arrays["observations"].shape[1], arrays["actions"].shape[1])
-    agent = build_agent(plan, sizes, arrays)
-    if arrays is not None and agent.needs.returns_discount is not None:
-        arrays |= returns.of_dataset(arrays, agent.needs.returns_discount)
-    return Parts(plan, agent, sizes, None if arrays is None else from_arrays(arrays))
-
-
-def _with_environment(plan: Plan, source: sources.Source) -> Plan:
-    """Adds the environment that a Minari dataset names, in which its policies are evaluated."""
-    if plan.env.family != "minari" or not plan.settings.eval_episodes:
-        return plan
-    found = minari_sets.environment(source.path)
-    if found is None:
-        raise UserError(f"{plan.env.name} names no environment; train only, with --eval_episodes=0")
-    env = plan.env._replace(env_id=found.env_id, kwargs=tuple(found.kwargs.items()), module=found.module)
-    return dataclasses.replace(plan, env=env)
-
-
-def build_agent(plan: Plan, sizes: envs.Sizes, arrays: dict[str, np.ndarray] | None) -> Agent:
-    """Builds the agent, with the normalisation that the settings ask for."""
-    spec = spec_of(sizes)
-    agent = agents.load(str(plan.settings.agent)).make(plan.agent_config, spec)
-    seen = {"observations": np.zeros((1, sizes.observation_dim))} if arrays is None else arrays
-    normalizer = normalize.fit(seen, plan.normalization)
-    if normalizer is None:
-        return agent
-    return normalize.normalized(agent, normalizer, goals_are_states=plan.env.goals == "state")
-
-
-def spec_of(sizes: envs.Sizes) -> Spec:
-    """Returns the sizes that an agent is built for."""
-    return Spec(sizes.observation_dim, sizes.action_dim, sizes.goal_dim)
-
-
-def _warn_of_changes(stored: dict[str, Any], now: dict[str, Any]) -> None:
-    """Says what differs from when the run began: resuming is exact on the same machine, commit and versions only."""
-    for name in ("versions", "git_commit", "hardware"):
-        if stored.get(name) != now[name]:
-            print(f"note: {name} differ from the run's first part: {stored.get(name)} then, {now[name]} now")
-
-
-def _config(plan: Plan, source: sources.Source) -> dict[str, Any]:
-    packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "ogbench", "mujoco", "gymnasium")
-    settings = dataclasses.asdict(plan.settings) | {"resume": False, "run_dir": None}
-    config: dict[str, Any] = {
-        "settings": settings,
-        "agent_config": dataclasses.asdict(plan.agent_config),
-        "seeds": plan.seeds,
-        "preset": {"name": plan.preset.name, "source": plan.preset.source},
-        "data": source._asdict() | {"path": "none" if source is sources.NONE else str(source.path.resolve())},
-        "hardware": hardware(),
-        "versions": versions(*packages),
-        "git_commit": git_commit(),
-    }
-    if plan.grid:
-        config["grid"] = [trial.labels for trial in plan.grid]
-    return {"command": command(config)} | config
-
-
-def _record_changes(plan: Plan) -> None:
-    """Writes what a resumed run does otherwise from now on into its `config.json`."""
-    config = read_config(plan.folder)
-    changed = {name: getattr(plan.settings, name) for name in ("steps", "keep_checkpoints", *OUTPUTS)}
-    if config["settings"] | changed != config["settings"]:
-        config["settings"] |= changed
-        loggers.write_json(plan.folder / "config.json", config)
-
-
-def _banner(plan: Plan, source: sources.Source, states: TrainState) -> None:
-    settings, runs = plan.settings, len(plan.trials)
-    parameters = sum(leaf.size // len(leaf) for leaf in jax.tree.leaves(states.params))
-    mapped = f" × {runs} runs ({settings.map})" if runs > 1 else ""
-    rows = {
-        "agent": f"{settings.agent}, {parameters:,} parameters{mapped}",
-        "environment": "; ".join(filter(None, (plan.env.env_id or "none: training only", plan.env.note))),
-        "data": source.detail,
-        "preset": plan.preset.source,
-        "training": f"{_amount(plan)}, batches of {plan.agent_config.batch_size} transitions, seeds {plan.seeds}",
-        "sweep": ", ".join(plan.trials[0].swept) if plan.grid else "",
-        "device": f"{jax.devices()[0].device_kind} ({jax.default_backend()}), {hardware()}",
-        "run": str(plan.folder),
-    }
-    for name, text in rows.items():
-        if text:
-            print(f"{name:>12}  {text}")
-
-
-def _amount(plan: Plan) -> str:
-    """Returns how much is trained, in words."""
-    settings: Any = plan.settings
-    parts = [f"{settings.steps:,} updates"] if settings.steps else []
-    if settings.online_steps:
-        rate = f"{settings.updates_per_step:g} updates each, {settings.num_envs} at a time"
-        parts.append(f"{settings.online_steps:,} environment steps with {rate}")
-    return ", then ".join(parts)
-
-
-def _written_by(plan: Plan, what: str, last: int, step: int) -> bool:
-    """Whether a run that got to `last` undisturbed has lines of this kind at `step`."""
-    return step <= last and plan.schedule(online=step > int(plan.settings.steps or 0)).due(what, step)
 
 
 def _stopping(signals: Signals) -> bool:
@@ -427,7 +291,7 @@ class Run:
         schedule = self.plan.schedule(online=self.collector is not None)
         evaluated = facts["evaluated"] or not schedule.due("eval", step)
         if hosts.first():
-            _record_changes(self.plan)
+            record_changes(self.plan)
             self._cut_logs(step, step if facts["evaluated"] else step - 1)
         self.bar.update(step)
         print(f"resuming from {self.plan.unit} {step:,}")
@@ -436,7 +300,7 @@ class Run:
     def _cut_logs(self, logged: int, evaluated: int) -> None:
         """Drops log lines from after the steps up to which was logged and evaluated."""
         for name, what, last in (("metrics", "log", logged), ("eval", "eval", evaluated), ("time", "log", logged)):
-            loggers.keep_steps(self.plan.folder / f"{name}.jsonl", partial(_written_by, self.plan, what, last))
+            loggers.keep_steps(self.plan.folder / f"{name}.jsonl", partial(written_by, self.plan, what, last))
 
     def _log(self, step: int, metrics: dict[str, np.ndarray]) -> None:
         gathered: list[dict[str, float]] = [{}] * len(self.own)
@@ -553,29 +417,6 @@ class Run:
             self.announced = True
             unit = "updates" if self.collector is None else "steps"
             tqdm.write(_estimate(steps / seconds, runs, schedule.steps - step, unit))
-
-
-def build_program(parts: Parts, layout: devices.Layout = devices.ONE) -> Program:
-    """Builds the functions of a training.
-
-    Args:
-        parts: What it is put together from.
-        layout: The devices that it runs on.
-
-    Raises:
-        UserError: The agent reads what the data lack.
-    """
-    plan, agent, sizes, dataset = parts
-    settings: Any = plan.settings
-    stored = replay.stored(agent.needs)
-    available = stored if dataset is None else goals.available(dataset, agent.needs)
-    agents.check_needs(agent.needs, dict.fromkeys(available))
-    buffer = None
-    if settings.online_steps:
-        agents.check_needs(agent.needs, dict.fromkeys(stored))
-        buffer = jax.eval_shape(partial(replay.empty, spec_of(sizes), plan.online.capacity, stored))
-    batch_size = plan.agent_config.batch_size
-    return loop.build(agent, batch_size, dataset, settings.map, buffer, settings.offline_share, layout)
 
 
 def _known(value: np.floating) -> bool:

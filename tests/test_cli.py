@@ -311,6 +311,8 @@ def test_metrics_whose_sum_overflows_are_not_logged(tmp_path: Path) -> None:
 
     plan = SimpleNamespace(folder=tmp_path, trials=(Trial(0, {}), Trial(1, {})))
     own: Any = SimpleNamespace(plan=plan, collector=None, steps=10, seconds=1.0, _mark=lambda run: {})
+    own.own = range(2)
+    own._write = lambda kind, records: loggers.append_lines(tmp_path / f"{kind}.jsonl", records)
     runs.Run._log(own, 30, {"actor/loss": np.array([1.0, np.inf])})
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [line.get("train/actor/loss") for line in lines] == [1.0, None]
