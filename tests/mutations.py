@@ -863,7 +863,6 @@ MUTATIONS = (
     Mutation(_SINKS, "secrets.token_hex(8) for _", "'same' for _", _COPIES, "run_of_its_own"),
     Mutation(_SINKS, "self._sinks.pop(name, None)", "", _COPIES, "one_warning"),
     Mutation(_SINKS, "by_time = sorted(lines, key=lambda line: line[0])", "by_time = lines", _COPIES, "in_the_order"),
-    Mutation("flowrl/evaluate.py", "slot, shape = number %", "slot, shape = 0 * number %", _FILMED, "in_any_row"),
     Mutation(
         "flowrl/evaluate.py", "int(self._seeds[0, number])", "int(self._seeds[-1, number])", _FILMED, "in_any_row"
     ),
