@@ -14,7 +14,7 @@ import numpy as np
 
 from flowrl import agent as agents
 from flowrl import config as configs
-from flowrl import curves, envs, extras, hosts, loggers, memory, run, stats
+from flowrl import curves, envs, extras, hosts, loggers, memory, run, stats, videos
 from flowrl.curves import bounds
 from flowrl.errors import UserError
 from flowrl.files import SWEEP, make_folder, sole_owner, unused
@@ -327,9 +327,11 @@ def _agreed_parts(sweep: Sweep) -> list[Part]:
 
 
 def _train(sweep: Sweep, part: Part, signals: Signals) -> int:
-    """Trains a part to its end and returns an exit status; a finished part is left as it is."""
+    """Trains a part to its end and returns an exit status; a finished part is left as it is, unless it lacks videos."""
     folder = sweep.folder / part.folder
-    finished, begun = hosts.gather([(folder / name).exists() for name in ("summary.json", "config.json")])[0]
+    lacks_videos = sweep.given.get("video_episodes") and not videos.index(folder)
+    finished = (folder / "summary.json").exists() and not lacks_videos
+    finished, begun = hosts.gather([finished, (folder / "config.json").exists()])[0]
     if finished:
         print("finished before")
         return 0
