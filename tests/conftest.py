@@ -36,3 +36,13 @@ def walks() -> Dataset:
             "terminals": terminals.reshape(-1),
         }
     )
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The flag of a file of Pendulum's transitions."""
+    path = tmp_path_factory.mktemp("data") / "own.npz"
+    rng = np.random.default_rng(0)
+    fields = {"observations": rng.normal(size=(60, 3)), "actions": rng.uniform(-2, 2, (60, 1)), "rewards": np.ones(60)}
+    np.savez(path, **fields, terminals=np.zeros(60, bool), timeouts=np.arange(60) % 20 == 19)
+    return f"--data={path}"

@@ -25,6 +25,11 @@ def main(*arguments: object) -> int:
     return load("experiments/main.py").main(["main.py", *map(str, arguments)])
 
 
+def sweep(*arguments: object) -> int:
+    """Calls `main` of experiments/sweep.py in this process."""
+    return load("experiments/sweep.py").main(["sweep.py", *map(str, arguments)])
+
+
 def save_walks(path: Path, **changed: Any) -> Path:
     """Writes 6 episodes of 20 rows of pointmaze, with some fields replaced, or left out where None."""
     rng = np.random.default_rng(0)

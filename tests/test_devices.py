@@ -29,16 +29,6 @@ COMMON = (
 SEEDS = (*COMMON, f"--num_seeds={RUNS}")
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The flag of a file of Pendulum's transitions."""
-    path = tmp_path_factory.mktemp("data") / "own.npz"
-    rng = np.random.default_rng(0)
-    fields = {"observations": rng.normal(size=(60, 3)), "actions": rng.uniform(-2, 2, (60, 1)), "rewards": np.ones(60)}
-    np.savez(path, **fields, terminals=np.zeros(60, bool), timeouts=np.arange(60) % 20 == 19)
-    return f"--data={path}"
-
-
 def start(number: int, *runs: tuple[str, ...]) -> subprocess.Popen[str]:
     """Starts a process with so many devices that makes these runs."""
     flags = f"--xla_force_host_platform_device_count={number}"

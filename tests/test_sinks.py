@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from programs import ROOT, load, main
+from programs import ROOT, main
 
 from flowrl import extras, loggers, sinks
 from flowrl.errors import UserError
@@ -29,21 +29,6 @@ OFFLINE = (
 )  # fmt: skip
 ALL = ("--csv", "--tensorboard", "--wandb")
 Points = dict[str, list[tuple[int, float]]]
-
-
-def sweep(*arguments: object) -> int:
-    """Calls `main` of experiments/sweep.py in this process."""
-    return load("experiments/sweep.py").main(["sweep.py", *map(str, arguments)])
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The flag of a file of Pendulum's transitions."""
-    path = tmp_path_factory.mktemp("data") / "own.npz"
-    rng = np.random.default_rng(0)
-    fields = {"observations": rng.normal(size=(60, 3)), "actions": rng.uniform(-2, 2, (60, 1)), "rewards": np.ones(60)}
-    np.savez(path, **fields, terminals=np.zeros(60, bool), timeouts=np.arange(60) % 20 == 19)
-    return f"--data={path}"
 
 
 class Server:

@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
-from programs import load, main
+from programs import load, main, sweep
 from run_dirs import make_run
 
 from flowrl import agent as agents
@@ -35,21 +35,6 @@ ONLINE = (
     "--checkpoint_interval=20",
 )  # fmt: skip
 RATES = "--agent.learning_rate=0.001,0.01"
-
-
-def sweep(*arguments: object) -> int:
-    """Calls `main` of experiments/sweep.py in this process."""
-    return load("experiments/sweep.py").main(["sweep.py", *map(str, arguments)])
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The flag of a file of Pendulum's transitions."""
-    path = tmp_path_factory.mktemp("data") / "own.npz"
-    rng = np.random.default_rng(0)
-    fields = {"observations": rng.normal(size=(60, 3)), "actions": rng.uniform(-2, 2, (60, 1)), "rewards": np.ones(60)}
-    np.savez(path, **fields, terminals=np.zeros(60, bool), timeouts=np.arange(60) % 20 == 19)
-    return f"--data={path}"
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
-from programs import ROOT, load, main, save_walks
+from programs import ROOT, main, save_walks, sweep
 from run_dirs import make_run
 
 from flowrl import camera, envs, evaluate, loggers, videos
@@ -131,11 +131,10 @@ def test_a_finished_run_without_videos_gets_them_when_resumed(tmp_path: Path) ->
 
 def test_a_finished_sweep_gets_them_of_its_groups(tmp_path: Path) -> None:
     pytest.importorskip("pygame", reason="Gymnasium draws the pendulum with pygame, which is not installed")
-    sweep = load("experiments/sweep.py").main
     grid = ("--agent.learning_rate=0.001,0.01", "--agent.hidden_dims=4:2", f"--run_dir={tmp_path}")
-    assert sweep(["sweep.py", *[flag for flag in PENDULUM if "hidden_dims" not in flag], *grid]) == 0
+    assert sweep(*[flag for flag in PENDULUM if "hidden_dims" not in flag], *grid) == 0
     before = [(tmp_path / group / "metrics.jsonl").read_bytes() for group in ("group1", "group2")]
-    assert sweep(["sweep.py", "--resume", f"--run_dir={tmp_path}", "--video_episodes=1"]) == 0
+    assert sweep("--resume", f"--run_dir={tmp_path}", "--video_episodes=1") == 0
     for group, content in zip(("group1", "group2"), before, strict=True):
         index = videos.index(tmp_path / group)
         assert index["agent.learning_rate"] == 0.001
