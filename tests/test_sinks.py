@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from programs import ROOT, main
+from programs import ROOT, main, sweep
 
 from flowrl import extras, loggers, sinks
 from flowrl.errors import UserError
