@@ -1,6 +1,8 @@
 """How many runs fit into the memory of the devices at once."""
 
+import contextlib
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -16,6 +18,8 @@ from flowrl.streams import root_keys
 
 SHARE = 0.9
 """Of the memory that is free; the rest is for evaluation and for what the allocator loses."""
+SMALL = 0.1
+"""Runs whose states need less than this share of what is free surely fit."""
 
 
 def fitting(free: float, fixed: float, per_run: float, runs: int) -> int:
@@ -23,14 +27,37 @@ def fitting(free: float, fixed: float, per_run: float, runs: int) -> int:
     return max(1, min(runs, int((SHARE * free - fixed) // per_run)))
 
 
+def free_bytes() -> int | None:
+    """Returns the memory that is free on each device, or None where nobody tells."""
+    device = jax.local_devices()[0]
+    if stats := device.memory_stats():
+        return stats["bytes_limit"] - stats["bytes_in_use"] if "bytes_limit" in stats else None
+    available = _available() if device.platform == "cpu" else None
+    return None if available is None else available // jax.local_device_count()
+
+
+def _available() -> int | None:
+    """Returns the main memory that this process may still take, on Linux."""
+    try:
+        told = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+        available = 1024 * int(told["MemAvailable"].split()[0])
+    except (OSError, KeyError, ValueError):
+        return None
+    limits = [Path("/sys/fs/cgroup") / f"memory.{name}" for name in ("max", "current")]
+    with contextlib.suppress(OSError, ValueError):  # "max" is no number
+        most, used = (int(path.read_text()) for path in limits)
+        available = min(available, most - used)
+    return available
+
+
 def runs_that_fit(plan: Plan) -> int:
-    """Returns how many of a plan's runs fit into the devices' memory at once: all where these do not tell its size.
+    """Returns how many of a plan's runs fit into the devices' memory at once: all where nobody tells its size.
 
     The program of two runs is compiled for one device, and XLA asked what it needs; the data are in memory while that
-    is compared.
+    is compared. Where all runs are small beside what is free, that is not done.
     """
-    runs, stats = len(plan.trials), jax.local_devices()[0].memory_stats()
-    if runs == 1 or not stats or "bytes_limit" not in stats:
+    runs = len(plan.trials)
+    if runs == 1 or free_bytes() is None:
         return runs
     two = dataclasses.replace(plan, grid=plan.trials[:2])
     parts = prepare(two, sources.locate(plan.env, plan.settings.data, workers=plan.settings.workers))
@@ -43,12 +70,13 @@ def runs_that_fit(plan: Plan) -> int:
         needs = parts.agent.needs
         two_rows = devices.Layout(count)
         replays = (jax.eval_shape(lambda: empty_replays(spec_of(parts.sizes), plan.online.capacity, needs, two_rows)),)
-    compiled = program.chunk.lower(*arrays, keys, parts.dataset, jnp.int32(1), *replays).compile()
-    work = compiled.memory_analysis().temp_size_in_bytes
     kept = _bytes((arrays, replays, jax.eval_shape(program.policies, arrays[0])))
     serial = plan.settings.map == "serial"  # then one run at a time works
-    used = jax.local_devices()[0].memory_stats()["bytes_in_use"]
-    free = stats["bytes_limit"] - used
+    free = free_bytes() or 0
+    if serial and kept / count * runs < SMALL * free:
+        return runs
+    compiled = program.chunk.lower(*arrays, keys, parts.dataset, jnp.int32(1), *replays).compile()
+    work = compiled.memory_analysis().temp_size_in_bytes
     each = fitting(free, work if serial else 0, (kept if serial else kept + work) / count, runs)
     shares = devices.layout(runs, padded=not plan.settings.online_steps).devices
     return min(runs, each * shares) if plan.settings.shard == "runs" else each

@@ -39,7 +39,7 @@ class Options:
     """Settings of a sweep beside those of its runs."""
 
     runs_at_once: int | None = configs.setting(
-        None, "Runs of one program; absent, all on CPUs and as many as fit into the memory of other devices."
+        None, "Runs of one program; absent, as many as fit into the memory of the devices."
     )
     select: str = configs.setting(
         "final", "Score of a run: final (its last three evaluations), last, or best, which flatters."

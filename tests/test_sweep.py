@@ -1,6 +1,7 @@
 """Sweeps: what their runs share with single runs, how they are split, continued and summed up."""
 
 import json
+import os
 import re
 import shutil
 import signal
@@ -114,7 +115,8 @@ def test_a_group_is_traced_once(data: str, tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(bc, "make", counted)
     grid = (RATES, "--num_seeds=3", "--agent.hidden_dims=4:2,2", "--eval_episodes=0")
     assert sweep(*OFFLINE, data, *grid, f"--run_dir={tmp_path / 'sweep'}") == 0
-    assert len(traces) == 2 * 2  # per group once for shapes and once for the program of six runs
+    # Per group once for the memory that it needs, once for shapes and once for the program of six runs.
+    assert len(traces) == 2 * 3
     configs = [loggers.read_json(path) for path in sorted((tmp_path / "sweep").glob("group*/config.json"))]
     assert [config["agent_config"]["hidden_dims"] for config in configs] == [[4], [2, 2]]
     assert all(len(config["grid"]) == 6 for config in configs)
@@ -173,7 +175,7 @@ def test_memory_is_asked_of_device_and_program(
     given |= {"data": data.removeprefix("--data="), "run_dir": str(tmp_path)}
     made = sweeps.Sweep(given, {"hidden_dims": [(64, 64)], "batch_size": [16]}, sweeps.Options())
     plan = sweeps.part_plan(made, sweeps.groups(made)[0])
-    assert memory.runs_that_fit(plan) == 8  # a CPU does not tell
+    assert memory.runs_that_fit(plan) == 8
     asked = []
     device = SimpleNamespace(memory_stats=lambda: {"bytes_limit": 1000, "bytes_in_use": 400})
     monkeypatch.setattr(memory.jax, "local_devices", lambda: [device])
@@ -188,6 +190,19 @@ def test_memory_is_asked_of_device_and_program(
     else:
         assert per_run > kept + 16 * 64 * 4
         assert fixed == 0
+
+
+def test_free_memory_of_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between nothing and all of it; each device has its share; where nobody tells, all runs fit."""
+    free = memory.free_bytes()
+    assert free is not None
+    assert 0 < free < os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    monkeypatch.setattr(memory, "_available", lambda: 1000)
+    assert memory.free_bytes() == 1000
+    monkeypatch.setattr(memory.jax, "local_device_count", lambda: 4)
+    assert memory.free_bytes() == 250
+    monkeypatch.setattr(memory, "_available", lambda: None)
+    assert memory.free_bytes() is None
 
 
 # --------------------------------------------------------------------------------------------- broken off, diverged
