@@ -15,7 +15,7 @@ from flowrl.data import replay as buffers
 from flowrl.data.dataset import Dataset
 from flowrl.data.replay import Replay
 from flowrl.data.returns import OpenEpisodes
-from flowrl.devices import ALL, ONE, RUNS, Layout
+from flowrl.devices import ALL, RUNS, Layout
 from flowrl.loop import Program, Window
 from flowrl.streams import stream_key
 from flowrl.train_state import TrainState
@@ -193,7 +193,7 @@ class Collector:
         dataset: Dataset | None = None,
         step: int = 0,
         replays: Replay | None = None,
-        layout: Layout = ONE,
+        layout: Layout | None = None,
     ):
         """Takes up acting.
 
@@ -207,8 +207,9 @@ class Collector:
             dataset: Offline data that batches are mixed with.
             step: Environment steps done before.
             replays: The buffers then; by default empty ones.
-            layout: The devices of the runs, all with equally many.
+            layout: The devices of the runs, all with equally many; by default one device.
         """
+        layout = layout or Layout(len(keys))
         self.program, self.environments, self.step = program, environments, step
         if replays is None:
             replays = empty_replays(spec, options.capacity, agent.needs, layout)
