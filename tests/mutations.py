@@ -811,8 +811,8 @@ MUTATIONS = (
         "flowrl/run.py",
         "row, run in enumerate(self.own)",
         "row, run in enumerate(range(len(self.own)))",
-        _SPREAD,
-        "go_on_with_other",
+        "tests/test_cli.py",
+        "overflows",
     ),
     # dying workers
     Mutation("flowrl/evaluate.py", "times.reshape(-1)[list(view.restarted)] = 0", "pass", _EVALUATED, _KILLED),

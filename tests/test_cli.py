@@ -309,13 +309,14 @@ def test_metrics_whose_sum_overflows_are_not_logged(tmp_path: Path) -> None:
     from flowrl import run as runs
     from flowrl.settings import Trial
 
-    plan = SimpleNamespace(folder=tmp_path, trials=(Trial(0, {}), Trial(1, {})))
+    plan = SimpleNamespace(folder=tmp_path, trials=tuple(Trial(seed, {}) for seed in range(3)))
     own: Any = SimpleNamespace(plan=plan, collector=None, steps=10, seconds=1.0, _mark=lambda run: {})
-    own.own = range(2)
+    own.own = range(1, 3)  # as on a later host
     own._write = lambda kind, records: loggers.append_lines(tmp_path / f"{kind}.jsonl", records)
     runs.Run._log(own, 30, {"actor/loss": np.array([1.0, np.inf])})
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [line.get("train/actor/loss") for line in lines] == [1.0, None]
+    assert [(line["run"], line["seed"]) for line in lines] == [(1, 1), (2, 2)]
 
 
 @pytest.fixture
