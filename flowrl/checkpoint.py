@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
+from flowrl import devices
 from flowrl.errors import UserError
 from flowrl.files import require_space
 
@@ -93,9 +94,10 @@ class Checkpoints:
         Raises:
             UserError: The checkpoint holds other networks or is damaged.
         """
-        shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), like)
-        self._require_fit(shapes)
-        return self._read(ocp.args.Composite(arrays=ocp.args.StandardRestore(shapes, strict=False)))["arrays"]
+        self._require_fit(like)
+        return self._read(ocp.args.Composite(arrays=ocp.args.StandardRestore(devices.shapes(like), strict=False)))[
+            "arrays"
+        ]
 
     def _require_fit(self, like: Any) -> None:
         """Checks that arrays differ in the number of runs at most, which `restore` itself would not notice."""

@@ -44,6 +44,11 @@ class Layout(NamedTuple):
         return self.runs if self.shard == "batch" else -(-self.runs // self.devices) * self.devices
 
     @property
+    def rows_each(self) -> int:
+        """The rows that each device has."""
+        return self.rows if self.shard == "batch" else self.rows // self.devices
+
+    @property
     def own(self) -> range:
         """The runs that this host evaluates; with batches spread the first host has all, and with many hosts a late
         one may have none."""
@@ -131,24 +136,37 @@ def _on(devices: Sequence[Any], runs: int, shard: Shard) -> Layout:
     return Layout(runs, shard, Mesh(np.array(devices), (AXIS,)) if len(devices) > 1 else None)
 
 
-def check(runs: int, shard: Shard, batch_size: int) -> None:
-    """Checks that runs can be spread over the hosts, or batches over the devices.
+def check_runs(runs: int, shard: Shard) -> None:
+    """Checks that no host would be idle.
 
     Raises:
-        UserError: They cannot.
+        UserError: There are more hosts than runs.
     """
-    if shard not in ("runs", "batch"):
-        raise UserError(f"--shard={shard} is unknown; choose runs or batch")
     if shard == "runs" and hosts.count() > runs:
         raise UserError(
             f"{hosts.count()} hosts are more than {runs} runs; start at most {runs}, train more seeds, or spread the "
             "batch of each run with --shard=batch"
         )
+
+
+def check_batch(shard: Shard, batch_size: int) -> None:
+    """Checks that what is to be spread can be.
+
+    Raises:
+        UserError: It cannot.
+    """
+    if shard not in ("runs", "batch"):
+        raise UserError(f"--shard={shard} is unknown; choose runs or batch")
     if shard == "batch" and batch_size % jax.device_count():
         raise UserError(
             f"--agent.batch_size={batch_size} cannot be spread evenly over {jax.device_count()} devices; give a "
             "multiple of their number"
         )
+
+
+def shapes(tree: Any) -> Any:
+    """Returns shapes, types and places of arrays without their contents."""
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), tree)
 
 
 def local(tree: Any) -> Any:

@@ -11,6 +11,10 @@ class UserError(Exception):
     """
 
 
+class SharedError(UserError):
+    """A mistake that all hosts have noticed, and end by together."""
+
+
 def suggestion(word: str, known: Iterable[str]) -> str:
     """Returns `"; did you mean X?"` for the nearest known word, or the list of all of them where none is near."""
     known = sorted(known)

@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import sys
+import traceback
 import types
 import typing
 from collections.abc import Callable, Sequence
@@ -10,7 +11,7 @@ from typing import Any
 
 from absl import flags
 
-from flowrl.errors import UserError, suggestion
+from flowrl.errors import SharedError, UserError, suggestion
 from flowrl.signals import exit_on_sigterm
 
 T = typing.TypeVar("T")
@@ -135,19 +136,32 @@ def help_text(config: type, prefix: str = "") -> str:
 def run(main: Callable[[Sequence[str]], int]) -> typing.NoReturn:
     """Runs a program's `main(sys.argv)` and exits with its status; a `UserError` is one line and status 2.
 
-    Ctrl-C and SIGTERM are one line too, and 128 + the signal.
+    Ctrl-C and SIGTERM are one line too, and 128 + the signal. With several hosts, one that fails leaves at once.
     """
     exit_on_sigterm()
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(line_buffering=True)  # a batch job's log shows what has happened
     try:
-        status = main(sys.argv)
+        sys.exit(main(sys.argv))
+    except SharedError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
-        status = 2
+        _leave(2)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
-        status = 130
+        _leave(130)
+    except Exception:
+        traceback.print_exc()
+        _leave(1)
+
+
+def _leave(status: int) -> typing.NoReturn:
+    """Ends a program after an error, also where other hosts wait for it."""
+    hosts = sys.modules.get("flowrl.hosts")  # which imports JAX; environment workers import this module without
+    if hosts is not None:
+        hosts.leave(status)
     sys.exit(status)
 
 

@@ -11,14 +11,17 @@ import json
 import os
 import sys
 import threading
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 from flowrl.config import setting
-from flowrl.errors import UserError
+from flowrl.errors import SharedError, UserError
 
 PATIENCE = 24 * 3600
 """Seconds that hosts wait for each other; one that died is noticed by the runtime within about two minutes."""
 _rounds = itertools.count()
+_connected = False
+T = TypeVar("T")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,6 +52,8 @@ def connect(options: Options) -> None:
     _check(options)
     import jax
 
+    # By it JAX would take SIGTERM for itself; hosts agree on stopping without it.
+    jax.config.update("jax_enable_preemption_service", False)
     where = {} if options.coordinator_address == "auto" else _explicit(options)
     watchdog = threading.Timer(options.connect_timeout, _give_up, [options])
     watchdog.daemon = True
@@ -62,10 +67,28 @@ def connect(options: Options) -> None:
         ) from error
     finally:
         watchdog.cancel()
+    global _connected
+    _connected = True
     print(f"host {index()} of {count()}, {jax.local_device_count()} of {jax.device_count()} devices", flush=True)
     if index():
-        os.environ["TQDM_DISABLE"] = "1"
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - for the rest of the process
+
+
+def leave(status: int) -> None:
+    """Ends this process after an error that other hosts know nothing of; alone it just goes on to its end.
+
+    At an orderly end JAX waits for the others, which wait for this host; if it is gone, they notice.
+    """
+    if not _connected:
+        return
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    os._exit(status)
+
+
+def no_bars() -> bool | None:
+    """Returns what tqdm's `disable` is to be: the first host alone shows bars, and only on a terminal."""
+    return True if _connected and index() else None
 
 
 def _explicit(options: Options) -> dict[str, Any]:
@@ -160,6 +183,25 @@ def wait() -> None:
     gather(None)
 
 
+def agreed(function: Callable[[], T]) -> T:
+    """Calls a function on every host and returns this one's result, once it has ended well on all of them.
+
+    Raises:
+        UserError: As the function raises it; where there are several hosts, on all of them if on one.
+    """
+    if count() == 1:
+        return function()
+    result, problem = None, None
+    try:
+        result = function()
+    except UserError as error:
+        problem = str(error)
+    for host, found in enumerate(gather(problem)):
+        if found is not None:
+            raise SharedError(f"host {host}: {found}")
+    return result  # type: ignore[return-value]
+
+
 def require_same(facts: dict[str, Any]) -> None:
     """Checks that all hosts were given the same.
 
@@ -167,12 +209,12 @@ def require_same(facts: dict[str, Any]) -> None:
         facts: What must agree, under the names by which people know it.
 
     Raises:
-        UserError: Something differs; on every host.
+        SharedError: Something differs; on every host.
     """
     everyone = gather(facts)
     for host, others in enumerate(everyone):
         for name, value in everyone[0].items():
             if others.get(name) != value:
-                raise UserError(
+                raise SharedError(
                     f"host 0 has {name}={value}, but host {host} has {others.get(name)}; give all the same command"
                 )

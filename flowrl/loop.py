@@ -182,12 +182,13 @@ def build(
     step = partial(train_step, agent, batch_size, offline_share=offline_share, cut_batch=layout.cut_batch)
     one = partial(run_chunk, step)
     whole = layout.replicated()
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), dataset)
 
     def begin(keys: jax.Array, hyper: Hyper | None) -> tuple[TrainState, Window]:
         states = jax.vmap(lambda key, own: agent.init(stream_key(key, "init"), own))(keys, hyper)
         states = states.replace(step=jnp.zeros((), jnp.int32))
         single = jax.eval_shape(lambda: agent.init(jax.random.key(0)))
-        names = jax.eval_shape(step, single, jax.random.key(0), dataset, replay)[1]
+        names = jax.eval_shape(step, single, jax.random.key(0), shapes, replay)[1]
         windows = jax.vmap(lambda _: empty_window(names, single.params))(keys)
         return states, windows.replace(count=jnp.zeros((), jnp.int32))
 

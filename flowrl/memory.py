@@ -51,7 +51,7 @@ def _available() -> int | None:
 
 
 def runs_that_fit(plan: Plan) -> int:
-    """Returns how many of a plan's runs fit into the devices' memory at once: all where nobody tells its size.
+    """Returns how many of a plan's runs fit into one device's memory at once: all where nobody tells its size.
 
     The program of two runs is compiled for one device, and XLA asked what it needs; the data are in memory while that
     is compared. Where all runs are small beside what is free, that is not done.
@@ -77,9 +77,7 @@ def runs_that_fit(plan: Plan) -> int:
         return runs
     compiled = program.chunk.lower(*arrays, keys, parts.dataset, jnp.int32(1), *replays).compile()
     work = compiled.memory_analysis().temp_size_in_bytes
-    each = fitting(free, work if serial else 0, (kept if serial else kept + work) / count, runs)
-    shares = devices.layout(runs, padded=not plan.settings.online_steps).devices
-    return min(runs, each * shares) if plan.settings.shard == "runs" else each
+    return fitting(free, work if serial else 0, (kept if serial else kept + work) / count, runs)
 
 
 def _bytes(tree: Any) -> int:

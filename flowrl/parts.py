@@ -33,8 +33,8 @@ class Parts(NamedTuple):
     dataset: Dataset | None
 
 
-def prepare(plan: Plan, source: sources.Source) -> Parts:
-    """Reads the data and builds the agent.
+def prepare(plan: Plan, source: sources.Source, layout: devices.Layout = devices.ONE) -> Parts:
+    """Reads the data onto the devices and builds the agent.
 
     Raises:
         UserError: The data do not suit the environment or the agent.
@@ -52,7 +52,7 @@ def prepare(plan: Plan, source: sources.Source) -> Parts:
     agent = build_agent(plan, sizes, arrays)
     if arrays is not None and agent.needs.returns_discount is not None:
         arrays |= returns.of_dataset(arrays, agent.needs.returns_discount)
-    return Parts(plan, agent, sizes, None if arrays is None else from_arrays(arrays))
+    return Parts(plan, agent, sizes, None if arrays is None else layout.place(from_arrays(arrays), mapped=False))
 
 
 def _with_environment(plan: Plan, source: sources.Source) -> Plan:

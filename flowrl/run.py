@@ -3,7 +3,9 @@
 import contextlib
 import itertools
 import time
+from collections.abc import Iterator
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -15,14 +17,14 @@ from flowrl import config as configs
 from flowrl import devices, envs, extras, hosts, loggers, loop, videos
 from flowrl.checkpoint import Checkpoints
 from flowrl.data import replay, sources
-from flowrl.errors import UserError
+from flowrl.errors import SharedError, UserError
 from flowrl.evaluate import Evaluator
-from flowrl.files import CHECKPOINTS, DIVERGED, make_folder, sole_owner, unused
+from flowrl.files import CHECKPOINTS, DIVERGED, LOCK, make_folder, sole_owner, unused
 from flowrl.loop import Diverged, Divergence, Window
 from flowrl.online import Collector, Environments, empty_replays
 from flowrl.parts import Parts, build_program, prepare, spec_of
 from flowrl.records import describe, print_banner, record_changes, warn_of_changes, written_by
-from flowrl.settings import Plan
+from flowrl.settings import OUTPUTS, Plan
 from flowrl.signals import Signals
 from flowrl.sinks import Sinks
 from flowrl.streams import root_keys
@@ -47,44 +49,84 @@ def execute(plan: Plan, stored: dict[str, Any] | None = None, signals: Signals |
         UserError: Data, folder or checkpoint are unusable, a package is missing, hosts were given different commands,
             or the run diverged.
     """
-    extras.check(plan.settings)
-    hosts.require_same({"--run_dir": str(plan.folder.absolute())})
-    make_folder(plan.folder)
-    with sole_owner(plan.folder) if hosts.first() else contextlib.nullcontext():
+    hosts.require_same({"--run_dir": str(plan.folder.absolute()), "devices of its own": jax.local_device_count()})
+    hosts.agreed(lambda: extras.check(plan.settings) if hosts.first() else None)
+    with claimed(plan.folder):
         return _execute(plan, stored, signals or Signals())
 
 
-def _execute(plan: Plan, stored: dict[str, Any] | None, signals: Signals) -> int:
-    resume = stored is not None
-    if not resume and not unused(plan.folder):
+@contextlib.contextmanager
+def claimed(folder: Path) -> Iterator[None]:
+    """Makes a folder and keeps other processes from writing to it; the first host does so for all.
+
+    Raises:
+        UserError: It cannot be written to, another process has it, or hosts do not share it.
+    """
+    with contextlib.ExitStack() as claims:
+
+        def claim() -> None:
+            make_folder(folder)
+            if hosts.first():
+                claims.enter_context(sole_owner(folder))
+
+        def look() -> None:
+            if not (folder / LOCK).exists():
+                raise UserError(f"--run_dir={folder} is not the folder that host 0 has; give one that all hosts share")
+
+        hosts.agreed(claim)
+        hosts.agreed(look)
+        yield
+
+
+def _require_unused(plan: Plan) -> None:
+    """Checks on the first host that nothing is in the folder of a new run; others may be late to look."""
+    if hosts.first() and not unused(plan.folder):
         raise UserError(f"{plan.folder} is not empty; continue its run with --resume, or choose another --run_dir")
+
+
+def _located(plan: Plan, stored: dict[str, Any] | None) -> sources.Source:
+    """Returns the data of a run, which for one that is resumed must be those that it began with."""
     source = sources.locate(plan.env, plan.settings.data, workers=plan.settings.workers)
     if stored is not None and source.sha256 != stored["data"]["sha256"]:
         raise UserError(
             f"{source.path} is not the data that the run in {plan.folder} began with; give it as --data=PATH"
         )
-    parts = prepare(plan, source)
-    plan = parts.plan
-    config = describe(plan, source)
-    same = ("settings", "agent_config", "seeds", "versions", "git_commit")
-    hosts.require_same({name: config[name] for name in same} | {"data": source.sha256})
+    return source
+
+
+def _require_same(config: dict[str, Any]) -> None:
+    """Checks that all hosts are about to train the same runs."""
+    flags = {f"--{name}": value for name, value in config["settings"].items() if name not in ("workers", *OUTPUTS)}
+    agent = {f"--agent.{name}": value for name, value in config["agent_config"].items()}
+    versions = {f"version of {name}": value for name, value in config["versions"].items()}
+    hosts.require_same(flags | agent | versions | {"data": config["data"]["sha256"], "commit": config["git_commit"]})
+
+
+def _execute(plan: Plan, stored: dict[str, Any] | None, signals: Signals) -> int:
+    resume = stored is not None
+    if not resume:
+        hosts.agreed(partial(_require_unused, plan))
+    source = hosts.agreed(partial(_located, plan, stored))
+    settings: Any = plan.settings
+    layout = devices.layout(len(plan.trials), settings.shard, padded=not settings.online_steps)
+    parts = hosts.agreed(partial(prepare, plan, source, layout))
+    plan, config = parts.plan, describe(parts.plan, source)
+    _require_same(config)
     with signals:
-        run = Run(parts)
+        run = Run(parts, layout)
         try:
             print_banner(plan, source, run.states, run.layout.devices)
             if stored is not None:
                 warn_of_changes(stored, config)
             elif hosts.first():
                 loggers.write_json(plan.folder / "config.json", config)
-            if hosts.first():
-                (plan.folder / DIVERGED).unlink(missing_ok=True)
             run.train(signals, resume=resume)
         except loop.Stopped:
             print(f"stopped at {plan.unit} {run.checkpoints.latest()}; continue with --resume --run_dir={plan.folder}")
             return 128 + max(hosts.gather(int(signals.received or 0)))
         except Diverged as error:
             event = error.divergence
-            raise UserError(
+            raise SharedError(
                 f"diverged: {event.metric} of the run with seed {plan.trials[event.run].seed} is not finite after "
                 f"update {event.step}; the checkpoint at {run.checkpoints.latest()} in {plan.folder} is from before "
                 "it; try a smaller --agent.learning_rate"
@@ -109,13 +151,12 @@ class Run:
     With several hosts each evaluates its own runs, and the first writes what all of them have to say.
     """
 
-    def __init__(self, parts: Parts):
-        self.plan, self.agent, sizes, dataset = parts
+    def __init__(self, parts: Parts, layout: devices.Layout):
+        self.plan, self.agent, sizes, self.dataset = parts
+        self.layout = layout
         self.spec, self.tasks = spec_of(sizes), sizes.tasks
         plan, agent = self.plan, self.agent
         settings: Any = plan.settings
-        self.layout = devices.layout(len(plan.trials), settings.shard, padded=not settings.online_steps)
-        self.dataset = self.layout.place(dataset, mapped=False)
         self.keys = self.layout.keys([trial.seed for trial in plan.trials])
         self.program = build_program(parts, self.layout)
         hyper = configs.hypers(plan.agent_config, [trial.values for trial in plan.trials])
@@ -138,7 +179,7 @@ class Run:
         self.collector: Collector | None = None
         self.sinks = Sinks(plan)
         total = settings.steps + settings.online_steps
-        self.bar = tqdm(total=total, unit=plan.unit, desc="training", disable=None, smoothing=0.1)
+        self.bar = tqdm(total=total, unit=plan.unit, desc="training", disable=hosts.no_bars(), smoothing=0.1)
         self.steps, self.seconds, self.announced, self.warm_chunks = 0, 0.0, False, 0
 
     def train(self, signals: Signals, *, resume: bool) -> None:
@@ -146,7 +187,9 @@ class Run:
         settings: Any = self.plan.settings
         step, evaluated = self._restore() if resume and self.checkpoints.latest() is not None else (0, True)
         if hosts.first():
+            (self.plan.folder / DIVERGED).unlink(missing_ok=True)
             self.sinks.open()
+        self.diverging(loop.divergences(self.window))
         if self.checkpoints.latest() is None:
             self._checkpoint(0, self.states, self.window, True)
         if _stopping(signals):
@@ -165,6 +208,8 @@ class Run:
             print_summary(summary)
         if not all(hosts.gather(self._film(states, signals))):
             raise loop.Stopped
+        self.sinks.close()
+        hosts.wait()  # which may take the first long, for the network
 
     def _train_offline(
         self, signals: Signals, states: TrainState, window: Window, step: int, evaluated: bool
@@ -263,7 +308,7 @@ class Run:
     def _compiled(self, *arguments: Any) -> Any:
         """Returns `chunk`, compiled for these arguments."""
         began = time.perf_counter()
-        with tqdm(total=1, desc="compiling", disable=None, leave=False, bar_format="{desc} … {elapsed}"):
+        with tqdm(total=1, desc="compiling", disable=hosts.no_bars(), leave=False, bar_format="{desc} … {elapsed}"):
             compiled = self.program.chunk.lower(*arguments).compile()
         print(f"compiled in {time.perf_counter() - began:.1f} s", flush=True)
         return compiled
@@ -282,12 +327,16 @@ class Run:
                 "its config.json says; put the right config.json back, or start a new run in another --run_dir"
             )
         if "episodes" in facts:
-            buffers = empty_replays(self.spec, self.plan.online.capacity, self.agent.needs, self.layout)
-            self.states, self.window, buffers = self.checkpoints.restore((self.states, self.window, buffers))
+            empty = empty_replays(self.spec, self.plan.online.capacity, self.agent.needs, self.layout)
+            like = devices.shapes((self.states, self.window, empty))
+            del self.states, self.window, empty  # there may be no memory for both
+            self.states, self.window, buffers = self.checkpoints.restore(like)
             begun = np.array(facts["episodes"], np.int32) + 1  # those under way are lost
             self.collector = self._collector(step - int(self.plan.settings.steps or 0), begun, buffers)
         else:
-            self.states, self.window = self.checkpoints.restore((self.states, self.window))
+            like = devices.shapes((self.states, self.window))
+            del self.states, self.window
+            self.states, self.window = self.checkpoints.restore(like)
         schedule = self.plan.schedule(online=self.collector is not None)
         evaluated = facts["evaluated"] or not schedule.due("eval", step)
         if hosts.first():
@@ -350,7 +399,7 @@ class Run:
         assert self.evaluator is not None
         trials, episodes = self.plan.trials[self.own.start : self.own.stop], int(self.plan.settings.eval_episodes or 0)
         total = len(trials) * max(1, self.tasks) * episodes * len(self.agent.evaluations)
-        bar = tqdm(total=total, unit="episode", desc="evaluating", disable=None, leave=False)
+        bar = tqdm(total=total, unit="episode", desc="evaluating", disable=hosts.no_bars(), leave=False)
 
         def on_step(before: int, done: int, _: int) -> None:
             bar.update(before + done - bar.n)
@@ -382,7 +431,7 @@ class Run:
         if self.evaluator is None or not hosts.first():
             return True
         total = max(1, self.tasks) * settings.video_episodes
-        with tqdm(total=total, unit="episode", desc="filming", disable=None, leave=False) as bar:
+        with tqdm(total=total, unit="episode", desc="filming", disable=hosts.no_bars(), leave=False) as bar:
 
             def on_step(done: int, _: int) -> None:
                 bar.update(done - bar.n)

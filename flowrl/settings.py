@@ -197,6 +197,8 @@ def plan(given: dict[str, Any], agent_given: dict[str, Any], grid: Sequence[Tria
         configs.check(dataclasses.replace(agent_config, **values))
     made = Plan(settings, agent_config, env, preset, _folder(settings), tuple(grid))
     _check_devices(made)
+    if not grid:  # of a sweep's waves one may be smaller
+        devices.check_runs(len(made.trials), settings.shard)  # type: ignore[arg-type]
     mode = loop.resolve_map(settings.map, len(made.trials))  # type: ignore[arg-type]
     return dataclasses.replace(made, settings=dataclasses.replace(settings, env=env.name, map=mode))
 
@@ -255,7 +257,7 @@ def _check(settings: Any) -> None:
 
 def _check_devices(plan: Plan) -> None:
     settings: Any = plan.settings
-    devices.check(len(plan.trials), settings.shard, plan.agent_config.batch_size)
+    devices.check_batch(settings.shard, plan.agent_config.batch_size)
     if hosts.count() == 1:
         return
     if settings.online_steps:
@@ -362,7 +364,9 @@ def resumed_plan(given: dict[str, Any], agent_given: dict[str, Any]) -> tuple[Pl
             "give a larger --steps, or start a new run in another --run_dir"
         )
     grid = tuple(map(trial, stored.get("grid", ())))
-    return Plan(settings, agent_config, envs.parse(fields["env"]), preset, folder, grid), stored
+    plan = Plan(settings, agent_config, envs.parse(fields["env"]), preset, folder, grid)
+    _check_devices(plan)
+    return plan, stored
 
 
 def command(config: dict[str, Any]) -> str:

@@ -1,6 +1,5 @@
 """Sweeps: grids of hyperparameters × seeds, split into programs and waves, and the table of what they came to."""
 
-import contextlib
 import dataclasses
 import gc
 import itertools
@@ -14,10 +13,10 @@ import numpy as np
 
 from flowrl import agent as agents
 from flowrl import config as configs
-from flowrl import curves, envs, extras, hosts, loggers, memory, run, stats, videos
+from flowrl import curves, devices, envs, extras, hosts, loggers, memory, run, stats, videos
 from flowrl.curves import bounds
 from flowrl.errors import UserError
-from flowrl.files import SWEEP, make_folder, sole_owner, unused
+from flowrl.files import SWEEP, unused
 from flowrl.provenance import git_commit, hardware, versions
 from flowrl.settings import RESUMABLE, Plan, Settings, Trial, plan, require_names, resumed_plan, seeds, trial
 from flowrl.signals import Signals
@@ -113,14 +112,38 @@ def split(config: type, grid: Mapping[str, Sequence[Any]], seeds: Sequence[int])
 
 def waves(part: Part, runs_at_once: int) -> list[Part]:
     """Splits a group into the fewest waves of at most so many runs, as equal as can be."""
-    count = math.ceil(len(part.trials) / runs_at_once)
-    if count == 1:
+    ends = _ends(len(part.trials), runs_at_once)
+    if len(ends) == 2:
         return [part]
-    ends = [round(index * len(part.trials) / count) for index in range(count + 1)]
     return [
         Part(f"{part.folder}-wave{index}", part.fixed, part.trials[begin:end])
         for index, (begin, end) in enumerate(itertools.pairwise(ends), 1)
     ]
+
+
+def _ends(runs: int, runs_at_once: int) -> list[int]:
+    """Returns where the waves of some runs begin and end."""
+    count = math.ceil(runs / runs_at_once)
+    return [round(index * runs / count) for index in range(count + 1)]
+
+
+def at_once(plan: Plan, each: int) -> int:
+    """Returns how many of a plan's runs go at once where each device has memory for so many.
+
+    Args:
+        plan: Of all the runs.
+        each: Runs that fit into a device.
+    """
+    settings: Any = plan.settings
+
+    def fits(runs: int) -> bool:
+        return devices.layout(runs, settings.shard, padded=not settings.online_steps).rows_each <= each
+
+    runs = len(plan.trials)
+    for most in range(runs, 1, -1):
+        if all(map(fits, {end - begin for begin, end in itertools.pairwise(_ends(runs, most))})):
+            return most
+    return 1
 
 
 def groups(sweep: Sweep) -> list[Part]:
@@ -141,7 +164,7 @@ def check(sweep: Sweep) -> None:
         if twice := [value for index, value in enumerate(values) if kept[index] in kept[:index]]:
             raise UserError(f"--agent.{name} has {curves.value_text(twice[0])} twice; leave one out")
     given: Any = Settings(**sweep.given)
-    extras.check(given)
+    hosts.agreed(lambda: extras.check(given) if hosts.first() else None)
     if given.num_seeds < 1:
         raise UserError(f"--num_seeds={given.num_seeds} is too small; the least is 1")
     points = math.prod(len(values) for values in sweep.grid.values())
@@ -154,7 +177,7 @@ def check(sweep: Sweep) -> None:
     if sweep.options.select not in SELECT:
         raise UserError(f"--select={sweep.options.select} is unknown; choose {', '.join(SELECT)}")
     for group in groups(sweep):
-        part_plan(sweep, group)
+        devices.check_runs(len(group.trials), part_plan(sweep, group).settings.shard)  # type: ignore[arg-type]
 
 
 def part_plan(sweep: Sweep, part: Part) -> Plan:
@@ -230,7 +253,7 @@ def begin(sweep: Sweep) -> list[Part]:
     parts = [
         part
         for group in groups(sweep)
-        for part in waves(group, sweep.options.runs_at_once or memory.runs_that_fit(part_plan(sweep, group)))
+        for part in waves(group, sweep.options.runs_at_once or _at_once(part_plan(sweep, group)))
     ]
     record = {
         "command": command(sweep),
@@ -247,6 +270,10 @@ def begin(sweep: Sweep) -> list[Part]:
     }
     loggers.write_json(sweep.folder / SWEEP, record)
     return parts
+
+
+def _at_once(plan: Plan) -> int:
+    return at_once(plan, memory.runs_that_fit(plan))
 
 
 def _recorded(sweep: Sweep) -> list[Part]:
@@ -291,10 +318,11 @@ def execute(sweep: Sweep) -> int:
         UserError: The folder holds another sweep, or a part cannot be trained.
     """
     check(sweep)
-    hosts.require_same({"the sweep": command(sweep), "--run_dir": str(sweep.folder.absolute())})
-    make_folder(sweep.folder)
-    with sole_owner(sweep.folder) if hosts.first() else contextlib.nullcontext():
-        parts, signals = _agreed_parts(sweep), Signals()
+    told = {f"--{name}": value for name, value in dataclasses.asdict(sweep.options).items()}
+    hosts.require_same(told | {"the sweep": command(sweep), "--run_dir": str(sweep.folder.absolute())})
+    with run.claimed(sweep.folder):
+        hosts.agreed(lambda: begin(sweep) if hosts.first() else None)
+        parts, signals = hosts.agreed(lambda: _recorded(sweep)), Signals()
         total = sum(len(part.trials) for part in parts)
         print(f"sweep of {total} runs in {len(parts)} programs, in {sweep.folder}")
         for index, part in enumerate(parts, 1):
@@ -318,18 +346,11 @@ def execute(sweep: Sweep) -> int:
     return 0
 
 
-def _agreed_parts(sweep: Sweep) -> list[Part]:
-    """Returns the parts of a sweep, as the first of the hosts finds or plans them."""
-    if hosts.first():
-        parts = begin(sweep)
-    hosts.wait()
-    return parts if hosts.first() else _recorded(sweep)
-
-
 def _train(sweep: Sweep, part: Part, signals: Signals) -> int:
     """Trains a part to its end and returns an exit status; a finished part is left as it is, unless it lacks videos."""
     folder = sweep.folder / part.folder
-    lacks_videos = sweep.given.get("video_episodes") and not videos.index(folder)
+    asked = sweep.given.get("video_episodes")
+    lacks_videos = asked and videos.index(folder).get("episodes") != asked
     finished = (folder / "summary.json").exists() and not lacks_videos
     finished, begun = hosts.gather([finished, (folder / "config.json").exists()])[0]
     if finished:
@@ -337,10 +358,14 @@ def _train(sweep: Sweep, part: Part, signals: Signals) -> int:
         return 0
     if begun:
         changes = {name: sweep.given[name] for name in FREE if name in sweep.given}
-        return run.execute(*resumed_plan(changes | {"run_dir": str(folder), "resume": True}, {}), signals)
+        return _run(signals, *resumed_plan(changes | {"run_dir": str(folder), "resume": True}, {}))
     if folder.exists() and hosts.first():
         shutil.rmtree(folder)  # broken off before it began
-    status = run.execute(part_plan(sweep, part), signals=signals)
+    return _run(signals, part_plan(sweep, part))
+
+
+def _run(signals: Signals, plan: Plan, stored: dict[str, Any] | None = None) -> int:
+    status = run.execute(plan, stored, signals)
     gc.collect()  # the device's memory is for the next part
     return status
 

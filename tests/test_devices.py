@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -20,8 +21,8 @@ from flowrl.errors import UserError
 from flowrl.settings import plan
 
 pytestmark = pytest.mark.filterwarnings("ignore:Sharding info not provided")
-RUNS = 9
-"""Two for each device, but for one that has a copy to fill it up."""
+RUNS = 15
+"""Two for each of eight devices, but for one that has a copy to fill it up."""
 COMMON = (
     "--agent=bc", "--env=Pendulum-v1", "--preset=none", "--agent.hidden_dims=4", "--agent.batch_size=8", "--workers=1",
     "--log_interval=5", "--eval_interval=10", "--checkpoint_interval=10", "--eval_episodes=1",
@@ -100,11 +101,17 @@ def spread(data: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     )  # fmt: skip
     out, err = process.communicate(timeout=400)
     assert process.returncode == 0, out + err
+    used = [line.split("device  ")[1].split(" (")[0] for line in out.splitlines() if "device  " in line]
+    assert used == ["8 × cpu"] * 4 + ["5 × cpu"]
     return root
 
 
 def test_serial_runs_on_eight_devices_are_those_on_one(alone: Path, spread: Path) -> None:
     require_same(spread / "serial", alone)
+    checkpoints = Checkpoints(spread / "serial" / "checkpoints")
+    assert checkpoints.raw()[0]["params"]["actor"] is not None
+    assert {len(x) for x in jax.tree.leaves(checkpoints.raw()[0]["params"])} == {RUNS + 1}
+    checkpoints.close()
 
 
 def test_runs_go_on_with_other_devices_and_hosts(alone: Path, spread: Path) -> None:
@@ -150,8 +157,16 @@ def test_hosts_with_different_commands_are_told_apart(data: str, tmp_path: Path)
     ended = on_hosts(*SEEDS, data, "--steps=20", folders[0], other=(folders[1],))
     for status, _, err in ended:
         assert status != 0
-        assert f"UserError: host 0 has --run_dir={tmp_path / 'one'}, but host 1 has {tmp_path / 'two'}" in err
+        assert f"SharedError: host 0 has --run_dir={tmp_path / 'one'}, but host 1 has {tmp_path / 'two'}" in err
     assert not list(tmp_path.glob("*/config.json"))
+
+
+def test_what_goes_wrong_on_one_host_ends_all(data: str, tmp_path: Path) -> None:
+    ended = on_hosts(*SEEDS, data, "--steps=20", f"--run_dir={tmp_path / 'run'}", other=("--data=nowhere.npz",))
+    for status, _, err in ended:
+        assert status != 0
+        assert "SharedError: host 1: " in err
+        assert "nowhere.npz" in err
 
 
 def test_a_host_that_does_not_come_ends_the_others_with_a_message(tmp_path: Path) -> None:
@@ -187,13 +202,37 @@ def test_what_cannot_be_spread_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_p
     with pytest.raises(UserError, match="batch_size=8 cannot be spread evenly over 3 devices"):
         plan(given | {"shard": "batch"}, {"batch_size": 8})
     monkeypatch.setattr(jax, "process_count", lambda: 4)
-    with pytest.raises(UserError, match="4 hosts are more than 3 runs; start at most 3"):
-        plan(given | {"num_seeds": 3}, {})
     with pytest.raises(UserError, match="--online_steps works on one host only"):
         plan(given | {"num_seeds": 4}, {})
-    offline = {"agent": "bc", "env": "hopper-medium-v2", "preset": "none", "num_seeds": 4}
+    offline = {"agent": "bc", "env": "hopper-medium-v2", "preset": "none", "eval_episodes": 0}
+    offline |= {"steps": 1, "eval_interval": 1, "log_interval": 1, "checkpoint_interval": 1}
     with pytest.raises(UserError, match="several hosts need --run_dir"):
-        plan({**offline, "steps": 1, "eval_interval": 1, "log_interval": 1, "checkpoint_interval": 1}, {})
+        plan(offline | {"num_seeds": 4}, {})
+    with pytest.raises(UserError, match="4 hosts are more than 3 runs; start at most 3"):
+        plan(offline | {"num_seeds": 3, "run_dir": str(tmp_path)}, {})
+
+
+def test_batches_are_cut_only_where_asked_for() -> None:
+    mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]), (devices.AXIS,))
+    for shard, expected in (("runs", False), ("batch", True)):
+        text = str(jax.make_jaxpr(devices.Layout(1, shard, mesh).cut_batch)({"x": jnp.zeros(4)}))  # type: ignore[arg-type]
+        assert ("sharding_constraint" in text) == expected
+
+
+def test_waves_fit_wherever_they_lie(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Online, eighteen runs lie on six devices, but nine on three: no wave may need more than two rows for each."""
+    from flowrl import sweeps
+
+    monkeypatch.setattr(jax, "devices", lambda: [SimpleNamespace(process_index=0, id=i) for i in range(8)])
+    monkeypatch.setattr(jax, "local_device_count", lambda: 8)
+    monkeypatch.setattr(devices, "Mesh", lambda array, _: SimpleNamespace(size=array.size))
+
+    def most(runs: int, each: int, online_steps: int) -> int:
+        made = SimpleNamespace(trials=[None] * runs, settings=SimpleNamespace(shard="runs", online_steps=online_steps))
+        return sweeps.at_once(made, each)  # type: ignore[arg-type]
+
+    assert most(18, 2, 0) == 17  # two waves of nine, with two rows on each of five devices
+    assert most(18, 2, 100) == 8  # three waves of six, a row on each of six devices
 
 
 def test_rows_fill_the_devices() -> None:

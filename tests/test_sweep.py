@@ -192,6 +192,16 @@ def test_memory_is_asked_of_device_and_program(
         assert fixed == 0
 
 
+def test_a_finished_part_that_is_resumed_still_tells_what_diverged(data: str, tmp_path: Path) -> None:
+    grid = ("--agent.learning_rate=0.001,1e38", "--eval_episodes=0")
+    assert sweep(*OFFLINE, data, *grid, f"--run_dir={tmp_path / 'sweep'}") == 0
+    folder = tmp_path / "sweep" / "group1"
+    before = loggers.read_json(folder / "diverged.json")
+    assert [event["agent.learning_rate"] for event in before] == [1e38]
+    assert main("--resume", f"--run_dir={folder}") == 0
+    assert loggers.read_json(folder / "diverged.json") == before
+
+
 def test_free_memory_of_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """Between nothing and all of it; each device has its share; where nobody tells, all runs fit."""
     free = memory.free_bytes()
