@@ -94,10 +94,9 @@ class Checkpoints:
         Raises:
             UserError: The checkpoint holds other networks or is damaged.
         """
-        self._require_fit(like)
-        return self._read(ocp.args.Composite(arrays=ocp.args.StandardRestore(devices.shapes(like), strict=False)))[
-            "arrays"
-        ]
+        shapes = devices.shapes(like)
+        self._require_fit(shapes)
+        return self._read(ocp.args.Composite(arrays=ocp.args.StandardRestore(shapes, strict=False)))["arrays"]
 
     def _require_fit(self, like: Any) -> None:
         """Checks that arrays differ in the number of runs at most, which `restore` itself would not notice."""

@@ -808,6 +808,11 @@ MUTATIONS = (
     Mutation("flowrl/checkpoint.py", "(shapes, strict=False)", "(shapes)", _SPREAD, "cut_or_filled"),
     Mutation("flowrl/hosts.py", "watchdog.start()", "pass", _SPREAD, "does_not_come"),
     Mutation(
+        _DEVICES, "return jax.lax.with_sharding_constraint(batch,", "return (lambda x, _: x)(batch,", _SPREAD, "are_cut"
+    ),
+    Mutation(_SWEEPS, "rows_each <= each", "rows_each <= each + 1", _SPREAD, "waves_fit"),
+    Mutation("flowrl/run.py", "        self.diverging(loop.divergences(self.window))\n", "", _SWEPT, "still_tells"),
+    Mutation(
         "flowrl/run.py",
         "row, run in enumerate(self.own)",
         "row, run in enumerate(range(len(self.own)))",
