@@ -3,7 +3,7 @@
 import contextlib
 import logging
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -126,27 +126,27 @@ class Checkpoints:
     def _read(self, parts: ocp.args.Composite, step: int | None = None) -> Any:
         """Reads parts of the checkpoint at `step`, or of the newest."""
         step = self.latest() if step is None else step
-        try:
-            with _ignoring_unfinished_reads():
-                return self._manager.restore(step, args=parts)
-        except (ValueError, KeyError, TypeError, OSError) as error:
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-        raise self._unfit(step, reason)
+        return self._attempt(step, lambda: self._manager.restore(step, args=parts))
 
     def _stored(self, step: int | None) -> Any:
         """Returns the metadata of a checkpoint's arrays, in their structure."""
-        try:
-            found = self._manager.item_metadata(step)["arrays"]
-        except (ValueError, KeyError, TypeError, OSError) as error:
-            raise self._unfit(step, str(error)) from error
+        found = self._attempt(step, lambda: self._manager.item_metadata(step)["arrays"])
         if found is None:
             raise self._unfit(step, "no arrays")
         return found.tree
 
+    def _attempt(self, step: int | None, read: Callable[[], Any]) -> Any:
+        try:
+            with _ignoring_unfinished_reads():
+                return read()
+        except (ValueError, KeyError, TypeError, OSError) as error:
+            reason = str(error).strip() or type(error).__name__
+        raise self._unfit(step, reason)
+
     def _unfit(self, step: int | None, reason: str) -> UserError:
         return UserError(
             f"the checkpoint at step {step} in {self.folder} does not fit this agent and its settings, or is "
-            f"damaged ({reason}); delete that step's folder to fall back to the one before"
+            f"damaged ({reason.splitlines()[0][:200]}); delete that step's folder to fall back to the one before"
         )
 
     def close(self) -> None:
