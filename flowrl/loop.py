@@ -156,6 +156,48 @@ def resolve_map(mode: MapMode, runs: int) -> Literal["vmap", "serial"]:
     return "serial" if runs == 1 or jax.default_backend() == "cpu" else "vmap"
 
 
+RunChunk = Callable[..., tuple[TrainState, Window]]
+"""`run_chunk` of a certain step."""
+
+
+def vmapped(
+    one: RunChunk,
+    states: TrainState,
+    window: Window,
+    keys: jax.Array,
+    dataset: Dataset | None,
+    updates: jax.Array,
+    replays: Replay | None = None,
+) -> tuple[TrainState, Window]:
+    """Runs a chunk of all runs in one batched computation, where `one` runs that of one run."""
+    axes = (_state_axes(states), _window_axes(window))
+    mapped = jax.vmap(one, in_axes=(*axes, 0, None, None, 0), out_axes=axes)
+    return mapped(states, window, keys, dataset, updates, replays)
+
+
+def serial(
+    one: RunChunk,
+    states: TrainState,
+    window: Window,
+    keys: jax.Array,
+    dataset: Dataset | None,
+    updates: jax.Array,
+    replays: Replay | None = None,
+) -> tuple[TrainState, Window]:
+    """Runs a chunk of all runs, one run after another, where `one` runs that of one run."""
+    step, count = states.step, window.count
+
+    def run(args: tuple[TrainState, Window, jax.Array, jax.Array]) -> tuple[TrainState, Window]:
+        state, own, key, index = args
+        replay = None if replays is None else of_run(replays, index)
+        state, own = one(state.replace(step=step), own.replace(count=count), key, dataset, updates, replay)
+        return state.replace(step=None), own.replace(count=None)
+
+    mapped = (states.replace(step=None), window.replace(count=None), keys, jnp.arange(len(keys)))
+    states, window = jax.lax.map(run, mapped)
+    return states.replace(step=step + updates), window.replace(count=count + updates)
+
+
 def build(
     agent: Agent,
     batch_size: int,
@@ -180,7 +222,7 @@ def build(
     if mode not in ("vmap", "serial"):
         raise ValueError(f"mode {mode!r} is neither vmap nor serial")
     step = partial(train_step, agent, batch_size, offline_share=offline_share, cut_batch=layout.cut_batch)
-    one = partial(run_chunk, step)
+    all_of_them = partial(vmapped if mode == "vmap" else serial, partial(run_chunk, step))
     whole = layout.replicated()
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), dataset)
 
@@ -192,28 +234,6 @@ def build(
         windows = jax.vmap(lambda _: empty_window(names, single.params))(keys)
         return states, windows.replace(count=jnp.zeros((), jnp.int32))
 
-    def vmapped(
-        states: TrainState, window: Window, keys: jax.Array, dataset: Any, updates: jax.Array, replays: Any = None
-    ) -> tuple[TrainState, Window]:
-        axes = (_state_axes(states), _window_axes(window))
-        mapped = jax.vmap(one, in_axes=(*axes, 0, None, None, 0), out_axes=axes)
-        return mapped(states, window, keys, dataset, updates, replays)
-
-    def serial(
-        states: TrainState, window: Window, keys: jax.Array, dataset: Any, updates: jax.Array, replays: Any = None
-    ) -> tuple[TrainState, Window]:
-        step, count = states.step, window.count
-
-        def run(args: tuple[TrainState, Window, jax.Array, jax.Array]) -> tuple[TrainState, Window]:
-            state, own, key, index = args
-            replay = None if replays is None else of_run(replays, index)
-            state, own = one(state.replace(step=step), own.replace(count=count), key, dataset, updates, replay)
-            return state.replace(step=None), own.replace(count=None)
-
-        mapped = (states.replace(step=None), window.replace(count=None), keys, jnp.arange(len(keys)))
-        states, window = jax.lax.map(run, mapped)
-        return states.replace(step=step + updates), window.replace(count=count + updates)
-
     def start(keys: jax.Array, hyper: Hyper | None = None) -> tuple[TrainState, Window]:
         specs = specs_of(*jax.eval_shape(begin, keys, hyper))
         return layout.spread(begin, (RUNS, RUNS), specs)(keys, hyper)
@@ -222,7 +242,7 @@ def build(
         states: TrainState, window: Window, keys: jax.Array, dataset: Any, updates: jax.Array, replays: Any = None
     ) -> tuple[TrainState, Window]:
         specs = specs_of(states, window)
-        mapped = layout.spread(vmapped if mode == "vmap" else serial, (*specs, RUNS, ALL, ALL, RUNS), specs)
+        mapped = layout.spread(all_of_them, (*specs, RUNS, ALL, ALL, RUNS), specs)
         return mapped(states, window, keys, dataset, updates, replays)
 
     def policies(states: TrainState) -> Any:

@@ -240,14 +240,14 @@ def flag_text(values: Sequence[Any]) -> str:
     return (":" if lists else ",").join(map(curves.value_text, values))
 
 
-def begin(sweep: Sweep) -> list[Part]:
-    """Returns the parts of a sweep, as its folder records them, or else as it records them from now on.
+def begin(sweep: Sweep) -> None:
+    """Splits a sweep into parts and records them in its folder, unless that was done before.
 
     Raises:
         UserError: The folder holds something else, or a grid point cannot be trained.
     """
     if (sweep.folder / SWEEP).exists():
-        return _recorded(sweep)
+        return
     if not unused(sweep.folder):
         raise UserError(f"{sweep.folder} is not empty and holds no sweep; choose another --run_dir")
     parts = [
@@ -269,14 +269,18 @@ def begin(sweep: Sweep) -> list[Part]:
         "versions": versions("jax", "jaxlib", "flax", "optax", "numpy"),
     }
     loggers.write_json(sweep.folder / SWEEP, record)
-    return parts
 
 
 def _at_once(plan: Plan) -> int:
     return at_once(plan, memory.runs_that_fit(plan))
 
 
-def _recorded(sweep: Sweep) -> list[Part]:
+def recorded(sweep: Sweep) -> list[Part]:
+    """Returns the parts of a sweep that its folder records.
+
+    Raises:
+        UserError: They are those of another sweep.
+    """
     record = read_record(sweep.folder)
     before = Sweep(record["settings"], _of_json(record["grid"]), sweep.options)
     if _identity(before) != _identity(sweep):
@@ -322,7 +326,7 @@ def execute(sweep: Sweep) -> int:
     hosts.require_same(told | {"the sweep": command(sweep), "--run_dir": str(sweep.folder.absolute())})
     with run.claimed(sweep.folder):
         hosts.agreed(lambda: begin(sweep) if hosts.first() else None)
-        parts, signals = hosts.agreed(lambda: _recorded(sweep)), Signals()
+        parts, signals = hosts.agreed(lambda: recorded(sweep)), Signals()
         total = sum(len(part.trials) for part in parts)
         print(f"sweep of {total} runs in {len(parts)} programs, in {sweep.folder}")
         for index, part in enumerate(parts, 1):

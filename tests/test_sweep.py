@@ -304,6 +304,7 @@ def test_a_signal_at_any_moment_leaves_what_the_same_command_continues(
     assert told in said.out + said.err
     assert "Traceback" not in said.err
     assert name != "save" or "compiled in" not in said.out  # the signal was heeded before
+    assert (folder / "group2").exists() == (place is sweeps and name == "summarize")  # at the very end
     with pytest.raises(SystemExit) as ended:
         flags.run(program)
     assert ended.value.code == 0
