@@ -139,7 +139,7 @@ class Evaluator:
             self._noted.add(run)
         return np.where(good, values, 0)
 
-    def first_run(
+    def play_first_run(
         self,
         policies: Any,
         make_env: EnvFactory,

@@ -222,7 +222,7 @@ def build(
     if mode not in ("vmap", "serial"):
         raise ValueError(f"mode {mode!r} is neither vmap nor serial")
     step = partial(train_step, agent, batch_size, offline_share=offline_share, cut_batch=layout.cut_batch)
-    all_of_them = partial(vmapped if mode == "vmap" else serial, partial(run_chunk, step))
+    chunk_of_all = partial(vmapped if mode == "vmap" else serial, partial(run_chunk, step))
     whole = layout.replicated()
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), dataset)
 
@@ -242,7 +242,7 @@ def build(
         states: TrainState, window: Window, keys: jax.Array, dataset: Any, updates: jax.Array, replays: Any = None
     ) -> tuple[TrainState, Window]:
         specs = specs_of(states, window)
-        mapped = layout.spread(all_of_them, (*specs, RUNS, ALL, ALL, RUNS), specs)
+        mapped = layout.spread(chunk_of_all, (*specs, RUNS, ALL, ALL, RUNS), specs)
         return mapped(states, window, keys, dataset, updates, replays)
 
     def policies(states: TrainState) -> Any:

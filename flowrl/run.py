@@ -24,7 +24,7 @@ from flowrl.loop import Diverged, Divergence, Window
 from flowrl.online import Collector, Environments, empty_replays
 from flowrl.parts import Parts, build_program, prepare, spec_of
 from flowrl.records import describe, print_banner, record_changes, warn_of_changes, written_by
-from flowrl.settings import OUTPUTS, Plan
+from flowrl.settings import Plan
 from flowrl.signals import Signals
 from flowrl.sinks import Sinks
 from flowrl.streams import root_keys
@@ -95,8 +95,8 @@ def _located(plan: Plan, stored: dict[str, Any] | None) -> sources.Source:
 
 
 def _require_same(config: dict[str, Any]) -> None:
-    """Checks that all hosts are about to train the same runs."""
-    flags = {f"--{name}": value for name, value in config["settings"].items() if name not in ("workers", *OUTPUTS)}
+    """Checks that all hosts are about to train the same runs; data may lie in other places."""
+    flags = {f"--{name}": value for name, value in config["settings"].items() if name not in ("workers", "data")}
     agent = {f"--agent.{name}": value for name, value in config["agent_config"].items()}
     versions = {f"version of {name}": value for name, value in config["versions"].items()}
     hosts.require_same(flags | agent | versions | {"data": config["data"]["sha256"], "commit": config["git_commit"]})

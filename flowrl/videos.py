@@ -57,7 +57,7 @@ def record(
         old.unlink(missing_ok=True)
     try:
         make_env = functools.partial(camera.filming, plan.env, camera.opengl(), folder.absolute())
-        outcome = evaluator.first_run(policies, make_env, episodes, on_step)
+        outcome = evaluator.play_first_run(policies, make_env, episodes, on_step)
     except (UserError, RuntimeError) as error:
         raise NotDrawn(f"no videos ({_reason(error)}). {REMEDY}") from error
     loggers.write_json(folder / INDEX, asked | {"videos": _shown(outcome)})

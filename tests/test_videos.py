@@ -216,7 +216,7 @@ def test_played_again_in_any_row(monkeypatch: pytest.MonkeyPatch) -> None:
     try:
         policies = jax.numpy.full(2, 0.8)
         whole, calls = evaluator(policies), []
-        again = evaluator.first_run(
+        again = evaluator.play_first_run(
             policies, functools.partial(envs.make, ENV), 1, lambda done, total: calls.append((done, total))
         )
     finally:
