@@ -91,7 +91,7 @@ class Case:
     def agent(self, **changes: Any) -> tuple[Agent, Any]:
         """Returns the agent with the authors' settings, and its configuration."""
         module, batch = agents.load(self.file.agent), self.batch
-        config = module.Config(**{**self.mapping.config(self.file.meta["config"]), **changes})
+        config = module.Config(**{**self.mapping.config({**self.file.meta["config"], "file": self.file.name}), **changes})
         goals = [value for name, value in batch.items() if name.endswith("_goals")]
         sizes = batch["observations"].shape[-1], batch["actions"].shape[-1], goals[0].shape[-1] if goals else 0
         return module.make(config, Spec(*sizes)), config
@@ -200,9 +200,10 @@ def _measure(case: Case) -> Report:
         states.append(state)
         logs.append(metrics)
 
-    for key, value in file.tree("loss").items():
-        ours = mapping.losses.get(key)
-        if ours is not None:
+    for key, ours in mapping.losses.items():
+        terms = [f"loss/{name}" for name in key.split(" + ")]
+        if file.arrays.keys() >= set(terms):
+            value = np.asarray(sum(file.arrays[term] for term in terms))
             report["losses"][key] = distance(logs[0][ours] if isinstance(ours, str) else ours(logs[0]), value)
     for key, read in mapping.extras.items():
         report["losses"][key] = distance(read(states, logs), file.arrays[key])
@@ -222,7 +223,7 @@ def unexplained(name: str) -> list[str]:
     """Returns the numbers of a file that are neither compared nor left out with a reason."""
     file = File(name)
     mapping = mapping_of(file.agent)
-    known = {f"loss/{key}" for key in mapping.losses} | set(mapping.extras) | {f"{way}/actions" for way in mapping.ways}
+    known = {f"loss/{name}" for key in mapping.losses for name in key.split(" + ")} | set(mapping.extras) | {f"{way}/actions" for way in mapping.ways}
     results = [key for key in file.arrays if key.startswith(("loss/", "extras/", "act"))]
     results = [key for key in results if not key.endswith(("observations", "goals")) and "/draws/" not in key]
     kept = [key for key in results if key not in known]

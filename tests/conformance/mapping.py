@@ -74,9 +74,11 @@ class AgentMapping:
     """How one agent is held to the authors' numbers.
 
     Attributes:
-        config: Makes the fields of the agent's `Config` from the authors' settings (`meta["config"]`).
+        config: Makes the fields of the agent's `Config` from the authors' settings (`meta["config"]`), and the name of
+            the file as one more, `file`.
         leaves: Every array of the trained networks; target networks have the same names.
-        losses: The authors' losses and metrics: the metric's name here, or a function of all metrics here.
+        losses: The authors' losses and metrics, `name` or the sum `name + other`: the metric's name here, or a function
+            of all metrics here.
         draws: What one update draws, in order.
         ways: Ways of acting by the file's prefix, such as `act` and `act_mode`.
         left_out: What is not compared, the authors' key or a beginning of keys that ends in `*`, with the reason.
