@@ -28,7 +28,9 @@ class Config(mirror_descent.Config):
     schedule: str = configs.static("linear", "How the variance of noise grows.", tuple(diffusion.SCHEDULES))
     schedule_scale: float = configs.static(0.8, "Factor of that variance's growth.", low=0.001, high=1.0)
     start: str = configs.static(
-        "noised", "Deviation that sampling starts from: noised data's share of noise, or start_scale.", ("noised", "scaled")
+        "noised",
+        "Deviation that sampling starts from: noised data's share of noise, or start_scale.",
+        ("noised", "scaled"),
     )
 
 

@@ -21,7 +21,7 @@ def linear_schedule(levels: int, scale: float, first: float = 1e-4, last: float 
 
 
 def cosine_schedule(levels: int, scale: float) -> np.ndarray:
-    """ᾱ `[levels]` along a squared cosine (https://arxiv.org/abs/2102.09672, eq. 17), β times `scale`, at most 0.999."""
+    """ᾱ `[levels]` along a squared cosine (https://arxiv.org/abs/2102.09672, eq. 17), β ≤ 0.999 and times `scale`."""
     angles = (np.linspace(0, 1, levels + 1) + 0.008) / 1.008 * np.pi / 2
     left = np.cos(angles) ** 2
     return np.cumprod(1 - scale * np.clip(1 - left[1:] / left[:-1], 0, 0.999))

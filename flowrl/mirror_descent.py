@@ -32,10 +32,12 @@ class Config(configs.Online):
     hidden_dims: tuple[int, ...] = configs.static((256, 256, 256), "Hidden layers of every network.")
     candidates: int = configs.static(32, "Particles: actions drawn per state, of which the best by Q is taken.")
     standardization: str = configs.static(
-        "mean_only", "Q in the weights: Q - mean / std as released, or the (Q - mean) / std meant.", ("mean_only", "full")
+        "mean_only",
+        "Q in the weights: Q - mean / std as released, or the (Q - mean) / std meant.",
+        ("mean_only", "full"),
     )
     critic_steps: int = configs.static(
-        2, "Adam steps of the critics on the gradient of one update: 2 as released; the weights meet them after the first."
+        2, "Adam steps of the critics on one gradient, 2 as released; the weights meet them after the first."
     )
     policy_delay: int = configs.static(2, "Updates of the critics for each one of the policy and the targets.")
     eval_steps: int = configs.static(0, "Steps per action in evaluation; 0 takes those of training.", low=0)

@@ -110,9 +110,8 @@ class Value(nn.Module):
     @nn.compact
     def __call__(self, *parts: jax.Array) -> jax.Array:
         """Maps `[B, D_i]`... to `[B]`."""
-        inits = {"kernel_init": self.kernel_init, "final_init": self.final_init}
-        mlp = MLP(self.hidden_dims, 1, activation=self.activation, layer_norm=self.layer_norm, **inits)
-        return mlp(*parts).squeeze(-1)
+        mlp = partial(MLP, kernel_init=self.kernel_init, final_init=self.final_init)
+        return mlp(self.hidden_dims, 1, self.activation, self.layer_norm)(*parts).squeeze(-1)
 
 
 def ensemble(module: type[nn.Module], size: int = 2, in_axes: Any = None) -> Any:

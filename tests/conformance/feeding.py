@@ -30,7 +30,7 @@ class Feeder:
         assert self.order, f"a {kind} of shape {shape} is drawn that the mapping does not name"
         due = self.order.pop(0)
         assert due.kind == kind, f"a {kind} of shape {shape} is drawn where the mapping has {due}"
-        parts = [self.values[role] for role in due.roles]
+        parts = [due.arrange(self.values[role]) for role in due.roles]
         array = jnp.asarray(parts[0] if len(parts) == 1 else np.stack(parts))
         if array.size == np.prod(shape, dtype=int):
             array = array.reshape(shape)

@@ -23,6 +23,8 @@ from .mapping import AgentMapping, Arrays, Way
 
 HERE = Path(__file__).parent
 PARTS = ("losses", "gradients", "after 1", "after 3", "actions")
+RENAMED = {"mc_returns": "returns"}
+"""Fields of a batch that have another name here."""
 BETA = 0.9
 """Decay of Adam's first moment, from which gradients are read."""
 
@@ -86,12 +88,15 @@ class Case:
 
     def __init__(self, file: File) -> None:
         self.file, self.mapping = file, mapping_of(file.agent)
-        self.batch = {name: jnp.asarray(value) for name, value in file.tree("batch").items()}
+        batch = {RENAMED.get(name, name): value for name, value in file.tree("batch").items()}
+        self.batch = jax.tree.map(jnp.asarray, batch)
 
     def agent(self, **changes: Any) -> tuple[Agent, Any]:
         """Returns the agent with the authors' settings, and its configuration."""
         module, batch = agents.load(self.file.agent), self.batch
-        config = module.Config(**{**self.mapping.config({**self.file.meta["config"], "file": self.file.name}), **changes})
+        config = module.Config(
+            **{**self.mapping.config({**self.file.meta["config"], "file": self.file.name}), **changes}
+        )
         goals = [value for name, value in batch.items() if name.endswith("_goals")]
         sizes = batch["observations"].shape[-1], batch["actions"].shape[-1], goals[0].shape[-1] if goals else 0
         return module.make(config, Spec(*sizes)), config
@@ -194,8 +199,9 @@ def _measure(case: Case) -> Report:
     report = Report({part: {} for part in PARTS})
     agent, config = case.agent()
     states, logs = [case.state(agent, config)], []
+    order = mapping.draws(file.name) if callable(mapping.draws) else mapping.draws
     for number, prefix in enumerate(("draws", "draws_u2", "draws_u3")):
-        with fed(mapping.draws, file.draws(prefix)):
+        with fed(order, file.draws(prefix)):
             state, metrics = agent.update(states[-1], case.batch, jax.random.key(number))
         states.append(state)
         logs.append(metrics)
@@ -223,7 +229,11 @@ def unexplained(name: str) -> list[str]:
     """Returns the numbers of a file that are neither compared nor left out with a reason."""
     file = File(name)
     mapping = mapping_of(file.agent)
-    known = {f"loss/{name}" for key in mapping.losses for name in key.split(" + ")} | set(mapping.extras) | {f"{way}/actions" for way in mapping.ways}
+    known = (
+        {f"loss/{name}" for key in mapping.losses for name in key.split(" + ")}
+        | set(mapping.extras)
+        | {f"{way}/actions" for way in mapping.ways}
+    )
     results = [key for key in file.arrays if key.startswith(("loss/", "extras/", "act"))]
     results = [key for key in results if not key.endswith(("observations", "goals")) and "/draws/" not in key]
     kept = [key for key in results if key not in known]
