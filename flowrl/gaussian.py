@@ -19,16 +19,20 @@ class SquashedGaussian(nn.Module):
         hidden_dims: Sizes of the hidden layers.
         action_dim: Number of actions A.
         activation: Nonlinearity of the hidden layers.
+        heads: 2 where means and deviations are layers of their own; a matter of initial values alone.
     """
 
     hidden_dims: Sequence[int]
     action_dim: int
     activation: Activation = nn.relu
+    heads: int = 1
 
     @nn.compact
     def __call__(self, observations: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Maps `[..., D]` to means and log standard deviations `[..., A]`, the latter clipped to [−5, 2]."""
-        mlp = MLP(self.hidden_dims, 2 * self.action_dim, activation=self.activation, final_scale=1e-2)
+        mlp = MLP(
+            self.hidden_dims, 2 * self.action_dim, activation=self.activation, final_scale=1e-2, heads=self.heads
+        )
         means, log_stds = jnp.split(mlp(observations), 2, axis=-1)
         return means, jnp.clip(log_stds, *LOG_STD_RANGE)
 

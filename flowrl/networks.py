@@ -15,9 +15,17 @@ Network = Any
 """A flax module; flax's own type of `apply` is a union with the variables it may have changed."""
 
 
-def glorot(scale: float = 1.0) -> nn.initializers.Initializer:
-    """Uniform kernel initialisation by the mean of fan-in and fan-out."""
-    return nn.initializers.variance_scaling(scale, "fan_avg", "uniform")
+def glorot(scale: float = 1.0, heads: int = 1) -> nn.initializers.Initializer:
+    """Uniform kernel initialisation by the mean of fan-in and fan-out; with `heads`, of that many kernels side by side."""
+    one = nn.initializers.variance_scaling(scale, "fan_avg", "uniform")
+    if heads == 1:
+        return one
+
+    def side_by_side(key: jax.Array, shape: tuple[int, int], *dtype: Any) -> jax.Array:
+        blocks = [one(k, (shape[0], shape[1] // heads), *dtype) for k in jax.random.split(key, heads)]
+        return jnp.concatenate(blocks, axis=-1)
+
+    return side_by_side
 
 
 def mish(x: jax.Array) -> jax.Array:
@@ -62,6 +70,7 @@ class MLP(nn.Module):
         activation: Nonlinearity of the hidden layers.
         layer_norm: Whether LayerNorm follows each activation.
         final_scale: Scale of the last kernel's initial variance.
+        heads: Number of layers that the last one stands for; a matter of initial values alone.
     """
 
     hidden_dims: Sequence[int]
@@ -69,6 +78,7 @@ class MLP(nn.Module):
     activation: Activation = nn.gelu
     layer_norm: bool = False
     final_scale: float = 1.0
+    heads: int = 1
 
     @nn.compact
     def __call__(self, *parts: jax.Array) -> jax.Array:
@@ -80,7 +90,7 @@ class MLP(nn.Module):
             if self.layer_norm:
                 x = nn.LayerNorm()(x)
         inputs = jnp.concatenate(parts, axis=-1) if x is None else x
-        return nn.Dense(self.out_dim, kernel_init=glorot(self.final_scale))(inputs)
+        return nn.Dense(self.out_dim, kernel_init=glorot(self.final_scale, self.heads))(inputs)
 
 
 class Value(nn.Module):
@@ -154,15 +164,17 @@ class TimePairEmbedding(nn.Module):
 
     Attributes:
         layer_norm: Whether LayerNorm follows the activation, as in GC-SSCP.
+        size: Size of the features and of the embedding.
     """
 
     layer_norm: bool = False
+    size: int = 128
 
     @nn.compact
     def __call__(self, first: jax.Array, second: jax.Array) -> jax.Array:
-        """Maps `[..., 1]` and `[..., 1]` to `[..., 128]`."""
-        features = FourierFeatures()
-        embed = partial(MLP, (128,), 128, activation=mish, layer_norm=self.layer_norm)
+        """Maps `[..., 1]` and `[..., 1]` to `[..., size]`."""
+        features = FourierFeatures(self.size // 2)
+        embed = partial(MLP, (self.size,), self.size, activation=mish, layer_norm=self.layer_norm)
         return embed(name="first")(features(first)) + embed(name="second")(features(second))
 
 

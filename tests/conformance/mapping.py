@@ -26,7 +26,7 @@ class Leaf:
     ours: str
     theirs: tuple[str, ...]
     join: Callable[..., Any] = lambda array: array
-    split: Callable[[Any], Any] = lambda array: [array]
+    split: Callable[[np.ndarray], Any] = lambda array: [array]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,6 +78,7 @@ class AgentMapping:
         leaves: Every array of the trained networks; target networks have the same names.
         losses: The authors' losses and metrics: the metric's name here, or a function of all metrics here.
         draws: What one update draws, in order.
+        derive: Makes further draws, by new roles, of the authors' draws by role.
         ways: Ways of acting by the file's prefix, such as `act` and `act_mode`.
         left_out: What is not compared, the authors' key or a beginning of keys that ends in `*`, with the reason.
         prepare: Completes a state that has the file's parameters and targets, `(state, file) -> state`.
@@ -89,9 +90,24 @@ class AgentMapping:
     losses: Mapping[str, str | Callable[[Mapping[str, Any]], Any]]
     ways: Mapping[str, Way]
     draws: tuple[Draw, ...] = ()
+    derive: Callable[[Mapping[str, Any]], Mapping[str, Any]] = lambda drawn: drawn
     left_out: Mapping[str, str] = dataclasses.field(default_factory=dict)
     prepare: Callable[[Any, Any], Any] = _same_state
     extras: Mapping[str, Callable[[list[Any], list[Any]], Any]] = dataclasses.field(default_factory=dict)
+
+
+VALUE_LOSSES = {
+    "value/value_loss": "value/loss",
+    "value/v_mean": "value/v_mean",
+}
+"""Losses and metrics of `losses.goal_value_loss`; its extremes are over both heads here, over their mean there."""
+CRITIC_LOSSES = {
+    "critic/critic_loss": "critic/loss",
+    "critic/q_mean": "critic/q_mean",
+    "critic/q_max": "critic/q_max",
+    "critic/q_min": "critic/q_min",
+}
+"""Losses and metrics of `losses.critic_loss`."""
 
 
 def total(*names: str) -> Callable[[Mapping[str, Any]], Any]:
