@@ -68,7 +68,7 @@ def make(config: Config, spec: Spec) -> Agent:
     hidden_dims = config.critic_hidden_dims or config.hidden_dims
     activation = getattr(nn, config.activation)
     critic = ensemble(Value)(hidden_dims, activation=activation, layer_norm=config.critic_layer_norm)
-    networks = Networks(SquashedGaussian(config.hidden_dims, spec.action_dim, activation, heads=2), critic)
+    networks = Networks(SquashedGaussian(config.hidden_dims, spec.action_dim, activation), critic)
     return Agent(
         init=partial(init, networks, config, spec),
         update=partial(update, networks, config, spec),

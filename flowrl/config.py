@@ -21,7 +21,7 @@ def static(
 ) -> Any:
     """Declares a field that shapes the program; another value compiles another program.
 
-    A number with a fraction must lie in [`low`, `high`].
+    A number with a fraction must lie in [`low`, `high`], a whole one must be at least `low`, or by default 1.
     """
     metadata = {"help": help, "sweepable": False, "choices": choices, "range": (low, high)}
     return dataclasses.field(default=default, metadata=metadata)
@@ -72,7 +72,7 @@ def hypers(config: Any, values: Sequence[Mapping[str, float]]) -> dict[str, jax.
 
 
 def check(config: Any) -> None:
-    """Checks declared ranges; static sizes must be positive, and shares of goals at most 1 in all.
+    """Checks declared ranges; static sizes must be positive or as declared, and shares of goals at most 1 in all.
 
     Raises:
         UserError: A value is out of range; the message names its flag.
@@ -90,8 +90,9 @@ def check(config: Any) -> None:
                 raise UserError(f"--agent.{field.name}={value} must be {known}")
         elif not isinstance(value, bool):
             sizes = value if isinstance(value, tuple) else (value,)
-            if any(isinstance(size, int) and size <= 0 for size in sizes):
-                raise UserError(f"--agent.{field.name}={value} is too small; the least is 1")
+            least = max(field.metadata["range"][0], 0 if math.isfinite(field.metadata["range"][0]) else 1)
+            if any(isinstance(size, int) and size < least for size in sizes):
+                raise UserError(f"--agent.{field.name}={value} is too small; the least is {least:g}")
     for role in ("actor", "value"):
         shares = {
             f"--agent.{role}_p_{kind}": getattr(config, f"{role}_p_{kind}", 0) for kind in ("trajectory", "random")

@@ -68,7 +68,7 @@ class Feeder:
         if (key.path, shape) not in self.seen:
             assert self.order, f"a {kind} of shape {shape} is drawn that the mapping does not name"
             due = self.order.pop(0)
-            parts = [jnp.asarray(self.values[role]) for role in due.roles]
+            parts = [jnp.asarray(due.arrange(self.values[role])) for role in due.roles]
             self.seen[key.path, shape] = due, parts[0] if len(parts) == 1 else jnp.stack(parts)
         due, array = self.seen[key.path, shape]
         assert due.kind == kind, f"a {kind} of shape {shape} is drawn where the mapping has {due}"

@@ -22,6 +22,8 @@ from .mapping import AgentMapping, Arrays, Way
 
 HERE = Path(__file__).parent
 PARTS = ("losses", "gradients", "after 1", "after 3", "actions")
+RENAMED = {"mc_returns": "returns"}
+"""Fields of a batch that have another name here."""
 BETA = 0.9
 """Decay of Adam's first moment, from which gradients are read."""
 
@@ -85,12 +87,14 @@ class Case:
 
     def __init__(self, file: File) -> None:
         self.file, self.mapping = file, mapping_of(file.agent)
-        self.batch = file.tree("batch")
+        self.batch = {RENAMED.get(name, name): value for name, value in file.tree("batch").items()}
 
     def agent(self, **changes: Any) -> tuple[Agent, Any]:
         """Returns the agent with the authors' settings, and its configuration."""
         module, batch = agents.load(self.file.agent), self.batch
-        config = module.Config(**{**self.mapping.config(self.file.meta["config"]), **changes})
+        config = module.Config(
+            **{**self.mapping.config({**self.file.meta["config"], "file": self.file.name}), **changes}
+        )
         goals = [value for name, value in batch.items() if name.endswith("_goals")]
         sizes = batch["observations"].shape[-1], batch["actions"].shape[-1], goals[0].shape[-1] if goals else 0
         return module.make(config, Spec(*sizes)), config
@@ -136,7 +140,7 @@ class Case:
         drawn = file.draws(f"{prefix}/draws") or file.draws("act/draws")
 
         def act(state: TrainState, drawn: Arrays) -> jax.Array:
-            with fed(way.draws, self.mapping.derive(drawn)) as key:
+            with fed(way.draws, drawn) as key:
                 if way.call is not None:
                     return way.call(agent, state, observations, goals, key)
                 return agent.act(agent.policy(state), observations, goals, key, mode=way.mode)
@@ -145,10 +149,11 @@ class Case:
 
     def updates(self, agent: Agent, state: TrainState) -> tuple[list[TrainState], list[Metrics]]:
         """Returns the states before and after three updates, and the metrics of these."""
-        states, logs = [state], []
+        states, logs, drawn = [state], [], self.mapping.draws
+        order = drawn(self.file.name) if callable(drawn) else drawn
 
         def update(state: TrainState, batch: Batch, drawn: Arrays) -> tuple[TrainState, Metrics]:
-            with fed(self.mapping.draws, self.mapping.derive(drawn)) as key:
+            with fed(order, drawn) as key:
                 return agent.update(state, batch, key)
 
         program = compiled(update, state, self.batch, self.file.draws("draws"))
@@ -218,9 +223,10 @@ def _measure(case: Case) -> Report:
     agent, config = case.agent()
     states, logs = case.updates(agent, case.state(agent, config))
 
-    for key, value in file.tree("loss").items():
-        ours = mapping.losses.get(key)
-        if ours is not None:
+    for key, ours in mapping.losses.items():
+        terms = [f"loss/{name}" for name in key.split(" + ")]
+        if file.arrays.keys() >= set(terms):
+            value = np.asarray(sum(file.arrays[term] for term in terms))
             report["losses"][key] = distance(logs[0][ours] if isinstance(ours, str) else ours(logs[0]), value)
     for key, read in mapping.extras.items():
         report["losses"][key] = distance(read(states, logs), file.arrays[key])
@@ -240,7 +246,11 @@ def unexplained(name: str) -> list[str]:
     """Returns the numbers of a file that are neither compared nor left out with a reason."""
     file = File(name)
     mapping = mapping_of(file.agent)
-    known = {f"loss/{key}" for key in mapping.losses} | set(mapping.extras) | {f"{way}/actions" for way in mapping.ways}
+    known = (
+        {f"loss/{name}" for key in mapping.losses for name in key.split(" + ")}
+        | set(mapping.extras)
+        | {f"{way}/actions" for way in mapping.ways}
+    )
     results = [key for key in file.arrays if key.startswith(("loss/", "extras/", "act"))]
     results = [key for key in results if not key.endswith(("observations", "goals")) and "/draws/" not in key]
     kept = [key for key in results if key not in known]

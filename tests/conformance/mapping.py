@@ -36,16 +36,18 @@ class Draw:
     Attributes:
         kind: The function's name, such as `normal`.
         roles: The authors' names of the draw, without numbers; several are stacked on a new first axis.
+        arrange: Brings each of the authors' arrays into the layout here.
     """
 
     kind: str
     roles: tuple[str, ...]
+    arrange: Callable[[np.ndarray], np.ndarray] = lambda array: array
 
 
-def draws(*texts: str) -> tuple[Draw, ...]:
+def draws(*texts: str, arrange: Callable[[np.ndarray], np.ndarray] = lambda array: array) -> tuple[Draw, ...]:
     """Returns draws in the order in which an agent makes them, each written as `normal role` or `uniform role role`."""
     parts = (text.split() for text in texts)
-    return tuple(Draw(kind, tuple(roles)) for kind, *roles in parts)
+    return tuple(Draw(kind, tuple(roles), arrange) for kind, *roles in parts)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,11 +76,12 @@ class AgentMapping:
     """How one agent is held to the authors' numbers.
 
     Attributes:
-        config: Makes the fields of the agent's `Config` from the authors' settings (`meta["config"]`).
+        config: Makes the fields of the agent's `Config` from the authors' settings (`meta["config"]`), and the name of
+            the file as one more, `file`.
         leaves: Every array of the trained networks; target networks have the same names.
-        losses: The authors' losses and metrics: the metric's name here, or a function of all metrics here.
-        draws: What one update draws, in order.
-        derive: Makes further draws, by new roles, of the authors' draws by role.
+        losses: The authors' losses and metrics, `name` or the sum `name + other`: the metric's name here, or a function
+            of all metrics here.
+        draws: What one update draws, in order, or a function that makes it of the file's name.
         ways: Ways of acting by the file's prefix, such as `act` and `act_mode`.
         left_out: What is not compared, the authors' key or a beginning of keys that ends in `*`, with the reason.
         prepare: Completes a state that has the file's parameters and targets, `(state, file) -> state`.
@@ -89,8 +92,7 @@ class AgentMapping:
     leaves: tuple[Leaf, ...]
     losses: Mapping[str, str | Callable[[Mapping[str, Any]], Any]]
     ways: Mapping[str, Way]
-    draws: tuple[Draw, ...] = ()
-    derive: Callable[[Mapping[str, Any]], Mapping[str, Any]] = lambda drawn: drawn
+    draws: tuple[Draw, ...] | Callable[[str], tuple[Draw, ...]] = ()
     left_out: Mapping[str, str] = dataclasses.field(default_factory=dict)
     prepare: Callable[[Any, Any], Any] = _same_state
     extras: Mapping[str, Callable[[list[Any], list[Any]], Any]] = dataclasses.field(default_factory=dict)
