@@ -176,7 +176,9 @@ def init(
 
 def make(config: Config, spec: Spec) -> Agent:
     """Builds the agent."""
-    networks = Networks(Actor(config.hidden_dims, spec.action_dim, config.time_dim), ensemble(Value)(config.hidden_dims))
+    networks = Networks(
+        Actor(config.hidden_dims, spec.action_dim, config.time_dim), ensemble(Value)(config.hidden_dims)
+    )
     return Agent(
         init=partial(init, networks, config, spec),
         update=partial(update, networks, config),
