@@ -140,12 +140,12 @@ class Case:
         drawn = file.draws(f"{prefix}/draws") or file.draws("act/draws")
 
         def act(state: TrainState, drawn: Arrays) -> jax.Array:
-            with fed(way.draws, drawn) as key:
+            with fed(way.draws, drawn, real=self.mapping.eager) as key:
                 if way.call is not None:
                     return way.call(agent, state, observations, goals, key)
                 return agent.act(agent.policy(state), observations, goals, key, mode=way.mode)
 
-        return compiled(act, state, drawn)(state, drawn)
+        return self.program(act, state, drawn)(state, drawn)
 
     def updates(self, agent: Agent, state: TrainState) -> tuple[list[TrainState], list[Metrics]]:
         """Returns the states before and after three updates, and the metrics of these."""
@@ -153,25 +153,26 @@ class Case:
         order = drawn(self.file.name) if callable(drawn) else drawn
 
         def update(state: TrainState, batch: Batch, drawn: Arrays) -> tuple[TrainState, Metrics]:
-            with fed(order, drawn) as key:
+            with fed(order, drawn, real=self.mapping.eager) as key:
                 return agent.update(state, batch, key)
 
-        program = compiled(update, state, self.batch, self.file.draws("draws"))
+        program = self.program(update, state, self.batch, self.file.draws("draws"))
         for prefix in ("draws", "draws_u2", "draws_u3"):
             state, metrics = program(state, self.batch, self.file.draws(prefix))
             states.append(state)
             logs.append(metrics)
         return states, logs
 
+    def program(self, function: Callable[..., Any], *arguments: Any) -> Callable[..., Any]:
+        """Compiles, unless keys are real; in haste, since what runs three times need not run fast."""
+        if self.mapping.eager:
+            return function
+        options = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+        return jax.jit(function).lower(*arguments).compile(compiler_options=options)
+
 
 def _moments(params: Any) -> Any:
     return {name: ADAM.init(params[name]) for name in params}
-
-
-def compiled(function: Callable[..., Any], *arguments: Any) -> Callable[..., Any]:
-    """Compiles in haste: what runs three times need not run fast."""
-    options = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
-    return jax.jit(function).lower(*arguments).compile(compiler_options=options)
 
 
 def gradients_of(state: TrainState) -> dict[str, Any]:
