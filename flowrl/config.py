@@ -32,6 +32,11 @@ def sweepable(default: float | int, help: str, low: float = 0.0, high: float = f
     return dataclasses.field(default=default, metadata={"help": help, "sweepable": True, "range": (low, high)})
 
 
+def targets_lag() -> Any:
+    """Declares the field of agents whose authors' code averages the parameters from before the step."""
+    return static(True, "Targets move toward the parameters before each step, as the authors' do; else those after it.")
+
+
 def hyper(config: Any, replacements: Mapping[str, Any] | None = None) -> dict[str, jax.Array]:
     """Returns the sweepable fields of a configuration as strongly typed scalars: int32 or float32, as declared.
 
@@ -117,6 +122,7 @@ class GoalValue(GoalConditioned):
     discount: float = sweepable(0.99, "Discount per environment step.", 0, 1)
     expectile: float = sweepable(0.7, "Expectile of the value loss; 0.5 is the mean.", 0, 1)
     value_target_rate: float = sweepable(0.005, "Polyak rate of the target value network.", 0, 1)
+    lagging_targets: bool = targets_lag()
     value_p_trajectory: float = sweepable(0.5, "Share of value goals from the rest of the episode.", 0, 1)
     value_p_random: float = sweepable(
         0.3, "Share of value goals from anywhere; what remains is the state itself.", 0, 1

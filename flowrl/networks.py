@@ -23,6 +23,16 @@ def glorot(scale: float = 1.0) -> Initializer:
     return nn.initializers.variance_scaling(scale, "fan_avg", "uniform")
 
 
+def side_by_side(heads: int, one: Initializer) -> Initializer:
+    """Initialises a kernel as those of `heads` layers of equal sizes side by side."""
+
+    def init(key: jax.Array, shape: tuple[int, int], *dtype: Any) -> jax.Array:
+        blocks = [one(k, (shape[0], shape[1] // heads), *dtype) for k in jax.random.split(key, heads)]
+        return jnp.concatenate(blocks, axis=-1)
+
+    return init
+
+
 def truncated(key: jax.Array, shape: Sequence[int], dtype: Any = jnp.float32) -> jax.Array:
     """Kernel initialisation N(0, 1/fan-in), cut at two deviations and not widened again (Haiku's default)."""
     return jax.random.truncated_normal(key, -2.0, 2.0, shape, dtype) / jnp.sqrt(jnp.asarray(shape[-2], dtype))
@@ -178,15 +188,17 @@ class TimePairEmbedding(nn.Module):
 
     Attributes:
         layer_norm: Whether LayerNorm follows the activation, as in GC-SSCP.
+        size: Size of the features and of the embedding.
     """
 
     layer_norm: bool = False
+    size: int = 128
 
     @nn.compact
     def __call__(self, first: jax.Array, second: jax.Array) -> jax.Array:
-        """Maps `[..., 1]` and `[..., 1]` to `[..., 128]`."""
-        features = FourierFeatures()
-        embed = partial(MLP, (128,), 128, activation=mish, layer_norm=self.layer_norm)
+        """Maps `[..., 1]` and `[..., 1]` to `[..., size]`."""
+        features = FourierFeatures(self.size // 2)
+        embed = partial(MLP, (self.size,), self.size, activation=mish, layer_norm=self.layer_norm)
         return embed(name="first")(features(first)) + embed(name="second")(features(second))
 
 

@@ -90,15 +90,16 @@ def clip_norm(grads: Params, max_norm: jax.Array) -> Params:
     return jax.tree.map(lambda g: g * scale, grads)
 
 
-def polyak(state: TrainState, rates: Mapping[str, jax.Array]) -> TrainState:
-    """Moves target networks toward their trained ones: p̄ ← (1 − ρ) p̄ + ρ p.
+def polyak(state: TrainState, rates: Mapping[str, jax.Array], toward: Params | None = None) -> TrainState:
+    """Moves target networks toward trained ones: p̄ ← (1 − ρ) p̄ + ρ p.
 
     Args:
         state: State after the gradient step.
         rates: ρ `[]` for each target network to move.
+        toward: The p; by default the parameters in `state`. Code that follows OGBench's gives those before the step.
     """
+    params = state.params if toward is None else toward
     moved = {
-        name: optax.incremental_update(state.params[name], state.target_params[name], rate)
-        for name, rate in rates.items()
+        name: optax.incremental_update(params[name], state.target_params[name], rate) for name, rate in rates.items()
     }
     return state.replace(target_params={**state.target_params, **moved})

@@ -5,18 +5,17 @@ import fnmatch
 import functools
 import importlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import flax.traverse_util
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from flowrl import agent as agents
 from flowrl.agent import Agent, Spec
-from flowrl.train_state import ADAM, TrainState
+from flowrl.train_state import ADAM, Batch, Metrics, TrainState
 
 from .feeding import fed
 from .mapping import AgentMapping, Arrays, Way
@@ -71,8 +70,8 @@ def mapping_of(agent: str) -> AgentMapping:
 
 @contextlib.contextmanager
 def float64() -> Iterator[None]:
-    """Within, everything is computed in float64, operation by operation, so that every draw is a value."""
-    settings = {"jax_enable_x64": True, "jax_default_matmul_precision": "highest", "jax_disable_jit": True}
+    """Within, everything is computed in float64."""
+    settings = {"jax_enable_x64": True, "jax_default_matmul_precision": "highest"}
     before = {name: getattr(jax.config, name) for name in settings}
     try:
         for name, value in settings.items():
@@ -88,8 +87,7 @@ class Case:
 
     def __init__(self, file: File) -> None:
         self.file, self.mapping = file, mapping_of(file.agent)
-        batch = {RENAMED.get(name, name): value for name, value in file.tree("batch").items()}
-        self.batch = jax.tree.map(jnp.asarray, batch)
+        self.batch = {RENAMED.get(name, name): value for name, value in file.tree("batch").items()}
 
     def agent(self, **changes: Any) -> tuple[Agent, Any]:
         """Returns the agent with the authors' settings, and its configuration."""
@@ -108,9 +106,7 @@ class Case:
         assert set(shapes) <= set(leaves), f"arrays without a mapping: {sorted(set(shapes) - set(leaves))}"
         used = {name for path in shapes for name in leaves[path].theirs}
         assert set(arrays) == used, f"of one side only: {sorted(set(arrays) ^ used)}"
-        made = {
-            path: jnp.asarray(leaves[path].join(*(arrays[name] for name in leaves[path].theirs))) for path in shapes
-        }
+        made = {path: leaves[path].join(*(arrays[name] for name in leaves[path].theirs)) for path in shapes}
         wrong = {
             path: (made[path].shape, shapes[path].shape) for path in shapes if made[path].shape != shapes[path].shape
         }
@@ -122,33 +118,61 @@ class Case:
         flat, arrays = flax.traverse_util.flatten_dict(dict(tree), sep="/"), {}
         for leaf in self.mapping.leaves:
             if leaf.ours in flat:
-                arrays |= zip(leaf.theirs, map(np.asarray, leaf.split(flat[leaf.ours])), strict=True)
+                arrays |= zip(leaf.theirs, leaf.split(np.asarray(flat[leaf.ours])), strict=True)
         return arrays
 
     def state(self, agent: Agent, config: Any) -> TrainState:
         """Returns the state with the file's parameters and targets, and an optimizer that has not begun."""
-        state = agent.init(jax.random.key(0))
-        hyper = {
-            name: jnp.asarray(getattr(config, name, value), jnp.promote_types(value.dtype, jnp.float64))
-            for name, value in state.hyper.items()
-        }
+        state = jax.eval_shape(agent.init, jax.random.key(0))
+        hyper = {name: np.asarray(getattr(config, name), type(getattr(config, name))) for name in state.hyper}
         params = self.ours(self.file.tree("params"), state.params)
         targets = self.ours(self.file.tree("targets"), state.target_params)
-        moments = {name: ADAM.init(params[name]) for name in params}
-        state = state.replace(params=params, target_params=targets, opt_state=moments, hyper=hyper)
+        moments = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), jax.eval_shape(_moments, params))
+        state = state.replace(params=params, target_params=targets, opt_state=moments, hyper=hyper, step=np.int32(0))
         return self.mapping.prepare(state, self.file)
 
     def actions(self, prefix: str, way: Way) -> jax.Array:
         """Acts with the parameters before the first update."""
         agent, config = self.agent(**way.config)
-        state, file, key = self.state(agent, config), self.file, jax.random.key(0)
-        observations = jnp.asarray(file.arrays["act/observations"])
-        goals = jnp.asarray(file.arrays.get("act/goals", np.zeros((len(observations), 0))))
+        state, file = self.state(agent, config), self.file
+        observations = file.arrays["act/observations"]
+        goals = file.arrays.get("act/goals", np.zeros((len(observations), 0)))
         drawn = file.draws(f"{prefix}/draws") or file.draws("act/draws")
-        with fed(way.draws, drawn):
-            if way.call is not None:
-                return way.call(agent, state, observations, goals, key)
-            return agent.act(agent.policy(state), observations, goals, key, mode=way.mode)
+
+        def act(state: TrainState, drawn: Arrays) -> jax.Array:
+            with fed(way.draws, drawn, real=self.mapping.eager) as key:
+                if way.call is not None:
+                    return way.call(agent, state, observations, goals, key)
+                return agent.act(agent.policy(state), observations, goals, key, mode=way.mode)
+
+        return self.program(act, state, drawn)(state, drawn)
+
+    def updates(self, agent: Agent, state: TrainState) -> tuple[list[TrainState], list[Metrics]]:
+        """Returns the states before and after three updates, and the metrics of these."""
+        states, logs, drawn = [state], [], self.mapping.draws
+        order = drawn(self.file.name) if callable(drawn) else drawn
+
+        def update(state: TrainState, batch: Batch, drawn: Arrays) -> tuple[TrainState, Metrics]:
+            with fed(order, drawn, real=self.mapping.eager) as key:
+                return agent.update(state, batch, key)
+
+        program = self.program(update, state, self.batch, self.file.draws("draws"))
+        for prefix in ("draws", "draws_u2", "draws_u3"):
+            state, metrics = program(state, self.batch, self.file.draws(prefix))
+            states.append(state)
+            logs.append(metrics)
+        return states, logs
+
+    def program(self, function: Callable[..., Any], *arguments: Any) -> Callable[..., Any]:
+        """Compiles, unless keys are real; in haste, since what runs three times need not run fast."""
+        if self.mapping.eager:
+            return function
+        options = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+        return jax.jit(function).lower(*arguments).compile(compiler_options=options)
+
+
+def _moments(params: Any) -> Any:
+    return {name: ADAM.init(params[name]) for name in params}
 
 
 def gradients_of(state: TrainState) -> dict[str, Any]:
@@ -157,7 +181,7 @@ def gradients_of(state: TrainState) -> dict[str, Any]:
     for name, moments in state.opt_state.items():
         steps = int(moments.count)
         if steps:
-            grads[name] = jax.tree.map(lambda m, steps=steps: m / (1 - BETA**steps), moments.mu)
+            grads[name] = jax.tree.map(lambda m, steps=steps: np.asarray(m) / (1 - BETA**steps), moments.mu)
     return grads
 
 
@@ -198,13 +222,7 @@ def _measure(case: Case) -> Report:
     file, mapping = case.file, case.mapping
     report = Report({part: {} for part in PARTS})
     agent, config = case.agent()
-    states, logs = [case.state(agent, config)], []
-    order = mapping.draws(file.name) if callable(mapping.draws) else mapping.draws
-    for number, prefix in enumerate(("draws", "draws_u2", "draws_u3")):
-        with fed(order, file.draws(prefix)):
-            state, metrics = agent.update(states[-1], case.batch, jax.random.key(number))
-        states.append(state)
-        logs.append(metrics)
+    states, logs = case.updates(agent, case.state(agent, config))
 
     for key, ours in mapping.losses.items():
         terms = [f"loss/{name}" for name in key.split(" + ")]

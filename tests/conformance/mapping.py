@@ -26,7 +26,7 @@ class Leaf:
     ours: str
     theirs: tuple[str, ...]
     join: Callable[..., Any] = lambda array: array
-    split: Callable[[Any], Any] = lambda array: [array]
+    split: Callable[[np.ndarray], Any] = lambda array: [array]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,6 +84,7 @@ class AgentMapping:
         draws: What one update draws, in order, or a function that makes it of the file's name.
         ways: Ways of acting by the file's prefix, such as `act` and `act_mode`.
         left_out: What is not compared, the authors' key or a beginning of keys that ends in `*`, with the reason.
+        eager: Whether the agent gets real keys and is not compiled (`feeding`).
         prepare: Completes a state that has the file's parameters and targets, `(state, file) -> state`.
         extras: Further values here by the authors' key, `extras/…`; each gets `(states, metrics)` of the updates.
     """
@@ -93,9 +94,24 @@ class AgentMapping:
     losses: Mapping[str, str | Callable[[Mapping[str, Any]], Any]]
     ways: Mapping[str, Way]
     draws: tuple[Draw, ...] | Callable[[str], tuple[Draw, ...]] = ()
+    eager: bool = False
     left_out: Mapping[str, str] = dataclasses.field(default_factory=dict)
     prepare: Callable[[Any, Any], Any] = _same_state
     extras: Mapping[str, Callable[[list[Any], list[Any]], Any]] = dataclasses.field(default_factory=dict)
+
+
+VALUE_LOSSES = {
+    "value/value_loss": "value/loss",
+    "value/v_mean": "value/v_mean",
+}
+"""Losses and metrics of `losses.goal_value_loss`; its extremes are over both heads here, over their mean there."""
+CRITIC_LOSSES = {
+    "critic/critic_loss": "critic/loss",
+    "critic/q_mean": "critic/q_mean",
+    "critic/q_max": "critic/q_max",
+    "critic/q_min": "critic/q_min",
+}
+"""Losses and metrics of `losses.critic_loss`."""
 
 
 def total(*names: str) -> Callable[[Mapping[str, Any]], Any]:

@@ -75,6 +75,7 @@ MAPPING = AgentMapping(
     },
     ways={"act": Way("explore", draws("normal noise")), "act_mode": Way("eval")},
     draws=drawn,
+    eager=True,  # keys are stacked
     left_out={
         "loss/metrics/*": "logged of the last evaluation, of one critic, or a spread; those of the losses are compared",
         "extras/log_density_of_data": "logged only",
