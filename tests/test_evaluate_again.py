@@ -71,7 +71,7 @@ def test_the_spread_of_weights_is_split_by_hand() -> None:
     # Cut at 4 the second state's are all alike, and 2 above the first's mean.
     found = weights.spread(standard, jnp.float32(2.0), jnp.float32(4.0))
     np.testing.assert_allclose(found["deviation_between_states"], 2.5)
-    np.testing.assert_allclose(found["weight_ratio_of_actions"], np.exp(0.5), rtol=1e-6)
+    np.testing.assert_allclose(found["weight_ratio_of_actions"], (np.e + 1) / 2, rtol=1e-6)
     np.testing.assert_allclose(found["weight_ratio_of_states"], np.exp(0.9), rtol=1e-5)
     assert found["clipped"] == 0.5
 
