@@ -12,7 +12,7 @@ from flowrl import config as configs
 from flowrl import flow, mirror_descent
 from flowrl.agent import Agent, Spec
 from flowrl.losses import mse
-from flowrl.networks import Network, TimedMLP
+from flowrl.networks import Network
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,20 +20,26 @@ class Config(mirror_descent.Config):
     """The settings of the authors' code."""
 
     flow_steps: int = configs.static(1, "Steps per action in training.")
-    eval_steps: int = configs.static(1, "Steps per action in evaluation.")
+    divide_steps: bool = configs.static(
+        True, "Each of several steps takes its share of the path, not all of it, as in the code released for one step."
+    )
 
 
 def sample(
     actor: Network, config: Config, params: Any, observations: jax.Array, key: jax.Array, start_scale: Any,
     evaluation: bool,
 ) -> jax.Array:  # fmt: skip
-    """Goes from noise at time 1 to an action at time 0 by average velocities and clips: `[..., D]` to `[..., A]`."""
+    """Goes from noise at time 1 to an action at time 0 by average velocities: `[..., D]` to `[..., A]`.
+
+    Each of several steps takes its share of the path, 1/steps; without `divide_steps` the released code's whole path.
+    """
     points = start_scale * jax.random.normal(key, (*observations.shape[:-1], actor.out_dim))
-    steps = config.eval_steps if evaluation else config.flow_steps
+    steps = mirror_descent.steps_of(config, config.flow_steps, evaluation)
+    share = steps if config.divide_steps else 1
     for i in range(steps):
         time = jnp.full((*observations.shape[:-1], 1), 1 - i / steps)
-        points = points - actor.apply(params, observations, points, time - 1 / steps, time) / steps
-    return jnp.clip(points, -1.0, 1.0)
+        points = points - actor.apply(params, observations, points, time - 1 / steps, time) / share
+    return points
 
 
 def errors(actor: Network, params: Any, observations: jax.Array, actions: jax.Array, key: jax.Array) -> jax.Array:
@@ -47,7 +53,7 @@ def errors(actor: Network, params: Any, observations: jax.Array, actions: jax.Ar
 
 def make(config: Config, spec: Spec) -> Agent:
     """Builds the agent."""
-    actor = TimedMLP(config.hidden_dims, spec.action_dim, ("begin", "time"))
+    actor = mirror_descent.actor_network(config, spec, ("begin", "time"))
 
     def initial(key: jax.Array, observations: jax.Array, actions: jax.Array) -> Any:
         return actor.init(key, observations, actions, jnp.zeros((1, 1)), jnp.ones((1, 1)))

@@ -12,7 +12,7 @@ from flowrl import config as configs
 from flowrl import flow, mirror_descent
 from flowrl.agent import Agent, Spec
 from flowrl.losses import mse
-from flowrl.networks import Network, TimedMLP
+from flowrl.networks import Network
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,17 +20,16 @@ class Config(mirror_descent.Config):
     """The settings of the authors' code."""
 
     flow_steps: int = configs.static(20, "Euler steps per action in training.")
-    eval_steps: int = configs.static(1, "Euler steps per action in evaluation.")
 
 
 def sample(
     actor: Network, config: Config, params: Any, observations: jax.Array, key: jax.Array, start_scale: Any,
     evaluation: bool,
 ) -> jax.Array:  # fmt: skip
-    """Integrates the flow from noise at time 0 to an action at time 1 and clips: `[..., D]` to `[..., A]`."""
+    """Integrates the flow from noise at time 0 to an action at time 1: `[..., D]` to `[..., A]`."""
     noise = start_scale * jax.random.normal(key, (*observations.shape[:-1], actor.out_dim))
     velocity = partial(actor.apply, params, observations)
-    return jnp.clip(flow.euler(velocity, noise, config.eval_steps if evaluation else config.flow_steps), -1.0, 1.0)
+    return flow.euler(velocity, noise, mirror_descent.steps_of(config, config.flow_steps, evaluation))
 
 
 def errors(actor: Network, params: Any, observations: jax.Array, actions: jax.Array, key: jax.Array) -> jax.Array:
@@ -43,7 +42,7 @@ def errors(actor: Network, params: Any, observations: jax.Array, actions: jax.Ar
 
 def make(config: Config, spec: Spec) -> Agent:
     """Builds the agent."""
-    actor = TimedMLP(config.hidden_dims, spec.action_dim, ("time",))
+    actor = mirror_descent.actor_network(config, spec, ("time",))
 
     def initial(key: jax.Array, observations: jax.Array, actions: jax.Array) -> Any:
         return actor.init(key, observations, actions, jnp.zeros((1, 1)))

@@ -15,7 +15,6 @@ import jax.numpy as jnp
 from flowrl import acting, flow, losses
 from flowrl import config as configs
 from flowrl.agent import Agent, Needs, Spec
-from flowrl.losses import normalized_q_loss
 from flowrl.networks import MLP, Network, Value, ensemble
 from flowrl.optim import descend, polyak
 from flowrl.train_state import Batch, Metrics, Mode, Params, TrainState, new_state
@@ -30,6 +29,7 @@ class Config(configs.OfflineQ):
     normalize_q: bool = configs.static(False, "Divide the policy's Q by its mean size.")
     alpha: float = configs.sweepable(10.0, "Weight of distillation; depends on the scale of rewards.")
     q_alpha: float = configs.sweepable(1.0, "Weight of Q in the policy's loss; 0 is behaviour cloning.")
+    lagging_targets: bool = configs.targets_lag()
 
 
 class Networks(NamedTuple):
@@ -44,6 +44,14 @@ def sample_actions(networks: Networks, actor_params: Any, observations: jax.Arra
     """μ(s, z), clipped: `[..., D]` to `[..., A]`."""
     noise = jax.random.normal(key, (*observations.shape[:-1], networks.actor.out_dim))
     return jnp.clip(networks.actor.apply(actor_params, observations, noise), -1.0, 1.0)
+
+
+def flow_actions(
+    networks: Networks, config: Config, flow_params: Any, observations: jax.Array, noise: jax.Array
+) -> jax.Array:
+    """The behaviour flow's Euler integral from noise, clipped: `[..., D]` and `[..., A]` to `[..., A]`."""
+    velocity = partial(networks.flow.apply, flow_params, observations)
+    return jnp.clip(flow.euler(velocity, noise, config.flow_steps), -1.0, 1.0)
 
 
 def critic_loss(
@@ -63,12 +71,11 @@ def actor_loss(
     observations = batch["observations"]
     bc_loss = flow.matching_loss(partial(networks.flow.apply, params["flow"], observations), batch["actions"], flow_key)
     noise = jax.random.normal(noise_key, batch["actions"].shape)
-    velocity = partial(networks.flow.apply, state.params["flow"], observations)
-    targets = jnp.clip(flow.euler(velocity, noise, config.flow_steps), -1.0, 1.0)
+    targets = flow_actions(networks, config, state.params["flow"], observations, noise)
     actions = networks.actor.apply(params["actor"], observations, noise)
     distill_loss = jnp.mean((actions - targets) ** 2)
     values = networks.critic.apply(state.params["critic"], observations, jnp.clip(actions, -1.0, 1.0))
-    q_loss = normalized_q_loss(values, values) if config.normalize_q else -values.mean()
+    q_loss = losses.mean_q_loss(values, config.normalize_q)
     loss = bc_loss + state.hyper["alpha"] * distill_loss + state.hyper["q_alpha"] * q_loss
     return loss, {
         "actor/loss": loss,
@@ -90,9 +97,10 @@ def update(
         actor, actor_metrics = actor_loss(networks, config, params, state, batch, actor_key)
         return critic + actor, critic_metrics | actor_metrics
 
-    state, metrics = descend(state, loss_fn, ("flow", "actor", "critic"))
-    state = polyak(state, {"critic": state.hyper["critic_target_rate"]})
-    return state.replace(step=state.step + 1), metrics
+    moved, metrics = descend(state, loss_fn, ("flow", "actor", "critic"))
+    toward = state.params if config.lagging_targets else moved.params
+    moved = polyak(moved, {"critic": state.hyper["critic_target_rate"]}, toward)
+    return moved.replace(step=state.step + 1), metrics
 
 
 def act(

@@ -44,6 +44,7 @@ class Config(configs.GoalValue):
     high_alpha: float = configs.sweepable(5.0, "Inverse temperature of the advantage weights at the goal.")
     actor_target_rate: float = configs.sweepable(0.001, "Polyak rate of the acting copy of the actor.", 0, 1)
     subgoal_steps: int = configs.sweepable(25, "Environment steps to a subgoal.", 1)
+    time_dim: int = configs.static(128, "Size of the embedding of levels and depths.")
 
 
 class Pair(NamedTuple):
@@ -59,11 +60,12 @@ class Actor(nn.Module):
     hidden_dims: tuple[int, ...]
     action_dim: int
     rep_dim: int
+    time_dim: int = 128
 
     @nn.compact
     def __call__(self, observations: jax.Array, goal_reps: jax.Array, noise: Pair, t: int, d: int) -> Pair:
         """Maps `[..., D]`, `[..., R]` and noise to a prediction; `t` and `d` are the same for all rows."""
-        jump = TimePairEmbedding(layer_norm=True)(*(jnp.full((1,), x, jnp.float32) for x in (t, d)))
+        jump = TimePairEmbedding(layer_norm=True, size=self.time_dim)(*(jnp.full((1,), float(x)) for x in (t, d)))
         out = MLP(self.hidden_dims, self.action_dim + self.rep_dim, activation=mish, layer_norm=True)(
             observations, goal_reps, *noise, jump
         )
@@ -146,7 +148,9 @@ def shortcut_loss(
     return loss, {"shortcut/loss": loss, "shortcut/action_mse": action_errors.mean()}
 
 
-def update(networks: Networks, state: TrainState, batch: Batch, key: jax.Array) -> tuple[TrainState, Metrics]:
+def update(
+    networks: Networks, config: Config, state: TrainState, batch: Batch, key: jax.Array
+) -> tuple[TrainState, Metrics]:
     """One joint step of all losses at the same parameters, then the target value and the slow actor."""
     like = Pair(batch["actions"], jnp.zeros((len(batch["actions"]), networks.actor.rep_dim)))
     hop_noise, first_noise, second_noise = (draw_noise(k, like) for k in jax.random.split(key, 3))
@@ -159,10 +163,10 @@ def update(networks: Networks, state: TrainState, batch: Batch, key: jax.Array) 
         metrics = value_metrics | low_metrics | high_metrics | shortcut_metrics
         return value + low + high + shortcut, metrics
 
-    state, metrics = descend(state, loss_fn, ("goal_rep", "value", "actor"))
+    moved, metrics = descend(state, loss_fn, ("goal_rep", "value", "actor"))
     rates = {"value": state.hyper["value_target_rate"], "actor": state.hyper["actor_target_rate"]}
-    state = polyak(state, rates)
-    return state.replace(step=state.step + 1), metrics
+    moved = polyak(moved, rates, state.params if config.lagging_targets else moved.params)
+    return moved.replace(step=state.step + 1), metrics
 
 
 def act(
@@ -175,7 +179,7 @@ def act(
     *,
     mode: Mode,
 ) -> jax.Array:
-    """One draw of noise through the slow actor, in one jump (`hops=1`) or through the subgoal; both modes alike."""
+    """One draw of noise, in one jump of the slow actor or (`hops=2`) by the subgoal; both modes alike."""
     del mode  # exploration is the policy's own noise
     goal_reps = represent(networks, policy, observations, goals)
     like = Pair(jnp.zeros((*observations.shape[:-1], networks.actor.action_dim)), goal_reps)
@@ -185,6 +189,12 @@ def act(
         noises = noise, draw_noise(second_key, like)
         return two_hops(networks, policy["actor"], observations, goal_reps, noises).actions
     return bounded(networks.actor.apply(policy["actor"], observations, goal_reps, noise, 0, 2)).actions
+
+
+def policy(config: Config, state: TrainState) -> dict[str, Any]:
+    """What acting needs: the shortcut is the slow actor's, two hops are the trained one's, as in the authors' code."""
+    actors = state.params if config.hops == 2 else state.target_params
+    return {"goal_rep": state.params["goal_rep"], "actor": actors["actor"]}
 
 
 def init(
@@ -207,14 +217,14 @@ def make(config: Config, spec: Spec) -> Agent:
     networks = Networks(
         goal_rep=GoalRep(config.hidden_dims, config.rep_dim),
         value=ensemble(Value)(config.hidden_dims),
-        actor=Actor(config.hidden_dims, spec.action_dim, config.rep_dim),
+        actor=Actor(config.hidden_dims, spec.action_dim, config.rep_dim, config.time_dim),
     )
     fields = ("observations", "actions", "next_observations", "rewards", "masks")
     goals = ("value_goals", "low_actor_goals", "high_actor_goals", "high_actor_targets")
     return Agent(
         init=partial(init, networks, config, spec),
-        update=partial(update, networks),
-        policy=lambda state: {"goal_rep": state.params["goal_rep"], "actor": state.target_params["actor"]},
+        update=partial(update, networks, config),
+        policy=partial(policy, config),
         act=partial(act, networks, config),
         needs=Needs(fields + goals, geometric=("value_goals",)),
     )

@@ -51,7 +51,9 @@ def actor_loss(networks: Networks, params: Params, state: TrainState, batch: Bat
     }
 
 
-def update(networks: Networks, state: TrainState, batch: Batch, key: jax.Array) -> tuple[TrainState, Metrics]:
+def update(
+    networks: Networks, config: Config, state: TrainState, batch: Batch, key: jax.Array
+) -> tuple[TrainState, Metrics]:
     """One joint step of value and actor at the same parameters, then the target value."""
     del key
 
@@ -60,9 +62,10 @@ def update(networks: Networks, state: TrainState, batch: Batch, key: jax.Array) 
         policy_loss, policy_metrics = actor_loss(networks, params, state, batch)
         return value_loss + policy_loss, value_metrics | policy_metrics
 
-    state, metrics = descend(state, loss_fn, ("value", "actor"))
-    state = polyak(state, {"value": state.hyper["value_target_rate"]})
-    return state.replace(step=state.step + 1), metrics
+    moved, metrics = descend(state, loss_fn, ("value", "actor"))
+    toward = state.params if config.lagging_targets else moved.params
+    moved = polyak(moved, {"value": state.hyper["value_target_rate"]}, toward)
+    return moved.replace(step=state.step + 1), metrics
 
 
 def act(
@@ -90,7 +93,7 @@ def make(config: Config, spec: Spec) -> Agent:
     )
     return Agent(
         init=partial(init, networks, config, spec),
-        update=partial(update, networks),
+        update=partial(update, networks, config),
         policy=lambda state: {"actor": state.params["actor"]},
         act=partial(act, networks),
         needs=Needs(

@@ -93,9 +93,10 @@ def update(
         high, high_metrics = high_actor_loss(networks, params, state, batch)
         return value + low + high, value_metrics | low_metrics | high_metrics
 
-    state, metrics = descend(state, loss_fn, ("goal_rep", "value", "low_actor", "high_actor"))
-    state = polyak(state, {"value": state.hyper["value_target_rate"]})
-    return state.replace(step=state.step + 1), metrics
+    moved, metrics = descend(state, loss_fn, ("goal_rep", "value", "low_actor", "high_actor"))
+    toward = state.params if config.lagging_targets else moved.params
+    moved = polyak(moved, {"value": state.hyper["value_target_rate"]}, toward)
+    return moved.replace(step=state.step + 1), metrics
 
 
 def act(

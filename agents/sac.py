@@ -25,6 +25,8 @@ class Config(maximum_entropy.Config):
 
     critic_hidden_dims: tuple[int, ...] = configs.static((), "Hidden layers of the critics; by default hidden_dims.")
     q_agg: str = configs.static("min", "How the critics' values are combined in both losses.", ("min", "mean"))
+    activation: str = configs.static("relu", "Nonlinearity of both networks; OGBench's is GELU.", ("relu", "gelu"))
+    lagging_targets: bool = configs.targets_lag()
 
 
 def critic_loss(
@@ -48,9 +50,10 @@ def update(
         actor, actor_metrics = actor_loss(networks, spec, params, state, batch, actor_key, config.q_agg)
         return critic + actor, critic_metrics | actor_metrics
 
-    state, metrics = descend(state, loss_fn, ("actor", "critic", "temperature"))
-    state = polyak(state, {"critic": state.hyper["critic_target_rate"]})
-    return state.replace(step=state.step + 1), metrics
+    moved, metrics = descend(state, loss_fn, ("actor", "critic", "temperature"))
+    toward = state.params if config.lagging_targets else moved.params
+    moved = polyak(moved, {"critic": state.hyper["critic_target_rate"]}, toward)
+    return moved.replace(step=state.step + 1), metrics
 
 
 def init(
@@ -63,8 +66,9 @@ def init(
 def make(config: Config, spec: Spec) -> Agent:
     """Builds the agent."""
     hidden_dims = config.critic_hidden_dims or config.hidden_dims
-    critic = ensemble(Value)(hidden_dims, activation=nn.relu, layer_norm=config.critic_layer_norm)
-    networks = Networks(SquashedGaussian(config.hidden_dims, spec.action_dim), critic)
+    activation = getattr(nn, config.activation)
+    critic = ensemble(Value)(hidden_dims, activation=activation, layer_norm=config.critic_layer_norm)
+    networks = Networks(SquashedGaussian(config.hidden_dims, spec.action_dim, activation), critic)
     return Agent(
         init=partial(init, networks, config, spec),
         update=partial(update, networks, config, spec),

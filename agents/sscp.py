@@ -16,7 +16,6 @@ import jax.numpy as jnp
 from flowrl import acting, flow, losses
 from flowrl import config as configs
 from flowrl.agent import Agent, Needs, Spec
-from flowrl.losses import normalized_q_loss
 from flowrl.networks import MLP, Network, TimePairEmbedding, Value, ensemble, mish
 from flowrl.optim import descend, polyak
 from flowrl.train_state import Batch, Metrics, Mode, Params, TrainState, new_state
@@ -40,9 +39,11 @@ class Config(configs.OfflineQ):
     )  # fmt: skip
     completion_steps: int = configs.static(1, "Calls of the actor per action; each aims at the end of the path anew.")
     flow_alpha: float = configs.sweepable(1.0, "Weight of flow matching, the paper's α1.")
-    completion_alpha: float = configs.sweepable(0.1, "Weight of the completion loss, the paper's α2.")
+    completion_alpha: float = configs.sweepable(1.0, "Weight of the completion loss, the paper's α2.")
     q_alpha: float = configs.sweepable(1.0, "Weight of the normalised Q; 0 is behaviour cloning.")
     actor_target_rate: float = configs.sweepable(0.0005, "Polyak rate of the acting copy of the actor.", 0, 1)
+    lagging_targets: bool = configs.targets_lag()
+    time_dim: int = configs.static(128, "Size of the embedding of times and step sizes.")
 
 
 class Actor(nn.Module):
@@ -50,11 +51,12 @@ class Actor(nn.Module):
 
     hidden_dims: tuple[int, ...]
     action_dim: int
+    time_dim: int = 128
 
     @nn.compact
     def __call__(self, observations: jax.Array, points: jax.Array, times: jax.Array, sizes: jax.Array) -> jax.Array:
         """Maps `[..., D]`, `[..., A]`, `[..., 1]` and `[..., 1]` to `[..., A]`."""
-        embedding = TimePairEmbedding()(times, sizes)
+        embedding = TimePairEmbedding(size=self.time_dim)(times, sizes)
         return MLP(self.hidden_dims, self.action_dim, activation=mish)(observations, points, embedding)
 
 
@@ -115,7 +117,7 @@ def actor_loss(
     else:
         proposals = sample_actions(networks, params["actor"], observations, jax.random.fold_in(other_key, 1))
     values = networks.critic.apply(state.params["critic"], observations, proposals)
-    q_loss = normalized_q_loss(values, values)
+    q_loss = losses.mean_q_loss(values, normalize=True)
     loss = hyper["flow_alpha"] * flow_loss + hyper["completion_alpha"] * completion_loss + hyper["q_alpha"] * q_loss
     return loss, {
         "actor/loss": loss,
@@ -137,9 +139,10 @@ def update(
         actor, actor_metrics = actor_loss(networks, config, params, state, batch, actor_key)
         return critic + actor, critic_metrics | actor_metrics
 
-    state, metrics = descend(state, loss_fn, ("actor", "critic"))
-    state = polyak(state, {"critic": state.hyper["critic_target_rate"], "actor": state.hyper["actor_target_rate"]})
-    return state.replace(step=state.step + 1), metrics
+    moved, metrics = descend(state, loss_fn, ("actor", "critic"))
+    rates = {"critic": state.hyper["critic_target_rate"], "actor": state.hyper["actor_target_rate"]}
+    moved = polyak(moved, rates, state.params if config.lagging_targets else moved.params)
+    return moved.replace(step=state.step + 1), metrics
 
 
 def act(
@@ -173,7 +176,9 @@ def init(
 
 def make(config: Config, spec: Spec) -> Agent:
     """Builds the agent."""
-    networks = Networks(Actor(config.hidden_dims, spec.action_dim), ensemble(Value)(config.hidden_dims))
+    networks = Networks(
+        Actor(config.hidden_dims, spec.action_dim, config.time_dim), ensemble(Value)(config.hidden_dims)
+    )
     return Agent(
         init=partial(init, networks, config, spec),
         update=partial(update, networks, config),

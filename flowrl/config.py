@@ -21,7 +21,7 @@ def static(
 ) -> Any:
     """Declares a field that shapes the program; another value compiles another program.
 
-    A number with a fraction must lie in [`low`, `high`].
+    A number with a fraction must lie in [`low`, `high`], a whole one must be at least `low`, or by default 1.
     """
     metadata = {"help": help, "sweepable": False, "choices": choices, "range": (low, high)}
     return dataclasses.field(default=default, metadata=metadata)
@@ -30,6 +30,11 @@ def static(
 def sweepable(default: float | int, help: str, low: float = 0.0, high: float = float("inf")) -> Any:
     """Declares a traced scalar that mapped runs may differ in; it must lie in [`low`, `high`]."""
     return dataclasses.field(default=default, metadata={"help": help, "sweepable": True, "range": (low, high)})
+
+
+def targets_lag() -> Any:
+    """Declares the field of agents whose authors' code averages the parameters from before the step."""
+    return static(True, "Targets move toward the parameters before each step, as the authors' do; else those after it.")
 
 
 def hyper(config: Any, replacements: Mapping[str, Any] | None = None) -> dict[str, jax.Array]:
@@ -67,7 +72,7 @@ def hypers(config: Any, values: Sequence[Mapping[str, float]]) -> dict[str, jax.
 
 
 def check(config: Any) -> None:
-    """Checks declared ranges; static sizes must be positive, and shares of goals at most 1 in all.
+    """Checks declared ranges; static sizes must be positive or as declared, and shares of goals at most 1 in all.
 
     Raises:
         UserError: A value is out of range; the message names its flag.
@@ -85,8 +90,9 @@ def check(config: Any) -> None:
                 raise UserError(f"--agent.{field.name}={value} must be {known}")
         elif not isinstance(value, bool):
             sizes = value if isinstance(value, tuple) else (value,)
-            if any(isinstance(size, int) and size <= 0 for size in sizes):
-                raise UserError(f"--agent.{field.name}={value} is too small; the least is 1")
+            least = max(field.metadata["range"][0], 0 if math.isfinite(field.metadata["range"][0]) else 1)
+            if any(isinstance(size, int) and size < least for size in sizes):
+                raise UserError(f"--agent.{field.name}={value} is too small; the least is {least:g}")
     for role in ("actor", "value"):
         shares = {
             f"--agent.{role}_p_{kind}": getattr(config, f"{role}_p_{kind}", 0) for kind in ("trajectory", "random")
@@ -116,6 +122,7 @@ class GoalValue(GoalConditioned):
     discount: float = sweepable(0.99, "Discount per environment step.", 0, 1)
     expectile: float = sweepable(0.7, "Expectile of the value loss; 0.5 is the mean.", 0, 1)
     value_target_rate: float = sweepable(0.005, "Polyak rate of the target value network.", 0, 1)
+    lagging_targets: bool = targets_lag()
     value_p_trajectory: float = sweepable(0.5, "Share of value goals from the rest of the episode.", 0, 1)
     value_p_random: float = sweepable(
         0.3, "Share of value goals from anywhere; what remains is the state itself.", 0, 1

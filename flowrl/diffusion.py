@@ -20,6 +20,17 @@ def linear_schedule(levels: int, scale: float, first: float = 1e-4, last: float 
     return np.cumprod(1 - scale * np.linspace(first, last, levels))
 
 
+def cosine_schedule(levels: int, scale: float) -> np.ndarray:
+    """ᾱ `[levels]` along a squared cosine (https://arxiv.org/abs/2102.09672, eq. 17), β ≤ 0.999 and times `scale`."""
+    angles = (np.linspace(0, 1, levels + 1) + 0.008) / 1.008 * np.pi / 2
+    left = np.cos(angles) ** 2
+    return np.cumprod(1 - scale * np.clip(1 - left[1:] / left[:-1], 0, 0.999))
+
+
+SCHEDULES = {"linear": linear_schedule, "cosine": cosine_schedule}
+"""Schedules by name: `(levels, scale) -> ᾱ [levels]`."""
+
+
 def noised(schedule: np.ndarray, data: jax.Array, noise: jax.Array, levels: jax.Array) -> jax.Array:
     """√ᾱ x + √(1 − ᾱ) ε, equation 4.
 
@@ -56,7 +67,8 @@ def ancestral(model: NoiseModel, starts: jax.Array, key: jax.Array, schedule: np
     """
     points = starts
     levels = sampled_levels(len(schedule), steps)
-    for i, (level, step_key) in enumerate(zip(levels, jax.random.split(key, len(levels)), strict=True)):
+    draws = jax.random.normal(key, (len(levels), *starts.shape))
+    for i, level in enumerate(levels):
         left = float(schedule[level])
         before = float(schedule[levels[i + 1]]) if i + 1 < len(levels) else 1.0  # at the level that this step leads to
         noise = model(points, jnp.full((*starts.shape[:-1], 1), level))
@@ -64,5 +76,5 @@ def ancestral(model: NoiseModel, starts: jax.Array, key: jax.Array, schedule: np
         beta = 1 - left / before
         mean = (math.sqrt(before) * beta * data + math.sqrt(left / before) * (1 - before) * points) / (1 - left)
         std = math.sqrt(beta * (1 - before) / (1 - left))
-        points = mean + std * jax.random.normal(step_key, starts.shape)
+        points = mean + std * draws[i]
     return points

@@ -6,14 +6,16 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from flowrl.networks import MLP, Activation
+from flowrl.networks import MLP, Activation, glorot, side_by_side
 from flowrl.train_state import Mode
 
 LOG_STD_RANGE = (-5.0, 2.0)
 
 
 class SquashedGaussian(nn.Module):
-    """Means and log standard deviations of actions before tanh.
+    """Means and log standard deviations of actions before tanh, each by a head of its own.
+
+    The two heads are one layer, whose halves start as two layers do.
 
     Attributes:
         hidden_dims: Sizes of the hidden layers.
@@ -28,7 +30,8 @@ class SquashedGaussian(nn.Module):
     @nn.compact
     def __call__(self, observations: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Maps `[..., D]` to means and log standard deviations `[..., A]`, the latter clipped to [−5, 2]."""
-        mlp = MLP(self.hidden_dims, 2 * self.action_dim, activation=self.activation, final_scale=1e-2)
+        heads = side_by_side(2, glorot(1e-2))
+        mlp = MLP(self.hidden_dims, 2 * self.action_dim, activation=self.activation, final_init=heads)
         means, log_stds = jnp.split(mlp(observations), 2, axis=-1)
         return means, jnp.clip(log_stds, *LOG_STD_RANGE)
 

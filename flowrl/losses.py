@@ -149,6 +149,22 @@ def temperature(params: Params) -> jax.Array:
     return jnp.exp(params["temperature"]["log"])
 
 
+def mean_q_loss(values: jax.Array, normalize: bool) -> jax.Array:
+    """−mean Q of the policy's actions, Q being the mean of the critics; or −mean Q / sg(mean |Q|), as in FQL's code.
+
+    Args:
+        values: The critics' values `[2, B]`.
+        normalize: Whether to divide by the mean size of what the critics agree on.
+
+    Returns:
+        `[]`.
+    """
+    if not normalize:
+        return -values.mean()
+    size = jnp.abs(values.mean(axis=0)).mean()
+    return -values.mean() / jax.lax.stop_gradient(jnp.maximum(size, 1e-8))
+
+
 def normalized_q_loss(values: jax.Array, scale_values: jax.Array) -> jax.Array:
     """−mean Q / sg(mean |Q'|): a policy objective whose size does not depend on that of the rewards (TD3+BC, eq. 5).
 

@@ -26,10 +26,11 @@ class Config(configs.Online):
 
 
 class Networks(NamedTuple):
-    """The actor and twin critics."""
+    """The actor and twin critics, at the same actions or, where an agent asks for that, each at its own."""
 
     actor: Network  # [B, D] -> ([B, A], [B, A])
     critic: Network  # [B, D], [B, A] -> [2, B]
+    apart: Network = None  # [B, D], [2, B, A] -> [2, B], with the same parameters
 
 
 def sample_actions(

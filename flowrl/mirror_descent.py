@@ -17,8 +17,8 @@ from flowrl import acting, losses
 from flowrl import config as configs
 from flowrl.agent import Agent, Needs, Spec
 from flowrl.losses import temperature
-from flowrl.networks import Network, Value, ensemble, mish
-from flowrl.optim import descend, every, polyak
+from flowrl.networks import Network, TimedMLP, Value, ensemble, mish, scaled_sinusoidal_features, truncated
+from flowrl.optim import descend, every, gradients, polyak, step
 from flowrl.train_state import Batch, Metrics, Mode, Params, TrainState, new_state
 
 STATISTICS_RATE = 0.001
@@ -27,14 +27,20 @@ STATISTICS_RATE = 0.001
 
 @dataclasses.dataclass(frozen=True)
 class Config(configs.Online):
-    """The settings of the authors' code."""
+    """The settings of the authors' code, and of what it does by accident: the defaults are what they ran."""
 
     hidden_dims: tuple[int, ...] = configs.static((256, 256, 256), "Hidden layers of every network.")
     candidates: int = configs.static(32, "Particles: actions drawn per state, of which the best by Q is taken.")
     standardization: str = configs.static(
-        "full", "Q in the weights: (Q - mean) / std, or the released code's Q - mean / std.", ("full", "mean_only")
+        "mean_only",
+        "Q in the weights: Q - mean / std as released, or the (Q - mean) / std meant.",
+        ("mean_only", "full"),
+    )
+    critic_steps: int = configs.static(
+        2, "Adam steps of the critics on one gradient, 2 as released; the weights meet them after the first."
     )
     policy_delay: int = configs.static(2, "Updates of the critics for each one of the policy and the targets.")
+    eval_steps: int = configs.static(0, "Steps per action in evaluation; 0 takes those of training.", low=0)
     temperature_delay: int = configs.static(250, "Updates of the critics for each one of the temperature.")
     q_clip: float = configs.sweepable(3.0, "Bound of the standardised Q in the weights.")
     reward_scale: float = configs.sweepable(0.2, "Factor of rewards.")
@@ -59,8 +65,8 @@ class Generator(NamedTuple):
     """What a policy is.
 
     Attributes:
-        sample: `(actor_params, observations [..., D], key, start_scale [], evaluation) -> actions [..., A]` in [−1, 1];
-            `evaluation` is static and may ask for fewer steps.
+        sample: `(actor_params, observations [..., D], key, start_scale [], evaluation) -> actions [..., A]`, which may
+            leave [−1, 1]; `evaluation` is static and may ask for other numbers of steps.
         errors: `(actor_params, observations [B, D], actions [B, A], key) -> [B]`: the regression's error on each row.
         initial: `(key, observations [1, D], actions [1, A]) -> actor_params`.
     """
@@ -70,9 +76,19 @@ class Generator(NamedTuple):
     initial: Callable[..., Any]
 
 
+def actor_network(config: Config, spec: Spec, times: tuple[str, ...]) -> TimedMLP:
+    """Returns a policy's network with the authors' features of times, layers and initialisation."""
+    return TimedMLP(config.hidden_dims, spec.action_dim, times, 16, scaled_sinusoidal_features, truncated)
+
+
+def steps_of(config: Config, trained: int, evaluation: bool) -> int:
+    """Returns the steps per action: `trained`, those of training, or in evaluation what the configuration says."""
+    return config.eval_steps if evaluation and config.eval_steps else trained
+
+
 def critic_network(config: Config) -> Network:
-    """Returns twin critics."""
-    return ensemble(Value)(config.hidden_dims, activation=mish, layer_norm=config.critic_layer_norm)
+    """Returns twin critics, initialised as the authors'."""
+    return ensemble(Value)(config.hidden_dims, mish, config.critic_layer_norm, truncated, truncated)
 
 
 def noise_entropy(alpha: jax.Array, noise_scale: jax.Array, action_dim: int) -> jax.Array:
@@ -81,7 +97,7 @@ def noise_entropy(alpha: jax.Array, noise_scale: jax.Array, action_dim: int) -> 
 
 
 def standardized(config: Config, state: TrainState, values: jax.Array) -> jax.Array:
-    """norm(Q) of `values` `[...]` by the running statistics."""
+    """norm(Q) of `values` `[...]` by the running statistics; as released, only the mean is divided."""
     mean, std = state.extras["q_mean"], state.extras["q_std"]
     return (values - mean) / std if config.standardization == "full" else values - mean / std
 
@@ -105,7 +121,10 @@ def draw(
     networks: Networks, generator: Generator, config: Config, policy: Params, observations: jax.Array, key: jax.Array,
     *, evaluation: bool = False, noisy: bool = True,
 ) -> jax.Array:  # fmt: skip
-    """The best of `candidates` actions by the critics' minimum, with noise: `[..., D]` to `[..., A]`, not clipped."""
+    """The best of `candidates` actions by the critics' minimum, with noise: `[..., D]` to `[..., A]`.
+
+    The critics rank actions as they were sampled; the chosen one is clipped to [−1, 1], and its noise is not.
+    """
     best_key, noise_key = jax.random.split(key)
 
     def sample(key: jax.Array) -> jax.Array:
@@ -113,7 +132,8 @@ def draw(
 
     critics = partial(networks.critic.apply, policy["critic"], observations)
     actions = acting.best_of_n(sample, critics, best_key, config.candidates, jnp.zeros(()))
-    return actions + noisy * policy["noise"] * jax.random.normal(noise_key, actions.shape)
+    actions = jnp.clip(actions, -1.0, 1.0)
+    return actions + policy["noise"] * jax.random.normal(noise_key, actions.shape) if noisy else actions
 
 
 def policy_of(state: TrainState, actor_params: Any) -> dict[str, Any]:
@@ -132,18 +152,27 @@ def update(
     batch: Batch,
     key: jax.Array,
 ) -> tuple[TrainState, Metrics]:
-    """A step of the critics; at some updates one of the policy and the slow copies, and rarely one of α."""
+    """Steps of the critics along one gradient; at some updates one of the policy and the slow copies, rarely one of α.
+
+    The weights, and the statistics that follow, are of the critics after their first step.
+    """
     draw_key, actor_key = jax.random.split(key)
     next_observations = batch["next_observations"]
     policy = policy_of(state, state.params["actor"])
     next_actions = draw(networks, generator, config, policy, next_observations, draw_key)
     next_values = networks.critic.apply(state.target_params["critic"], next_observations, next_actions).min(axis=0)
-    values = networks.critic.apply(state.params["critic"], next_observations, next_actions).min(axis=0)
-    weights, clipped = weights_of(config, state, values)
     scaled, before = {**batch, "rewards": state.hyper["reward_scale"] * batch["rewards"]}, state
 
     def critic_loss(params: Params) -> tuple[jax.Array, Metrics]:
-        return losses.critic_loss(networks.critic, params, before, scaled, next_values)
+        mean, metrics = losses.critic_loss(networks.critic, params, before, scaled, next_values)
+        return 2 * mean, metrics | {"critic/loss": 2 * mean}  # the sum: each critic has a loss of its own
+
+    grads, critic_metrics = gradients(state, critic_loss, ("critic",))
+    state = step(state, grads)
+    values = networks.critic.apply(state.params["critic"], next_observations, next_actions).min(axis=0)
+    weights, clipped = weights_of(config, before, values)
+    for _ in range(config.critic_steps - 1):
+        state = step(state, grads)
 
     def actor_loss(params: Params) -> tuple[jax.Array, Metrics]:
         loss = jnp.mean(weights * generator.errors(params["actor"], next_observations, next_actions, actor_key))
@@ -164,7 +193,6 @@ def update(
     def move_temperature(state: TrainState) -> tuple[TrainState, Metrics]:
         return descend(state, temperature_loss, ("temperature",), state.hyper["temperature_rate"])
 
-    state, critic_metrics = descend(state, critic_loss, ("critic",))
     state, actor_metrics = every(config.policy_delay, state, move_policy)
     state, _ = every(config.temperature_delay, state, move_temperature)
     metrics = critic_metrics | actor_metrics | {"actor/temperature": temperature(state.params)}
@@ -187,13 +215,15 @@ def act(
     *,
     mode: Mode,
 ) -> jax.Array:
-    """One particle of the slow policy; with `best_of_n` the best of several, with `explore` that with noise."""
+    """One particle of the slow policy; with `best_of_n` the best of several, with `explore` that with noise.
+
+    What explores may leave [−1, 1] by its noise: it is stored so, and the environment clips what it plays.
+    """
     del goals
     if mode == "eval":
-        return generator.sample(policy["actor"], observations, key, policy["start_scale"], True)
-    evaluation = mode == "best_of_n"
-    chosen = partial(draw, networks, generator, config, policy, observations, key)
-    return jnp.clip(chosen(evaluation=evaluation, noisy=not evaluation), -1.0, 1.0)
+        return jnp.clip(generator.sample(policy["actor"], observations, key, policy["start_scale"], True), -1.0, 1.0)
+    best = mode == "best_of_n"
+    return draw(networks, generator, config, policy, observations, key, evaluation=best, noisy=not best)
 
 
 def make(config: Config, spec: Spec, actor: Network, generator: Generator) -> Agent:

@@ -1,6 +1,7 @@
 """The one place that takes gradients and applies an optimizer, and the one place that averages parameters."""
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -29,17 +30,35 @@ def descend(
     Returns:
         The state with moved parameters and moments, its step counter and targets untouched, and the metrics.
     """
+    grads, metrics = gradients(state, loss_fn, names)
+    return step(state, grads, learning_rate), metrics
+
+
+def gradients(
+    state: TrainState, loss_fn: Callable[[Params], tuple[jax.Array, Metrics]], names: tuple[str, ...]
+) -> tuple[dict[str, Any], Metrics]:
+    """Returns the gradient of a loss by the networks in `names`, one entry each, and the loss's metrics."""
     trained = {name: state.params[name] for name in names}
-    grads, metrics = jax.grad(lambda params: loss_fn({**state.params, **params}), has_aux=True)(trained)
+    return jax.grad(lambda params: loss_fn({**state.params, **params}), has_aux=True)(trained)
+
+
+def step(state: TrainState, grads: Mapping[str, Any], learning_rate: jax.Array | None = None) -> TrainState:
+    """Takes one Adam step along gradients of some networks, clipped as `descend` says.
+
+    Args:
+        state: State whose `params` and moments move.
+        grads: One entry for each network to move.
+        learning_rate: Size of the step `[]`; by default `hyper["learning_rate"]`.
+    """
     rate = state.hyper["learning_rate"] if learning_rate is None else learning_rate
     params, opt_state = dict(state.params), dict(state.opt_state)
-    for name in names:
-        if "max_grad_norm" in state.hyper:
-            grads[name] = clip_norm(grads[name], state.hyper["max_grad_norm"])
-        direction, opt_state[name] = ADAM.update(grads[name], state.opt_state[name])
+    for name in grads:
+        clips = "max_grad_norm" in state.hyper
+        gradient = clip_norm(grads[name], state.hyper["max_grad_norm"]) if clips else grads[name]
+        direction, opt_state[name] = ADAM.update(gradient, state.opt_state[name])
         updates = jax.tree.map(lambda d: -rate * d, direction)
         params[name] = optax.apply_updates(state.params[name], updates)
-    return state.replace(params=params, opt_state=opt_state), metrics
+    return state.replace(params=params, opt_state=opt_state)
 
 
 def every(
@@ -71,15 +90,16 @@ def clip_norm(grads: Params, max_norm: jax.Array) -> Params:
     return jax.tree.map(lambda g: g * scale, grads)
 
 
-def polyak(state: TrainState, rates: Mapping[str, jax.Array]) -> TrainState:
-    """Moves target networks toward their trained ones: p̄ ← (1 − ρ) p̄ + ρ p.
+def polyak(state: TrainState, rates: Mapping[str, jax.Array], toward: Params | None = None) -> TrainState:
+    """Moves target networks toward trained ones: p̄ ← (1 − ρ) p̄ + ρ p.
 
     Args:
         state: State after the gradient step.
         rates: ρ `[]` for each target network to move.
+        toward: The p; by default the parameters in `state`. Code that follows OGBench's gives those before the step.
     """
+    params = state.params if toward is None else toward
     moved = {
-        name: optax.incremental_update(state.params[name], state.target_params[name], rate)
-        for name, rate in rates.items()
+        name: optax.incremental_update(params[name], state.target_params[name], rate) for name, rate in rates.items()
     }
     return state.replace(target_params={**state.target_params, **moved})

@@ -1,0 +1,258 @@
+"""Runs an agent on the authors' inputs in float64 and measures how far its numbers are from theirs."""
+
+import contextlib
+import fnmatch
+import functools
+import importlib
+import json
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import flax.traverse_util
+import jax
+import numpy as np
+
+from flowrl import agent as agents
+from flowrl.agent import Agent, Spec
+from flowrl.train_state import ADAM, Batch, Metrics, TrainState
+
+from .feeding import fed
+from .mapping import AgentMapping, Arrays, Way
+
+HERE = Path(__file__).parent
+PARTS = ("losses", "gradients", "after 1", "after 3", "actions")
+RENAMED = {"mc_returns": "returns"}
+"""Fields of a batch that have another name here."""
+BETA = 0.9
+"""Decay of Adam's first moment, from which gradients are read."""
+
+
+class File:
+    """One file of the authors' numbers: `meta`, and arrays by key."""
+
+    def __init__(self, name: str) -> None:
+        with np.load(HERE / "files" / f"{name}.npz", allow_pickle=False) as data:
+            self.arrays: Arrays = {key: data[key] for key in data.files if key != "meta"}
+            self.meta: dict[str, Any] = json.loads(str(data["meta"]))
+        self.name, self.agent = name, self.meta["agent"]
+
+    def tree(self, prefix: str) -> Arrays:
+        """Returns the arrays below `prefix` by the rest of their keys."""
+        return {key[len(prefix) + 1 :]: value for key, value in self.arrays.items() if key.startswith(f"{prefix}/")}
+
+    def draws(self, prefix: str) -> Arrays:
+        """Returns the draws below `prefix` by their role."""
+        return {key.split("_", 1)[1]: value for key, value in self.tree(prefix).items()}
+
+    def gradients(self) -> Arrays:
+        """Returns the gradients of the total loss, or each network's of its own loss."""
+        return {
+            key.split("/", 1)[1]: value
+            for key, value in self.arrays.items()
+            if key.split("/")[0] == "grads" or key.startswith("grads_")
+        }
+
+
+def names() -> list[str]:
+    """Returns the files of the agents that have a mapping."""
+    return sorted(
+        path.stem
+        for path in (HERE / "files").glob("*.npz")
+        if (HERE / "mappings" / f"{path.stem.split('__')[0]}.py").exists()
+    )
+
+
+def mapping_of(agent: str) -> AgentMapping:
+    """Imports how an agent is compared."""
+    return importlib.import_module(f".mappings.{agent}", __package__).MAPPING
+
+
+@contextlib.contextmanager
+def float64() -> Iterator[None]:
+    """Within, everything is computed in float64."""
+    settings = {"jax_enable_x64": True, "jax_default_matmul_precision": "highest"}
+    before = {name: getattr(jax.config, name) for name in settings}
+    try:
+        for name, value in settings.items():
+            jax.config.update(name, value)
+        yield
+    finally:
+        for name, value in before.items():
+            jax.config.update(name, value)
+
+
+class Case:
+    """An agent here with a file's inputs."""
+
+    def __init__(self, file: File) -> None:
+        self.file, self.mapping = file, mapping_of(file.agent)
+        self.batch = {RENAMED.get(name, name): value for name, value in file.tree("batch").items()}
+
+    def agent(self, **changes: Any) -> tuple[Agent, Any]:
+        """Returns the agent with the authors' settings, and its configuration."""
+        module, batch = agents.load(self.file.agent), self.batch
+        config = module.Config(
+            **{**self.mapping.config({**self.file.meta["config"], "file": self.file.name}), **changes}
+        )
+        goals = [value for name, value in batch.items() if name.endswith("_goals")]
+        sizes = batch["observations"].shape[-1], batch["actions"].shape[-1], goals[0].shape[-1] if goals else 0
+        return module.make(config, Spec(*sizes)), config
+
+    def ours(self, arrays: Arrays, like: Mapping[str, Any]) -> Any:
+        """Returns a tree of parameters, those of the networks in `like`, made of the authors' arrays."""
+        shapes = flax.traverse_util.flatten_dict(dict(like), sep="/")
+        leaves = {leaf.ours: leaf for leaf in self.mapping.leaves}
+        assert set(shapes) <= set(leaves), f"arrays without a mapping: {sorted(set(shapes) - set(leaves))}"
+        used = {name for path in shapes for name in leaves[path].theirs}
+        assert set(arrays) == used, f"of one side only: {sorted(set(arrays) ^ used)}"
+        made = {path: leaves[path].join(*(arrays[name] for name in leaves[path].theirs)) for path in shapes}
+        wrong = {
+            path: (made[path].shape, shapes[path].shape) for path in shapes if made[path].shape != shapes[path].shape
+        }
+        assert not wrong, f"shapes there and here: {wrong}"
+        return flax.traverse_util.unflatten_dict(made, sep="/")
+
+    def theirs(self, tree: Mapping[str, Any]) -> Arrays:
+        """Returns parameters or gradients under the authors' names."""
+        flat, arrays = flax.traverse_util.flatten_dict(dict(tree), sep="/"), {}
+        for leaf in self.mapping.leaves:
+            if leaf.ours in flat:
+                arrays |= zip(leaf.theirs, leaf.split(np.asarray(flat[leaf.ours])), strict=True)
+        return arrays
+
+    def state(self, agent: Agent, config: Any) -> TrainState:
+        """Returns the state with the file's parameters and targets, and an optimizer that has not begun."""
+        state = jax.eval_shape(agent.init, jax.random.key(0))
+        hyper = {name: np.asarray(getattr(config, name), type(getattr(config, name))) for name in state.hyper}
+        params = self.ours(self.file.tree("params"), state.params)
+        targets = self.ours(self.file.tree("targets"), state.target_params)
+        moments = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), jax.eval_shape(_moments, params))
+        state = state.replace(params=params, target_params=targets, opt_state=moments, hyper=hyper, step=np.int32(0))
+        return self.mapping.prepare(state, self.file)
+
+    def actions(self, prefix: str, way: Way) -> jax.Array:
+        """Acts with the parameters before the first update."""
+        agent, config = self.agent(**way.config)
+        state, file = self.state(agent, config), self.file
+        observations = file.arrays["act/observations"]
+        goals = file.arrays.get("act/goals", np.zeros((len(observations), 0)))
+        drawn = file.draws(f"{prefix}/draws") or file.draws("act/draws")
+
+        def act(state: TrainState, drawn: Arrays) -> jax.Array:
+            with fed(way.draws, drawn, real=self.mapping.eager) as key:
+                if way.call is not None:
+                    return way.call(agent, state, observations, goals, key)
+                return agent.act(agent.policy(state), observations, goals, key, mode=way.mode)
+
+        return self.program(act, state, drawn)(state, drawn)
+
+    def updates(self, agent: Agent, state: TrainState) -> tuple[list[TrainState], list[Metrics]]:
+        """Returns the states before and after three updates, and the metrics of these."""
+        states, logs, drawn = [state], [], self.mapping.draws
+        order = drawn(self.file.name) if callable(drawn) else drawn
+
+        def update(state: TrainState, batch: Batch, drawn: Arrays) -> tuple[TrainState, Metrics]:
+            with fed(order, drawn, real=self.mapping.eager) as key:
+                return agent.update(state, batch, key)
+
+        program = self.program(update, state, self.batch, self.file.draws("draws"))
+        for prefix in ("draws", "draws_u2", "draws_u3"):
+            state, metrics = program(state, self.batch, self.file.draws(prefix))
+            states.append(state)
+            logs.append(metrics)
+        return states, logs
+
+    def program(self, function: Callable[..., Any], *arguments: Any) -> Callable[..., Any]:
+        """Compiles, unless keys are real; in haste, since what runs three times need not run fast."""
+        if self.mapping.eager:
+            return function
+        options = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+        return jax.jit(function).lower(*arguments).compile(compiler_options=options)
+
+
+def _moments(params: Any) -> Any:
+    return {name: ADAM.init(params[name]) for name in params}
+
+
+def gradients_of(state: TrainState) -> dict[str, Any]:
+    """Returns the gradients that Adam met, each network's at all of its steps so far, from its first moments."""
+    grads = {}
+    for name, moments in state.opt_state.items():
+        steps = int(moments.count)
+        if steps:
+            grads[name] = jax.tree.map(lambda m, steps=steps: np.asarray(m) / (1 - BETA**steps), moments.mu)
+    return grads
+
+
+def distance(ours: Any, theirs: np.ndarray) -> float:
+    """Returns the largest difference relative to the largest entry."""
+    ours = np.asarray(ours)
+    assert ours.shape == theirs.shape, f"shape {ours.shape} where theirs is {theirs.shape}"
+    assert ours.dtype == np.float64 or theirs.dtype != np.float64, f"computed in {ours.dtype}"
+    return float(np.abs(ours - theirs).max() / max(np.abs(theirs).max(), 1e-300)) if np.any(ours != theirs) else 0.0
+
+
+def entry(arrays: Arrays, key: str) -> np.ndarray:
+    """Returns an array by the authors' key, or the sum that `name@sum0` and the like stand for."""
+    name, _, reduction = key.partition("@")
+    array = arrays[name]
+    if not reduction:
+        return array
+    values = array**2 if reduction.startswith("squares") else array
+    return values.sum(axis=int(reduction[-1]))
+
+
+class Report(dict[str, dict[str, float]]):
+    """For each of `PARTS`, the relative difference by the authors' key."""
+
+    def worst(self, part: str) -> float:
+        """Returns the largest difference of a part."""
+        return max(self[part].values(), default=float("nan"))
+
+
+@functools.cache
+def measure(name: str) -> Report:
+    """Runs the agent of a file on its inputs."""
+    with float64():
+        return _measure(Case(File(name)))
+
+
+def _measure(case: Case) -> Report:
+    file, mapping = case.file, case.mapping
+    report = Report({part: {} for part in PARTS})
+    agent, config = case.agent()
+    states, logs = case.updates(agent, case.state(agent, config))
+
+    for key, ours in mapping.losses.items():
+        terms = [f"loss/{name}" for name in key.split(" + ")]
+        if file.arrays.keys() >= set(terms):
+            value = np.asarray(sum(file.arrays[term] for term in terms))
+            report["losses"][key] = distance(logs[0][ours] if isinstance(ours, str) else ours(logs[0]), value)
+    for key, read in mapping.extras.items():
+        report["losses"][key] = distance(read(states, logs), file.arrays[key])
+    grads = case.theirs(gradients_of(states[1]))
+    report["gradients"] = {key: distance(entry(grads, key), value) for key, value in file.gradients().items()}
+    for part, state in (("after 1", states[1]), ("after 3", states[3])):
+        prefix = part.replace(" ", "")
+        for tree, own in ((prefix, state.params), (f"{prefix}_targets", state.target_params)):
+            ours = case.theirs(own)
+            report[part] |= {f"{tree}/{key}": distance(entry(ours, key), v) for key, v in file.tree(tree).items()}
+    for prefix, way in mapping.ways.items():
+        report["actions"][prefix] = distance(case.actions(prefix, way), file.arrays[f"{prefix}/actions"])
+    return report
+
+
+def unexplained(name: str) -> list[str]:
+    """Returns the numbers of a file that are neither compared nor left out with a reason."""
+    file = File(name)
+    mapping = mapping_of(file.agent)
+    known = (
+        {f"loss/{name}" for key in mapping.losses for name in key.split(" + ")}
+        | set(mapping.extras)
+        | {f"{way}/actions" for way in mapping.ways}
+    )
+    results = [key for key in file.arrays if key.startswith(("loss/", "extras/", "act"))]
+    results = [key for key in results if not key.endswith(("observations", "goals")) and "/draws/" not in key]
+    kept = [key for key in results if key not in known]
+    return [key for key in kept if not any(fnmatch.fnmatchcase(key, pattern) for pattern in mapping.left_out)]

@@ -1,0 +1,1 @@
+"""How each agent is given its authors' inputs: one module `<agent>.py` with `MAPPING`."""

@@ -1,0 +1,11 @@
+"""FPMD-R, by its authors' code."""
+
+from ..mirror import mapping
+
+MAPPING = mapping(
+    "dacer_policy_net",
+    ("time",),
+    lambda there: {"flow_steps": there["num_timesteps"]},
+    ("normal candidates_x0",),
+    ("uniform t", "normal noise"),
+)

@@ -1,0 +1,28 @@
+"""GCIVL, by OGBench's code."""
+
+from ..mapping import GAUSSIAN, VALUE_LOSSES, AgentMapping, Way, draws, mlp, total, twins
+
+MAPPING = AgentMapping(
+    config=lambda there: {
+        "hidden_dims": tuple(there["actor_hidden_dims"]),
+        "learning_rate": there["lr"],
+        "discount": there["discount"],
+        "value_target_rate": there["tau"],
+        "expectile": there["expectile"],
+        "alpha": there["alpha"],
+    },
+    leaves=(*twins("value", "value"), *mlp("actor/params", "actor", layers=GAUSSIAN)),
+    losses={
+        **VALUE_LOSSES,
+        "actor/actor_loss": "actor/loss",
+        "actor/mse": "actor/mse",
+        "total": total("value/loss", "actor/loss"),
+    },
+    ways={"act": Way("explore", draws("normal noise")), "act_mode": Way("eval")},
+    left_out={
+        "loss/value/v_m[ai]*": "over both heads here, over their mean there",
+        "loss/actor/adv": "not logged here; its exponential is in the loss",
+        "loss/actor/bc_log_prob": "not logged here; part of the loss",
+        "loss/actor/std": "1 by definition",
+    },
+)
