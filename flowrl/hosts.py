@@ -1,8 +1,8 @@
 """Several hosts: every one runs the same command; JAX's distributed runtime connects them.
 
-What hosts tell each other beside XLA's programs goes through that runtime's store of keys and values, which, unlike a
-collective of the accelerators, may be waited for as long as collecting data or evaluating takes. With a single host
-all functions here are trivial.
+What hosts tell each other is gathered by a collective of their devices. They meet at a barrier of that runtime before,
+which, unlike a collective, may be waited for as long as collecting data or evaluating takes. With a single host all
+functions here are trivial.
 """
 
 import dataclasses
@@ -11,8 +11,11 @@ import json
 import os
 import sys
 import threading
+from collections import Counter
 from collections.abc import Callable
 from typing import Any, TypeVar
+
+import numpy as np
 
 from flowrl.config import setting
 from flowrl.errors import SharedError, UserError
@@ -43,7 +46,7 @@ def connect(options: Options) -> None:
     exits with status 1.
 
     Raises:
-        UserError: The options contradict each other, or no cluster is detected.
+        UserError: The options contradict each other, no cluster is detected, or hosts differ in numbers of devices.
     """
     if options.coordinator_address is None:
         if options.num_processes is not None or options.process_id is not None:
@@ -70,6 +73,7 @@ def connect(options: Options) -> None:
     global _connected
     _connected = True
     print(f"host {index()} of {count()}, {jax.local_device_count()} of {jax.device_count()} devices", flush=True)
+    require_equal_devices()
     if index():
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - for the rest of the process
 
@@ -140,10 +144,21 @@ def first() -> bool:
     return index() == 0
 
 
-def _client() -> Any:
-    from jax._src import distributed  # the store has no public name
+def require_equal_devices() -> None:
+    """Checks that all hosts have equally many devices; every one knows those of all.
 
-    return distributed.global_state.client
+    Raises:
+        SharedError: They have not.
+    """
+    import jax
+
+    found = Counter(device.process_index for device in jax.devices())
+    for host, number in sorted(found.items()):
+        if number != found[0]:
+            raise SharedError(
+                f"host 0 has {found[0]} devices, but host {host} has {number}; give all equally many, for instance by "
+                "CUDA_VISIBLE_DEVICES"
+            )
 
 
 def gather(value: Any) -> list[Any]:
@@ -154,13 +169,15 @@ def gather(value: Any) -> list[Any]:
     """
     if count() == 1:
         return [value]
-    client, current = _client(), next(_rounds)
-    client.key_value_set(f"flowrl/{current}/{index():06}", json.dumps(value))
-    client.wait_at_barrier(f"flowrl/{current}", PATIENCE * 1000)
-    found = dict(client.key_value_dir_get(f"flowrl/{current}/"))
-    if current:  # all have read the round before
-        client.key_value_delete(f"flowrl/{current - 1}/{index():06}")
-    return [json.loads(found[key]) for key in sorted(found)]
+    from jax.experimental.multihost_utils import process_allgather
+    from orbax.checkpoint import multihost
+
+    multihost.get_barrier_sync_fn()(key=f"flowrl/{next(_rounds)}", timeout_ms=PATIENCE * 1000)
+    own = np.frombuffer(json.dumps(value).encode(), np.uint8)
+    sizes = process_allgather(np.array([own.size], np.int32))[:, 0]
+    room = 1 << int(sizes.max()).bit_length()  # each size of message is compiled once; so there are few
+    found = process_allgather(np.pad(own, (0, room - own.size)))
+    return [json.loads(row[:size].tobytes()) for row, size in zip(found, sizes, strict=True)]
 
 
 def require_folder(run_dir: str | None) -> None:

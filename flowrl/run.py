@@ -49,7 +49,7 @@ def execute(plan: Plan, stored: dict[str, Any] | None = None, signals: Signals |
         UserError: Data, folder or checkpoint are unusable, a package is missing, hosts were given different commands,
             or the run diverged.
     """
-    hosts.require_same({"--run_dir": str(plan.folder.absolute()), "devices of its own": jax.local_device_count()})
+    hosts.require_same({"--run_dir": str(plan.folder.absolute())})
     hosts.agreed(lambda: extras.check(plan.settings) if hosts.first() else None)
     with claimed(plan.folder):
         return _execute(plan, stored, signals or Signals())
