@@ -71,8 +71,8 @@ class Checkpoints:
             self._manager = ocp.CheckpointManager(self.folder, options=options, item_handlers=handlers)
         except (ValueError, TypeError, AttributeError, KeyError) as error:
             raise UserError(
-                f"a checkpoint in {self.folder} is damaged ({error}); delete the folder of the newest step to fall back "
-                "to the one before"
+                f"a checkpoint in {self.folder} is damaged ({error}); delete the newest step's folder to fall back to "
+                "the one before"
             ) from error
 
     def _require_folders(self) -> None:
@@ -134,7 +134,7 @@ class Checkpoints:
         try:
             schema.FACTS("facts", found)
         except schema.Mismatch as error:
-            raise self._unfit(self.latest() if step is None else step, str(error)) from error
+            raise self.unfit(self.latest() if step is None else step, str(error)) from error
         return found
 
     def restore(self, like: Any) -> Any:
@@ -166,7 +166,7 @@ class Checkpoints:
         for name, shape in shapes_of(like).items():
             if found.get(name, shape)[1:] != shape[1:]:
                 step = self.latest() if step is None else step
-                raise self._unfit(step, f"{name} has shape {found[name][1:]} for each run, not {shape[1:]}")
+                raise self.unfit(step, f"{name} has shape {found[name][1:]} for each run, not {shape[1:]}")
 
     def steps(self) -> list[int]:
         """Returns the steps of all whole checkpoints, in order."""
@@ -197,7 +197,7 @@ class Checkpoints:
         """Returns the metadata of a checkpoint's arrays, in their structure."""
         found = self._attempt(step, lambda: self._manager.item_metadata(step)["arrays"])
         if found is None:
-            raise self._unfit(step, "no arrays")
+            raise self.unfit(step, "no arrays")
         return found.tree
 
     def _attempt(self, step: int | None, read: Callable[[], Any]) -> Any:
@@ -208,9 +208,10 @@ class Checkpoints:
                 return read()
         except Exception as error:  # orbax and what it stands on raise anything over damaged files
             reason = str(error).strip() or type(error).__name__
-        raise self._unfit(step, reason)
+        raise self.unfit(step, reason)
 
-    def _unfit(self, step: int | None, reason: str) -> UserError:
+    def unfit(self, step: int | None, reason: str) -> UserError:
+        """Returns the error to raise over a checkpoint that cannot be used for this reason."""
         earlier = [other for other in self.steps() if step is not None and other < step]
         remedy = "delete that step's folder to fall back to the one before" if earlier else "put it back from a copy"
         return UserError(

@@ -107,9 +107,7 @@ def _cut(plan: Plan, kind: str, reached: Reached) -> Cut:
     steps = {line["step"] for line in wanted}
     # Later lines will be written again. At the checkpoint itself lie those of an end that has since been moved on.
     kept = [
-        *itertools.takewhile(
-            lambda line: line.record["step"] in steps or line.record["step"] < reached.step, log.lines
-        )
+        *itertools.takewhile(lambda line: line.record["step"] in steps or line.record["step"] < reached.step, log.lines)
     ]
     for line, want in itertools.zip_longest(kept, wanted):
         if line is None or not want or not want.items() <= line.record.items():

@@ -78,8 +78,11 @@ def claimed(folder: Path) -> Iterator[None]:
 
 def _require_unused(plan: Plan) -> None:
     """Checks on the first host that nothing is in the folder of a new run; others may be late to look."""
-    if hosts.first() and not unused(plan.folder):
+    if not hosts.first() or unused(plan.folder):
+        return
+    if (plan.folder / CONFIG).exists():
         raise UserError(f"{plan.folder} is not empty; continue its run with --resume, or choose another --run_dir")
+    raise UserError(f"{plan.folder} is not empty and holds no run (no {CONFIG}); choose another --run_dir")
 
 
 def _located(plan: Plan, stored: dict[str, Any] | None) -> sources.Source:

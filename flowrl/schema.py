@@ -117,9 +117,17 @@ def record(fields: Mapping[str, Check], *, optional: Collection[str] = (), other
     return check
 
 
-def of_dataclass(config: type, *, partial: bool = False) -> Check:
-    """Takes objects with the fields of a dataclass and of their types, and no others; some of them if `partial`."""
+def of_dataclass(config: type, *, partial: bool = False, several: bool = False) -> Check:
+    """Takes objects with the fields of a dataclass and of their types, and no others.
+
+    Args:
+        config: The dataclass.
+        partial: Whether fields may be absent.
+        several: Whether each field has a list of values.
+    """
     fields = {field.name: of_type(field.type) for field in dataclasses.fields(config)}
+    if several:
+        fields = {name: listing(check, least=1) for name, check in fields.items()}
 
     def unknown(place: str, value: Any) -> None:
         raise Mismatch(f"{place} is no setting")
@@ -144,7 +152,10 @@ def of_type(kind: Any) -> Check:
 
 _COUNT, _STEP, _NUMBER = number(0, whole=True), number(1, whole=True), number()
 _HASH = text("([0-9a-f]{64})?", "a SHA-256 in hexadecimal digits")
-_SCORES = {"success": number(0, 1), "normalized_score": _NUMBER, "return": _NUMBER}
+_SCORES = dict.fromkeys(("success", "normalized_score", "return"), _NUMBER)
+
+_SCHEDULE = {"online_steps": _COUNT, "eval_episodes": _COUNT}
+_SCHEDULE |= dict.fromkeys(("log_interval", "eval_interval", "checkpoint_interval"), _STEP)
 
 LABELS = record({"seed": _COUNT}, others=_NUMBER)
 """What tells one of the runs of a folder from the others."""
@@ -152,7 +163,9 @@ LABELS = record({"seed": _COUNT}, others=_NUMBER)
 CONFIG = record(
     {
         "command": text(),
-        "settings": record({"agent": text(), "env": text(), "preset": text(), "steps": _COUNT}),
+        "settings": record(
+            {"agent": text(), "env": text(), "preset": text(), "steps": _COUNT, **_SCHEDULE}, optional=_SCHEDULE
+        ),
         "agent_config": record({}),
         "seeds": listing(_COUNT, least=1),
         "preset": record({"name": text(), "source": text()}),

@@ -13,7 +13,7 @@ from flowrl import agent as agents
 from flowrl import config as configs
 from flowrl import devices, envs, hosts, loop, normalize, presets, schema
 from flowrl.agent import Spec
-from flowrl.errors import UserError
+from flowrl.errors import UserError, suggestion
 from flowrl.files import CONFIG
 from flowrl.online import Options
 
@@ -455,4 +455,16 @@ def read_config(folder: Path) -> dict[str, Any]:
     """
     if not (folder / CONFIG).exists():
         raise UserError(f"{folder} holds no run (no {CONFIG}); start one without --resume")
-    return schema.read(folder / CONFIG, schema.CONFIG)
+    config = schema.read(folder / CONFIG, schema.CONFIG)
+    require_agent(folder / CONFIG, config["settings"]["agent"])
+    return config
+
+
+def require_agent(path: Path, name: str) -> None:
+    """Checks that a file names an agent.
+
+    Raises:
+        UserError: It does not.
+    """
+    if name not in agents.names():
+        raise UserError(f"{path}: settings.agent is {name!r}{suggestion(name, agents.names())}; {schema.REMEDY}")
