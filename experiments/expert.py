@@ -20,7 +20,7 @@ from flowrl.config import setting
 from flowrl.data import experts
 from flowrl.errors import UserError
 from flowrl.files import make_folder, replacing
-from flowrl.settings import command
+from flowrl.settings import command, read_config
 from flowrl.stats import mean_interval
 
 MAIN = Path(__file__).with_name("main.py")
@@ -44,7 +44,7 @@ class Settings:
 
 def export(body: str, folder: Path, out: Path) -> Path:
     """Writes the first run's policy and returns its path."""
-    checkpoints = Checkpoints(folder / "checkpoints")
+    checkpoints = Checkpoints(folder / "checkpoints", read_only=True)
     arrays = experts.named(experts.of_actor(checkpoints.raw()[0]["params"]["actor"]))
     checkpoints.close()
     path = out / f"{body}.npz"
@@ -156,7 +156,7 @@ def main(arguments: Sequence[str]) -> int:
     task, defaults = experts.BODIES[settings.body], DEFAULTS.get(settings.body, ())
     programs.train(MAIN, folder, ["--agent=sac", f"--env={task}", *defaults, *passed_on])
     path = export(settings.body, folder, out)
-    config = loggers.read_json(folder / "config.json")
+    config = read_config(folder)
     policy = experts.read(path)
     if settings.body == "antball":
         numbers, paths = measure_ball(policy, settings.episodes), []

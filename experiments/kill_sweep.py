@@ -31,6 +31,7 @@ from flowrl.config import setting
 from flowrl.errors import UserError
 from flowrl.files import CHECKPOINTS, LOCK, SWEEP
 from flowrl.provenance import git_commit, hardware, versions
+from flowrl.resuming import DROPPED
 
 PROGRAM = Path(__file__).with_name("sweep.py")
 EVAL_INTERVAL = 1000
@@ -224,15 +225,15 @@ def differences(one: Path, other: Path) -> list[str]:
 
 
 def files(folder: Path) -> set[str]:
-    """Returns the names of a sweep's files, without those of checkpoints."""
+    """Returns the names of a sweep's files, without those of checkpoints and of lines that a kill took out of logs."""
     names = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file() and path.name != LOCK}
-    return {name for name in names if CHECKPOINTS not in name}
+    return {name for name in names if CHECKPOINTS not in name and not name.endswith(DROPPED)}
 
 
 def _checkpoint_differences(one: Path, other: Path) -> list[str]:
     """Returns what differs in the newest checkpoints of two runs, and what is no checkpoint."""
     found = [f"{path} left over" for path in other.iterdir() if not path.name.isdigit()]
-    managers = Checkpoints(one), Checkpoints(other)
+    managers = [Checkpoints(folder, read_only=True) for folder in (one, other)]
     steps = [manager.latest() for manager in managers]
     if steps[0] != steps[1] or managers[0].facts() != managers[1].facts():
         return [*found, f"{one}: {steps}"]

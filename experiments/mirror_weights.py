@@ -19,11 +19,11 @@ from flowrl import envs, flags, loggers, mirror_descent
 from flowrl.checkpoint import Checkpoints
 from flowrl.config import setting
 from flowrl.errors import UserError
+from flowrl.files import CHECKPOINTS
 from flowrl.losses import temperature
 from flowrl.parts import build_agent
 from flowrl.programs import load_states, stored_plan
 from flowrl.provenance import git_commit, hardware
-from flowrl.streams import root_keys
 from flowrl.train_state import TrainState
 
 
@@ -82,7 +82,7 @@ def stored_observations(folder: Path, run: int, count: int) -> jax.Array:
     Raises:
         UserError: The newest checkpoint is from before the run gathered experience.
     """
-    checkpoints = Checkpoints(folder / "checkpoints")
+    checkpoints = Checkpoints(folder / CHECKPOINTS, read_only=True)
     arrays = checkpoints.raw()
     checkpoints.close()
     if len(arrays) < 3:
@@ -103,9 +103,8 @@ def main(arguments: Sequence[str]) -> int:
     for name in ("states", "actions"):
         if getattr(given, name) < 1:
             raise UserError(f"--{name}={getattr(given, name)} is too small; the least is 1")
-    keys = root_keys(jnp.array(plan.seeds, jnp.uint32))
     agent = build_agent(plan, envs.sizes(plan.env), None)
-    step, states = load_states(plan.folder, agent, keys)
+    step, states = load_states(plan, agent)
     per_seed = {}
     for run, seed in enumerate(plan.seeds):
         state = jax.tree.map(lambda x, run=run: x[run], states.replace(step=None))

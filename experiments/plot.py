@@ -1,11 +1,12 @@
 """Draws runs: python experiments/plot.py RUN_DIR... [--kind=curves] [--out=curves.png] [--x=updates|minutes].
 
 Runs with the same configuration but for their seeds form a group, in one run directory or in several; the folder of a
-sweep stands for all its runs. The plotted
-numbers go to <out>.json beside the picture, with the configurations, commits and hardware they come from.
+sweep stands for all its runs. What is no run, or has no evaluation yet, is left out with a warning. The plotted numbers
+go to <out>.json beside the picture, with the configurations, commits and hardware they come from.
 """
 
 import dataclasses
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from absl import flags as absl_flags
 
 from flowrl import config as configs
 from flowrl import figures, flags
-from flowrl.curves import expand, final_text, group_runs, label, panels, read_runs
+from flowrl.curves import final_text, group_runs, label, panels, read_all
 from flowrl.errors import UserError, suggestion
 
 KINDS = ("curves", *figures.KINDS)
@@ -50,11 +51,10 @@ def main(arguments: Sequence[str]) -> int:
     out = Path(values.out or f"{values.kind}.png").expanduser()
     if out.suffix[1:] not in figures.FORMATS:
         raise UserError(f"--out={values.out} is no picture; end it in .{', .'.join(figures.FORMATS)}")
-    runs = [
-        run
-        for folder in expand([Path(folder).expanduser() for folder in folders])
-        for run in read_runs(folder, with_minutes=values.x == "minutes", mode=values.mode)
-    ]
+    paths = [Path(folder).expanduser() for folder in folders]
+    runs, left_out = read_all(paths, with_minutes=values.x == "minutes", mode=values.mode)
+    for reason in left_out:
+        print(f"warning: left out: {reason}", file=sys.stderr)
     groups = group_runs(runs)
     figures.save(figures.make(values.kind, groups, values.x), out)
     print(f"wrote {out} and {out.name}.json")

@@ -1,8 +1,8 @@
 """Reports on runs, or a sweep: python experiments/report.py RUN_DIR... [--out=report.html].
 
-Writes one HTML file that needs neither network nor scripts: warnings about what may not be compared, final
-scores with intervals, the best configuration by a stated rule, the pictures of experiments/plot.py with their numbers,
-and what was run.
+Writes one HTML file that needs neither network nor scripts: warnings about what may not be compared, final scores with
+intervals, the best configuration by a stated rule where several seeds tell it, the pictures of experiments/plot.py with
+their numbers, and what was run.
 """
 
 import base64
@@ -10,6 +10,7 @@ import dataclasses
 import html
 import json
 import math
+import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from absl import flags as absl_flags
 from flowrl import comparisons, figures, flags, loggers, videos
 from flowrl import config as configs
 from flowrl.comparisons import number_text
-from flowrl.curves import Group, NotEvaluated, RunDir, expand, group_runs, name, panels, read_runs, traces, waiting
+from flowrl.curves import Group, RunDir, group_runs, name, panels, read_all, traces
 from flowrl.errors import UserError
 from flowrl.provenance import git_commit
 from flowrl.summary import HEADLINE_EVALUATIONS, shown
@@ -109,7 +110,11 @@ def warnings(groups: Sequence[Group], left_out: Sequence[str]) -> list[str]:
 
 def _of_group(group: Group) -> list[str]:
     count, last = len(group.curves), len(group.headline_steps)
-    found = [f"{run.folder.resolve().name} diverged: {run.diverged}" for run in group.runs if run.diverged]
+    found = [
+        f"{run.folder.resolve().name} diverged: {'; '.join(run.diverged.values())}"
+        for run in group.runs
+        if run.diverged
+    ]
     if group.unfinished:
         found.append(group.unfinished)
     if count < SEEDS:
@@ -141,7 +146,7 @@ def _between(row: Sequence[Group]) -> list[str]:
 
 def environment_section(panel: dict[str, Any], pairs: Sequence[dict[str, Any]]) -> Html:
     """Returns the table of an environment and its best configuration."""
-    best, metric = comparisons.best(panel), panel["metric"]
+    best, metric = comparisons.best(panel["configurations"]), panel["metric"]
     body = [
         (
             "best" if row is best and len(panel["configurations"]) > 1 else "",
@@ -164,13 +169,13 @@ def environment_section(panel: dict[str, Any], pairs: Sequence[dict[str, Any]]) 
     )
 
 
-def _verdict(best: dict[str, Any], pairs: Sequence[dict[str, Any]]) -> str:
+def _verdict(best: dict[str, Any] | None, pairs: Sequence[dict[str, Any]]) -> str:
     """Says which configuration is best, and how surely it beats the second."""
+    if best is None:
+        return f"No best: {comparisons.ONE_SEED}."
     pair = pairs[0]
     interval, (ours, theirs) = pair["probability_interval_95"], pair["seeds"]
     text = f"Best: {best['name']}. Probability that a run of it beats one of {pair['than']}: {pair['probability']:.2f}"
-    if interval is None:
-        return f"{text}; without a second seed of each there is no interval."
     text += f" [{interval[0]:.2f}, {interval[1]:.2f}]"
     if pair["probability"] == 1:  # all resamples agree, however few the runs
         chance = math.comb(ours + theirs, ours)
@@ -305,25 +310,6 @@ def page(groups: Sequence[Group], found: Sequence[str]) -> str:
 # ---------------------------------------------------------------------------------------------------- program
 
 
-def read(folders: Sequence[Path], mode: str) -> tuple[list[RunDir], list[str]]:
-    """Returns the runs, and why some are left out.
-
-    Raises:
-        UserError: A folder holds no run, or nothing was evaluated in any.
-    """
-    runs, left_out = [], []
-    for folder in folders:
-        try:
-            runs += read_runs(folder, with_minutes=False, mode=mode)
-        except NotEvaluated as error:
-            if len(folders) == 1:
-                raise
-            left_out.append(str(error).replace(str(folder), folder.resolve().name))
-    if not runs:
-        raise UserError(f"none of the {len(folders)} runs has evaluations of mode {mode}; wait for the first")
-    return runs, left_out
-
-
 def main(arguments: Sequence[str]) -> int:
     """Runs the program and returns its exit status."""
     values = absl_flags.FlagValues()
@@ -338,12 +324,14 @@ def main(arguments: Sequence[str]) -> int:
     if out.suffix != ".html":
         raise UserError(f"--out={values.out} is no report; end it in .html")
     paths = [Path(folder).expanduser() for folder in folders]
-    runs, left_out = read(expand(paths), values.mode)
+    runs, left_out = read_all(paths, mode=values.mode)
     groups = group_runs(runs)
-    found = warnings(groups, left_out + waiting(paths))
+    for folder in paths:  # the page names no folders of the machine
+        left_out = [reason.replace(str(folder), folder.resolve().name) for reason in left_out]
+    found = warnings(groups, left_out)
     loggers.write_text(out, page(groups, found))
     for text in found:
-        print(f"warning: {text}")
+        print(f"warning: {text}", file=sys.stderr)
     print(f"wrote {out}")
     return 0
 

@@ -19,7 +19,7 @@ from flowrl.config import setting
 from flowrl.data import experts, mujoco_sets
 from flowrl.errors import UserError
 from flowrl.files import make_folder, replacing
-from flowrl.settings import command
+from flowrl.settings import command, read_config, read_plan
 
 MAIN = Path(__file__).with_name("main.py")
 DEFAULTS = {
@@ -46,8 +46,8 @@ def load(folder: Path) -> dict[int, experts.Layers]:
 
     A run that was stopped for a while has another checkpoint where it was.
     """
-    interval = loggers.read_json(folder / "config.json")["settings"]["checkpoint_interval"]
-    checkpoints = Checkpoints(folder / "checkpoints", keep=0)
+    interval = read_plan(folder)[0].settings.checkpoint_interval
+    checkpoints = Checkpoints(folder / "checkpoints", read_only=True)
     steps = [step for step in checkpoints.steps() if step and (step % interval == 0 or step == checkpoints.latest())]
     found = {step: experts.of_actor(checkpoints.raw(step)[0]["params"]["actor"]) for step in steps}
     checkpoints.close()
@@ -103,7 +103,7 @@ def report(body: str, folder: Path, out: Path, found: dict[int, experts.Layers],
     make_folder(out)
     with replacing(path) as temporary, open(temporary, "wb") as file:
         np.savez_compressed(file, allow_pickle=False, steps=steps[kept], returns=returns[kept], **stacked)
-    config = loggers.read_json(folder / "config.json")
+    config = read_config(folder)
     record: dict[str, Any] = {
         "made_by": command(config),
         **{name: config[name] for name in ("git_commit", "hardware", "versions", "seeds")},

@@ -20,12 +20,12 @@ import numpy as np
 from absl import flags as absl_flags
 
 from flowrl import config as configs
-from flowrl import curves, flags, loggers, stats
+from flowrl import curves, flags, loggers, schema, stats
 from flowrl.errors import UserError, suggestion
 from flowrl.figures import COLOURS, METRICS
 from flowrl.files import make_folder, replacing
 from flowrl.provenance import git_commit, hardware
-from flowrl.settings import command
+from flowrl.settings import command, read_config
 from flowrl.signals import run_program
 from flowrl.summary import scale
 
@@ -118,10 +118,8 @@ def train(study: Study, value: str, folder: Path, shared: Sequence[str]) -> None
         print(f"{folder.name}: finished before")
         return tidy(folder)
     arguments = [f"--agent={study.agent}", f"--agent.{study.field}={value}", *shared, f"--run_dir={folder}"]
-    if (folder / "checkpoints").exists() and (folder / "config.json").exists():
+    if (folder / "config.json").exists():
         arguments.append("--resume")
-    elif folder.exists():
-        shutil.rmtree(folder)  # broken off before its first checkpoint
     print(f"{folder.name}: training", flush=True)
     status = run_program([sys.executable, str(MAIN), *arguments])
     if status or not (folder / "summary.json").exists():
@@ -131,7 +129,7 @@ def train(study: Study, value: str, folder: Path, shared: Sequence[str]) -> None
 
 def tidy(folder: Path) -> None:
     """Leaves of a finished run what its numbers need, without paths of this machine."""
-    config = loggers.read_json(folder / "config.json")
+    config = read_config(folder)
     data = config["data"]
     data["detail"] = re.sub(r",? ?\S*/\S+", "", data["detail"])
     data["path"] = Path(data["path"]).name
@@ -150,7 +148,7 @@ def tidy(folder: Path) -> None:
 def read_variant(folder: Path) -> tuple[dict[str, Any], curves.Group]:
     """Returns a finished variant's row of the table, and its curves."""
     (group,) = curves.group_runs(curves.read_runs(folder, with_minutes=False))
-    summary, config = loggers.read_json(folder / "summary.json"), loggers.read_json(folder / "config.json")
+    summary, config = schema.read(folder / "summary.json", schema.SUMMARY), read_config(folder)
     metric = summary["metric"]
     row = {
         "variant": folder.name,
@@ -238,7 +236,7 @@ def markdown(table: dict[str, Any]) -> str:
 def write(folder: Path, table: dict[str, Any], done: Sequence[Path]) -> None:
     """Writes tables and picture of the variants that are finished."""
     found = [read_variant(variant) for variant in done]
-    summary = loggers.read_json(done[0] / "summary.json")
+    summary = schema.read(done[0] / "summary.json", schema.SUMMARY)
     table |= {"environment": table["environment"], "metric": summary["metric"], "variants": [row for row, _ in found]}
     loggers.write_json(folder / "table.json", table)
     loggers.write_text(folder / "table.md", markdown(table))

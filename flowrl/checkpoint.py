@@ -1,7 +1,11 @@
 """Checkpoints of whole runs with orbax: all or nothing, and exact."""
 
 import contextlib
+import inspect
 import logging
+import os
+import secrets
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,23 +14,23 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
-from flowrl import devices
+from flowrl import devices, hosts, schema
 from flowrl.errors import UserError
 from flowrl.files import require_space
 
 
 @contextlib.contextmanager
-def _ignoring_unfinished_reads() -> Iterator[None]:
-    """Silences orbax's reads that are still under way when a restore fails.
+def _quiet() -> Iterator[None]:
+    """Silences what orbax says beside the error that it raises.
 
-    Each one, whenever it ends, finds its event loop closed or its error unheard and says so on stderr; the failure
-    itself was raised. So the silence begins before the restore and, after a failure, lasts.
+    Its reads that are still under way when one fails find, whenever they end, their event loop closed or their error
+    unheard, and say so on stderr. So the silence begins before and, after a failure, lasts.
     """
     previous, log = sys.unraisablehook, logging.getLogger("asyncio")
     level = log.level
 
     def hook(unraisable: Any) -> None:
-        if str(unraisable.exc_value) != "Event loop is closed":
+        if not inspect.iscoroutine(unraisable.object) and str(unraisable.exc_value) != "Event loop is closed":
             previous(unraisable)
 
     sys.unraisablehook = hook
@@ -42,12 +46,40 @@ class Checkpoints:
     A checkpoint is written under a temporary name and renamed, so that a kill leaves the previous one in force.
     """
 
-    def __init__(self, folder: Path, keep: int = 2):
-        logging.getLogger("absl").setLevel(logging.ERROR)
+    def __init__(self, folder: Path, keep: int = 2, *, read_only: bool = False):
+        """Opens a folder of checkpoints.
+
+        Args:
+            folder: The folder; it is made if it may be written to.
+            keep: How many are kept.
+            read_only: Whether to leave the folder as it is, also what a run writes there at this moment.
+
+        Raises:
+            UserError: The folder is a file, or one of its checkpoints is.
+        """
+        logging.getLogger("absl").setLevel(logging.CRITICAL)
         self.folder = folder.absolute()
-        options = ocp.CheckpointManagerOptions(max_to_keep=keep or None, enable_async_checkpointing=False)
+        self._require_folders()
+        if not read_only:
+            for left in self.folder.glob(".*.tmp"):
+                shutil.rmtree(left, ignore_errors=True)
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=None if read_only else keep or None, enable_async_checkpointing=False, read_only=read_only
+        )
         handlers = {"arrays": ocp.StandardCheckpointHandler(), "facts": ocp.JsonCheckpointHandler()}
-        self._manager = ocp.CheckpointManager(self.folder, options=options, item_handlers=handlers)
+        try:
+            self._manager = ocp.CheckpointManager(self.folder, options=options, item_handlers=handlers)
+        except (ValueError, TypeError, AttributeError, KeyError) as error:
+            raise UserError(
+                f"a checkpoint in {self.folder} is damaged ({error}); delete the newest step's folder to fall back to "
+                "the one before"
+            ) from error
+
+    def _require_folders(self) -> None:
+        steps = [path for path in self.folder.glob("*") if path.name.isdecimal()]
+        for path in [self.folder] * self.folder.exists() + steps:
+            if not path.is_dir():
+                raise UserError(f"{path} is a file, not the folder of a checkpoint; move it away")
 
     def latest(self) -> int | None:
         """Returns the step of the newest whole checkpoint, or None."""
@@ -62,10 +94,9 @@ class Checkpoints:
         require_space(self.folder, sum(leaf.nbytes for leaf in jax.tree.leaves(arrays)))
         parts = ocp.args.Composite(arrays=ocp.args.StandardSave(arrays), facts=ocp.args.JsonSave(facts))
         try:
-            if step in self._manager.all_steps():
-                self._manager.delete(step)
-            self._manager.save(step, args=parts, force=True)
-            self._manager.wait_until_finished()
+            with _quiet(), self._without(step):
+                self._manager.save(step, args=parts, force=True)
+                self._manager.wait_until_finished()
         except Exception as error:
             text = str(error)
             if "No space" in text or "RESOURCE_EXHAUSTED" in text or getattr(error, "errno", None) == 28:
@@ -75,13 +106,36 @@ class Checkpoints:
                 ) from error
             raise
 
-    def facts(self) -> dict[str, Any]:
-        """Returns the facts saved with the newest checkpoint.
+    @contextlib.contextmanager
+    def _without(self, step: int) -> Iterator[None]:
+        """Takes a checkpoint of this step out of force, at once, and deletes it when the new one is there.
+
+        To delete it where it lies would leave a part of it after a kill, as the newest.
+        """
+        if step not in self.steps():
+            yield
+            return
+        aside = self.folder / f".{step}.{secrets.token_hex(4)}.tmp"
+        if hosts.first():
+            os.rename(self.folder / str(step), aside)
+        hosts.wait()
+        self._manager.reload()
+        yield
+        if hosts.first():
+            shutil.rmtree(aside)
+
+    def facts(self, step: int | None = None) -> dict[str, Any]:
+        """Returns the facts saved with the newest checkpoint, or with the one at `step`.
 
         Raises:
             UserError: The checkpoint is damaged.
         """
-        return self._read(ocp.args.Composite(facts=ocp.args.JsonRestore()))["facts"]
+        found = self._read(ocp.args.Composite(facts=ocp.args.JsonRestore()), step)["facts"]
+        try:
+            schema.FACTS("facts", found)
+        except schema.Mismatch as error:
+            raise self.unfit(self.latest() if step is None else step, str(error)) from error
+        return found
 
     def restore(self, like: Any) -> Any:
         """Returns the newest checkpoint's arrays, in the structure of `like` and on its devices.
@@ -100,11 +154,19 @@ class Checkpoints:
 
     def _require_fit(self, like: Any) -> None:
         """Checks that arrays differ in the number of runs at most, which `restore` itself would not notice."""
-        step = self.latest()
-        stored = _shapes(self._stored(step))
-        for name, shape in _shapes(like).items():
-            if stored.get(name, shape)[1:] != shape[1:]:
-                raise self._unfit(step, f"{name} has shape {stored[name][1:]} for each run, not {shape[1:]}")
+        self.require_fit(like, self._stored(self.latest()))
+
+    def require_fit(self, like: Any, stored: Any, step: int | None = None) -> None:
+        """Checks that arrays read from a checkpoint differ from those of `like` in the number of runs at most.
+
+        Raises:
+            UserError: They are of other networks.
+        """
+        found = shapes_of(stored)
+        for name, shape in shapes_of(like).items():
+            if found.get(name, shape)[1:] != shape[1:]:
+                step = self.latest() if step is None else step
+                raise self.unfit(step, f"{name} has shape {found[name][1:]} for each run, not {shape[1:]}")
 
     def steps(self) -> list[int]:
         """Returns the steps of all whole checkpoints, in order."""
@@ -115,6 +177,9 @@ class Checkpoints:
 
         Args:
             step: Of which; the newest one where None.
+
+        Raises:
+            UserError: The checkpoint is damaged.
         """
         sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])  # not those that it was saved from
         shapes = jax.tree.map(
@@ -132,21 +197,26 @@ class Checkpoints:
         """Returns the metadata of a checkpoint's arrays, in their structure."""
         found = self._attempt(step, lambda: self._manager.item_metadata(step)["arrays"])
         if found is None:
-            raise self._unfit(step, "no arrays")
+            raise self.unfit(step, "no arrays")
         return found.tree
 
     def _attempt(self, step: int | None, read: Callable[[], Any]) -> Any:
+        if step is None:
+            raise UserError(f"there is no checkpoint in {self.folder}; put it back, or start a new run")
         try:
-            with _ignoring_unfinished_reads():
+            with _quiet():
                 return read()
-        except (ValueError, KeyError, TypeError, OSError) as error:
+        except Exception as error:  # orbax and what it stands on raise anything over damaged files
             reason = str(error).strip() or type(error).__name__
-        raise self._unfit(step, reason)
+        raise self.unfit(step, reason)
 
-    def _unfit(self, step: int | None, reason: str) -> UserError:
+    def unfit(self, step: int | None, reason: str) -> UserError:
+        """Returns the error to raise over a checkpoint that cannot be used for this reason."""
+        earlier = [other for other in self.steps() if step is not None and other < step]
+        remedy = "delete that step's folder to fall back to the one before" if earlier else "put it back from a copy"
         return UserError(
             f"the checkpoint at step {step} in {self.folder} does not fit this agent and its settings, or is "
-            f"damaged ({reason.splitlines()[0][:200]}); delete that step's folder to fall back to the one before"
+            f"damaged ({reason.splitlines()[0][:200]}); {remedy}"
         )
 
     def close(self) -> None:
@@ -154,7 +224,7 @@ class Checkpoints:
         self._manager.close()
 
 
-def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+def shapes_of(tree: Any) -> dict[str, tuple[int, ...]]:
     """Returns the shapes of arrays by the names of their places."""
     leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
     return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf.shape for path, leaf in leaves}

@@ -23,6 +23,8 @@ PAIRS = 15
 """How many pairs are compared at most, but for those with the best."""
 NOT_SWEPT = ("agent", "env", "preset", "data")
 """What no sensitivity is shown of: each stands for more than one value."""
+ONE_SEED = "of the two highest one has a single seed, which may be chance; train both with several, by --num_seeds"
+"""Why no configuration is called best."""
 
 
 class NothingToCompare(UserError):
@@ -92,6 +94,7 @@ def final(groups: Sequence[Group]) -> list[dict[str, Any]]:
                     "name": name(group, row),
                     "rule": group.rule,
                     "per_seed": group.final,
+                    "diverged": sorted(group.diverged),
                     **_numbers(group.final_interval, "mean"),
                     **_statistic(stats.iqm, "iqm", np.array([*group.final.values()])[:, None]),
                 }
@@ -123,9 +126,13 @@ def pooled(groups: Sequence[Group]) -> list[dict[str, Any]]:
     return found
 
 
-def best(panel: dict[str, Any]) -> dict[str, Any]:
-    """Returns the configuration of a panel of `final` with the highest mean of final scores, never of a single one."""
-    return max(panel["configurations"], key=lambda row: row["mean"])
+def best(rows: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
+    """Returns the configuration with the highest mean of scores over seeds.
+
+    It is None where this, or the second, which it is compared with, has a single seed: that may be chance alone.
+    """
+    first, *rest = sorted(rows, key=lambda row: -row["mean"])
+    return first if all(len(row["per_seed"]) > 1 for row in (first, *rest[:1])) else None
 
 
 # --------------------------------------------------------------------------------------------------- profiles
@@ -235,6 +242,7 @@ def _lines(row: Sequence[Group], field: str) -> list[dict[str, Any]]:
             "fixed": _fixed(family[0], varied, field),
             "values": [group.identity[field] for group in family],
             "per_seed": [group.final for group in family],
+            "diverged": [sorted(group.diverged) for group in family],
             "mean": [group.final_interval.mean for group in family],
             "interval_95": [bounds(group.final_interval) for group in family],
         }

@@ -2,16 +2,17 @@
 
 import math
 import re
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from flowrl import loggers, stats
+from flowrl import loggers, resuming, schema, stats
 from flowrl.errors import UserError
-from flowrl.files import DIVERGED, SWEEP
-from flowrl.settings import OUTPUTS, command
+from flowrl.files import CONFIG, DIVERGED, SWEEP
+from flowrl.settings import OUTPUTS, command, read_config
 from flowrl.summary import HEADLINE_EVALUATIONS, metric_of, scale
 
 # Settings that do not change what a seed learns or how it is evaluated.
@@ -22,7 +23,15 @@ INCIDENTAL = (
 )
 
 
-class NotEvaluated(UserError):
+MODES = ("eval", "best_of_n")
+"""What evaluations are of: single actions, or choices among several by Q."""
+
+
+class LeftOut(UserError):
+    """A folder that has nothing to show, and may be left out where others have."""
+
+
+class NotEvaluated(LeftOut):
     """A run without evaluations so far."""
 
 
@@ -37,7 +46,7 @@ class RunDir(NamedTuple):
         minutes: For each evaluated update, the training time so far.
         episodes: Episodes per task and evaluation.
         tasks: Number of tasks.
-        diverged: What was not finite, and when, in runs that diverged; else nothing.
+        diverged: For each seed that diverged, what was not finite, and when.
     """
 
     folder: Path
@@ -47,7 +56,7 @@ class RunDir(NamedTuple):
     minutes: dict[int, float]
     episodes: int
     tasks: int
-    diverged: str
+    diverged: dict[int, str]
 
 
 class Group(NamedTuple):
@@ -102,6 +111,11 @@ class Group(NamedTuple):
         """The evaluations that the final numbers average."""
         return self.steps[-HEADLINE_EVALUATIONS:]
 
+    @property
+    def diverged(self) -> dict[int, str]:
+        """For each seed that diverged, what was not finite, and when."""
+        return {seed: text for run in self.runs for seed, text in run.diverged.items()}
+
     def minutes(self, step: int) -> float:
         """Returns the training time to an update, averaged over run directories."""
         return float(np.mean([run.minutes[step] for run in self.runs]))
@@ -110,31 +124,65 @@ class Group(NamedTuple):
 # ----------------------------------------------------------------------------------------------------- reading
 
 
+def read_all(
+    folders: Sequence[Path], *, with_minutes: bool = False, mode: str = "eval"
+) -> tuple[list[RunDir], list[str]]:
+    """Reads run directories, with the folder of a sweep for all its runs, and leaves out what has nothing to show.
+
+    Returns:
+        The runs, and why others are left out.
+
+    Raises:
+        UserError: A file of a run is damaged, or nothing has anything to show.
+    """
+    if mode not in MODES:
+        raise UserError(f"--mode={mode} is unknown; choose {' or '.join(MODES)}")
+    runs, left_out = list[RunDir](), list[LeftOut]()
+    for folder in folders:
+        try:
+            parts = expand([folder])
+        except LeftOut as error:
+            parts = []
+            left_out.append(error)
+        left_out += [LeftOut(f"{text}; wait for it") for text in waiting([folder])] if parts else []
+        for part in parts:
+            try:
+                runs += read_runs(part, with_minutes=with_minutes, mode=mode)
+            except LeftOut as error:
+                left_out.append(error)
+    if runs:
+        return runs, [str(error) for error in left_out]
+    if len(left_out) == 1:
+        raise left_out[0]
+    raise UserError(f"none of the {len(left_out)} runs has evaluations of mode {mode}; the first: {left_out[0]}")
+
+
 def expand(folders: Sequence[Path]) -> list[Path]:
     """Returns run directories, with the folder of a sweep replaced by those of its parts that have begun.
 
     Raises:
-        UserError: No part of a sweep has begun.
+        LeftOut: No part of a sweep has begun.
     """
     found = []
     for folder in folders:
-        parts = [part for part in _parts(folder) if (part / "config.json").exists()]
+        parts = [part for part in _parts(folder) if (part / CONFIG).exists()]
         if (folder / SWEEP).exists() and not parts:
-            raise UserError(f"no part of the sweep in {folder} has begun; wait for its first evaluation")
+            raise LeftOut(f"no part of the sweep in {folder} has begun; wait for its first evaluation")
         found += parts or [folder]
     return found
 
 
 def waiting(folders: Sequence[Path]) -> list[str]:
     """Says which parts of sweeps have not begun."""
-    parts = [part for folder in folders for part in _parts(folder) if not (part / "config.json").exists()]
+    parts = [part for folder in folders for part in _parts(folder) if not (part / CONFIG).exists()]
     return [f"{part.parent.resolve().name}/{part.name} has not begun" for part in parts]
 
 
 def _parts(folder: Path) -> list[Path]:
     """Returns the run directories of a sweep; none of another folder."""
-    record = loggers.read_json(folder / SWEEP) if (folder / SWEEP).exists() else {"parts": []}
-    return [folder / part["folder"] for part in record["parts"]]
+    if not (folder / SWEEP).exists():
+        return []
+    return [folder / part["folder"] for part in schema.read(folder / SWEEP, schema.SWEEP)["parts"]]
 
 
 def read_runs(folder: Path, *, with_minutes: bool, mode: str = "eval") -> list[RunDir]:
@@ -146,35 +194,63 @@ def read_runs(folder: Path, *, with_minutes: bool, mode: str = "eval") -> list[R
         mode: Which evaluations: `eval`, of single actions, or `best_of_n`.
 
     Raises:
-        UserError: It is none.
-        NotEvaluated: Nothing was evaluated in it yet.
+        LeftOut: It is none, or nothing was evaluated in it yet.
+        UserError: A file in it is damaged.
     """
     if not folder.is_dir():
-        raise UserError(f"{folder} is not a folder; give the --run_dir of a run")
-    if not (folder / "config.json").exists():
-        raise UserError(f"{folder} holds no run (no config.json); give the --run_dir of a run")
-    config = loggers.read_json(folder / "config.json")
+        raise LeftOut(f"{folder} is not a folder; give the --run_dir of a run")
+    if not (folder / CONFIG).exists():
+        raise LeftOut(f"{folder} holds no run (no {CONFIG}); give the --run_dir of a run")
+    config = _config(folder)
     lines = [line for line in loggers.read_lines(folder / "eval.jsonl") if line.get("mode", "eval") == mode]
-    diverged = _divergence(folder, {})
-    if not lines and diverged:
-        raise NotEvaluated(f"{folder} diverged before its first evaluation ({diverged}); leave this folder out")
+    events = _events(folder, lines)
+    if not lines and events:
+        texts = "; ".join(text for _, text in events)
+        raise NotEvaluated(f"{folder} diverged before its first evaluation ({texts}); leave this folder out")
     if not lines and mode != "eval":
         raise NotEvaluated(f"{folder} has no evaluations of mode {mode}; train with --agent.candidates=N for best_of_n")
     if not lines:
         raise NotEvaluated(
             f"{folder} has no evaluations in eval.jsonl; wait for its first, or train with --eval_episodes"
         )
-    try:
-        metric = metric_of(lines[-1])
-        _identity(config), data_name(config)  # ask for all that is needed
-        found = [_read(folder, config, metric, own, values) for values, own in _configurations(lines)]
-    except (KeyError, TypeError) as error:
-        raise UserError(f"the files in {folder} are not those of a run ({error!r}); leave this folder out") from error
+    metric = metric_of(lines[-1])
+    if any(metric not in line for line in lines):
+        raise UserError(f"{folder / 'eval.jsonl'}: not all lines have {metric}; {schema.REMEDY}")
+    _require_whole(folder, config, lines)
+    found = [_read(folder, config, metric, own, values, events) for values, own in _configurations(lines)]
     if not with_minutes:
         return found
     steps = sorted({line["step"] for line in lines})
     minutes = _minutes(folder, steps)
     return [run._replace(minutes=minutes) for run in found]
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    """Returns a run's `config.json`, of which the command line can be told that made it."""
+    config = read_config(folder)
+    try:
+        command(config)
+    except UserError as error:
+        raise UserError(f"{folder / CONFIG}: {error}; {schema.REMEDY}") from error
+    return config
+
+
+def _require_whole(folder: Path, config: dict[str, Any], lines: Sequence[dict[str, Any]]) -> None:
+    """Checks that no evaluation but the newest, which may be under way, lacks a line.
+
+    Raises:
+        UserError: One does; a mean over others would pass for the one that was asked for.
+    """
+    settings = config["settings"]
+    if not {"log_interval", "eval_interval", "checkpoint_interval", "online_steps"} <= settings.keys():
+        return
+    counts, newest = Counter(line["step"] for line in lines), max(line["step"] for line in lines)
+    each = len(config.get("grid", config["seeds"])) * len({line["task"] for line in lines})
+    for step in resuming.due(settings, "eval", newest - 1):
+        if counts[step] != each:
+            raise UserError(
+                f"{folder / 'eval.jsonl'} has {counts[step]} of the {each} lines of step {step}; {schema.REMEDY}"
+            )
 
 
 def _configurations(lines: list[dict[str, Any]]) -> list[tuple[dict[str, Any], list[dict[str, Any]]]]:
@@ -187,24 +263,37 @@ def _configurations(lines: list[dict[str, Any]]) -> list[tuple[dict[str, Any], l
 
 
 def _read(
-    folder: Path, config: dict[str, Any], metric: str, lines: list[dict[str, Any]], values: dict[str, Any]
+    folder: Path,
+    config: dict[str, Any],
+    metric: str,
+    lines: list[dict[str, Any]],
+    values: dict[str, Any],
+    events: Sequence[tuple[dict[str, Any], str]],
 ) -> RunDir:
     """Returns one configuration of a run directory, without its times."""
     curves, tasks = _curves(lines, metric)
     own = {name.removeprefix("agent."): value for name, value in values.items()}
     config = {name: value for name, value in config.items() if name != "grid"}
     config["agent_config"] = config["agent_config"] | own
-    return RunDir(folder, config, metric, curves, {}, lines[-1]["episodes"], tasks, _divergence(folder, values))
+    diverged = {event["seed"]: text for event, text in events if values.items() <= event.items()}
+    return RunDir(folder, config, metric, curves, {}, lines[-1]["episodes"], tasks, diverged)
 
 
-def _divergence(folder: Path, values: dict[str, Any]) -> str:
-    """Says what was not finite in runs with these values that diverged, else nothing."""
-    if not (folder / DIVERGED).exists():
-        return ""
-    events = [event for event in loggers.read_json(folder / DIVERGED) if values.items() <= event.items()]
-    return "; ".join(
-        f"{event['metric']} of seed {event['seed']} was not finite after {event['step']:,}" for event in events
-    )
+def divergences(folder: Path) -> list[dict[str, Any]]:
+    """Returns what `diverged.json` of a run directory says, nothing where there is none."""
+    return schema.read(folder / DIVERGED, schema.DIVERGED) if (folder / DIVERGED).exists() else []
+
+
+def _events(folder: Path, lines: Sequence[dict[str, Any]]) -> list[tuple[dict[str, Any], str]]:
+    """Returns the runs that diverged, as `diverged.json` or their lines mark them, with what is to be said of each."""
+    marked = {
+        line["run"]: line | {"step": line["diverged"], "metric": "a metric"} for line in lines if "diverged" in line
+    }
+    marked |= {event["run"]: event for event in divergences(folder)}
+    return [
+        (event, f"{event['metric']} of seed {event['seed']} was not finite after {event['step']:,}")
+        for _, event in sorted(marked.items())
+    ]
 
 
 def _curves(lines: list[dict[str, Any]], metric: str) -> tuple[dict[int, dict[int, float]], int]:
@@ -305,7 +394,7 @@ def panels(groups: Sequence[Group]) -> dict[str, list[Group]]:
 
 
 def name(group: Group, others: Sequence[Group]) -> str:
-    """Names a group: its agent, and what sets it apart from the others of this agent.
+    """Names a group: its agent, what sets it apart from the others of this agent, and which of its seeds diverged.
 
     A preset stands for all the values that come with it.
     """
@@ -319,6 +408,8 @@ def name(group: Group, others: Sequence[Group]) -> str:
         if field != "preset" and any(rival.get(field) != value for rival in rivals):
             shown = f"{data_name(group.runs[0].config)} ({value[:8]})" if field == "data" else value_text(value)
             parts.append(f"{field}={shown}")
+    if seeds := sorted(group.diverged):
+        parts.append(f"diverged: seed{'s' * (len(seeds) > 1)} {' '.join(map(str, seeds))}")
     return ", ".join(parts)
 
 
@@ -379,6 +470,7 @@ def traces(run: RunDir) -> dict[str, Any]:
         "run_dir": run.folder.resolve().name,
         "command": command(config),
         "seeds": [*run.curves],
+        "diverged": [*run.diverged.values()],
         "episodes_per_task": run.episodes,
         "data": {"from": data_name(config), "sha256": config["data"]["sha256"]},
         **{key: config.get(key) for key in ("git_commit", "hardware", "versions", "preset")},

@@ -22,6 +22,8 @@ METRICS = {"success": "Success in %", "normalized_score": "Normalised score", "r
 # Okabe and Ito's palette, told apart with any colour vision; markers tell the lines apart without colour.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+CROSS: dict[str, Any] = {"marker": "x", "linestyle": "", "color": "red", "markersize": 8, "zorder": 4}
+"""How the score of a seed is drawn that diverged."""
 BANDS = 4
 """Of how many profiles the bands can be told apart."""
 
@@ -145,7 +147,8 @@ def _curves(groups: Sequence[Group], x: str) -> Any:
     _explain(
         figure,
         "Thick line: mean over seeds. Band, bar and [brackets]: 95 % percentile bootstrap interval of that mean over "
-        f"seeds; none for one seed. Thin lines and dots: single seeds. {caption(groups)}",
+        f"seeds; none for one seed. Thin lines and dots: single seeds, those that diverged crossed out. "
+        f"{caption(groups)}",
     )
     return figure
 
@@ -186,6 +189,8 @@ def _draw_final(axes: Any, group: Group, index: int) -> None:
         axes.errorbar([index], [mean], [[mean - low], [high - mean]], color=style["color"], capsize=4, linewidth=1.5)
         seeds = scale(group.metric) * np.array([*group.final.values()])
         axes.plot(np.full(len(seeds), index + 0.25), seeds, ".", color=style["color"], markersize=4, alpha=0.6)
+    broken = [scale(group.metric) * group.final[seed] for seed in group.diverged if seed in group.final]
+    axes.plot(np.full(len(broken), index + 0.25), broken, **CROSS)
     axes.plot([index], [mean], markersize=7, zorder=3, **style)
 
 
@@ -254,6 +259,8 @@ def _final(found: Sequence[dict[str, Any]], groups: Sequence[Group]) -> Any:
             axes.plot([factor * row["iqm"]], [index], "D", color="black", markerfacecolor="white", markersize=5)
             seeds = factor * np.array([*row["per_seed"].values()])
             axes.plot(seeds, np.full(len(seeds), index + 0.2), ".", color="black", markersize=5, alpha=0.6)
+            broken = [factor * row["per_seed"][seed] for seed in row["diverged"]]
+            axes.plot(broken, np.full(len(broken), index + 0.2), **CROSS)
         _rows(axes, names, panel["panel"])
         axes.set_xlabel(f"Final: {METRICS[panel['metric']]}")
         if panel["metric"] == "success":
@@ -261,7 +268,7 @@ def _final(found: Sequence[dict[str, Any]], groups: Sequence[Group]) -> Any:
     _explain(
         figure,
         "Bar: mean over seeds. Line: its 95 % percentile bootstrap interval over seeds; none for one seed. Diamond: "
-        f"interquartile mean. Dots: single seeds. {caption(groups)}",
+        f"interquartile mean. Dots: single seeds, crossed out where one diverged. {caption(groups)}",
     )
     return figure
 
@@ -338,7 +345,7 @@ def _sensitivity(found: Sequence[dict[str, Any]], groups: Sequence[Group]) -> An
     _explain(
         figure,
         "All other settings are the same along a line. Line: mean over seeds. Bar: its 95 % percentile bootstrap "
-        f"interval; none for one seed. Dots: single seeds. {caption(groups)}",
+        f"interval; none for one seed. Dots: single seeds, crossed out where one diverged. {caption(groups)}",
         width=105 if columns == 1 else 150,
     )
     return figure
@@ -348,10 +355,12 @@ def _draw_line(axes: Any, line: dict[str, Any], along: list[float], metric: str,
     style, factor = _style(index), scale(metric)
     text = ", ".join(f"{key.removeprefix('agent.')}={value}" for key, value in line["fixed"].items())
     axes.plot(along, factor * np.array(line["mean"]), label=text or None, linewidth=1.5, markersize=6, **style)
-    for place, interval, seeds in zip(along, line["interval_95"], line["per_seed"], strict=True):
+    rows = zip(along, line["interval_95"], line["per_seed"], line["diverged"], strict=True)
+    for place, interval, seeds, diverged in rows:
         if interval:
             axes.plot([place, place], factor * np.array(interval), color=style["color"], linewidth=3, alpha=0.4)
         axes.plot([place] * len(seeds), factor * np.array([*seeds.values()]), ".", color=style["color"], alpha=0.6)
+        axes.plot([place] * len(diverged), [factor * seeds[seed] for seed in diverged], **CROSS)
 
 
 def _places(axes: Any, panel: dict[str, Any]) -> dict[str, float]:

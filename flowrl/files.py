@@ -15,6 +15,12 @@ from flowrl.errors import UserError
 LOCK = ".lock"
 """The file in a run folder by which one process claims it."""
 
+CONFIG = "config.json"
+"""The file in a run folder by which a run is told apart, repeated and continued."""
+
+SUMMARY = "summary.json"
+"""The file in a run folder, or in that of a sweep, that is written when all is done."""
+
 CHECKPOINTS = "checkpoints"
 """The folder in a run folder that holds its checkpoints."""
 
@@ -101,11 +107,35 @@ def sole_owner(folder: Path) -> Iterator[None]:
     with open(folder / LOCK, "w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
+            if not os.path.samestat(os.fstat(file.fileno()), os.stat(folder / LOCK)):
+                raise BlockingIOError  # its owner has just taken the folder away
+        except (BlockingIOError, FileNotFoundError) as error:
             raise UserError(f"another process is running in {folder}; wait for it, or choose another folder") from error
         for left in folder.glob(".*.tmp"):
-            left.unlink()
+            if left.is_file():
+                left.unlink()
         yield
+
+
+@contextlib.contextmanager
+def claiming(folder: Path) -> Iterator[None]:
+    """Makes a run folder and owns it; what nothing was written to is taken away again, with folders made for it.
+
+    Raises:
+        UserError: It cannot be written to, or another process has it.
+    """
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    make_folder(folder)
+    with sole_owner(folder):
+        try:
+            yield
+        finally:
+            if made and unused(folder):
+                with contextlib.suppress(OSError):
+                    shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
+                    (folder / LOCK).unlink()
+                    for path in made:
+                        path.rmdir()
 
 
 def unused(folder: Path) -> bool:

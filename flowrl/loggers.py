@@ -1,10 +1,11 @@
 """Where a run's numbers go: one JSON object per line."""
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from flowrl import schema
 from flowrl.errors import UserError
 from flowrl.files import replacing
 
@@ -15,7 +16,15 @@ def append_lines(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
     Raises:
         UserError: The disk is full or the file cannot be written.
     """
-    text = "".join(json.dumps(record, allow_nan=False) + "\n" for record in records)
+    append_text(path, "".join(json.dumps(record, allow_nan=False) + "\n" for record in records))
+
+
+def append_text(path: Path, text: str) -> None:
+    """Appends text in a single write.
+
+    Raises:
+        UserError: The disk is full or the file cannot be written.
+    """
     try:
         with path.open("a") as file:
             file.write(text)
@@ -24,23 +33,12 @@ def append_lines(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """Returns the records of a file; a last line torn by a kill is left out."""
-    if not path.exists():
-        return []
-    records = []
-    for line in path.read_text().splitlines():
-        try:
-            records.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
-    return records
+    """Returns the records of a file, checked by its name; a last line torn by a kill is left out.
 
-
-def keep_steps(path: Path, wanted: Callable[[int], bool]) -> None:
-    """Rewrites a file with the records of the wanted steps only."""
-    if path.exists():
-        records = [record for record in read_lines(path) if wanted(record["step"])]
-        write_text(path, "".join(json.dumps(record) + "\n" for record in records))
+    Raises:
+        UserError: Any other line is damaged, or not what such a file holds.
+    """
+    return [line.record for line in schema.read_log(path).lines]
 
 
 def write_text(path: Path, text: str) -> None:
@@ -60,7 +58,4 @@ def read_json(path: Path) -> Any:
     Raises:
         UserError: The file is missing or damaged.
     """
-    try:
-        return json.loads(path.read_text())
-    except (OSError, json.JSONDecodeError) as error:
-        raise UserError(f"cannot read {path}: {error}") from error
+    return schema.read(path)

@@ -39,7 +39,7 @@ def prepare(plan: Plan, source: sources.Source, layout: devices.Layout = devices
     Raises:
         UserError: The data do not suit the environment or the agent.
     """
-    plan = _with_environment(plan, source)
+    plan = with_environment(plan, source)
     sizes = envs.sizes(plan.env) if plan.env.env_id is not None else None
     expected: dict[str, Any] = sizes._asdict() if sizes else {}
     names = ("observation_dim", "action_dim", "action_low", "action_high")
@@ -55,7 +55,7 @@ def prepare(plan: Plan, source: sources.Source, layout: devices.Layout = devices
     return Parts(plan, agent, sizes, None if arrays is None else layout.place(from_arrays(arrays), mapped=False))
 
 
-def _with_environment(plan: Plan, source: sources.Source) -> Plan:
+def with_environment(plan: Plan, source: sources.Source) -> Plan:
     """Adds the environment that a Minari dataset names, in which its policies are evaluated."""
     if plan.env.family != "minari" or not plan.settings.eval_episodes:
         return plan

@@ -8,15 +8,17 @@ from typing import Any
 
 import flax.serialization
 import jax
+import jax.numpy as jnp
 from absl import flags as absl_flags
 
-from flowrl import flags
+from flowrl import flags, schema
 from flowrl.agent import Agent
 from flowrl.checkpoint import Checkpoints
 from flowrl.errors import UserError
-from flowrl.settings import Plan, Settings, points, resumed_plan
+from flowrl.files import CHECKPOINTS, CONFIG, SUMMARY
+from flowrl.settings import Plan, Settings, points, read_plan
 from flowrl.signals import run_program
-from flowrl.streams import stream_key
+from flowrl.streams import root_keys
 from flowrl.train_state import TrainState
 
 
@@ -77,9 +79,10 @@ def train(main: Path, folder: Path, arguments: Sequence[str]) -> None:
     Raises:
         UserError: The run failed or was stopped.
     """
-    if (folder / "summary.json").exists():
+    if (folder / SUMMARY).exists():
+        schema.read(folder / SUMMARY, schema.SUMMARY)
         return
-    resume = ["--resume"] if (folder / "config.json").exists() else []
+    resume = ["--resume"] if (folder / CONFIG).exists() else []
     if status := run_program([sys.executable, str(main), *arguments, f"--run_dir={folder}", *resume]):
         raise UserError(f"the training in {folder} ended with status {status}; the same command continues")
 
@@ -92,7 +95,7 @@ def stored_plan(run_dir: str | None) -> tuple[Plan, dict[str, Any]]:
     """
     if run_dir is None:
         raise UserError("which run? give --run_dir=DIR")
-    plan, stored = resumed_plan({"run_dir": run_dir, "resume": True}, {})
+    plan, stored = read_plan(Path(run_dir).expanduser())
     if len(points(plan.trials)) > 1:
         raise UserError(
             f"the runs in {plan.folder} differ in {', '.join(plan.trials[0].swept)}; give the directory of one "
@@ -101,24 +104,41 @@ def stored_plan(run_dir: str | None) -> tuple[Plan, dict[str, Any]]:
     return plan, stored
 
 
-def load_states(folder: Path, agent: Agent, keys: jax.Array) -> tuple[int, TrainState]:
-    """Returns the step of a run's newest checkpoint, and its states but for the optimizer's.
+def load_states(plan: Plan, agent: Agent, step: int | None = None) -> tuple[int, TrainState]:
+    """Returns the step of a run's newest checkpoint, or of the one that is asked for, and its states for acting.
 
     Args:
-        folder: Of the run.
+        plan: Of the run.
         agent: As it was trained, or with settings that only acting reads changed.
-        keys: Root keys of its seeds `[R]`.
+        step: Of which checkpoint.
+
+    Returns:
+        The step, and the states `[R, ...]` of its runs without the optimizer's.
 
     Raises:
-        UserError: There is no checkpoint.
+        UserError: There is no such checkpoint, it is damaged, or it is of another agent.
     """
-    like = jax.vmap(lambda key: agent.init(stream_key(key, "init")))(keys)
-    checkpoints = Checkpoints(folder / "checkpoints")
-    step = checkpoints.latest()
-    if step is None:
-        raise UserError(f"{folder} has no checkpoint to evaluate")
-    # More rows than runs were stored, where these did not fill their devices evenly.
-    stored = jax.tree.map(lambda x: x[: len(keys)] if x.ndim else x, checkpoints.raw()[0])
+    folder = plan.folder / CHECKPOINTS
+    checkpoints = Checkpoints(folder, read_only=True) if folder.exists() else None
+    kept = checkpoints.steps() if checkpoints else []
+    if checkpoints is None or not kept:
+        raise UserError(f"{plan.folder} has no checkpoint; put its folder {CHECKPOINTS} back, or train it")
+    if step is not None and step not in kept:
+        raise UserError(f"{folder} has no checkpoint at step {step}; give --step={' or '.join(map(str, kept))}")
+    step = kept[-1] if step is None else step
+    trained, runs = checkpoints.facts(step)["agent"], len(plan.trials)
+    if trained != plan.settings.agent:
+        raise UserError(f"the checkpoint in {folder} is of agent {trained}, not {plan.settings.agent} as its run says")
+    like = jax.eval_shape(jax.vmap(agent.init), root_keys(jnp.zeros(runs, jnp.uint32))).replace(opt_state=())
+    like = like.replace(step=jax.ShapeDtypeStruct((), like.step.dtype))  # which runs share
+    stored = {**checkpoints.raw(step)[0], "opt_state": ()}
+    try:
+        states = flax.serialization.from_state_dict(like, stored)
+    except (ValueError, KeyError) as error:
+        raise checkpoints.unfit(step, str(error)) from error
+    checkpoints.require_fit(like, states, step)
+    if (rows := min(len(leaf) for leaf in jax.tree.leaves(states) if leaf.ndim)) < runs:
+        raise checkpoints.unfit(step, f"it has {rows} runs, not {runs}")
     checkpoints.close()
-    stored["opt_state"] = flax.serialization.to_state_dict(like)["opt_state"]
-    return step, flax.serialization.from_state_dict(like, stored)
+    # More rows than runs were stored, where these did not fill their devices evenly.
+    return step, jax.tree.map(lambda x: x[:runs] if x.ndim else x, states)

@@ -79,8 +79,3 @@ def _amount(plan: Plan) -> str:
         rate = f"{settings.updates_per_step:g} updates each, {settings.num_envs} at a time"
         parts.append(f"{settings.online_steps:,} environment steps with {rate}")
     return ", then ".join(parts)
-
-
-def written_by(plan: Plan, what: str, last: int, step: int) -> bool:
-    """Whether a run that got to `last` undisturbed has lines of this kind at `step`."""
-    return step <= last and plan.schedule(online=step > int(plan.settings.steps or 0)).due(what, step)

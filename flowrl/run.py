@@ -14,16 +14,16 @@ import numpy as np
 from tqdm import tqdm
 
 from flowrl import config as configs
-from flowrl import devices, envs, extras, hosts, loggers, loop, videos
+from flowrl import devices, envs, extras, hosts, loggers, loop, resuming, videos
 from flowrl.checkpoint import Checkpoints
 from flowrl.data import replay, sources
 from flowrl.errors import SharedError, UserError
 from flowrl.evaluate import Evaluator
-from flowrl.files import CHECKPOINTS, DIVERGED, LOCK, make_folder, sole_owner, unused
+from flowrl.files import CHECKPOINTS, CONFIG, DIVERGED, LOCK, SUMMARY, claiming, make_folder, unused
 from flowrl.loop import Diverged, Divergence, Window
 from flowrl.online import Collector, Environments, empty_replays
 from flowrl.parts import Parts, build_program, prepare, spec_of
-from flowrl.records import describe, print_banner, record_changes, warn_of_changes, written_by
+from flowrl.records import describe, print_banner, record_changes, warn_of_changes
 from flowrl.settings import Plan
 from flowrl.signals import Signals
 from flowrl.sinks import Sinks
@@ -59,29 +59,30 @@ def execute(plan: Plan, stored: dict[str, Any] | None = None, signals: Signals |
 def claimed(folder: Path) -> Iterator[None]:
     """Makes a folder and keeps other processes from writing to it; the first host does so for all.
 
+    Where nothing was written to it in the end, it is taken away again.
+
     Raises:
         UserError: It cannot be written to, another process has it, or hosts do not share it.
     """
     with contextlib.ExitStack() as claims:
 
-        def claim() -> None:
-            make_folder(folder)
-            if hosts.first():
-                claims.enter_context(sole_owner(folder))
-
         def look() -> None:
+            make_folder(folder)
             if not (folder / LOCK).exists():
                 raise UserError(f"--run_dir={folder} is not the folder that host 0 has; give one that all hosts share")
 
-        hosts.agreed(claim)
+        hosts.agreed(lambda: claims.enter_context(claiming(folder)) if hosts.first() else None)
         hosts.agreed(look)
         yield
 
 
 def _require_unused(plan: Plan) -> None:
     """Checks on the first host that nothing is in the folder of a new run; others may be late to look."""
-    if hosts.first() and not unused(plan.folder):
+    if not hosts.first() or unused(plan.folder):
+        return
+    if (plan.folder / CONFIG).exists():
         raise UserError(f"{plan.folder} is not empty; continue its run with --resume, or choose another --run_dir")
+    raise UserError(f"{plan.folder} is not empty and holds no run (no {CONFIG}); choose another --run_dir")
 
 
 def _located(plan: Plan, stored: dict[str, Any] | None) -> sources.Source:
@@ -119,7 +120,7 @@ def _execute(plan: Plan, stored: dict[str, Any] | None, signals: Signals) -> int
             if stored is not None:
                 warn_of_changes(stored, config)
             elif hosts.first():
-                loggers.write_json(plan.folder / "config.json", config)
+                loggers.write_json(plan.folder / CONFIG, config)
             run.train(signals, resume=resume)
         except loop.Stopped:
             print(f"stopped at {plan.unit} {run.checkpoints.latest()}; continue with --resume --run_dir={plan.folder}")
@@ -185,7 +186,7 @@ class Run:
     def train(self, signals: Signals, *, resume: bool) -> None:
         """Trains to the end and writes the summary."""
         settings: Any = self.plan.settings
-        step, evaluated = self._restore() if resume and self.checkpoints.latest() is not None else (0, True)
+        step, evaluated = self._restore() if resume else (0, True)
         if hosts.first():
             (self.plan.folder / DIVERGED).unlink(missing_ok=True)
             self.sinks.open()
@@ -204,7 +205,7 @@ class Run:
         self.bar.close()
         if hosts.first():
             summary = summarize(self.plan, loggers.read_lines(self.plan.folder / "eval.jsonl"))
-            loggers.write_json(self.plan.folder / "summary.json", summary)
+            loggers.write_json(self.plan.folder / SUMMARY, summary)
             print_summary(summary)
         if not all(hosts.gather(self._film(states, signals))):
             raise loop.Stopped
@@ -314,12 +315,15 @@ class Run:
         return compiled
 
     def _restore(self) -> tuple[int, bool]:
-        """Loads the newest checkpoint and drops log lines from after it.
+        """Loads the newest checkpoint and takes log lines from after it out.
 
         Returns:
             Its step, and whether the evaluation due there was done.
         """
-        step = self.checkpoints.latest() or 0
+        step = self.checkpoints.latest()
+        if step is None:
+            hosts.agreed(lambda: self._start_anew() if hosts.first() else None)
+            return 0, True
         facts = self.checkpoints.facts()
         if facts["agent"] != self.plan.settings.agent:
             raise UserError(
@@ -339,17 +343,28 @@ class Run:
             self.states, self.window = self.checkpoints.restore(like)
         schedule = self.plan.schedule(online=self.collector is not None)
         evaluated = facts["evaluated"] or not schedule.due("eval", step)
-        if hosts.first():
-            record_changes(self.plan)
-            self._cut_logs(step, step if facts["evaluated"] else step - 1)
+        reached = resuming.Reached(
+            step, facts["evaluated"], self.agent.evaluations, max(1, self.tasks), self.checkpoints.steps()
+        )
+        hosts.agreed(lambda: self._continue_logs(reached) if hosts.first() else None)
         self.bar.update(step)
         print(f"resuming from {self.plan.unit} {step:,}")
         return step, evaluated
 
-    def _cut_logs(self, logged: int, evaluated: int) -> None:
-        """Drops log lines from after the steps up to which was logged and evaluated."""
-        for name, what, last in (("metrics", "log", logged), ("eval", "eval", evaluated), ("time", "log", logged)):
-            loggers.keep_steps(self.plan.folder / f"{name}.jsonl", partial(written_by, self.plan, what, last))
+    def _start_anew(self) -> None:
+        """Lets a run that was killed before its first checkpoint begin again."""
+        resuming.require_unbegun(self.plan.folder)
+        record_changes(self.plan)
+
+    def _continue_logs(self, reached: resuming.Reached) -> None:
+        """Checks the logs up to the checkpoint and takes out what comes after it.
+
+        Changes are recorded between the two: a kill then leaves logs that hold more than the recorded settings ask for,
+        never less.
+        """
+        cuts = resuming.cuts(self.plan, reached)
+        record_changes(self.plan)
+        resuming.apply(cuts)
 
     def _log(self, step: int, metrics: dict[str, np.ndarray]) -> None:
         gathered: list[dict[str, float]] = [{}] * len(self.own)

@@ -11,9 +11,10 @@ from typing import Any, NamedTuple
 
 from flowrl import agent as agents
 from flowrl import config as configs
-from flowrl import devices, envs, hosts, loggers, loop, normalize, presets
+from flowrl import devices, envs, hosts, loop, normalize, presets, schema
 from flowrl.agent import Spec
-from flowrl.errors import UserError
+from flowrl.errors import UserError, suggestion
+from flowrl.files import CONFIG
 from flowrl.online import Options
 
 OUTPUTS = ("csv", "tensorboard", "wandb", "video_episodes")
@@ -189,18 +190,27 @@ def plan(given: dict[str, Any], agent_given: dict[str, Any], grid: Sequence[Tria
     fields = {field.name for field in dataclasses.fields(module.Config)}
     preset_fields = {name: value for name, value in preset.agent.items() if name in fields}
     agent_config = module.Config(**(preset_fields | agent_given))
-    _check(settings)
-    _check_online(settings, env)
-    _check_evaluation(settings, env)
-    configs.check(agent_config)
-    for values in points(grid):
-        configs.check(dataclasses.replace(agent_config, **values))
     made = Plan(settings, agent_config, env, preset, _folder(settings), tuple(grid))
+    check(made)
     _check_devices(made)
     if not grid:  # of a sweep's waves one may be smaller
         devices.check_runs(len(made.trials), settings.shard)  # type: ignore[arg-type]
     mode = loop.resolve_map(settings.map, len(made.trials))  # type: ignore[arg-type]
     return dataclasses.replace(made, settings=dataclasses.replace(settings, env=env.name, map=mode))
+
+
+def check(plan: Plan) -> None:
+    """Checks that all values of a plan are in their ranges and go together.
+
+    Raises:
+        UserError: One is not; the message names its flag.
+    """
+    _check(plan.settings)
+    _check_online(plan.settings, plan.env)
+    _check_evaluation(plan.settings, plan.env)
+    configs.check(plan.agent_config)
+    for values in points(plan.grid):
+        configs.check(dataclasses.replace(plan.agent_config, **values))
 
 
 def require_names(given: Mapping[str, Any]) -> None:
@@ -335,38 +345,84 @@ def resumed_plan(given: dict[str, Any], agent_given: dict[str, Any]) -> tuple[Pl
     if not given.get("run_dir"):
         raise UserError("--resume needs --run_dir=DIR, the folder of the run to continue")
     folder = Path(given["run_dir"]).expanduser()
-    stored = read_config(folder)
+    before, stored = read_plan(folder)
     if "env" in given:
         given = {**given, "env": envs.parse(given["env"]).name}
     for name, value in (given | {f"agent.{name}": value for name, value in agent_given.items()}).items():
-        before = stored["agent_config"].get(name[6:]) if name.startswith("agent.") else stored["settings"].get(name)
-        before = tuple(before) if isinstance(before, list) else before
-        if name not in RESUMABLE and not (name == "map" and value == "auto") and value != before:
+        holder = before.agent_config if name.startswith("agent.") else before.settings
+        own = getattr(holder, name.removeprefix("agent."), None)
+        if name not in RESUMABLE and not (name == "map" and value == "auto") and value != own:
             raise UserError(
-                f"the run in {folder} has --{name}={before}, not {value}; leave the flag out, or start a new run in "
+                f"the run in {folder} has --{name}={own}, not {value}; leave the flag out, or start a new run in "
                 "another --run_dir"
             )
     changed = {name: given[name] for name in RESUMABLE if name in given}
-    fields = stored["settings"] | {"data": stored["data"]["path"]} | changed
-    lists = {name: tuple(v) if isinstance(v, list) else v for name, v in stored["agent_config"].items()}
-    preset = presets.Preset(stored["preset"]["name"], stored["preset"]["source"], {}, {})
-    module = agents.load(fields["agent"])
-    try:
-        settings, agent_config = Settings(**fields), module.Config(**lists)
-    except TypeError as error:
-        raise UserError(f"the run in {folder} is of another flowrl: {error}; check out its commit to go on") from error
-    _check(settings)
-    if settings.online_steps and settings.steps != stored["settings"]["steps"]:
-        raise UserError(f"the run in {folder} goes on online; its --steps={stored['settings']['steps']} cannot change")
-    if (settings.steps or 0) < stored["settings"]["steps"]:
+    settings = dataclasses.replace(before.settings, **({"data": stored["data"]["path"]} | changed))
+    if settings.online_steps and settings.steps != before.settings.steps:
+        raise UserError(f"the run in {folder} goes on online; its --steps={before.settings.steps} cannot change")
+    if (settings.steps or 0) < (before.settings.steps or 0):
         raise UserError(
-            f"the run in {folder} is for {stored['settings']['steps']} updates, more than --steps={settings.steps}; "
+            f"the run in {folder} is for {before.settings.steps} updates, more than --steps={settings.steps}; "
             "give a larger --steps, or start a new run in another --run_dir"
         )
-    grid = tuple(map(trial, stored.get("grid", ())))
-    plan = Plan(settings, agent_config, envs.parse(fields["env"]), preset, folder, grid)
+    plan = dataclasses.replace(before, settings=settings)
+    check(plan)
     _check_devices(plan)
     return plan, stored
+
+
+def read_plan(folder: Path) -> tuple[Plan, dict[str, Any]]:
+    """Returns the plan of the run in a folder, and its `config.json`.
+
+    Raises:
+        UserError: There is no run, or its `config.json` is not as flowrl writes it.
+    """
+    stored = read_config(folder)
+    path, fields = folder / CONFIG, stored["settings"]
+    try:
+        module, env = agents.load(fields["agent"]), envs.parse(fields["env"])
+        _check_goals(fields["agent"], module, env)
+        configs_of = {"settings": Settings, "agent_config": module.Config}
+        for name, kind in configs_of.items():
+            schema.of_dataclass(kind)(name, stored[name])
+        schema.record(dict.fromkeys(_RESOLVED, schema.number(whole=True)))("settings", fields)
+        settings, agent_config = (_of_json(kind, stored[name]) for name, kind in configs_of.items())
+        grid = tuple(map(trial, stored.get("grid", ())))
+        _require_sweepable(module.Config, grid)
+        preset = presets.Preset(stored["preset"]["name"], stored["preset"]["source"], {}, {})
+        made = Plan(dataclasses.replace(settings, env=env.name), agent_config, env, preset, folder, grid)
+        check(made)
+        if made.seeds != stored["seeds"]:
+            raise schema.Mismatch(f"seeds are {stored['seeds']}, but those of its runs are {made.seeds}")
+    except schema.Mismatch as error:
+        commit = f", or check out its commit {stored['git_commit']}" if stored["git_commit"] else ""
+        raise UserError(f"{path}: {error}; put the right file back{commit}") from error
+    except UserError as error:
+        raise UserError(f"{path} holds what no run can have; put the right file back: {error}") from error
+    return made, stored
+
+
+_RESOLVED = ("steps", "eval_interval", "eval_episodes", "log_interval", "checkpoint_interval")
+"""Settings that every plan has its value of."""
+
+
+def _of_json(kind: type, fields: Mapping[str, Any]) -> Any:
+    """Returns a configuration, with tuples again where JSON has lists, and numbers of the declared type."""
+    types = {field.name: field.type for field in dataclasses.fields(kind)}
+
+    def value(name: str) -> Any:
+        found = fields[name]
+        return tuple(found) if isinstance(found, list) else float(found) if types[name] is float else found
+
+    return kind(**{name: value(name) for name in types})
+
+
+def _require_sweepable(config: type, grid: Sequence[Trial]) -> None:
+    """Checks that runs differ in what runs of one program may differ in."""
+    known = {field.name for field in dataclasses.fields(config) if field.metadata["sweepable"]}
+    for index, one in enumerate(grid):
+        if unknown := sorted(one.values.keys() - known):
+            raise schema.Mismatch(f"grid[{index}].agent.{unknown[0]} is no field that a sweep varies")
 
 
 def command(config: dict[str, Any]) -> str:
@@ -392,15 +448,23 @@ def command(config: dict[str, Any]) -> str:
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """Returns a run's `config.json`.
+    """Returns a run's `config.json`, whose settings `read_plan` checks.
 
     Raises:
-        UserError: The folder holds no run.
+        UserError: The folder holds no run, or the file is not as flowrl writes it.
     """
-    records = folder / "config.json"
-    if not records.exists():
-        raise UserError(f"{folder} holds no run (no config.json); start one without --resume")
-    config = loggers.read_json(records)
-    if not isinstance(config, dict) or not {"settings", "agent_config", "preset", "data"} <= set(config):
-        raise UserError(f"{records} is not the record of a run; put the right file back, or start without --resume")
+    if not (folder / CONFIG).exists():
+        raise UserError(f"{folder} holds no run (no {CONFIG}); start one without --resume")
+    config = schema.read(folder / CONFIG, schema.CONFIG)
+    require_agent(folder / CONFIG, config["settings"]["agent"])
     return config
+
+
+def require_agent(path: Path, name: str) -> None:
+    """Checks that a file names an agent.
+
+    Raises:
+        UserError: It does not.
+    """
+    if name not in agents.names():
+        raise UserError(f"{path}: settings.agent is {name!r}{suggestion(name, agents.names())}; {schema.REMEDY}")

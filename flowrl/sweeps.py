@@ -1,11 +1,11 @@
 """Sweeps: grids of hyperparameters × seeds, split into programs and waves, and the table of what they came to."""
 
+import contextlib
 import dataclasses
 import gc
 import itertools
 import math
-import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,12 +13,24 @@ import numpy as np
 
 from flowrl import agent as agents
 from flowrl import config as configs
-from flowrl import curves, devices, envs, extras, hosts, loggers, memory, run, stats, videos
+from flowrl import curves, devices, envs, extras, hosts, loggers, memory, run, schema, stats, videos
+from flowrl.comparisons import ONE_SEED, best
 from flowrl.curves import bounds
 from flowrl.errors import UserError
-from flowrl.files import SWEEP, unused
+from flowrl.files import CONFIG, SUMMARY, SWEEP, unused
 from flowrl.provenance import git_commit, hardware, versions
-from flowrl.settings import RESUMABLE, Plan, Settings, Trial, plan, require_names, resumed_plan, seeds, trial
+from flowrl.settings import (
+    RESUMABLE,
+    Plan,
+    Settings,
+    Trial,
+    plan,
+    require_agent,
+    require_names,
+    resumed_plan,
+    seeds,
+    trial,
+)
 from flowrl.signals import Signals
 from flowrl.summary import scale, shown
 
@@ -199,9 +211,31 @@ def read_record(folder: Path) -> dict[str, Any]:
     Raises:
         UserError: The folder holds no sweep.
     """
-    if not (folder / SWEEP).exists():
+    path = folder / SWEEP
+    if not path.exists():
         raise UserError(f"{folder} holds no sweep (no {SWEEP}); start one without --resume")
-    return loggers.read_json(folder / SWEEP)
+    found = schema.read(path, schema.SWEEP)
+    require_agent(path, found["settings"]["agent"])
+    try:
+        schema.of_dataclass(Settings, partial=True)("settings", found["settings"])
+        _require_values(agents.load(found["settings"]["agent"]).Config, found)
+    except schema.Mismatch as error:
+        raise UserError(f"{path}: {error}; {schema.REMEDY}") from error
+    return found
+
+
+def _require_values(config: type, record: Mapping[str, Any]) -> None:
+    """Checks that the values of a record are of the agent's fields, and that its parts are made of them.
+
+    Raises:
+        Mismatch: They are not.
+    """
+    schema.of_dataclass(config, partial=True, several=True)("grid", record["grid"])
+    of_fields = schema.of_dataclass(config, partial=True)
+    for index, part in enumerate(record["parts"]):
+        of_fields(f"parts[{index}].fixed", part["fixed"])
+        for number, labels in enumerate(part["runs"]):
+            of_fields(f"parts[{index}].runs[{number}]", dict(trial(labels).values))
 
 
 def resumed(given: Mapping[str, Any], grid: Mapping[str, Sequence[Any]], options: Options) -> Sweep:
@@ -293,6 +327,8 @@ def recorded(sweep: Sweep) -> list[Part]:
         )
         for part in record["parts"]
     ]
+    if _runs(parts) != _runs(groups(before)):
+        raise UserError(f"{sweep.folder / SWEEP}: parts are not those of its grid and seeds; {schema.REMEDY}")
     most = max(len(part.trials) for part in parts)
     if sweep.options.runs_at_once is not None and most > sweep.options.runs_at_once:
         raise UserError(
@@ -300,6 +336,11 @@ def recorded(sweep: Sweep) -> list[Part]:
             "--runs_at_once out, or choose another --run_dir"
         )
     return parts
+
+
+def _runs(parts: Sequence[Part]) -> list[str]:
+    """Returns what tells each run of some parts from all others, sorted."""
+    return sorted(repr((sorted(part.fixed.items()), trial.labels)) for part in parts for trial in part.trials)
 
 
 def _identity(sweep: Sweep) -> dict[str, Any]:
@@ -324,7 +365,7 @@ def execute(sweep: Sweep) -> int:
     check(sweep)
     told = {f"--{name}": value for name, value in dataclasses.asdict(sweep.options).items()}
     hosts.require_same(told | {"the sweep": command(sweep), "--run_dir": str(sweep.folder.absolute())})
-    with run.claimed(sweep.folder):
+    with run.claimed(sweep.folder), _forgotten_unless_begun(sweep.folder):
         hosts.agreed(lambda: begin(sweep) if hosts.first() else None)
         parts, signals = hosts.agreed(lambda: recorded(sweep)), Signals()
         total = sum(len(part.trials) for part in parts)
@@ -343,29 +384,48 @@ def execute(sweep: Sweep) -> int:
                 return status or 128 + stopped
         if hosts.first():
             summary = summarize(sweep)
-            loggers.write_json(sweep.folder / "summary.json", summary)
+            loggers.write_json(sweep.folder / SUMMARY, summary)
             loggers.write_text(sweep.folder / "summary.md", markdown(summary))
             print(markdown(summary))
             print(f"wrote {sweep.folder}/summary.json and summary.md")
     return 0
 
 
+@contextlib.contextmanager
+def _forgotten_unless_begun(folder: Path) -> Iterator[None]:
+    """Takes the record of a new sweep back where an error keeps its first part from beginning."""
+    new = not (folder / SWEEP).exists()
+    try:
+        yield
+    except UserError:
+        if new and hosts.first() and not any(folder.glob(f"*/{CONFIG}")):
+            (folder / SWEEP).unlink(missing_ok=True)
+        raise
+
+
 def _train(sweep: Sweep, part: Part, signals: Signals) -> int:
     """Trains a part to its end and returns an exit status; a finished part is left as it is, unless it lacks videos."""
     folder = sweep.folder / part.folder
-    asked = sweep.given.get("video_episodes")
-    lacks_videos = asked and videos.index(folder).get("episodes") != asked
-    finished = (folder / "summary.json").exists() and not lacks_videos
-    finished, begun = hosts.gather([finished, (folder / "config.json").exists()])[0]
-    if finished:
+    if hosts.gather(_finished(sweep, folder))[0]:
         print("finished before")
         return 0
-    if begun:
-        changes = {name: sweep.given[name] for name in FREE if name in sweep.given}
-        return _run(signals, *resumed_plan(changes | {"run_dir": str(folder), "resume": True}, {}))
-    if folder.exists() and hosts.first():
-        shutil.rmtree(folder)  # broken off before it began
-    return _run(signals, part_plan(sweep, part))
+    if not hosts.gather((folder / CONFIG).exists())[0]:
+        return _run(signals, part_plan(sweep, part))
+    changes = {name: sweep.given[name] for name in FREE if name in sweep.given}
+    plan, stored = resumed_plan(changes | {"run_dir": str(folder), "resume": True}, {})
+    if plan.trials != tuple(part.trials):
+        raise UserError(f"{folder / CONFIG} is not of the runs that {sweep.folder / SWEEP} has there; {schema.REMEDY}")
+    return _run(signals, plan, stored)
+
+
+def _finished(sweep: Sweep, folder: Path) -> bool:
+    """Whether a part has come to its end, with the videos that are asked for now."""
+    asked = sweep.given.get("video_episodes")
+    lacks_videos = asked and videos.index(folder).get("episodes") != asked
+    if lacks_videos or not (folder / SUMMARY).exists():
+        return False
+    schema.read(folder / SUMMARY, schema.SUMMARY)
+    return True
 
 
 def _run(signals: Signals, plan: Plan, stored: dict[str, Any] | None = None) -> int:
@@ -406,7 +466,7 @@ def summarize(sweep: Sweep) -> dict[str, Any]:
         "select": options.select,
         "rule": f"score of a run: {SELECT[options.select]}{at}; best: the configuration with the highest mean of "
         "scores over seeds; intervals: 95 % stratified percentile bootstrap over seeds",
-        "best": max(rows, key=lambda row: row["mean"])["values"],
+        "best": None if (first := best(rows)) is None else first["values"],
         "configurations": rows,
     }
 
@@ -422,7 +482,7 @@ def _row(group: curves.Group, swept: Sequence[str], select: str) -> dict[str, An
         "iqm": iqm.mean,
         "iqm_interval_95": bounds(iqm),
         "per_seed": scores,
-        "diverged": [one.diverged for one in group.runs if one.diverged],
+        "diverged": [*group.diverged.values()],
         "folders": [one.folder.name for one in group.runs],
     }
 
@@ -432,7 +492,7 @@ def markdown(summary: Mapping[str, Any]) -> str:
     metric = summary["metric"]
     if metric is None:
         return f"{summary['rule']}\n"
-    swept = [*summary["best"]]
+    swept = [*summary["configurations"][0]["values"]]
     head = [*(f"`{name}`" for name in swept), f"{metric}, mean", "interquartile mean", "seeds"]
     lines = [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
     for row in summary["configurations"]:
@@ -443,10 +503,17 @@ def markdown(summary: Mapping[str, Any]) -> str:
             cells[-1] += f" (diverged: {'; '.join(row['diverged'])})"
         mark = "**" if row["values"] == summary["best"] and len(summary["configurations"]) > 1 else ""
         lines.append(f"| {' | '.join(f'{mark}{cell}{mark}' for cell in cells)} |")
-    best = ", ".join(f"{name}={curves.value_text(value)}" for name, value in summary["best"].items())
-    verdict = [f"Best: {best}."] if best else []
     rule = summary["rule"][0].upper() + summary["rule"][1:]
-    return "\n".join([*lines, "", *verdict, f"{rule}.", "", f"`{summary['command']}`", ""])
+    return "\n".join([*lines, "", *_verdict(summary), f"{rule}.", "", f"`{summary['command']}`", ""])
+
+
+def _verdict(summary: Mapping[str, Any]) -> list[str]:
+    """Says which configuration is best, or why none is named."""
+    if len(summary["configurations"]) == 1 and not summary["best"]:
+        return []
+    if summary["best"] is None:
+        return [f"No best: {ONE_SEED}."]
+    return [f"Best: {', '.join(f'{name}={curves.value_text(value)}' for name, value in summary['best'].items())}."]
 
 
 def _number(metric: str, row: Mapping[str, Any], prefix: str) -> str:

@@ -43,3 +43,15 @@ def make_run(
     times = [dict(step=step, steps_per_second=rate) for step, rate in ((150, 2.5), (300, 5.0))]
     (folder / "time.jsonl").write_text("".join(json.dumps(line) + "\n" for line in times))
     return folder
+
+
+def make_sweep(folder: Path, *, begun: bool = True) -> Path:
+    """Writes the record of a sweep with one part, and its folder if that has `begun`."""
+    settings = {"agent": "gcbc", "env": "pointmaze-medium-navigate"}
+    parts = [{"folder": "group1", "fixed": {}, "runs": [{"seed": 0}]}]
+    folder.mkdir()
+    record = {"command": "python ...", "settings": settings, "grid": {}, "parts": parts}
+    (folder / "sweep.json").write_text(json.dumps(record))
+    if begun:
+        make_run(folder / "group1", {0: [0.5]})
+    return folder

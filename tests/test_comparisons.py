@@ -42,7 +42,7 @@ def test_final_scores_average_the_last_three_evaluations_and_the_best_one_decide
     assert first["mean"] == pytest.approx(1.3 / 3)
     assert first["mean_interval_95"] == pytest.approx([0.2, 0.6])
     assert first["rule"] == "mean over tasks and the evaluations after updates [200, 300, 400]"
-    assert comparisons.best(panel) is first
+    assert comparisons.best(panel["configurations"]) is first
 
 
 def test_the_interquartile_mean_leaves_out_the_outer_quarters_of_the_seeds(tmp_path: Path) -> None:
@@ -59,6 +59,20 @@ def test_pairs_name_the_better_one_first(tmp_path: Path) -> None:
     assert (pair["better"], pair["than"]) == ("gcbc, agent.alpha=1.0", "gcbc, agent.alpha=3.0")
     assert pair["probability"] == pytest.approx((1 + 2.5 + 3) / 9)
     assert pair["seeds"] == [3, 3]
+
+
+def test_none_is_best_where_one_of_the_two_highest_has_a_single_seed() -> None:
+    high, middle, low = ({"mean": mean, "per_seed": {0: mean, 1: mean}} for mean in (0.9, 0.5, 0.1))
+
+    def alone(row: dict[str, Any]) -> dict[str, Any]:
+        return row | {"per_seed": {0: row["mean"]}}
+
+    assert comparisons.best([low, high, middle]) is high
+    assert comparisons.best([alone(low), high, middle]) is high
+    assert comparisons.best([low, alone(high), middle]) is None
+    assert comparisons.best([low, high, alone(middle)]) is None
+    assert comparisons.best([high]) is high
+    assert comparisons.best([alone(high)]) is None
 
 
 def test_many_configurations_are_compared_with_the_best_alone(tmp_path: Path) -> None:

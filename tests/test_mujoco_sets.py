@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -173,14 +174,15 @@ def test_returns_are_of_whole_first_episodes(monkeypatch: pytest.MonkeyPatch) ->
     assert snapshots.episode_returns("hopper", layers_of([0.0] * 3, [0.0] * 3), 2) == [3.0, 3.0]
 
 
-def test_policies_of_interruptions_are_left_out(tmp_path: Path) -> None:
+def test_policies_of_interruptions_are_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     agent = sac.make(sac.Config(hidden_dims=(4,)), Spec(11, 3, 0))
     states = jax.vmap(agent.init)(jax.random.split(jax.random.key(0), 1))
     checkpoints = Checkpoints(tmp_path / "checkpoints", keep=0)
     for step in (0, 20, 33, 40, 50):
         checkpoints.save(step, (states,), {})
     checkpoints.close()
-    (tmp_path / "config.json").write_text('{"settings": {"checkpoint_interval": 20}}')
+    plan = SimpleNamespace(settings=SimpleNamespace(checkpoint_interval=20))
+    monkeypatch.setattr(snapshots, "read_plan", lambda folder: (plan, {}))
     assert [*snapshots.load(tmp_path)] == [20, 40, 50]
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from programs import ROOT, load
-from run_dirs import make_run
+from run_dirs import make_run, make_sweep
 
 from flowrl import stats
 from flowrl.errors import UserError
@@ -25,11 +25,14 @@ def draw(*arguments: Path | str) -> list[dict[str, Any]]:
     return record(*arguments)["groups"]
 
 
-def record(*arguments: Path | str) -> dict[str, Any]:
-    """Runs the program and returns what it recorded."""
+def record(*arguments: Path | str, drawn: list[str] | None = None) -> dict[str, Any]:
+    """Runs the program and returns what it recorded; a drawing in SVG is added to `drawn`."""
     (out,) = [str(argument)[6:] for argument in arguments if str(argument).startswith("--out=")]
     assert plot.main(["plot.py", *map(str, arguments)]) == 0
-    assert Path(out).read_bytes().startswith(b"\x89PNG")
+    if drawn is None:
+        assert Path(out).read_bytes().startswith(b"\x89PNG")
+    else:
+        drawn.append(Path(out).read_text())
     assert Path(out).stat().st_size > 10_000
     return json.loads(Path(f"{out}.json").read_text())
 
@@ -144,7 +147,7 @@ def test_bad_input_is_named_with_its_remedy(tmp_path: Path, monkeypatch: pytest.
     assert_error("nowhere is not a folder", "nowhere")
     assert_error("holds no run", tmp_path)
     assert_error("no evaluations in eval.jsonl", bare)
-    assert_error("not those of a run", strange)
+    assert_error("strange/config.json: settings is missing; put the right file back", strange)
     assert_error("same seed 0", run, run)
     assert_error("choose updates or minutes", run, "--x=hours")
     assert_error("did you mean profile", run, "--kind=profiles")
@@ -162,6 +165,72 @@ def test_bad_input_is_named_with_its_remedy(tmp_path: Path, monkeypatch: pytest.
     assert_error("a is judged by success, .*returns by return", run, returns, "--kind=final")
     long = make_run(tmp_path / "long", {6: [0.5, 0.6]})
     assert_error("share no evaluated update", other, long)
+
+
+def test_what_is_no_run_or_has_no_evaluation_is_left_out_with_a_warning(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, bare = make_run(tmp_path / "a", {0: [0.5]}), make_run(tmp_path / "bare", {1: [0.5]})
+    (bare / "eval.jsonl").unlink()
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "curves.png").touch()
+    make_sweep(tmp_path / "waiting", begun=False)
+    others = [tmp_path / name for name in ("bare", "curves.png", "empty", "waiting")]
+    (group,) = draw(run, *others, f"--out={tmp_path / 'c.png'}")
+    assert [one["run_dir"] for one in group["runs"]] == ["a"]
+    warnings = capsys.readouterr().err.splitlines()
+    assert len(warnings) == 4
+    for text, path in zip(warnings, others, strict=True):
+        assert text.startswith("warning: left out: ")
+        assert str(path) in text
+    assert_error(f"none of the 4 runs has evaluations of mode eval; the first: {bare} has no evaluations", *others)
+    assert_error("no part of the sweep in .* has begun", others[-1])
+    assert_error("--mode=evl is unknown; choose eval or best_of_n", run, "--mode=evl")
+
+
+def test_damaged_evaluations_are_not_averaged_around(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "a", {0: [0.1, 0.2, 0.3], 1: [0.1, 0.2, 0.3]})
+    text = (folder / "eval.jsonl").read_text()
+    config = json.loads((folder / "config.json").read_text())
+    config["settings"] |= dict(eval_interval=100, log_interval=100, checkpoint_interval=100, online_steps=0)
+    (folder / "config.json").write_text(json.dumps(config))
+    draw(folder, f"--out={tmp_path / 'c.png'}")
+    lines = text.splitlines(keepends=True)
+    for damaged, message in (
+        ([*lines[:3], lines[3][:9] + "\n", *lines[4:]], "eval.jsonl, line 4: it is damaged"),
+        ([*lines[:3], *lines[4:]], "eval.jsonl has 3 of the 4 lines of step 200; put the right file back"),
+        ([line for line in lines if '"step": 100' not in line], "has 0 of the 4 lines of step 100"),
+        ([*lines, lines[-1]], "line 13: step 300 of mode eval, run 1, task 2 comes after step 300"),
+        ([line.replace("success", "return") for line in lines[:1]] + lines[1:], "not all lines have success"),
+    ):
+        (folder / "eval.jsonl").write_text("".join(damaged))
+        assert_error(message, folder)
+    (folder / "eval.jsonl").write_text("".join(lines[:-1]))  # the newest may be under way
+    (group,) = draw(folder, f"--out={tmp_path / 'c.png'}")
+    assert group["updates"] == [100, 200]
+
+
+@pytest.mark.parametrize("kind", ["curves", "final", "profile", "improvement", "sensitivity"])
+@pytest.mark.parametrize("marked_by", ["diverged.json", "eval.jsonl"])
+def test_a_diverged_run_is_marked_in_every_kind_of_picture(tmp_path: Path, kind: str, marked_by: str) -> None:
+    folders = [make_run(tmp_path / str(i), {0: [0.5], 1: [0.1]}, alpha=float(i)) for i in range(2)]
+    event = {"step": 50, "metric": "critic/loss", "run": 1, "seed": 1}
+    if marked_by == "diverged.json":
+        (folders[1] / marked_by).write_text(json.dumps([event]))
+    else:
+        text = (folders[1] / marked_by).read_text().replace('"run": 1', '"run": 1, "diverged": 50')
+        (folders[1] / marked_by).write_text(text)
+    drawn: list[str] = []
+    found = record(*folders, f"--kind={kind}", f"--out={tmp_path / 'c.svg'}", drawn=drawn)
+    names = [group["label"] for group in found["groups"]]
+    assert ["diverged: seed 1" in name for name in names] == [False, True]
+    assert ["seed 1 was not finite after 50" in str(group["runs"]) for group in found["groups"]] == [False, True]
+    if kind == "sensitivity":
+        assert found["panels"][0]["lines"][0]["diverged"] == [[], [1]]
+    if kind == "final":
+        assert [row["diverged"] for row in found["panels"][0]["configurations"]] == [[], [1]]
+    assert "#ff0000" in drawn[0] or kind in ("profile", "improvement")  # a cross
+    assert kind not in ("profile", "improvement") or "diverged: seed 1" in json.dumps(found["panels"])
 
 
 def test_without_matplotlib_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

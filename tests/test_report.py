@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from programs import ROOT, load
-from run_dirs import make_run
+from run_dirs import make_run, make_sweep
 
 from flowrl.errors import UserError
 
@@ -28,6 +28,7 @@ class Page(HTMLParser):
         self.words: list[str] = []
         self.links: list[str] = []
         self.elements: list[str] = []
+        self.classes: set[str | None] = set()
         self.feed(text)
         assert self.open == []
 
@@ -35,6 +36,7 @@ class Page(HTMLParser):
         self.elements.append(tag)
         self.open += [] if tag in VOID else [tag]
         self.links += [value or "" for name, value in attrs if name in ("src", "href")]
+        self.classes |= {value for name, value in attrs if name == "class"}
         assert not any(name.startswith("on") for name, _ in attrs)
 
     def handle_endtag(self, tag: str) -> None:
@@ -116,7 +118,7 @@ def test_warnings_say_what_may_not_be_compared(tmp_path: Path, capsys: pytest.Ca
         "local changes that no commit holds: unfinished, other",
     ):
         assert part in page.text
-    assert "warning: left out: bare" in capsys.readouterr().out
+    assert "warning: left out: bare" in capsys.readouterr().err
 
 
 def test_runs_that_can_be_compared_give_no_warning(tmp_path: Path) -> None:
@@ -130,6 +132,31 @@ def test_runs_that_can_be_compared_give_no_warning(tmp_path: Path) -> None:
     assert "Warnings None." in page.text
     assert "Best: gcbc, agent.alpha=0.8" in page.text
     assert "of 3 runs against 3 that happens once in 20 times by chance alone" in page.text
+
+
+def test_no_configuration_is_called_best_from_one_seed(tmp_path: Path) -> None:
+    folders = [
+        make_run(tmp_path / "high", {0: [0.9]}, alpha=1.0),
+        make_run(tmp_path / "low", {0: [0.5], 1: [0.4]}, alpha=2.0),
+    ]
+    page = write(*folders, f"--out={tmp_path / 'report.html'}")
+    assert "No best: of the two highest one has a single seed" in page.text
+    assert "Best:" not in page.text
+    assert "best" not in page.classes
+    make_run(tmp_path / "more", {1: [0.8]}, alpha=1.0)
+    page = write(*folders, tmp_path / "more", f"--out={tmp_path / 'report.html'}")
+    assert "Best: gcbc, agent.alpha=1.0" in page.text
+    assert "best" in page.classes
+
+
+def test_a_folder_that_is_no_run_is_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "empty").mkdir()
+    run = make_run(tmp_path / "a", {0: [0.5]})
+    page = write(run, tmp_path / "empty", make_sweep(tmp_path / "later", begun=False), f"--out={tmp_path / 'r.html'}")
+    assert "left out: empty holds no run (no config.json)" in page.text
+    assert "left out: no part of the sweep in later has begun" in page.text
+    assert "warning: left out: empty holds no run" in capsys.readouterr().err
+    assert str(tmp_path) not in page.text
 
 
 def test_a_single_configuration_is_reported_without_comparisons(tmp_path: Path) -> None:

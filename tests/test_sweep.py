@@ -378,9 +378,10 @@ def made_up(tmp_path: Path) -> sweeps.Sweep:
     (folder / "group1" / "eval.jsonl").write_text("".join(json.dumps(line) + "\n" for line in evaluations))
     given = {"agent": "gcbc", "env": "pointmaze-medium-navigate", "num_seeds": 4, "run_dir": str(folder)}
     swept = sweeps.Sweep(given, {"alpha": [0.1, 0.5]}, sweeps.Options())
+    parts_of = {"folder": "group1", "fixed": {}, "runs": [{"seed": 0}]}
+    settings = {name: given[name] for name in ("agent", "env")}
     loggers.write_json(
-        folder / "sweep.json",
-        {"command": "python ...", "settings": {}, "grid": swept.grid, "parts": [{"folder": "group1"}]},
+        folder / "sweep.json", {"command": "python ...", "settings": settings, "grid": {}, "parts": [parts_of]}
     )
     return swept
 
@@ -409,11 +410,25 @@ def test_the_table_by_hand(made_up: sweeps.Sweep) -> None:
     assert "last three evaluations (after updates 200, 300, 400)" in text
 
 
+def test_no_value_is_called_best_from_one_seed(made_up: sweeps.Sweep) -> None:
+    path = made_up.folder / "group1" / "eval.jsonl"
+    one = [line for line in loggers.read_lines(path) if line["seed"] == 0]
+    path.write_text("".join(json.dumps(line) + "\n" for line in one))
+    summary = sweeps.summarize(made_up)
+    assert summary["best"] is None
+    text = sweeps.markdown(summary)
+    assert "**" not in text
+    assert "No best: of the two highest one has a single seed" in text
+    assert text.startswith("| `alpha` | success, mean |")
+
+
 def test_plots_and_reports_see_the_grid_points(made_up: sweeps.Sweep, tmp_path: Path) -> None:
     folders = curves.expand([made_up.folder])
     assert folders == [made_up.folder / "group1"]
     record = loggers.read_json(made_up.folder / "sweep.json")
-    loggers.write_json(made_up.folder / "sweep.json", record | {"parts": [*record["parts"], {"folder": "group2"}]})
+    loggers.write_json(
+        made_up.folder / "sweep.json", record | {"parts": [*record["parts"], record["parts"][0] | {"folder": "group2"}]}
+    )
     assert curves.expand([made_up.folder]) == folders
     assert curves.waiting([made_up.folder, folders[0]]) == ["sweep/group2 has not begun"]
     groups = curves.group_runs(curves.read_runs(folders[0], with_minutes=True))
