@@ -12,6 +12,9 @@ With --agents=sac --online=HalfCheetah-v5 it measures instead the online loop, w
 step, beside a plain loop over the same Gymnasium environment with the same update and a buffer in numpy.
 """
 
+if __name__ == "__main__":
+    import flowrl.start  # noqa: F401 - before the other imports, which take seconds
+
 import dataclasses
 import functools
 import itertools

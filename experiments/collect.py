@@ -4,6 +4,9 @@ The files go to the cache that training reads with --data=collected, or to --out
 continued by the same command.
 """
 
+if __name__ == "__main__":
+    import flowrl.start  # noqa: F401 - before the other imports, which take seconds
+
 import dataclasses
 import sys
 from collections.abc import Sequence

@@ -6,6 +6,9 @@ the same numbers. The time of an action is that of one observation, host and dev
 file, and as a table to a Markdown file beside it.
 """
 
+if __name__ == "__main__":
+    import flowrl.start  # noqa: F401 - before the other imports, which take seconds
+
 import dataclasses
 import functools
 import time

@@ -6,6 +6,9 @@ same command continues a training that was broken off; a finished one is only ex
 <out>/<body>.npz, what it does to <out>/<body>.json, and paths to <body>.png.
 """
 
+if __name__ == "__main__":
+    import flowrl.start  # noqa: F401 - before the other imports, which take seconds
+
 import dataclasses
 import hashlib
 from collections.abc import Sequence

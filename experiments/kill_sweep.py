@@ -8,6 +8,9 @@ compared: arrays of the newest checkpoints bit for bit, log lines and summaries 
 over.
 """
 
+if __name__ == "__main__":
+    import flowrl.start  # noqa: F401 - before the other imports, which take seconds
+
 import dataclasses
 import json
 import os

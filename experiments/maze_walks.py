@@ -4,6 +4,9 @@ Plays whole episodes exactly as collection does, and counts goals reached, speed
 <out>/<env>.json and a picture with their distributions and some paths.
 """
 
+if __name__ == "__main__":
+    import flowrl.start  # noqa: F401 - before the other imports, which take seconds
+
 import dataclasses
 import time
 from collections.abc import Sequence

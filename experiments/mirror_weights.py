@@ -5,6 +5,9 @@ of some particles, with noise), and the standardised Q of the weights exp(norm(Q
 states and what varies between the actions of one state. Only the latter prefers one action to another.
 """
 
+if __name__ == "__main__":
+    import flowrl.start  # noqa: F401 - before the other imports, which take seconds
+
 import dataclasses
 from collections.abc import Sequence
 from functools import partial

@@ -4,6 +4,9 @@ Plays whole episodes exactly as collection does and looks, at every step, whethe
 oracle's run that the end of an episode cuts off is not counted.
 """
 
+if __name__ == "__main__":
+    import flowrl.start  # noqa: F401 - before the other imports, which take seconds
+
 import dataclasses
 import json
 import time

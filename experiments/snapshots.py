@@ -5,6 +5,9 @@ passed on to it. The same command continues a training that was broken off; a fi
 up to medium and the expert, as flowrl.data.mujoco_sets defines them, go to <out>/<body>.npz, what they do to .json.
 """
 
+if __name__ == "__main__":
+    import flowrl.start  # noqa: F401 - before the other imports, which take seconds
+
 import dataclasses
 import hashlib
 from collections.abc import Sequence

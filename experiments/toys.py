@@ -5,6 +5,9 @@ Q, where the reward is known in closed form. Numbers go to <out>/toys.json, pict
 anew from <out>/samples.npz.
 """
 
+if __name__ == "__main__":
+    import flowrl.start  # noqa: F401 - before the other imports, which take seconds
+
 import dataclasses
 import textwrap
 from collections.abc import Callable, Sequence

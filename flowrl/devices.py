@@ -136,6 +136,22 @@ def _on(devices: Sequence[Any], runs: int, shard: Shard) -> Layout:
     return Layout(runs, shard, Mesh(np.array(devices), (AXIS,)) if len(devices) > 1 else None)
 
 
+def require_platform() -> None:
+    """Checks that JAX finds a device of the platform that it was told to use.
+
+    Raises:
+        UserError: It does not.
+    """
+    try:
+        jax.devices()
+    except (RuntimeError, AssertionError) as error:
+        told = jax.config.jax_platforms
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"JAX finds no device for JAX_PLATFORMS={told}{f' ({reason})' if reason else ''}; unset it, or set cpu"
+        ) from error
+
+
 def check_runs(runs: int, shard: Shard) -> None:
     """Checks that no host would be idle.
 

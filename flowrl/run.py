@@ -14,7 +14,7 @@ import numpy as np
 from tqdm import tqdm
 
 from flowrl import config as configs
-from flowrl import devices, envs, extras, hosts, loggers, loop, videos
+from flowrl import devices, envs, estimates, extras, hosts, loggers, loop, videos
 from flowrl.checkpoint import Checkpoints
 from flowrl.data import replay, sources
 from flowrl.errors import SharedError, UserError
@@ -51,6 +51,7 @@ def execute(plan: Plan, stored: dict[str, Any] | None = None, signals: Signals |
     """
     hosts.require_same({"--run_dir": str(plan.folder.absolute()), "devices of its own": jax.local_device_count()})
     hosts.agreed(lambda: extras.check(plan.settings) if hosts.first() else None)
+    hosts.agreed(partial(estimates.require, plan, begun=stored is not None))
     with claimed(plan.folder):
         return _execute(plan, stored, signals or Signals())
 
@@ -110,6 +111,7 @@ def _execute(plan: Plan, stored: dict[str, Any] | None, signals: Signals) -> int
     settings: Any = plan.settings
     layout = devices.layout(len(plan.trials), settings.shard, padded=not settings.online_steps)
     parts = hosts.agreed(partial(prepare, plan, source, layout))
+    hosts.agreed(partial(estimates.require, parts.plan, spec_of(parts.sizes), begun=resume))
     plan, config = parts.plan, describe(parts.plan, source)
     _require_same(config)
     with signals:
