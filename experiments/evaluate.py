@@ -22,7 +22,7 @@ import numpy as np
 
 from flowrl import envs, flags, loggers, settings
 from flowrl.agent import Agent
-from flowrl.config import setting
+from flowrl.config import MOST_EPISODES, MOST_WORKERS, setting
 from flowrl.errors import UserError
 from flowrl.evaluate import Evaluator
 from flowrl.files import replacing
@@ -44,8 +44,10 @@ class Settings:
     run_dir: str | None = setting(None, "Folder of the run.")
     vary: str | None = setting(None, f"Field of the agent's settings: {', '.join(ACTING)}.")
     values: str = setting("1", "Its values, whole numbers separated by commas.")
-    eval_episodes: int | None = setting(None, "Episodes per task; the run's own number if absent.")
-    workers: int | None = setting(None, "Processes for environments; one per core if absent.")
+    eval_episodes: int | None = setting(
+        None, "Episodes per task; the run's own number if absent.", low=1, high=MOST_EPISODES
+    )
+    workers: int | None = setting(None, "Processes for environments; one per core if absent.", low=1, high=MOST_WORKERS)
     out: str | None = setting(None, "JSON file for the numbers; <run_dir>/evaluate_<field>.json if absent.")
 
 

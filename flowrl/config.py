@@ -18,6 +18,10 @@ MOST_FLOAT = (2 - 2**-23) * 2.0**127
 """The largest number of float32, in which programs compute."""
 MOST_OF_SIZE = 4096
 """The most of anything that shapes a program beside its layers and batches; steps of a flow are written out in it."""
+MOST_EPISODES = 1_000_000
+"""The most episodes, or other things of the kind, that a program is asked for."""
+MOST_WORKERS = 1024
+"""The most processes that a program is asked for."""
 MOST_UNITS, MOST_LAYERS = 1_000_000, 100
 """The most units of a hidden layer, and the most layers."""
 

@@ -1,5 +1,6 @@
 """How runs, or the batches of runs, lie on devices: one axis of a mesh over all devices of all hosts."""
 
+import os
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple, TypeVar
 
@@ -145,7 +146,7 @@ def require_platform() -> None:
     try:
         jax.devices()
     except (RuntimeError, AssertionError) as error:
-        told = jax.config.jax_platforms
+        told = os.environ.get("JAX_PLATFORMS", "")
         reason = " ".join(str(error).split())[:200]
         raise UserError(
             f"JAX finds no device for JAX_PLATFORMS={told}{f' ({reason})' if reason else ''}; unset it, or set cpu"

@@ -3,6 +3,7 @@
 All numbers are lower bounds: what is refused cannot work, and what passes may still be too much.
 """
 
+import os
 import shutil
 from typing import Any, NamedTuple
 
@@ -177,10 +178,10 @@ def _require_time(plan: Plan, runs: int, parameters: int) -> None:
     cores = min(usable_cores(), settings.workers or usable_cores())
     episodes = runs * _tasks(plan) * (settings.eval_episodes or 0)
     one = Need(episodes * EPISODE / cores, f"the {episodes:,} episodes of each evaluation", "--eval_episodes")
-    films = Need(_tasks(plan) * settings.video_episodes * FILM, "videos", "--video_episodes")
-    for need, what in ((one, "one evaluation"), (films, "the videos")):
+    films = Need(_tasks(plan) * settings.video_episodes * FILM, "the videos", "--video_episodes")
+    for need in (one, films):
         if need.amount > DAY:
-            raise UserError(f"{what} would take at least {_time(need.amount)}, most of it for {need.remedy}")
+            raise UserError(f"{need.cause} would take at least {_time(need.amount)}; give a smaller {need.flag}")
     evaluations = _evaluations(plan)
     steps, online = int(settings.steps), int(settings.online_steps)
     updates = steps + online * settings.updates_per_step
@@ -208,9 +209,11 @@ def _require_time(plan: Plan, runs: int, parameters: int) -> None:
 def _require_disk(plan: Plan, runs: int, each: int) -> None:
     settings: Any = plan.settings
     place = plan.folder.absolute()
-    while not place.exists() and place != place.parent:
+    while not os.path.exists(place) and place != place.parent:
         place = place.parent
-    free = shutil.disk_usage(place).free
+    total, _, free = shutil.disk_usage(place)
+    if not total:
+        return  # nothing that holds files; making the folder will tell
     steps = settings.steps + settings.online_steps
     written = steps // settings.checkpoint_interval + 2  # the first and the last
     kept = min(written, settings.keep_checkpoints + 1 if settings.keep_checkpoints else written)  # one under way
@@ -219,10 +222,9 @@ def _require_disk(plan: Plan, runs: int, each: int) -> None:
         Need(kept * runs * each, f"{kept:,} checkpoints of {_bytes(runs * each)}", *_fewer(settings, kept)),
         Need(lines * LOG_BYTES, f"{lines:,.0f} log lines", "--log_interval", larger=True),
     ]
-    total = sum(need.amount for need in needs)
-    if total > free:
+    if (needed := sum(need.amount for need in needs)) > free:
         raise UserError(
-            f"no disk space in {place}: at least {_bytes(total)} are needed, {_bytes(free)} are free; "
+            f"no disk space in {place}: at least {_bytes(needed)} are needed, {_bytes(free)} are free; "
             f"most of it is for {max(needs).remedy}, or free space"
         )
 

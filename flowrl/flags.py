@@ -22,6 +22,10 @@ MOST_DIGITS = 40
 """Of an integer; ranges tell what is too large, this only keeps `1e999999999` from being written out."""
 
 
+MOST_SHOWN = 80
+"""Signs of a flag with its value that a message repeats."""
+
+
 class _Integer(flags.IntegerParser):
     """Reads integers, also where they are written as `1e5` or `1_000`."""
 
@@ -30,8 +34,10 @@ class _Integer(flags.IntegerParser):
             return super().convert(argument)
         except ValueError:
             number = _decimal(argument)
-            if not number.is_finite() or number.adjusted() > MOST_DIGITS or number != number.to_integral_value():
+            if not number.is_finite() or (number.adjusted() < MOST_DIGITS and number != number.to_integral_value()):
                 raise
+            if number.adjusted() >= MOST_DIGITS:
+                raise ValueError("is too large") from None
             return int(number)
 
 
@@ -130,12 +136,18 @@ def parse(
     except flags.IllegalFlagValueError as error:
         setting = str(error).removeprefix("flag ").split(": ")[0]
         kind = values[setting.lstrip("-").split("=")[0]].flag_type()
-        raise UserError(f"{setting} {_reason(error, kind)}") from error
+        raise UserError(f"{_short(setting)} {_reason(error, kind)}") from error
     except flags.Error as error:
         raise UserError(f"{str(error).replace(chr(10), ' ')}; see --help") from error
+    if empty := [name for name in values if values[name].present and values[name].value == "" and "." not in name]:
+        raise UserError(f"--{empty[0]}= is empty; give a value, or leave it out")
     if rest and not known_only and not positional:
         raise UserError(f"unexpected argument {rest[0]!r}; flags are written --name=value, see --help")
     return rest
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= MOST_SHOWN else f"{text[:MOST_SHOWN]}..."
 
 
 def _nearest_flag(name: str, values: flags.FlagValues) -> str:

@@ -25,7 +25,7 @@ MAX_SEED = 2**32 - 1
 MOST_RUNS = 10_000
 """The most runs of a program, or of a sweep."""
 MOST_ENVIRONMENTS = 10_000
-"""The most environments that all runs together act in at a time, or processes for them."""
+"""The most environments that all runs together act in at a time."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,7 +95,7 @@ class Settings:
         "runs", "What is spread over several devices: runs, or the batch of each run.", ("runs", "batch")
     )
     workers: int | None = configs.setting(
-        None, "Processes for environments; one per core if absent.", low=1, high=MOST_ENVIRONMENTS
+        None, "Processes for environments; one per core if absent.", low=1, high=configs.MOST_WORKERS
     )
     run_dir: str | None = configs.setting(None, "Folder of the run; a new one under runs/ if absent.")
     resume: bool = configs.setting(False, "Continue the run in --run_dir from its newest checkpoint.")
@@ -219,8 +219,9 @@ def plan(given: dict[str, Any], agent_given: dict[str, Any], grid: Sequence[Tria
     fields = {field.name for field in dataclasses.fields(module.Config)}
     preset_fields = {name: value for name, value in preset.agent.items() if name in fields}
     agent_config = module.Config(**(preset_fields | agent_given))
-    _check(settings, given)
-    _check_online(settings, env, given)
+    origins = dict.fromkeys(preset.run, "the preset's") | dict.fromkeys(given, "")
+    _check(settings, origins)
+    _check_online(settings, env, origins)
     _check_evaluation(settings, env)
     configs.check(agent_config)
     for values in points(grid):
@@ -263,15 +264,15 @@ def _with_data_or_without(settings: Settings, env: envs.EnvName, given: dict[str
     return dataclasses.replace(settings, steps=0)
 
 
-def _check(settings: Any, given: Mapping[str, Any]) -> None:
-    """Checks the settings by themselves, and against each other; `given` are those that the user chose."""
+def _check(settings: Any, origins: Mapping[str, str]) -> None:
+    """Checks the settings by themselves, and against each other; for `origins` see `_told`."""
     configs.check(settings)
     if not settings.steps and not settings.online_steps:
         raise UserError("--steps=0 is too small; the least is 1")
     updates = settings.steps + settings.online_steps * max(1.0, settings.updates_per_step)
     if updates > configs.MOST_COUNT:
         raise UserError(
-            f"{_told(settings, given, 'steps', 'online_steps', 'updates_per_step')} come to {updates:.3g} steps and "
+            f"{_told(settings, origins, 'steps', 'online_steps', 'updates_per_step')} come to {updates:.3g} steps and "
             f"updates; the most is {configs.MOST_COUNT:,}"
         )
     if settings.keep_checkpoints == 1:
@@ -279,7 +280,7 @@ def _check(settings: Any, given: Mapping[str, Any]) -> None:
     if settings.video_episodes > (settings.eval_episodes or 0):
         raise UserError(
             f"--video_episodes={settings.video_episodes} is more than the "
-            f"{_told(settings, given, 'eval_episodes')} whose first ones are filmed; give fewer, or train with more "
+            f"{_told(settings, origins, 'eval_episodes')} whose first ones are filmed; give fewer, or train with more "
             "--eval_episodes"
         )
     if settings.seed + settings.num_seeds - 1 > MAX_SEED:
@@ -289,10 +290,20 @@ def _check(settings: Any, given: Mapping[str, Any]) -> None:
         )
 
 
-def _told(settings: Any, given: Mapping[str, Any], *names: str) -> str:
-    """Returns settings as flags, those that the user did not give with where they come from."""
-    texts = [(f"--{name}={getattr(settings, name)}", name in given) for name in names]
-    return " and ".join(text if own else f"{text} (not given: the preset's, or the default)" for text, own in texts)
+def _told(settings: Any, origins: Mapping[str, str], *names: str) -> str:
+    """Returns settings as flags, those that the user has not given with where they come from.
+
+    Args:
+        settings: Where they are.
+        origins: For the names of some where they come from, empty where the user gave them; others are defaults.
+        names: Which; those that are 0 count for nothing beside others.
+    """
+    texts = []
+    for name in names:
+        origin, value = origins.get(name, "the default"), getattr(settings, name)
+        if value or len(names) == 1:
+            texts.append(f"{origin} --{name}={value}" if origin else f"--{name}={value}")
+    return " and ".join(texts)
 
 
 def _check_devices(plan: Plan) -> None:
@@ -321,19 +332,19 @@ def _check_goals(name: str, module: Any, env: envs.EnvName) -> None:
         )
 
 
-def _check_online(settings: Any, env: envs.EnvName, given: Mapping[str, Any]) -> None:
+def _check_online(settings: Any, env: envs.EnvName, origins: Mapping[str, str]) -> None:
     if settings.offline_share is not None and settings.data == "none":
         raise UserError("--offline_share needs offline data; add --data=PATH, or leave it out")
     if not settings.online_steps:
         return
     if settings.updates_per_step and settings.warmup_steps >= settings.online_steps:
         raise UserError(
-            f"{_told(settings, given, 'warmup_steps')} leaves nothing of "
-            f"{_told(settings, given, 'online_steps')} to learn in; give fewer --warmup_steps or more --online_steps"
+            f"{_told(settings, origins, 'warmup_steps')} leaves nothing of "
+            f"{_told(settings, origins, 'online_steps')} to learn in; give fewer --warmup_steps or more --online_steps"
         )
     if (count := settings.num_envs * settings.num_seeds) > MOST_ENVIRONMENTS:
         raise UserError(
-            f"{_told(settings, given, 'num_envs', 'num_seeds')} come to {count:,} environments; the most is "
+            f"{_told(settings, origins, 'num_envs', 'num_seeds')} come to {count:,} environments; the most is "
             f"{MOST_ENVIRONMENTS:,}"
         )
     if env.goals != "none":
@@ -345,7 +356,7 @@ def _check_online(settings: Any, env: envs.EnvName, given: Mapping[str, Any]) ->
     for name in ("steps", "online_steps", "log_interval", "eval_interval", "checkpoint_interval"):
         if getattr(settings, name) % settings.num_envs:
             raise UserError(
-                f"{_told(settings, given, name)} is no multiple of {_told(settings, given, 'num_envs')}, the steps "
+                f"{_told(settings, origins, name)} is no multiple of {_told(settings, origins, 'num_envs')}, the steps "
                 "that are made at a time; choose one that is"
             )
 
@@ -395,7 +406,7 @@ def resumed_plan(given: dict[str, Any], agent_given: dict[str, Any]) -> tuple[Pl
         settings, agent_config = Settings(**fields), module.Config(**lists)
     except TypeError as error:
         raise UserError(f"the run in {folder} is of another flowrl: {error}; check out its commit to go on") from error
-    _check(settings, given)
+    _check(settings, dict.fromkeys(fields, "the run's own") | dict.fromkeys(given, ""))
     if settings.online_steps and settings.steps != stored["settings"]["steps"]:
         raise UserError(f"the run in {folder} goes on online; its --steps={stored['settings']['steps']} cannot change")
     if (settings.steps or 0) < stored["settings"]["steps"]:

@@ -157,11 +157,6 @@ def check(sweep: Sweep) -> None:
         UserError: A value cannot be or is given twice, the grid is too large, or an option has no meaning.
     """
     require_names(sweep.given)
-    for name, values in sweep.grid.items():
-        # What is equal in the program's precision would be trained twice.
-        kept = [np.float32(value).item() if isinstance(value, float) else value for value in values]
-        if twice := [value for index, value in enumerate(values) if kept[index] in kept[:index]]:
-            raise UserError(f"--agent.{name} has {curves.value_text(twice[0])} twice; leave one out")
     given: Any = Settings(**sweep.given)
     configs.check(given)
     configs.check(sweep.options)
@@ -171,6 +166,11 @@ def check(sweep: Sweep) -> None:
         raise UserError(
             f"{points:,} grid points × {given.num_seeds:,} seeds are more than {MOST_RUNS:,} runs; give fewer values"
         )
+    for name, values in sweep.grid.items():
+        # What is equal in the program's precision would be trained twice.
+        kept = [np.float32(value).item() if isinstance(value, float) else value for value in values]
+        if twice := [value for index, value in enumerate(values) if kept[index] in kept[:index]]:
+            raise UserError(f"--agent.{name} has {curves.value_text(twice[0])} twice; leave one out")
     for group in groups(sweep):
         made = part_plan(sweep, group)
         devices.check_runs(len(group.trials), made.settings.shard)  # type: ignore[arg-type]
