@@ -28,7 +28,7 @@ LEVELS = 7
 class Config(configs.OfflineQ):
     """The settings of the released code."""
 
-    batch_size: int = configs.static(1024, "Transitions per update.")
+    batch_size: int = configs.static(1024, "Transitions per update.", high=configs.MOST_COUNT)
     completion_target: str = configs.static(
         "data", "What completions are regressed on: the action, or two half steps of the slow actor.",
         ("data", "bootstrap"),

@@ -12,6 +12,9 @@ With --agents=sac --online=HalfCheetah-v5 it measures instead the online loop, w
 step, beside a plain loop over the same Gymnasium environment with the same update and a buffer in numpy.
 """
 
+if __name__ == "__main__":
+    import flowrl.start  # noqa: F401 - before the other imports, which take seconds
+
 import dataclasses
 import functools
 import itertools
@@ -33,7 +36,7 @@ import numpy as np
 from flowrl import agent as agents
 from flowrl import envs, flags, loggers, loop
 from flowrl.agent import Spec
-from flowrl.config import setting
+from flowrl.config import MOST_COUNT, MOST_EPISODES, MOST_WORKERS, setting
 from flowrl.data import replay, returns
 from flowrl.data.dataset import Dataset, from_arrays
 from flowrl.errors import UserError
@@ -64,12 +67,14 @@ class Settings:
     )
     runs: str = setting("1", "Numbers of mapped runs, separated by commas.")
     maps: str = setting("auto", "How runs are mapped: auto, vmap, serial; several separated by commas.")
-    seconds: float = setting(5.0, "Length of each measurement.")
-    observation_dim: int = setting(2, "Size of observations and goals; antmaze has 29.")
-    action_dim: int = setting(2, "Size of actions; antmaze has 8.")
+    seconds: float = setting(5.0, "Length of each measurement.", low=0.001, high=86_400)
+    observation_dim: int = setting(2, "Size of observations and goals; antmaze has 29.", low=1, high=MOST_EPISODES)
+    action_dim: int = setting(2, "Size of actions; antmaze has 8.", low=1, high=MOST_EPISODES)
     online: str | None = setting(None, "Gymnasium environment in which the online loop is measured.")
-    processes: int | None = setting(None, "Seeds that are trained in one program, and by as many processes.")
-    updates: int = setting(1000, "Updates of each seed, with --processes.")
+    processes: int | None = setting(
+        None, "Seeds that are trained in one program, and by as many processes.", low=1, high=MOST_WORKERS
+    )
+    updates: int = setting(1000, "Updates of each seed, with --processes.", low=1, high=MOST_COUNT)
     out: str | None = setting(None, "JSON file for the numbers.")
 
 

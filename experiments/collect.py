@@ -4,13 +4,16 @@ The files go to the cache that training reads with --data=collected, or to --out
 continued by the same command.
 """
 
+if __name__ == "__main__":
+    import flowrl.start  # noqa: F401 - before the other imports, which take seconds
+
 import dataclasses
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from flowrl import flags
-from flowrl.config import setting
+from flowrl.config import MOST_EPISODES, MOST_WORKERS, setting
 from flowrl.data import collect, sources
 from flowrl.errors import UserError
 
@@ -20,9 +23,11 @@ class Settings:
     """What to collect."""
 
     env: str | None = setting(None, "OGBench dataset such as pointmaze-medium-navigate, or collected:hopper-medium.")
-    episodes: int | None = setting(None, "Training episodes; the published number if absent.")
-    seed: int = setting(0, "Any number from 0; it fixes every episode.")
-    workers: int | None = setting(None, "Processes; one per core if absent.")
+    episodes: int | None = setting(
+        None, "Training episodes; the published number if absent.", low=1, high=MOST_EPISODES
+    )
+    seed: int = setting(0, "Any number from 0; it fixes every episode.", low=0)
+    workers: int | None = setting(None, "Processes; one per core if absent.", low=1, high=MOST_WORKERS)
     out: str | None = setting(None, "Folder for the files; the cache if absent.")
 
 

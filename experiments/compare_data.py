@@ -9,6 +9,9 @@ rows of one episode are no independent draws, so episodes are dealt, not rows. W
 and comparison.png.
 """
 
+if __name__ == "__main__":
+    import flowrl.start  # noqa: F401 - before the other imports, which take seconds
+
 import dataclasses
 import json
 from collections.abc import Sequence

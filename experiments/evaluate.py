@@ -10,6 +10,9 @@ that the same settings give the same numbers. The time of an action is that of o
 together.
 """
 
+if __name__ == "__main__":
+    import flowrl.start  # noqa: F401 - before the other imports, which take seconds
+
 import dataclasses
 import functools
 import time
@@ -24,7 +27,7 @@ from tqdm import tqdm
 
 from flowrl import curves, envs, flags, hosts, loggers
 from flowrl.agent import Agent
-from flowrl.config import setting
+from flowrl.config import MOST_EPISODES, MOST_WORKERS, setting
 from flowrl.data.sources import Source
 from flowrl.errors import UserError
 from flowrl.evaluate import Evaluator
@@ -44,11 +47,13 @@ class Settings:
     """What to evaluate."""
 
     run_dir: str | None = setting(None, "Folder of the run, or of a sweep.")
-    eval_episodes: int | None = setting(None, "Episodes per task; the run's own number if absent.")
-    step: int | None = setting(None, "Of which checkpoint; the newest if absent.")
+    eval_episodes: int | None = setting(
+        None, "Episodes per task; the run's own number if absent.", low=1, high=MOST_EPISODES
+    )
+    step: int | None = setting(None, "Of which checkpoint; the newest if absent.", low=0)
     vary: str | None = setting(None, f"Field of the agent's settings: {', '.join(ACTING)}.")
     values: str = setting("1", "Its values, whole numbers separated by commas.")
-    workers: int | None = setting(None, "Processes for environments; one per core if absent.")
+    workers: int | None = setting(None, "Processes for environments; one per core if absent.", low=1, high=MOST_WORKERS)
     out: str | None = setting(None, "JSON file for the numbers, with the table beside it.")
 
 

@@ -6,6 +6,9 @@ same command continues a training that was broken off; a finished one is only ex
 <out>/<body>.npz, what it does to <out>/<body>.json, and paths to <body>.png.
 """
 
+if __name__ == "__main__":
+    import flowrl.start  # noqa: F401 - before the other imports, which take seconds
+
 import dataclasses
 import hashlib
 from collections.abc import Sequence
@@ -16,7 +19,7 @@ import numpy as np
 
 from flowrl import envs, flags, locomotion, loggers, programs
 from flowrl.checkpoint import Checkpoints
-from flowrl.config import setting
+from flowrl.config import MOST_EPISODES, setting
 from flowrl.data import experts
 from flowrl.errors import UserError
 from flowrl.files import make_folder, replacing
@@ -39,7 +42,7 @@ class Settings:
     body: str = setting("ant", "ant, humanoid or antball.")
     run_dir: str | None = setting(None, "Folder of the training; runs/expert-<body> if absent.")
     out: str = setting("flowrl/data/experts", "Folder for the expert.")
-    episodes: int = setting(20, "Episodes with changing directions that are measured.")
+    episodes: int = setting(20, "Episodes with changing directions that are measured.", low=1, high=MOST_EPISODES)
 
 
 def export(body: str, folder: Path, out: Path) -> Path:
@@ -150,8 +153,6 @@ def main(arguments: Sequence[str]) -> int:
     settings, passed_on = split
     if settings.body not in experts.BODIES:
         raise UserError(f"--body={settings.body} is unknown; choose {', '.join(experts.BODIES)}")
-    if settings.episodes < 1:
-        raise UserError(f"--episodes={settings.episodes} is too small; the least is 1")
     folder, out = Path(settings.run_dir or f"runs/expert-{settings.body}"), Path(settings.out)
     task, defaults = experts.BODIES[settings.body], DEFAULTS.get(settings.body, ())
     programs.train(MAIN, folder, ["--agent=sac", f"--env={task}", *defaults, *passed_on])

@@ -8,6 +8,9 @@ compared: arrays of the newest checkpoints bit for bit, log lines and summaries 
 over.
 """
 
+if __name__ == "__main__":
+    import flowrl.start  # noqa: F401 - before the other imports, which take seconds
+
 import dataclasses
 import json
 import os
@@ -54,8 +57,8 @@ PATIENCE = 300
 class Settings:
     """What to do."""
 
-    kills: int = setting(20, "Kills in all.")
-    seed: int = setting(0, "Of the moments and signals.")
+    kills: int = setting(20, "Kills in all.", low=1, high=10_000)
+    seed: int = setting(0, "Of the moments and signals.", low=0)
     folder: str | None = setting(None, "Empty folder for the sweeps; a temporary one if absent.")
     out: str | None = setting(None, "JSON file for the record.")
 
@@ -275,8 +278,6 @@ def main(arguments: Sequence[str]) -> int:
     settings = flags.read(Settings, arguments, __doc__ or "")
     if settings is None:
         return 0
-    if settings.kills < 1:
-        raise UserError(f"--kills={settings.kills} is too small; the least is 1")
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(settings.folder or temporary).expanduser()
         folder.mkdir(parents=True, exist_ok=True)

@@ -4,6 +4,9 @@ Plays whole episodes exactly as collection does, and counts goals reached, speed
 <out>/<env>.json and a picture with their distributions and some paths.
 """
 
+if __name__ == "__main__":
+    import flowrl.start  # noqa: F401 - before the other imports, which take seconds
+
 import dataclasses
 import time
 from collections.abc import Sequence
@@ -14,7 +17,7 @@ import numpy as np
 from tqdm import tqdm
 
 from flowrl import envs, flags, loggers
-from flowrl.config import setting
+from flowrl.config import MOST_EPISODES, setting
 from flowrl.data import behaviours, collect, experts, manipulation
 from flowrl.errors import UserError
 from flowrl.files import make_folder, replacing
@@ -30,8 +33,8 @@ class Settings:
     """What to show."""
 
     env: str = setting("antmaze-large-navigate", "A maze set that flowrl collects.")
-    episodes: int = setting(40, "Episodes.")
-    seed: int = setting(0, "Seed of the collection.")
+    episodes: int = setting(40, "Episodes.", low=1, high=MOST_EPISODES)
+    seed: int = setting(0, "Seed of the collection.", low=0)
     out: str = setting("maze_walks", "Folder for the numbers and the picture.")
 
 
@@ -136,8 +139,6 @@ def main(arguments: Sequence[str]) -> int:
     settings = flags.read(Settings, arguments, __doc__ or "")
     if settings is None:
         return 0
-    if settings.episodes < 1:
-        raise UserError(f"--episodes={settings.episodes} is too small; the least is 1")
     numbers, paths, maze = play(settings.env, settings.episodes, settings.seed)
     expert = behaviours.recipe(envs.parse(settings.env)).expert
     report = {

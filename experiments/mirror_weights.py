@@ -5,6 +5,9 @@ of some particles, with noise), and norm(Q) of the weights exp(clip(norm(Q))/α)
 and what varies between the actions of one state. Only the latter prefers one action to another, where the clip lets it.
 """
 
+if __name__ == "__main__":
+    import flowrl.start  # noqa: F401 - before the other imports, which take seconds
+
 import dataclasses
 from collections.abc import Sequence
 from functools import partial
@@ -17,7 +20,7 @@ import numpy as np
 
 from flowrl import envs, flags, loggers, mirror_descent
 from flowrl.checkpoint import Checkpoints
-from flowrl.config import setting
+from flowrl.config import MOST_EPISODES, setting
 from flowrl.errors import UserError
 from flowrl.files import CHECKPOINTS
 from flowrl.losses import temperature
@@ -32,8 +35,8 @@ class Settings:
     """What to look at."""
 
     run_dir: str | None = setting(None, "Folder of the run.")
-    states: int = setting(512, "States drawn from the replay buffer.")
-    actions: int = setting(64, "Actions drawn in each.")
+    states: int = setting(512, "States drawn from the replay buffer.", low=1, high=MOST_EPISODES)
+    actions: int = setting(64, "Actions drawn in each.", low=1, high=MOST_EPISODES)
     out: str | None = setting(None, "JSON file for the numbers; <run_dir>/mirror_weights.json if absent.")
 
 
@@ -100,9 +103,6 @@ def main(arguments: Sequence[str]) -> int:
     plan, stored = stored_plan(given.run_dir)
     if not isinstance(plan.agent_config, mirror_descent.Config) or not plan.settings.online_steps:
         raise UserError(f"{given.run_dir} is no online run of fpmd_r, fpmd_m or dpmd")
-    for name in ("states", "actions"):
-        if getattr(given, name) < 1:
-            raise UserError(f"--{name}={getattr(given, name)} is too small; the least is 1")
     agent = build_agent(plan, envs.sizes(plan.env), None)
     step, states = load_states(plan, agent)
     per_seed = {}

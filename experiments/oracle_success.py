@@ -4,6 +4,9 @@ Plays whole episodes exactly as collection does and looks, at every step, whethe
 oracle's run that the end of an episode cuts off is not counted.
 """
 
+if __name__ == "__main__":
+    import flowrl.start  # noqa: F401 - before the other imports, which take seconds
+
 import dataclasses
 import json
 import time
@@ -15,7 +18,7 @@ from typing import Any
 from tqdm import tqdm
 
 from flowrl import envs, flags, loggers
-from flowrl.config import setting
+from flowrl.config import MOST_EPISODES, setting
 from flowrl.data import behaviours, collect, manipulation
 from flowrl.errors import UserError
 from flowrl.provenance import git_commit, hardware, versions
@@ -26,8 +29,8 @@ class Settings:
     """What to measure."""
 
     envs: str = setting("cube-single-play", "Manipulation sets, separated by commas.")
-    episodes: int = setting(10, "Episodes of each.")
-    seed: int = setting(0, "Seed of the collection.")
+    episodes: int = setting(10, "Episodes of each.", low=1, high=MOST_EPISODES)
+    seed: int = setting(0, "Seed of the collection.", low=0)
     out: str | None = setting(None, "JSON file for the numbers.")
 
 
@@ -132,8 +135,6 @@ def main(arguments: Sequence[str]) -> int:
     settings = flags.read(Settings, arguments, __doc__ or "")
     if settings is None:
         return 0
-    if settings.episodes < 1:
-        raise UserError(f"--episodes={settings.episodes} is too small; the least is 1")
     results = [measure(name, settings.episodes, settings.seed) for name in settings.envs.split(",")]
     report = {
         "command": " ".join(["python", "experiments/oracle_success.py", *arguments[1:]]),

@@ -5,6 +5,9 @@ sweep stands for all its runs. What is no run, or has no evaluation yet, is left
 go to <out>.json beside the picture, with the configurations, commits and hardware they come from.
 """
 
+if __name__ == "__main__":
+    import flowrl.start  # noqa: F401 - before the other imports, which take seconds
+
 import dataclasses
 import sys
 from collections.abc import Sequence
@@ -38,8 +41,7 @@ def main(arguments: Sequence[str]) -> int:
     """Runs the program and returns its exit status."""
     values = absl_flags.FlagValues()
     flags.define(values, Options)
-    if flags.wants_help(arguments):
-        print(f"{__doc__}\n{flags.help_text(Options)}")
+    if flags.informed(arguments, lambda: f"{__doc__}\n{flags.help_text(Options)}"):
         return 0
     folders = flags.parse(values, arguments, positional=True)
     if not folders:

@@ -5,6 +5,9 @@ intervals, the best configuration by a stated rule where several seeds tell it, 
 their numbers, and what was run.
 """
 
+if __name__ == "__main__":
+    import flowrl.start  # noqa: F401 - before the other imports, which take seconds
+
 import base64
 import dataclasses
 import html
@@ -314,8 +317,7 @@ def main(arguments: Sequence[str]) -> int:
     """Runs the program and returns its exit status."""
     values = absl_flags.FlagValues()
     flags.define(values, Options)
-    if flags.wants_help(arguments):
-        print(f"{__doc__}\n{flags.help_text(Options)}")
+    if flags.informed(arguments, lambda: f"{__doc__}\n{flags.help_text(Options)}"):
         return 0
     folders = flags.parse(values, arguments, positional=True)
     if not folders:

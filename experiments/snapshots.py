@@ -5,6 +5,9 @@ passed on to it. The same command continues a training that was broken off; a fi
 up to medium and the expert, as flowrl.data.mujoco_sets defines them, go to <out>/<body>.npz, what they do to .json.
 """
 
+if __name__ == "__main__":
+    import flowrl.start  # noqa: F401 - before the other imports, which take seconds
+
 import dataclasses
 import hashlib
 from collections.abc import Sequence
@@ -15,7 +18,7 @@ import numpy as np
 
 from flowrl import envs, flags, loggers, programs
 from flowrl.checkpoint import Checkpoints
-from flowrl.config import setting
+from flowrl.config import MOST_EPISODES, setting
 from flowrl.data import experts, mujoco_sets
 from flowrl.errors import UserError
 from flowrl.files import make_folder, replacing
@@ -38,7 +41,7 @@ class Settings:
     body: str = setting("hopper", f"{', '.join(mujoco_sets.BODIES)}.")
     run_dir: str | None = setting(None, "Folder of the training; runs/snapshots-<body> if absent.")
     out: str = setting("flowrl/data/experts", "Folder for the policies.")
-    episodes: int = setting(20, "Episodes in which the return of each policy is measured.")
+    episodes: int = setting(20, "Episodes in which the return of each policy is measured.", low=1, high=MOST_EPISODES)
 
 
 def load(folder: Path) -> dict[int, experts.Layers]:
@@ -82,8 +85,6 @@ def main(arguments: Sequence[str]) -> int:
     body = settings.body
     if body not in mujoco_sets.BODIES:
         raise UserError(f"--body={body} is unknown; choose {', '.join(mujoco_sets.BODIES)}")
-    if settings.episodes < 1:
-        raise UserError(f"--episodes={settings.episodes} is too small; the least is 1")
     folder, out = Path(settings.run_dir or f"runs/snapshots-{body}"), Path(settings.out)
     defaults = [f"--{name}={value}" for name, value in DEFAULTS.items()]
     programs.train(MAIN, folder, [f"--env={mujoco_sets.BODIES[body]}", *defaults, *passed_on])

@@ -6,6 +6,9 @@ Trains one agent in several variants through experiments/main.py, which receives
 a study that was broken off; finished variants are not trained again.
 """
 
+if __name__ == "__main__":
+    import flowrl.start  # noqa: F401 - before the other imports, which take seconds
+
 import dataclasses
 import math
 import re
@@ -279,15 +282,14 @@ def execute(name: str, out: Path, given: Sequence[str]) -> int:
     return 0
 
 
+def _help() -> str:
+    studies = [f"  {name}\n        {study.question}: {', '.join(study.values)}" for name, study in STUDIES.items()]
+    return "\n".join([f"{__doc__}\n{flags.help_text(Options)}\n\nstudies:", *studies])
+
+
 def main(arguments: Sequence[str]) -> int:
     """Runs the program and returns its exit status."""
-    if flags.wants_help(arguments):
-        print(f"{__doc__}\n{flags.help_text(Options)}\n\nstudies:")
-        print(
-            "\n".join(
-                f"  {name}\n        {study.question}: {', '.join(study.values)}" for name, study in STUDIES.items()
-            )
-        )
+    if flags.informed(arguments, _help):
         return 0
     values = absl_flags.FlagValues()
     flags.define(values, Options)

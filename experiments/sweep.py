@@ -7,39 +7,47 @@ that follow one another. The same command with its --run_dir, or --resume --run_
 broken off.
 """
 
+if __name__ == "__main__":
+    import flowrl.start  # noqa: F401 - before the other imports, which take seconds
+
 import os
 import time
 from collections.abc import Sequence
 
 from absl import flags as absl_flags
 
-from flowrl import flags
+from flowrl import flags, signals
 
 # All else is imported where it is used: environment workers import this file anew, and have no need of JAX.
 
 
+def _help(arguments: Sequence[str]) -> str:
+    with signals.importing():
+        from flowrl import hosts, sweeps
+        from flowrl.programs import help_text
+        from flowrl.settings import Settings
+
+    return help_text(__doc__ or "", arguments, {"": sweeps.Options, "runs": Settings, "several hosts": hosts.Options})
+
+
 def main(arguments: Sequence[str]) -> int:
     """Runs the program and returns its exit status."""
-    from flowrl import agent as agents
-    from flowrl import hosts, sweeps
-    from flowrl.programs import agent_name
-    from flowrl.settings import Settings
+    if flags.informed(arguments, lambda: _help(arguments)):
+        return 0
+    with signals.importing():
+        from flowrl import agent as agents
+        from flowrl import hosts, sweeps
+        from flowrl.programs import agent_name
+        from flowrl.settings import Settings
 
     values = absl_flags.FlagValues()
     flags.define(values, Settings)
     flags.define(values, hosts.Options)
     flags.define(values, sweeps.Options)
-    absl_flags.DEFINE_boolean("help", False, "Show this help.", short_name="h", flag_values=values)
     name = agent_name(arguments, sweeps.read_record)
     config = agents.load(name).Config if name else None
     if config:
         flags.define_lists(values, config, "agent.")
-    if flags.wants_help(arguments):
-        print(f"{__doc__}\nagents: {', '.join(agents.names())}\n\n{flags.help_text(sweeps.Options)}")
-        print(flags.help_text(Settings))
-        print(f"\nseveral hosts:\n{flags.help_text(hosts.Options)}")
-        print(f"\n{name}:\n{flags.help_text(config, 'agent.')}" if config else "")
-        return 0
     flags.parse(values, arguments, known_only=config is None)  # without an agent its flags are not known yet
     given, options = flags.given(values, Settings), sweeps.Options(**flags.given(values, sweeps.Options))
     grid = flags.given_lists(values, config, "agent.") if config else {}

@@ -5,6 +5,9 @@ Q, where the reward is known in closed form. Numbers go to <out>/toys.json, pict
 anew from <out>/samples.npz.
 """
 
+if __name__ == "__main__":
+    import flowrl.start  # noqa: F401 - before the other imports, which take seconds
+
 import dataclasses
 import textwrap
 from collections.abc import Callable, Sequence
@@ -20,7 +23,7 @@ from tqdm import tqdm
 from flowrl import agent as agents
 from flowrl import flags, loggers
 from flowrl.agent import Spec
-from flowrl.config import setting
+from flowrl.config import MOST_EPISODES, setting
 from flowrl.errors import UserError
 from flowrl.files import make_folder, replacing
 from flowrl.provenance import git_commit, hardware, versions
@@ -46,12 +49,12 @@ class Settings:
     """What to train and where to put it."""
 
     out: str = setting("experiments/results/toys", "Folder of the results.")
-    steps: int = setting(2500, "Updates of every run.")
-    num_seeds: int = setting(3, "Runs of every agent, with seeds 0, 1, ...")
-    batch_size: int = setting(128, "Actions per update.")
-    width: int = setting(64, "Units of each of the three hidden layers of every network.")
-    learning_rate: float = setting(3e-3, "Adam's step size.")
-    samples: int = setting(5000, "Actions drawn from every policy.")
+    steps: int = setting(2500, "Updates of every run.", low=1, high=MOST_EPISODES)
+    num_seeds: int = setting(3, "Runs of every agent, with seeds 0, 1, ...", low=1, high=1000)
+    batch_size: int = setting(128, "Actions per update.", low=1, high=MOST_EPISODES)
+    width: int = setting(64, "Units of each of the three hidden layers of every network.", low=1, high=10_000)
+    learning_rate: float = setting(3e-3, "Adam's step size.", low=0.0)
+    samples: int = setting(5000, "Actions drawn from every policy.", low=1, high=MOST_EPISODES)
     datasets: str = setting("two_modes,ring,crescent,spiral,checkerboard", "Toy data, separated by commas.")
     parts: str = setting("bc,q,variants", "Behaviour cloning, with Q, and other settings on two modes alone.")
     draw_only: bool = setting(False, "Only draw the pictures of an earlier run in --out.")

@@ -2,18 +2,51 @@
 
 import dataclasses
 import math
+import struct
+import types
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import jax
-import jax.numpy as jnp
+from flowrl.errors import UserError, suggestion
 
-from flowrl.errors import UserError
+if TYPE_CHECKING:
+    import jax
+
+MOST_COUNT = 2**31 - 1
+"""The largest number that counters of programs hold, int32."""
+MOST_FLOAT = (2 - 2**-23) * 2.0**127
+"""The largest number of float32, in which programs compute."""
+MOST_OF_SIZE = 4096
+"""The most of anything that shapes a program beside its layers and batches; steps of a flow are written out in it."""
+MOST_EPISODES = 1_000_000
+"""The most episodes, or other things of the kind, that a program is asked for."""
+MOST_WORKERS = 1024
+"""The most processes that a program is asked for."""
+MOST_UNITS, MOST_LAYERS = 1_000_000, 100
+"""The most units of a hidden layer, and the most layers."""
 
 
-def setting(default: Any, help: str) -> Any:
-    """Declares a field of a program's own settings, with its help text."""
-    return dataclasses.field(default=default, metadata={"help": help})
+def setting(
+    default: Any,
+    help: str,
+    choices: tuple[str, ...] = (),
+    low: float = float("-inf"),
+    high: float = float("inf"),
+    zero: str = "",
+) -> Any:
+    """Declares a field of a program's own settings, with its help text.
+
+    Args:
+        default: Its value if it is not given.
+        help: For `--help`.
+        choices: What a text may be, where not anything.
+        low: The least that a number may be.
+        high: The most.
+        zero: Why a number may not be 0, where that is so.
+    """
+    return dataclasses.field(
+        default=default, metadata={"help": help, "choices": choices, "range": (low, high), "zero": zero}
+    )
 
 
 def static(
@@ -21,7 +54,8 @@ def static(
 ) -> Any:
     """Declares a field that shapes the program; another value compiles another program.
 
-    A number with a fraction must lie in [`low`, `high`], a whole one must be at least `low`, or by default 1.
+    A number with a fraction must lie in [`low`, `high`], a whole one in [1, `MOST_OF_SIZE`], or from `low` or to `high`
+    where given.
     """
     metadata = {"help": help, "sweepable": False, "choices": choices, "range": (low, high)}
     return dataclasses.field(default=default, metadata=metadata)
@@ -37,7 +71,7 @@ def targets_lag() -> Any:
     return static(True, "Targets move toward the parameters before each step, as the authors' do; else those after it.")
 
 
-def hyper(config: Any, replacements: Mapping[str, Any] | None = None) -> dict[str, jax.Array]:
+def hyper(config: Any, replacements: Mapping[str, Any] | None = None) -> "dict[str, jax.Array]":
     """Returns the sweepable fields of a configuration as strongly typed scalars: int32 or float32, as declared.
 
     A weakly typed scalar in the state would cost a second trace.
@@ -49,6 +83,8 @@ def hyper(config: Any, replacements: Mapping[str, Any] | None = None) -> dict[st
     Raises:
         KeyError: A replacement is not a sweepable field.
     """
+    import jax.numpy as jnp  # here, so that a program's --help needs no JAX
+
     fields = {field.name: field for field in dataclasses.fields(config) if field.metadata["sweepable"]}
     values = {name: getattr(config, name) for name in fields} | dict(replacements or {})
     unknown = sorted(set(values) - set(fields))
@@ -60,7 +96,7 @@ def hyper(config: Any, replacements: Mapping[str, Any] | None = None) -> dict[st
     }
 
 
-def hypers(config: Any, values: Sequence[Mapping[str, float]]) -> dict[str, jax.Array]:
+def hypers(config: Any, values: Sequence[Mapping[str, float]]) -> "dict[str, jax.Array]":
     """Returns the sweepable fields of R runs, each `[R]`, one mapping of values other than the configuration's per run.
 
     Raises:
@@ -72,27 +108,15 @@ def hypers(config: Any, values: Sequence[Mapping[str, float]]) -> dict[str, jax.
 
 
 def check(config: Any) -> None:
-    """Checks declared ranges; static sizes must be positive or as declared, and shares of goals at most 1 in all.
+    """Checks declared ranges and choices, of an agent's configuration or of a program's settings.
+
+    Shares of goals must be at most 1 in all.
 
     Raises:
         UserError: A value is out of range; the message names its flag.
     """
     for field in dataclasses.fields(config):
-        value = getattr(config, field.name)
-        if field.metadata["sweepable"] or field.type is float:
-            low, high = field.metadata["range"]
-            if not (low <= value <= high and math.isfinite(value)):
-                interval = f"[{low:g}, {high:g}" + ("]" if math.isfinite(high) else ")")
-                raise UserError(f"--agent.{field.name}={value} is out of range; give a value in {interval}")
-        elif field.metadata["choices"]:
-            if value not in field.metadata["choices"]:
-                known = " or ".join(map(str, field.metadata["choices"]))
-                raise UserError(f"--agent.{field.name}={value} must be {known}")
-        elif not isinstance(value, bool):
-            sizes = value if isinstance(value, tuple) else (value,)
-            least = max(field.metadata["range"][0], 0 if math.isfinite(field.metadata["range"][0]) else 1)
-            if any(isinstance(size, int) and size < least for size in sizes):
-                raise UserError(f"--agent.{field.name}={value} is too small; the least is {least:g}")
+        _check_value(field, getattr(config, field.name))
     for role in ("actor", "value"):
         shares = {
             f"--agent.{role}_p_{kind}": getattr(config, f"{role}_p_{kind}", 0) for kind in ("trajectory", "random")
@@ -102,12 +126,60 @@ def check(config: Any) -> None:
             raise UserError(f"{given} are shares of the same goals; leave at most 1 in all")
 
 
+def _check_value(field: dataclasses.Field, value: Any) -> None:
+    of_agent = "sweepable" in field.metadata
+    flag, choices = f"--{'agent.' * of_agent}{field.name}", field.metadata.get("choices", ())
+    if value is None:
+        return
+    if choices:
+        if value not in choices:
+            known = " or ".join(map(str, choices)) if of_agent else f"{', '.join(choices[:-1])} or {choices[-1]}"
+            near = "" if of_agent or "?" not in (told := suggestion(str(value), choices)) else told
+            raise UserError(f"{flag}={value} {'must be' if of_agent else 'is unknown; choose'} {known}{near}")
+    elif isinstance(value, tuple):
+        if len(value) > MOST_LAYERS:
+            raise UserError(f"{flag} has {len(value)} layers; the most is {MOST_LAYERS}")
+        for size in value:
+            _check_count(f"{flag}={value}", size, 1, MOST_UNITS)
+    elif isinstance(value, (int, float)) and not isinstance(value, bool):
+        low, high = field.metadata["range"]
+        if value == 0 and (reason := field.metadata.get("zero")):
+            raise UserError(f"{flag}=0 {reason}; give another number, or leave it out")
+        if field.metadata.get("sweepable") or _is_float(field.type):
+            _check_number(f"{flag}={value}", value, low, min(high, MOST_COUNT if field.type is int else MOST_FLOAT))
+        elif of_agent:
+            least, most = (1 if low == -math.inf else low), (MOST_OF_SIZE if high == math.inf else high)
+            _check_count(f"{flag}={value}", value, least, most)
+        else:
+            _check_count(f"{flag}={value}", value, low, high)
+
+
+def _is_float(kind: Any) -> bool:
+    return kind is float or (isinstance(kind, types.UnionType) and float in kind.__args__)
+
+
+def _check_count(setting: str, value: float, low: float, high: float) -> None:
+    if value < low:
+        raise UserError(f"{setting} is too small; the least is {low}")
+    if value > high:
+        raise UserError(f"{setting} is too large; the most is {high:,}")
+
+
+def _check_number(setting: str, value: float, low: float, high: float) -> None:
+    """Checks a number that programs hold as float32 or int32."""
+    if not (math.isfinite(value) and max(low, -MOST_FLOAT) <= value <= high):
+        interval = f"[{max(low, -MOST_FLOAT):g}, {high:g}]" if high != MOST_COUNT else f"[{low:g}, {MOST_COUNT}]"
+        raise UserError(f"{setting} is out of range; give a value in {interval}")
+    if value and isinstance(value, float) and struct.unpack("f", struct.pack("f", value))[0] == 0:
+        raise UserError(f"{setting} is too small to be told from 0; give 0 or a larger number")
+
+
 @dataclasses.dataclass(frozen=True)
 class GoalConditioned:
     """Settings that every goal-conditioned agent has; the defaults are OGBench's."""
 
     hidden_dims: tuple[int, ...] = static((512, 512, 512), "Hidden layers of every network.")
-    batch_size: int = static(1024, "Transitions per update.")
+    batch_size: int = static(1024, "Transitions per update.", high=MOST_COUNT)
     learning_rate: float = sweepable(3e-4, "Adam's step size, for every network.")
     actor_p_trajectory: float = sweepable(1.0, "Share of actor goals from the rest of the episode.", 0, 1)
     actor_p_random: float = sweepable(
@@ -134,7 +206,7 @@ class Offline:
     """Settings that every agent for a single task has; the defaults are FQL's."""
 
     hidden_dims: tuple[int, ...] = static((512, 512, 512, 512), "Hidden layers of every network.")
-    batch_size: int = static(256, "Transitions per update.")
+    batch_size: int = static(256, "Transitions per update.", high=MOST_COUNT)
     learning_rate: float = sweepable(3e-4, "Adam's step size, for every network.")
 
 
@@ -156,7 +228,7 @@ class Online:
     """Settings that every agent made for online learning has; the defaults are SAC's."""
 
     hidden_dims: tuple[int, ...] = static((256, 256), "Hidden layers of every network.")
-    batch_size: int = static(256, "Transitions per update.")
+    batch_size: int = static(256, "Transitions per update.", high=MOST_COUNT)
     critic_layer_norm: bool = static(False, "LayerNorm after each hidden layer of the critics.")
     learning_rate: float = sweepable(3e-4, "Adam's step size, for every network.")
     discount: float = sweepable(0.99, "Discount per environment step.", 0, 1)

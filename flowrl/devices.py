@@ -1,5 +1,6 @@
 """How runs, or the batches of runs, lie on devices: one axis of a mesh over all devices of all hosts."""
 
+import os
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple, TypeVar
 
@@ -134,6 +135,22 @@ def layout(runs: int, shard: Shard = "runs", *, padded: bool = True) -> Layout:
 
 def _on(devices: Sequence[Any], runs: int, shard: Shard) -> Layout:
     return Layout(runs, shard, Mesh(np.array(devices), (AXIS,)) if len(devices) > 1 else None)
+
+
+def require_platform() -> None:
+    """Checks that JAX finds a device of the platform that it was told to use.
+
+    Raises:
+        UserError: It does not.
+    """
+    try:
+        jax.devices()
+    except (RuntimeError, AssertionError) as error:
+        told = os.environ.get("JAX_PLATFORMS", "")
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"JAX finds no device for JAX_PLATFORMS={told}{f' ({reason})' if reason else ''}; unset it, or set cpu"
+        ) from error
 
 
 def check_runs(runs: int, shard: Shard) -> None:

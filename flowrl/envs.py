@@ -165,6 +165,8 @@ def make(env_id: str, *, module: str = "", **kwargs: Any) -> SeededEpisodes:
             needs a package that is missing.
     """
     with _no_leftover_files(), quiet():
+        if "render_mode" not in kwargs:
+            _import_without_opengl()
         _register(env_id, module)
         try:
             made = gymnasium.make(env_id, disable_env_checker=True, **kwargs)
@@ -200,6 +202,23 @@ def _register(env_id: str, module: str) -> None:
         raise UserError(
             f"{env_id} needs the package {module} ({error}); install it, or train only with --eval_episodes=0"
         ) from error
+
+
+@functools.cache
+def _import_without_opengl() -> None:
+    """Imports MuJoCo and dm_control without OpenGL where that of MUJOCO_GL is not there.
+
+    Both look for it as they are imported and fail without; but only who draws needs it, in a process of its own.
+    """
+    given = os.environ.get("MUJOCO_GL")
+    for name in ("mujoco", "dm_control._render") if given else ():
+        try:
+            importlib.import_module(name)
+        except Exception:  # of any kind, where a library is there in part
+            os.environ["MUJOCO_GL"] = "disable"
+            with contextlib.suppress(ImportError):
+                importlib.import_module(name)
+            os.environ["MUJOCO_GL"] = str(given)
 
 
 def _flattened(env: gymnasium.Env) -> gymnasium.Env:

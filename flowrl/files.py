@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from flowrl.errors import UserError
+from flowrl.errors import UserError, remedy
 
 LOCK = ".lock"
 """The file in a run folder by which one process claims it."""
@@ -44,8 +44,7 @@ def replacing(path: Path) -> Iterator[Path]:
         yield temporary
         os.replace(temporary, path)
     except OSError as error:
-        what = error.strerror or error
-        raise UserError(f"cannot write {path}: {what}; free space or choose another folder") from error
+        raise UserError(f"cannot write {path}: {remedy(error)}") from error
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -61,7 +60,7 @@ def make_folder(folder: Path) -> None:
         if not os.access(folder, os.W_OK | os.X_OK):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
     except OSError as error:
-        raise UserError(f"cannot write to {folder}: {error.strerror or error}; choose another folder") from error
+        raise UserError(f"cannot write to {folder}: {remedy(error)}") from error
 
 
 def require_space(folder: Path, needed: int) -> None:
@@ -74,8 +73,7 @@ def require_space(folder: Path, needed: int) -> None:
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise UserError(
-            f"no disk space in {folder}: {needed / 1e6:.1f} MB needed, {free / 1e6:.1f} MB free; "
-            "free space or choose another folder"
+            f"no disk space in {folder}: {needed / 1e6:.1f} MB needed, {free / 1e6:.1f} MB free; free space"
         )
 
 

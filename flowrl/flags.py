@@ -1,7 +1,8 @@
 """Command lines from dataclasses: flags, their help, and errors of one line that name the remedy."""
 
 import dataclasses
-import io
+import decimal
+import math
 import sys
 import traceback
 import types
@@ -11,10 +12,52 @@ from typing import Any
 
 from absl import flags
 
-from flowrl.errors import SharedError, UserError, suggestion
-from flowrl.signals import exit_on_sigterm
+from flowrl import terminal
+from flowrl.config import check
+from flowrl.errors import SharedError, UserError, explained, suggestion
+from flowrl.signals import orderly
 
 T = typing.TypeVar("T")
+MOST_DIGITS = 40
+"""Of an integer; ranges tell what is too large, this only keeps `1e999999999` from being written out."""
+
+
+MOST_SHOWN = 80
+"""Signs of a flag with its value that a message repeats."""
+
+
+class _Integer(flags.IntegerParser):
+    """Reads integers, also where they are written as `1e5` or `1_000`."""
+
+    def convert(self, argument: Any) -> int:
+        try:
+            return super().convert(argument)
+        except ValueError:
+            number = _decimal(argument)
+            if not number.is_finite() or (number.adjusted() < MOST_DIGITS and number != number.to_integral_value()):
+                raise
+            if number.adjusted() >= MOST_DIGITS:
+                raise ValueError("is too large") from None
+            return int(number)
+
+
+class _Float(flags.FloatParser):
+    """Reads finite numbers; 0 has no sign."""
+
+    def convert(self, argument: Any) -> float:
+        value = super().convert(argument)
+        if not math.isfinite(value):
+            raise ValueError("is not a finite number")
+        if value == 0 and _decimal(argument) != 0:
+            raise ValueError("is too small to be told from 0; give 0 or a larger number")
+        return value + 0.0
+
+
+def _decimal(text: Any) -> decimal.Decimal:
+    try:
+        return decimal.Decimal(text)
+    except decimal.InvalidOperation as error:
+        raise ValueError(str(error)) from error
 
 
 def define(values: flags.FlagValues, config: type, prefix: str = "") -> None:
@@ -25,10 +68,8 @@ def define(values: flags.FlagValues, config: type, prefix: str = "") -> None:
         kind = _bare(field.type)
         if kind is bool:
             flags.DEFINE_boolean(name, default, text, flag_values=values)
-        elif kind is int:
-            flags.DEFINE_integer(name, default, text, flag_values=values)
-        elif kind is float:
-            flags.DEFINE_float(name, default, text, flag_values=values)
+        elif kind in (int, float):
+            flags.DEFINE(_PARSERS[kind], name, default, text, flag_values=values)
         else:
             flags.DEFINE_string(name, default, text, flag_values=values)
 
@@ -90,17 +131,37 @@ def parse(
     try:
         rest: list[str] = values(list(arguments), known_only=known_only)[1:]
     except flags.UnrecognizedFlagError as error:
-        near = suggestion(f"--{error.flagname}", [f"--{name}" for name in values if len(name) > 1])
-        raise UserError(f"unknown flag --{error.flagname}{near if '?' in near else ''}; --help lists all") from error
+        near = _nearest_flag(error.flagname, values)
+        raise UserError(f"unknown flag --{error.flagname}{near}; --help lists all") from error
     except flags.IllegalFlagValueError as error:
         setting = str(error).removeprefix("flag ").split(": ")[0]
         kind = values[setting.lstrip("-").split("=")[0]].flag_type()
-        raise UserError(f"{setting} is not of type {kind}; see --help") from error
+        raise UserError(f"{_short(setting)} {_reason(error, kind)}") from error
     except flags.Error as error:
         raise UserError(f"{str(error).replace(chr(10), ' ')}; see --help") from error
+    if empty := [name for name in values if values[name].present and values[name].value == "" and "." not in name]:
+        raise UserError(f"--{empty[0]}= is empty; give a value, or leave it out")
     if rest and not known_only and not positional:
         raise UserError(f"unexpected argument {rest[0]!r}; flags are written --name=value, see --help")
     return rest
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= MOST_SHOWN else f"{text[:MOST_SHOWN]}..."
+
+
+def _nearest_flag(name: str, values: flags.FlagValues) -> str:
+    """Returns a suggestion for an unknown flag: the agent's field of that name, or what is spelt alike."""
+    if f"agent.{name}" in values:
+        return f"; did you mean --agent.{name}?"
+    near = suggestion(f"--{name}", [f"--{known}" for known in values if len(known) > 1])
+    return near if "?" in near else ""
+
+
+def _reason(error: BaseException, kind: str) -> str:
+    """Says what is wrong with a flag's value: what our parsers said of it, or that its type is another."""
+    told = str(error.__context__)
+    return told if told.startswith("is ") else f"is not of type {kind}; see --help"
 
 
 def read(config: type[T], arguments: Sequence[str], description: str) -> T | None:
@@ -109,18 +170,32 @@ def read(config: type[T], arguments: Sequence[str], description: str) -> T | Non
     Raises:
         UserError: A flag is unknown or has a bad value, or there is an argument that is no flag.
     """
-    if wants_help(arguments):
-        print(f"{description}\n{help_text(config)}")
+    if informed(arguments, lambda: f"{description}\n{help_text(config)}"):
         return None
     values = flags.FlagValues()
     define(values, config)
     parse(values, arguments)
-    return config(**given(values, config))
+    settings = config(**given(values, config))
+    check(settings)
+    return settings
 
 
-def wants_help(arguments: Sequence[str]) -> bool:
-    """Whether a command line, program name first, asks for help."""
-    return any(argument in ("-h", "-help", "--h", "--help") for argument in arguments[1:])
+def asks(arguments: Sequence[str], *names: str) -> bool:
+    """Whether one of some flags without a value stands on a command line, program name first."""
+    return any(argument.lstrip("-") in names for argument in arguments[1:] if argument[:1] == "-" != argument)
+
+
+def informed(arguments: Sequence[str], text: Callable[[], str]) -> bool:
+    """Prints the help or the version that a command line, program name first, asks for; whether it did."""
+    if asks(arguments, "h", "help"):
+        print(text())
+        return True
+    if asks(arguments, "version"):
+        from flowrl.provenance import version_text
+
+        print(version_text())
+        return True
+    return False
 
 
 def help_text(config: type, prefix: str = "") -> str:
@@ -138,23 +213,29 @@ def run(main: Callable[[Sequence[str]], int]) -> typing.NoReturn:
 
     Ctrl-C and SIGTERM are one line too, and 128 + the signal. With several hosts, one that fails leaves at once.
     """
-    exit_on_sigterm()
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(line_buffering=True)  # a batch job's log shows what has happened
-    try:
-        sys.exit(main(sys.argv))
-    except SharedError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        _leave(2)
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        _leave(130)
-    except Exception:
-        traceback.print_exc()
-        _leave(1)
+    with orderly():
+        terminal.prepare()
+        try:
+            status = main(sys.argv)
+            terminal.flush()
+            sys.exit(status)
+        except SharedError as error:
+            terminal.complain(f"error: {error}")
+            sys.exit(2)
+        except UserError as error:
+            terminal.complain(f"error: {error}")
+            _leave(2)
+        except KeyboardInterrupt:
+            terminal.complain("interrupted")
+            _leave(130)
+        except terminal.Closed as error:
+            _leave(terminal.give_up(error))
+        except Exception as error:
+            if (line := explained(error)) is not None:
+                terminal.complain(f"error: {line}")
+                _leave(2)
+            traceback.print_exc()
+            _leave(1)
 
 
 def _leave(status: int) -> typing.NoReturn:
@@ -178,8 +259,8 @@ def _text(value: Any) -> Any:
 
 _PARSERS: dict[Any, flags.ArgumentParser] = {
     bool: flags.BooleanParser(),
-    int: flags.IntegerParser(),
-    float: flags.FloatParser(),
+    int: _Integer(),
+    float: _Float(),
     str: flags.ArgumentParser(),
 }
 
@@ -194,13 +275,14 @@ def _values(flag: str, kind: Any, text: str) -> list[Any]:
     try:
         return [_PARSERS[kind].parse(part) for part in parts]
     except (ValueError, TypeError) as error:
-        raise UserError(f"{flag}={text} is not of type {kind.__name__}, or a list of that; see --help") from error
+        told = str(error) if str(error).startswith("is ") else f"is not of type {kind.__name__}, or a list of that"
+        raise UserError(f"{flag}={text} {told}; see --help") from error
 
 
 def _parse(flag: str, kind: Any, value: Any) -> Any:
     if typing.get_origin(kind) is not tuple:
         return value
     try:
-        return tuple(int(part) for part in value.strip("()").removesuffix(",").split(","))
-    except ValueError as error:
+        return tuple(_PARSERS[int].parse(part.strip()) for part in value.strip("()").removesuffix(",").split(","))
+    except (ValueError, TypeError) as error:
         raise UserError(f"{flag}={value} is not a list of integers; write for example {flag}=256,256") from error

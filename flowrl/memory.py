@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import resource
 from pathlib import Path
 from typing import Any
 
@@ -32,22 +33,49 @@ def free_bytes() -> int | None:
     device = jax.local_devices()[0]
     if stats := device.memory_stats():
         return stats["bytes_limit"] - stats["bytes_in_use"] if "bytes_limit" in stats else None
-    available = _available() if device.platform == "cpu" else None
-    return None if available is None else available // jax.local_device_count()
+    free = available() if device.platform == "cpu" else None
+    return None if free is None else free // jax.local_device_count()
 
 
-def _available() -> int | None:
-    """Returns the main memory that this process may still take, on Linux."""
+def available() -> int | None:
+    """Returns the main memory that this process may still take, on Linux: by the machine, its cgroup and `ulimit`."""
     try:
         told = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
-        available = 1024 * int(told["MemAvailable"].split()[0])
+        free = 1024 * int(told["MemAvailable"].split()[0])
     except (OSError, KeyError, ValueError):
         return None
-    limits = [Path("/sys/fs/cgroup") / f"memory.{name}" for name in ("max", "current")]
-    with contextlib.suppress(OSError, ValueError):  # "max" is no number
-        most, used = (int(path.read_text()) for path in limits)
-        available = min(available, most - used)
-    return available
+    return max(0, min([free, *_left_of_cgroups(), *_left_of_ulimit()]))
+
+
+def _left_of_cgroups() -> list[int]:
+    """Returns what the limits of this process's cgroups leave; files that are only cached give way."""
+    root, left = Path("/sys/fs/cgroup"), []
+    folders = {root: ("memory.max", "memory.current"), root / "memory": _VERSION_1}
+    with contextlib.suppress(OSError, ValueError):
+        for line in Path("/proc/self/cgroup").read_text().splitlines():
+            _, controllers, path = line.split(":", 2)
+            base = root if not controllers else root / "memory"
+            for own in [Path(path.lstrip("/")), *Path(path.lstrip("/")).parents]:
+                folders[base / own] = _VERSION_1 if controllers else ("memory.max", "memory.current")
+    for folder, (most, used) in folders.items():
+        with contextlib.suppress(OSError, ValueError, KeyError):  # "max" is no number
+            stat = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+            taken = int((folder / used).read_text()) - int(stat["inactive_file"])
+            left.append(int((folder / most).read_text()) - taken)
+    return left
+
+
+_VERSION_1 = ("memory.limit_in_bytes", "memory.usage_in_bytes")
+
+
+def _left_of_ulimit() -> list[int]:
+    """Returns what `ulimit -v` leaves."""
+    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    if limit == resource.RLIM_INFINITY:
+        return []
+    with contextlib.suppress(OSError, ValueError):
+        return [limit - resource.getpagesize() * int(Path("/proc/self/statm").read_text().split()[0])]
+    return []
 
 
 def runs_that_fit(plan: Plan) -> int:
@@ -70,7 +98,7 @@ def runs_that_fit(plan: Plan) -> int:
         needs = parts.agent.needs
         two_rows = devices.Layout(count)
         replays = (jax.eval_shape(lambda: empty_replays(spec_of(parts.sizes), plan.online.capacity, needs, two_rows)),)
-    kept = _bytes((arrays, replays, jax.eval_shape(program.policies, arrays[0])))
+    kept = size_of((arrays, replays, jax.eval_shape(program.policies, arrays[0])))
     serial = plan.settings.map == "serial"  # then one run at a time works
     free = free_bytes() or 0
     if serial and kept / count * runs < SMALL * free:
@@ -80,5 +108,6 @@ def runs_that_fit(plan: Plan) -> int:
     return fitting(free, work if serial else 0, (kept if serial else kept + work) / count, runs)
 
 
-def _bytes(tree: Any) -> int:
+def size_of(tree: Any) -> int:
+    """Returns the bytes of arrays, or of their shapes."""
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))

@@ -2,7 +2,7 @@
 
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +11,10 @@ import jax
 import jax.numpy as jnp
 from absl import flags as absl_flags
 
+from flowrl import agent as agents
 from flowrl import flags, schema
 from flowrl.agent import Agent
-from flowrl.checkpoint import Checkpoints
+from flowrl.config import check
 from flowrl.errors import UserError
 from flowrl.files import CHECKPOINTS, CONFIG, SUMMARY
 from flowrl.settings import Plan, Settings, points, read_plan
@@ -37,6 +38,33 @@ def agent_name(arguments: Sequence[str], read: Callable[[Path], dict[str, Any]])
     return values.agent
 
 
+def help_text(description: str, arguments: Sequence[str], tables: Mapping[str, type]) -> str:
+    """Returns the help of a program that trains: its flags, and those of the agent that the command line names.
+
+    Args:
+        description: What it is for.
+        arguments: The command line, the program first.
+        tables: Dataclasses of flags under their headings; the first needs none.
+
+    Raises:
+        UserError: There is no such agent.
+    """
+    parts = [f"{description}\nagents: {', '.join(agents.names())}"]
+    parts += [f"{heading and f'{heading}:'}\n{flags.help_text(table)}".strip("\n") for heading, table in tables.items()]
+    if name := _named(arguments):
+        parts.append(f"{name}:\n{flags.help_text(agents.load(name).Config, 'agent.')}")
+    return "\n\n".join(parts)
+
+
+def _named(arguments: Sequence[str]) -> str | None:
+    """Returns what a command line, however wrong the rest of it is, gives as --agent."""
+    for argument, following in zip(arguments[1:], [*arguments[2:], ""], strict=True):
+        name, _, value = argument.lstrip("-").partition("=")
+        if argument.startswith("-") and name == "agent":
+            return value or following
+    return None
+
+
 def own_and_other(
     settings: type, arguments: Sequence[str], description: str, fixed: Sequence[str] = ()
 ) -> tuple[Any, list[str]] | None:
@@ -54,8 +82,7 @@ def own_and_other(
     Raises:
         UserError: A flag is malformed, or fixed.
     """
-    if flags.wants_help(arguments):
-        print(f"{description}\n{flags.help_text(settings)}")
+    if flags.informed(arguments, lambda: f"{description}\n{flags.help_text(settings)}"):
         return None
     values = absl_flags.FlagValues()
     flags.define(values, settings)
@@ -65,7 +92,9 @@ def own_and_other(
     for flag in others:
         if (name := flag.lstrip("-").split("=")[0]) in fixed:
             raise UserError(f"--{name} is set by this program; leave it out")
-    return settings(**flags.given(values, settings)), list(others)
+    own = settings(**flags.given(values, settings))
+    check(own)
+    return own, list(others)
 
 
 def train(main: Path, folder: Path, arguments: Sequence[str]) -> None:
@@ -118,6 +147,8 @@ def load_states(plan: Plan, agent: Agent, step: int | None = None) -> tuple[int,
     Raises:
         UserError: There is no such checkpoint, it is damaged, or it is of another agent.
     """
+    from flowrl.checkpoint import Checkpoints  # here, so that a program's --help needs no orbax
+
     folder = plan.folder / CHECKPOINTS
     checkpoints = Checkpoints(folder, read_only=True) if folder.exists() else None
     kept = checkpoints.steps() if checkpoints else []

@@ -16,6 +16,14 @@ def versions(*packages: str) -> dict[str, str]:
     return {"flowrl": flowrl.__version__, "python": platform.python_version(), **found}
 
 
+def version_text() -> str:
+    """Returns what `--version` says."""
+    found = versions("jax", "jaxlib", "flax", "optax", "numpy")
+    commit = git_commit()
+    own = f"flowrl {found.pop('flowrl')}{f' (commit {commit})' if commit else ''}"
+    return ", ".join([own, *(f"{name} {version}" for name, version in found.items())])
+
+
 @functools.cache
 def git_commit() -> str | None:
     """Returns the commit of flowrl's checkout, with `-dirty` after local changes; None where there is no checkout."""

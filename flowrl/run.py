@@ -1,6 +1,7 @@
 """One training run in a run directory: data, environments, logs, checkpoints, summary, resuming."""
 
 import contextlib
+import dataclasses
 import itertools
 import time
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ import numpy as np
 from tqdm import tqdm
 
 from flowrl import config as configs
-from flowrl import devices, envs, extras, hosts, loggers, loop, resuming, videos
+from flowrl import devices, envs, estimates, extras, hosts, loggers, loop, progress, resuming, videos
 from flowrl.checkpoint import Checkpoints
 from flowrl.data import replay, sources
 from flowrl.errors import SharedError, UserError
@@ -23,15 +24,18 @@ from flowrl.files import CHECKPOINTS, CONFIG, DIVERGED, LOCK, SUMMARY, claiming,
 from flowrl.loop import Diverged, Divergence, Window
 from flowrl.online import Collector, Environments, empty_replays
 from flowrl.parts import Parts, build_program, prepare, spec_of
+from flowrl.progress import Progress
 from flowrl.records import describe, print_banner, record_changes, warn_of_changes
 from flowrl.settings import Plan
-from flowrl.signals import Signals
+from flowrl.signals import AT_ONCE, SAVING, Signals, within
 from flowrl.sinks import Sinks
 from flowrl.streams import root_keys
 from flowrl.summary import evaluation_lines, evaluation_text, print_summary, summarize
 from flowrl.train_state import TrainState
 
 SLOW_HOURS = 6
+LARGE = 1e3
+"""Observations or rewards of that size may be what makes networks diverge."""
 
 
 def execute(plan: Plan, stored: dict[str, Any] | None = None, signals: Signals | None = None) -> int:
@@ -51,6 +55,7 @@ def execute(plan: Plan, stored: dict[str, Any] | None = None, signals: Signals |
     """
     hosts.require_same({"--run_dir": str(plan.folder.absolute())})
     hosts.agreed(lambda: extras.check(plan.settings) if hosts.first() else None)
+    hosts.agreed(partial(estimates.require, plan, begun=stored is not None))
     with claimed(plan.folder):
         return _execute(plan, stored, signals or Signals())
 
@@ -111,9 +116,10 @@ def _execute(plan: Plan, stored: dict[str, Any] | None, signals: Signals) -> int
     settings: Any = plan.settings
     layout = devices.layout(len(plan.trials), settings.shard, padded=not settings.online_steps)
     parts = hosts.agreed(partial(prepare, plan, source, layout))
+    hosts.agreed(partial(estimates.require, parts.plan, spec_of(parts.sizes), begun=resume))
     plan, config = parts.plan, describe(parts.plan, source)
     _require_same(config)
-    with signals:
+    with signals, within(None if hosts.count() > 1 else AT_ONCE):  # as nothing is learnt yet; hosts wait for each other
         run = Run(parts, layout)
         try:
             print_banner(plan, source, run.states, run.layout.devices)
@@ -126,15 +132,27 @@ def _execute(plan: Plan, stored: dict[str, Any] | None, signals: Signals) -> int
             print(f"stopped at {plan.unit} {run.checkpoints.latest()}; continue with --resume --run_dir={plan.folder}")
             return 128 + max(hosts.gather(int(signals.received or 0)))
         except Diverged as error:
-            event = error.divergence
-            raise SharedError(
-                f"diverged: {event.metric} of the run with seed {plan.trials[event.run].seed} is not finite after "
-                f"update {event.step}; the checkpoint at {run.checkpoints.latest()} in {plan.folder} is from before "
-                "it; try a smaller --agent.learning_rate"
-            ) from error
+            raise SharedError(_diverged(run, error.divergence)) from error
         finally:
             run.close()
     return 0
+
+
+def _diverged(run: "Run", event: Divergence) -> str:
+    """Says where a training diverged, and what may have made it: the step size only where it is a large one."""
+    plan, rate = run.plan, float(getattr(run.plan.agent_config, "learning_rate", 0))
+    usual: dict[str, Any] = {f.name: f.default for f in dataclasses.fields(plan.agent_config)} | plan.preset.agent
+    told = (
+        f"diverged: {event.metric} of the run with seed {plan.trials[event.run].seed} is not finite after update "
+        f"{event.step}; the checkpoint at {run.checkpoints.latest()} in {plan.folder} is from before it; "
+    )
+    if rate > float(usual.get("learning_rate", rate)):
+        return f"{told}try a smaller --agent.learning_rate than {rate:g}"
+    if (largest := run.largest()) is not None and largest[1] > LARGE:
+        name, size = largest
+        remedy = "--normalize_observations" if "observations" in name else "a smaller --reward_scale"
+        return f"{told}the data's {name} are as large as {size:.3g}: try {remedy}"
+    return f"{told}look at what grew before in metrics.jsonl; smaller weights of the losses or step sizes may help"
 
 
 def _stopping(signals: Signals) -> bool:
@@ -179,8 +197,7 @@ class Run:
             )
         self.collector: Collector | None = None
         self.sinks = Sinks(plan)
-        total = settings.steps + settings.online_steps
-        self.bar = tqdm(total=total, unit=plan.unit, desc="training", disable=hosts.no_bars(), smoothing=0.1)
+        self.bar: Progress | None = None
         self.steps, self.seconds, self.announced, self.warm_chunks = 0, 0.0, False, 0
 
     def train(self, signals: Signals, *, resume: bool) -> None:
@@ -194,7 +211,9 @@ class Run:
         if self.checkpoints.latest() is None:
             self._checkpoint(0, self.states, self.window, True)
         if _stopping(signals):
-            raise loop.Stopped  # before the program is compiled, which nothing can interrupt
+            raise loop.Stopped  # before the program is compiled
+        total = settings.steps + settings.online_steps
+        self.bar = Progress(total, self.plan.unit, "training", begun=step, leave=True)
         states, window = self.states, self.window
         del self.states, self.window  # the loop gives them away
         if self.collector is None and settings.steps and (step < settings.steps or not evaluated):
@@ -221,9 +240,9 @@ class Run:
             return chunk(states, window, self.keys, self.dataset, np.int32(steps))
 
         schedule = self.plan.schedule(online=False)
-        return loop.train(
-            advance, schedule, self._hooks(signals, schedule), states, window, step=step, evaluated=evaluated
-        )
+        hooks = self._hooks(signals, schedule)
+        with self._patient():
+            return loop.train(advance, schedule, hooks, states, window, step=step, evaluated=evaluated)
 
     def _train_online(
         self, signals: Signals, states: TrainState, window: Window, step: int, evaluated: bool
@@ -236,7 +255,10 @@ class Run:
         schedule, unit = self.plan.schedule(online=True), self.plan.online.num_envs
         self.announced = False
         hooks = self._hooks(signals, schedule)
-        return loop.train(collector.advance, schedule, hooks, states, window, step=step, unit=unit, evaluated=evaluated)
+        with self._patient():
+            return loop.train(
+                collector.advance, schedule, hooks, states, window, step=step, unit=unit, evaluated=evaluated
+            )
 
     def _collector(
         self, step: int = 0, episodes: np.ndarray | None = None, replays: replay.Replay | None = None
@@ -292,13 +314,20 @@ class Run:
         events = [event._asdict() | self.plan.trials[run].labels for run, event in sorted(found.items())]
         loggers.write_json(self.plan.folder / DIVERGED, events)
 
+    def largest(self) -> tuple[str, float] | None:
+        """Returns the field of the offline data with the largest number, before any normalisation, and that number."""
+        fields = {} if self.dataset is None else self.dataset.fields
+        sizes = {name: float(jnp.abs(fields[name]).max()) for name in ("observations", "rewards") if name in fields}
+        return max(sizes.items(), key=lambda item: item[1]) if sizes else None
+
     def _mark(self, run: int) -> dict[str, int]:
         """Returns what marks a log line of a run that has diverged."""
         return {"diverged": self.diverged[run].step} if run in self.diverged else {}
 
     def close(self) -> None:
         """Ends worker processes and threads."""
-        self.bar.close()
+        if self.bar is not None:
+            self.bar.close()
         if self.collector is not None:
             self.collector.environments.close()
         if self.evaluator is not None:
@@ -306,12 +335,16 @@ class Run:
         self.checkpoints.close()
         self.sinks.close()
 
+    def _patient(self) -> Any:
+        """Gives a signal the time until a chunk is over and all is saved; hosts wait for each other."""
+        return within(None if hosts.count() > 1 else SAVING)
+
     def _compiled(self, *arguments: Any) -> Any:
         """Returns `chunk`, compiled for these arguments."""
         began = time.perf_counter()
-        with tqdm(total=1, desc="compiling", disable=hosts.no_bars(), leave=False, bar_format="{desc} … {elapsed}"):
+        with progress.waiting("compiling"):
             compiled = self.program.chunk.lower(*arguments).compile()
-        print(f"compiled in {time.perf_counter() - began:.1f} s", flush=True)
+        tqdm.write(f"compiled in {time.perf_counter() - began:.1f} s")
         return compiled
 
     def _restore(self) -> tuple[int, bool]:
@@ -347,7 +380,6 @@ class Run:
             step, facts["evaluated"], self.agent.evaluations, max(1, self.tasks), self.checkpoints.steps()
         )
         hosts.agreed(lambda: self._continue_logs(reached) if hosts.first() else None)
-        self.bar.update(step)
         print(f"resuming from {self.plan.unit} {step:,}")
         return step, evaluated
 
@@ -414,10 +446,10 @@ class Run:
         assert self.evaluator is not None
         trials, episodes = self.plan.trials[self.own.start : self.own.stop], int(self.plan.settings.eval_episodes or 0)
         total = len(trials) * max(1, self.tasks) * episodes * len(self.agent.evaluations)
-        bar = tqdm(total=total, unit="episode", desc="evaluating", disable=hosts.no_bars(), leave=False)
+        bar = Progress(total, "episode", "evaluating")
 
         def on_step(before: int, done: int, _: int) -> None:
-            bar.update(before + done - bar.n)
+            bar.to(before + done)
             if signals.received is not None:
                 raise _BrokenOff
 
@@ -446,10 +478,10 @@ class Run:
         if self.evaluator is None or not hosts.first():
             return True
         total = max(1, self.tasks) * settings.video_episodes
-        with tqdm(total=total, unit="episode", desc="filming", disable=hosts.no_bars(), leave=False) as bar:
+        with contextlib.closing(Progress(total, "episode", "filming")) as bar:
 
             def on_step(done: int, _: int) -> None:
-                bar.update(done - bar.n)
+                bar.to(done)
                 if signals.received is not None:
                     raise _BrokenOff
 
@@ -467,14 +499,14 @@ class Run:
         if self.collector is not None:
             facts["episodes"] = self.collector.environments.episodes.tolist()
             arrays = (states, window, self.collector.replays)
-        self.checkpoints.save(step, arrays, facts)
+        with within(None):
+            self.checkpoints.save(step, arrays, facts)
 
     def _progress(self, schedule: loop.Schedule, step: int, steps: int, seconds: float) -> None:
         self.steps, self.seconds = self.steps + steps, self.seconds + seconds
-        self.bar.update(step - self.bar.n)
         runs = len(self.plan.trials)
-        if runs > 1:
-            self.bar.set_postfix_str(f"{runs * steps / seconds:,.0f} run-{self.plan.unit}s/s", refresh=False)
+        if self.bar is not None:
+            self.bar.to(step, f"{runs * steps / seconds:,.0f} run-{self.plan.unit}s/s" if runs > 1 else "")
         if self.collector is not None and self.collector.warm:
             self.warm_chunks += 1  # in the first, acting is still being compiled
         if not self.announced and (self.collector is None or self.warm_chunks > 1):
@@ -490,8 +522,7 @@ def _known(value: np.floating) -> bool:
 
 def _estimate(rate: float, runs: int, left: int, unit: str) -> str:
     """Says how long the rest of the training takes."""
-    hours = left / rate / 3600
-    time_left = f"{hours:.1f} hours" if hours >= 1 else f"{60 * hours:.1f} minutes"
-    advice = "; --preset=quick is made for small machines" if hours > SLOW_HOURS else ""
+    time_left = progress.duration(left / rate)
+    advice = "; --preset=quick is made for small machines" if left / rate > 3600 * SLOW_HOURS else ""
     every = f" of each run, {runs * rate:.1f} in all" if runs > 1 else ""
     return f"{rate:.1f} {unit}/s{every}; about {time_left} of training to go, evaluations apart{advice}"

@@ -1,7 +1,6 @@
 """The settings of a run: resolved from command line, preset and defaults, or read back to resume."""
 
 import dataclasses
-import math
 import os
 import re
 import time
@@ -13,7 +12,7 @@ from flowrl import agent as agents
 from flowrl import config as configs
 from flowrl import devices, envs, hosts, loop, normalize, presets, schema
 from flowrl.agent import Spec
-from flowrl.errors import UserError, suggestion
+from flowrl.errors import UserError, nearby, suggestion
 from flowrl.files import CONFIG
 from flowrl.online import Options
 
@@ -24,6 +23,10 @@ RESUMABLE = ("run_dir", "resume", "steps", "workers", "vectorization", "data", "
 _ELSEWHERE = ("run_dir", "resume", "workers", "vectorization", "map", "keep_checkpoints", *OUTPUTS)
 """Settings that do not change what a run learns."""
 MAX_SEED = 2**32 - 1
+MOST_RUNS = 10_000
+"""The most runs of a program, or of a sweep."""
+MOST_ENVIRONMENTS = 10_000
+"""The most environments that all runs together act in at a time."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,28 +39,46 @@ class Settings:
         "Dataset or environment: pointmaze-medium-navigate, cube-single-play-singletask, hopper-medium-v2, "
         "collected:hopper-medium, minari:ID, Pendulum-v1.",
     )
-    preset: str = configs.setting("paper", "Settings to start from: paper, quick or none.")
+    preset: str = configs.setting("paper", "Settings to start from: paper, quick or none.", ("paper", "quick", "none"))
     data: str = configs.setting("auto", "auto, official, collected, none, or the path of a file or its folder.")
-    steps: int | None = configs.setting(None, "Updates on offline data.")
-    online_steps: int = configs.setting(0, "Environment steps of each run, after the offline updates.")
-    num_envs: int = configs.setting(1, "Environments that each run acts in at a time.")
-    updates_per_step: float = configs.setting(1.0, "Updates for each environment step.")
-    warmup_steps: int = configs.setting(0, "First environment steps: uniform actions, no updates.")
-    buffer_size: int = configs.setting(1_000_000, "The most transitions that the replay buffer keeps.")
-    offline_share: float | None = configs.setting(
-        None, "Share of each online batch from the offline data; absent, as if these lay in the buffer."
+    steps: int | None = configs.setting(None, "Updates on offline data.", low=0, high=configs.MOST_COUNT)
+    online_steps: int = configs.setting(
+        0, "Environment steps of each run, after the offline updates.", low=0, high=configs.MOST_COUNT
     )
-    vectorization: str = configs.setting("sync", "Training environments: sync (one process) or async (one each).")
-    num_seeds: int = configs.setting(1, "Runs, with seeds seed ... seed+n-1, in one program.")
-    seed: int = configs.setting(0, "Seed of the first run.")
-    eval_interval: int | None = configs.setting(None, "Updates between evaluations.")
-    eval_episodes: int | None = configs.setting(None, "Episodes per task and evaluation; 0 for no evaluation.")
-    log_interval: int | None = configs.setting(None, "Updates that one log line averages.")
-    checkpoint_interval: int | None = configs.setting(None, "Updates between checkpoints.")
-    keep_checkpoints: int = configs.setting(2, "The newest checkpoints that are kept, at least 2; 0 keeps all.")
+    num_envs: int = configs.setting(1, "Environments that each run acts in at a time.", low=1, high=MOST_ENVIRONMENTS)
+    updates_per_step: float = configs.setting(
+        1.0, "Updates for each environment step.", low=0.0, high=configs.MOST_COUNT
+    )
+    warmup_steps: int = configs.setting(
+        0, "First environment steps: uniform actions, no updates.", low=0, high=configs.MOST_COUNT
+    )
+    buffer_size: int = configs.setting(
+        1_000_000, "The most transitions that the replay buffer keeps.", low=1, high=configs.MOST_COUNT
+    )
+    offline_share: float | None = configs.setting(
+        None, "Share of each online batch from the offline data; absent, as if these lay in the buffer.", low=0, high=1
+    )
+    vectorization: str = configs.setting(
+        "sync", "Training environments: sync (one process) or async (one each).", ("sync", "async")
+    )
+    num_seeds: int = configs.setting(1, "Runs, with seeds seed ... seed+n-1, in one program.", low=1, high=MOST_RUNS)
+    seed: int = configs.setting(0, "Seed of the first run.", low=0, high=MAX_SEED)
+    eval_interval: int | None = configs.setting(None, "Updates between evaluations.", low=1, high=configs.MOST_COUNT)
+    eval_episodes: int | None = configs.setting(
+        None, "Episodes per task and evaluation; 0 for no evaluation.", low=0, high=configs.MOST_COUNT
+    )
+    log_interval: int | None = configs.setting(
+        None, "Updates that one log line averages.", low=1, high=configs.MOST_COUNT
+    )
+    checkpoint_interval: int | None = configs.setting(
+        None, "Updates between checkpoints.", low=1, high=configs.MOST_COUNT
+    )
+    keep_checkpoints: int = configs.setting(
+        2, "The newest checkpoints that are kept, at least 2; 0 keeps all.", low=0, high=configs.MOST_COUNT
+    )
     normalize_observations: bool = configs.setting(False, "Bring the data's observations to mean 0 and deviation 1.")
     normalize_rewards: bool = configs.setting(False, "Scale rewards by 1000 / (best - worst episode return), as IQL.")
-    reward_scale: float = configs.setting(1.0, "Factor of rewards.")
+    reward_scale: float = configs.setting(1.0, "Factor of rewards.", zero="makes all rewards equal")
     reward_shift: float = configs.setting(0.0, "Added to rewards after scaling; the return in evaluations is unscaled.")
     csv: bool = configs.setting(False, "Also write metrics.csv and eval.csv.")
     tensorboard: bool = configs.setting(False, "Also write event files for TensorBoard; needs the extra tensorboard.")
@@ -65,10 +86,18 @@ class Settings:
     video_episodes: int = configs.setting(
         0,
         "Episodes per task of the first run's last evaluation to make videos of; needs the extra video.",
+        low=0,
+        high=configs.MOST_COUNT,
     )
-    map: str = configs.setting("auto", "How runs are mapped: vmap, serial, or auto (serial on CPUs).")
-    shard: str = configs.setting("runs", "What is spread over several devices: runs, or the batch of each run.")
-    workers: int | None = configs.setting(None, "Processes for environments; one per core if absent.")
+    map: str = configs.setting(
+        "auto", "How runs are mapped: vmap, serial, or auto (serial on CPUs).", ("auto", "vmap", "serial")
+    )
+    shard: str = configs.setting(
+        "runs", "What is spread over several devices: runs, or the batch of each run.", ("runs", "batch")
+    )
+    workers: int | None = configs.setting(
+        None, "Processes for environments; one per core if absent.", low=1, high=configs.MOST_WORKERS
+    )
     run_dir: str | None = configs.setting(None, "Folder of the run; a new one under runs/ if absent.")
     resume: bool = configs.setting(False, "Continue the run in --run_dir from its newest checkpoint.")
 
@@ -185,13 +214,15 @@ def plan(given: dict[str, Any], agent_given: dict[str, Any], grid: Sequence[Tria
     require_names(given)
     module, env = agents.load(given["agent"]), envs.parse(given["env"])
     _check_goals(given["agent"], module, env)
+    configs.check(Settings(**given))
     preset = presets.lookup(given.get("preset", "paper"), given["agent"], env.name)
     settings = _with_data_or_without(Settings(**(preset.run | given)), env, given)
     fields = {field.name for field in dataclasses.fields(module.Config)}
     preset_fields = {name: value for name, value in preset.agent.items() if name in fields}
     agent_config = module.Config(**(preset_fields | agent_given))
+    origins = dict.fromkeys(preset.run, "the preset's") | dict.fromkeys(given, "")
     made = Plan(settings, agent_config, env, preset, _folder(settings), tuple(grid))
-    check(made)
+    check(made, origins)
     _check_devices(made)
     if not grid:  # of a sweep's waves one may be smaller
         devices.check_runs(len(made.trials), settings.shard)  # type: ignore[arg-type]
@@ -199,14 +230,19 @@ def plan(given: dict[str, Any], agent_given: dict[str, Any], grid: Sequence[Tria
     return dataclasses.replace(made, settings=dataclasses.replace(settings, env=env.name, map=mode))
 
 
-def check(plan: Plan) -> None:
+def check(plan: Plan, origins: Mapping[str, str] | None = None) -> None:
     """Checks that all values of a plan are in their ranges and go together.
+
+    Args:
+        plan: What to check.
+        origins: Where settings come from, as `_told` says it; by default all are those of a stored run.
 
     Raises:
         UserError: One is not; the message names its flag.
     """
-    _check(plan.settings)
-    _check_online(plan.settings, plan.env)
+    origins = dict.fromkeys(dataclasses.asdict(plan.settings), "the run's own") if origins is None else origins
+    _check(plan.settings, origins)
+    _check_online(plan.settings, plan.env, origins)
     _check_evaluation(plan.settings, plan.env)
     configs.check(plan.agent_config)
     for values in points(plan.grid):
@@ -243,30 +279,51 @@ def _with_data_or_without(settings: Settings, env: envs.EnvName, given: dict[str
     return dataclasses.replace(settings, steps=0)
 
 
-def _check(settings: Any) -> None:
-    minima = dict(num_seeds=1, seed=0, eval_interval=1, eval_episodes=0, log_interval=1, checkpoint_interval=1)
-    minima |= dict(steps=0 if settings.online_steps else 1, online_steps=0, num_envs=1, updates_per_step=0)
-    minima |= dict(warmup_steps=0, buffer_size=1, offline_share=0, workers=1, keep_checkpoints=0)
-    minima |= dict(video_episodes=0)
-    for name, minimum in minima.items():
-        value = getattr(settings, name)
-        if value is not None and value < minimum:
-            raise UserError(f"--{name}={value} is too small; the least is {minimum}")
+def _check(settings: Any, origins: Mapping[str, str]) -> None:
+    """Checks the settings by themselves, and against each other; for `origins` see `_told`."""
+    configs.check(settings)
+    if not settings.steps and not settings.online_steps:
+        raise UserError("--steps=0 is too small; the least is 1")
+    updates = settings.steps + settings.online_steps * max(1.0, settings.updates_per_step)
+    if updates > configs.MOST_COUNT:
+        raise UserError(
+            f"{_told(settings, origins, 'steps', 'online_steps', 'updates_per_step')} come to {updates:.3g} steps and "
+            f"updates; the most is {configs.MOST_COUNT:,}"
+        )
     if settings.keep_checkpoints == 1:
         raise UserError("--keep_checkpoints=1 could leave none after a kill; give 2 or more, or 0 for all")
     if settings.video_episodes > (settings.eval_episodes or 0):
         raise UserError(
-            f"--video_episodes={settings.video_episodes} is more than the --eval_episodes={settings.eval_episodes} "
-            "whose first ones are filmed; give fewer, or train with more --eval_episodes"
+            f"--video_episodes={settings.video_episodes} is more than the "
+            f"{_told(settings, origins, 'eval_episodes')} whose first ones are filmed; give fewer, or train with more "
+            "--eval_episodes"
         )
-    if settings.seed + settings.num_seeds > MAX_SEED:
-        raise UserError(f"--seed={settings.seed} is too large; seeds end at {MAX_SEED}")
-    if settings.map not in ("auto", "vmap", "serial"):
-        raise UserError(f"--map={settings.map} is unknown; choose auto, vmap or serial")
+    if settings.seed + settings.num_seeds - 1 > MAX_SEED:
+        raise UserError(
+            f"--seed={settings.seed} with --num_seeds={settings.num_seeds} goes beyond the last seed, {MAX_SEED}; give "
+            "a smaller --seed"
+        )
+
+
+def _told(settings: Any, origins: Mapping[str, str], *names: str) -> str:
+    """Returns settings as flags, those that the user has not given with where they come from.
+
+    Args:
+        settings: Where they are.
+        origins: For the names of some where they come from, empty where the user gave them; others are defaults.
+        names: Which; those that are 0 count for nothing beside others.
+    """
+    texts = []
+    for name in names:
+        origin, value = origins.get(name, "the default"), getattr(settings, name)
+        if value or len(names) == 1:
+            texts.append(f"{origin} --{name}={value}" if origin else f"--{name}={value}")
+    return " and ".join(texts)
 
 
 def _check_devices(plan: Plan) -> None:
     settings: Any = plan.settings
+    devices.require_platform()
     devices.check_batch(settings.shard, plan.agent_config.batch_size)
     if hosts.count() == 1:
         return
@@ -290,21 +347,20 @@ def _check_goals(name: str, module: Any, env: envs.EnvName) -> None:
         )
 
 
-def _check_online(settings: Any, env: envs.EnvName) -> None:
-    if (settings.offline_share or 0) > 1:
-        raise UserError(f"--offline_share={settings.offline_share} is too large; it is a share, at most 1")
-    if settings.vectorization not in ("sync", "async"):
-        raise UserError(f"--vectorization={settings.vectorization} is unknown; choose sync or async")
+def _check_online(settings: Any, env: envs.EnvName, origins: Mapping[str, str]) -> None:
     if settings.offline_share is not None and settings.data == "none":
         raise UserError("--offline_share needs offline data; add --data=PATH, or leave it out")
-    if not math.isfinite(settings.updates_per_step):
-        raise UserError(f"--updates_per_step={settings.updates_per_step} must be a finite number")
     if not settings.online_steps:
         return
     if settings.updates_per_step and settings.warmup_steps >= settings.online_steps:
         raise UserError(
-            f"--warmup_steps={settings.warmup_steps} leaves nothing of --online_steps={settings.online_steps} to learn "
-            "in; give fewer, or more steps"
+            f"{_told(settings, origins, 'warmup_steps')} leaves nothing of "
+            f"{_told(settings, origins, 'online_steps')} to learn in; give fewer --warmup_steps or more --online_steps"
+        )
+    if (count := settings.num_envs * settings.num_seeds) > MOST_ENVIRONMENTS:
+        raise UserError(
+            f"{_told(settings, origins, 'num_envs', 'num_seeds')} come to {count:,} environments; the most is "
+            f"{MOST_ENVIRONMENTS:,}"
         )
     if env.goals != "none":
         raise UserError(
@@ -315,8 +371,8 @@ def _check_online(settings: Any, env: envs.EnvName) -> None:
     for name in ("steps", "online_steps", "log_interval", "eval_interval", "checkpoint_interval"):
         if getattr(settings, name) % settings.num_envs:
             raise UserError(
-                f"--{name}={getattr(settings, name)} is no multiple of --num_envs={settings.num_envs}, the steps that "
-                "are made at a time; choose one that is"
+                f"{_told(settings, origins, name)} is no multiple of {_told(settings, origins, 'num_envs')}, the steps "
+                "that are made at a time; choose one that is"
             )
 
 
@@ -366,7 +422,7 @@ def resumed_plan(given: dict[str, Any], agent_given: dict[str, Any]) -> tuple[Pl
             "give a larger --steps, or start a new run in another --run_dir"
         )
     plan = dataclasses.replace(before, settings=settings)
-    check(plan)
+    check(plan, dict.fromkeys(dataclasses.asdict(settings), "the run's own") | dict.fromkeys(given, ""))
     _check_devices(plan)
     return plan, stored
 
@@ -454,7 +510,8 @@ def read_config(folder: Path) -> dict[str, Any]:
         UserError: The folder holds no run, or the file is not as flowrl writes it.
     """
     if not (folder / CONFIG).exists():
-        raise UserError(f"{folder} holds no run (no {CONFIG}); start one without --resume")
+        near = nearby(folder) if not folder.exists() else ""
+        raise UserError(f"{folder} holds no run (no {CONFIG}){near or '; start one without --resume'}")
     config = schema.read(folder / CONFIG, schema.CONFIG)
     require_agent(folder / CONFIG, config["settings"]["agent"])
     return config

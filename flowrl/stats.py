@@ -8,7 +8,6 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
-import scipy.stats
 
 Statistic = Callable[..., np.ndarray]
 
@@ -40,6 +39,8 @@ def iqm(scores: np.ndarray) -> np.ndarray:
     The quarters are of all runs × tasks together; a quarter that is no whole number of scores is rounded down, so that
     of three scores none is left out.
     """
+    import scipy.stats  # here, for it takes two seconds
+
     return scipy.stats.trim_mean(scores.reshape(*scores.shape[:-2], -1), 0.25, axis=-1)
 
 

@@ -13,13 +13,14 @@ import numpy as np
 
 from flowrl import agent as agents
 from flowrl import config as configs
-from flowrl import curves, devices, envs, extras, hosts, loggers, memory, run, schema, stats, videos
+from flowrl import curves, devices, envs, estimates, extras, hosts, loggers, memory, run, schema, stats, videos
 from flowrl.comparisons import ONE_SEED, best
 from flowrl.curves import bounds
 from flowrl.errors import UserError
 from flowrl.files import CONFIG, SUMMARY, SWEEP, unused
 from flowrl.provenance import git_commit, hardware, versions
 from flowrl.settings import (
+    MOST_RUNS,
     RESUMABLE,
     Plan,
     Settings,
@@ -34,7 +35,6 @@ from flowrl.settings import (
 from flowrl.signals import Signals
 from flowrl.summary import scale, shown
 
-MOST_RUNS = 10_000
 SELECT = {
     "final": "mean over tasks and the last three evaluations",
     "last": "mean over tasks at the last evaluation",
@@ -50,10 +50,10 @@ class Options:
     """Settings of a sweep beside those of its runs."""
 
     runs_at_once: int | None = configs.setting(
-        None, "Runs of one program; absent, as many as fit into the memory of the devices."
+        None, "Runs of one program; absent, as many as fit into the memory of the devices.", low=1
     )
     select: str = configs.setting(
-        "final", "Score of a run: final (its last three evaluations), last, or best, which flatters."
+        "final", "Score of a run: final (its last three evaluations), last, or best, which flatters.", (*SELECT,)
     )
 
 
@@ -170,26 +170,24 @@ def check(sweep: Sweep) -> None:
         UserError: A value cannot be or is given twice, the grid is too large, or an option has no meaning.
     """
     require_names(sweep.given)
-    for name, values in sweep.grid.items():
-        # What is equal in the program's precision would be trained twice.
-        kept = [np.float32(value).item() if isinstance(value, float) else value for value in values]
-        if twice := [value for index, value in enumerate(values) if kept[index] in kept[:index]]:
-            raise UserError(f"--agent.{name} has {curves.value_text(twice[0])} twice; leave one out")
     given: Any = Settings(**sweep.given)
+    configs.check(given)
+    configs.check(sweep.options)
     hosts.agreed(lambda: extras.check(given) if hosts.first() else None)
-    if given.num_seeds < 1:
-        raise UserError(f"--num_seeds={given.num_seeds} is too small; the least is 1")
     points = math.prod(len(values) for values in sweep.grid.values())
     if points * given.num_seeds > MOST_RUNS:
         raise UserError(
             f"{points:,} grid points × {given.num_seeds:,} seeds are more than {MOST_RUNS:,} runs; give fewer values"
         )
-    if sweep.options.runs_at_once is not None and sweep.options.runs_at_once < 1:
-        raise UserError(f"--runs_at_once={sweep.options.runs_at_once} is too small; the least is 1")
-    if sweep.options.select not in SELECT:
-        raise UserError(f"--select={sweep.options.select} is unknown; choose {', '.join(SELECT)}")
+    for name, values in sweep.grid.items():
+        # What is equal in the program's precision would be trained twice.
+        kept = [np.float32(value).item() if isinstance(value, float) else value for value in values]
+        if twice := [value for index, value in enumerate(values) if kept[index] in kept[:index]]:
+            raise UserError(f"--agent.{name} has {curves.value_text(twice[0])} twice; leave one out")
     for group in groups(sweep):
-        devices.check_runs(len(group.trials), part_plan(sweep, group).settings.shard)  # type: ignore[arg-type]
+        made = part_plan(sweep, group)
+        devices.check_runs(len(group.trials), made.settings.shard)  # type: ignore[arg-type]
+        estimates.require(made, runs=1)  # waves can be that small
 
 
 def part_plan(sweep: Sweep, part: Part) -> Plan:

@@ -89,7 +89,7 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ("--agent is missing: bc, ", [ENV]),
         ("--agent is missing: bc, ", [ENV, "--agent.alpha=3"]),
         ("--env is missing: for example", ["--agent=gcbc"]),
-        ("--steps=1e6 is not of type int", ["--agent=gcbc", ENV, "--steps=1e6"]),
+        ("--steps=1.5 is not of type int", ["--agent=gcbc", ENV, "--steps=1.5"]),
         ("--resume=maybe is not of type bool", ["--agent=gcbc", ENV, "--resume=maybe"]),
         ("--agent.learning_rate=fast is not of type float", ["--agent=gcbc", ENV, "--agent.learning_rate=fast"]),
         ("for example --agent.hidden_dims=256,256", ["--agent=gcbc", ENV, "--agent.hidden_dims=8,x"]),

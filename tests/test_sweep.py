@@ -207,11 +207,11 @@ def test_free_memory_of_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     free = memory.free_bytes()
     assert free is not None
     assert 0 < free < os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    monkeypatch.setattr(memory, "_available", lambda: 1000)
+    monkeypatch.setattr(memory, "available", lambda: 1000)
     assert memory.free_bytes() == 1000
     monkeypatch.setattr(memory.jax, "local_device_count", lambda: 4)
     assert memory.free_bytes() == 250
-    monkeypatch.setattr(memory, "_available", lambda: None)
+    monkeypatch.setattr(memory, "available", lambda: None)
     assert memory.free_bytes() is None
 
 
