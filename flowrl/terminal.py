@@ -13,6 +13,7 @@ _PLAIN = {
     "√": "sqrt", "“": '"', "”": '"', "‘": "'", "’": "'", "²": "^2", "ⁿ": "^n", "°": " degrees", "µ": "u",
     "ä": "ae", "ö": "oe", "ü": "ue", "ß": "ss", "é": "e", "á": "a", "ć": "c", "č": "c", "∞": "inf", "∈": "in",
     "α": "alpha", "β": "beta", "γ": "gamma", "δ": "delta", "ε": "epsilon", "η": "eta", "θ": "theta", "κ": "kappa",
+    "Σ": "Sigma", "ᾱ": "alpha-bar", "ₜ": "_t", "ₓ": "_x",
     "λ": "lambda", "μ": "mu", "π": "pi", "ρ": "rho", "σ": "sigma", "τ": "tau", "φ": "phi", "ψ": "psi", "ω": "omega",
 }  # fmt: skip
 _HANDLER = "flowrl.plain"

@@ -1,0 +1,178 @@
+"""What programs print to: closed streams, pipes that nobody reads, full disks, terminals that know ASCII only."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from flowrl import progress
+from flowrl.errors import explained, nearby, remedy
+
+ROOT = Path(__file__).parents[1]
+PROGRAM = """
+if __name__ == "__main__":
+    import flowrl.start
+import sys
+from flowrl import flags
+from flowrl.errors import UserError
+def main(arguments):
+    for index in range(2000):
+        print(f"line {index}: 3 × α … β̂")
+    print("said", file=sys.stderr)
+    if "bad" in arguments:
+        raise UserError("γ is no number")
+    return 0
+flags.run(main)
+"""
+
+
+def shell(line: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess:
+    """Runs the program in a shell, as `$PROGRAM`."""
+    own = {"PROGRAM_TEXT": PROGRAM, "PYTHON": sys.executable, "ARGUMENTS": " ".join(arguments)}
+    line = line.replace("$PROGRAM", '"$PYTHON" -c "$PROGRAM_TEXT" $ARGUMENTS')
+    return subprocess.run(
+        ["bash", "-c", line],
+        env=os.environ | own | environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def test_nobody_reads_on() -> None:
+    done = shell('$PROGRAM | head -n 1; echo "${PIPESTATUS[0]}"')
+    assert done.stdout.splitlines() == ["line 0: 3 × α … β̂", str(128 + signal.SIGPIPE)]
+    assert done.stderr == ""
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+def test_a_full_disk_for_what_is_printed() -> None:
+    done = shell("$PROGRAM > /dev/full")
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: cannot write to standard output (No space left on device);")
+    assert len(done.stderr.splitlines()) == 1
+    assert shell("$PROGRAM 2> /dev/full | tail -n 1; exit ${PIPESTATUS[0]}").returncode == 0
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-", "<&-", "<&- >&- 2>&-"])
+def test_closed_streams(closed: str) -> None:
+    done = shell(f"$PROGRAM {closed}")
+    assert (done.returncode, "Traceback" in done.stderr) == (0, False)
+    assert shell(f"$PROGRAM {closed}", "bad").returncode == 2
+
+
+def test_a_file_does_not_take_the_place_of_a_closed_stream(tmp_path: Path) -> None:
+    text = f"import flowrl.start; file = open({str(tmp_path / 'file')!r}, 'w'); print(file.fileno() > 2); import os\n"
+    text += "os.write(2, b'lost')"
+    subprocess.run(["bash", "-c", '"$0" -c "$1" >&- 2>&-', sys.executable, text], check=True, timeout=60)
+    assert (tmp_path / "file").read_text() == ""
+
+
+def test_a_terminal_that_knows_ascii_only() -> None:
+    done = shell("$PROGRAM", "bad", PYTHONIOENCODING="ascii")
+    assert done.stdout.splitlines()[0] == "line 0: 3 x alpha ... beta?"
+    assert done.stderr.splitlines() == ["said", "error: gamma is no number"]
+
+
+def test_programs_help_in_ascii() -> None:
+    command = [sys.executable, str(ROOT / "experiments" / "main.py"), "--agent=dpmd", "--help"]
+    done = subprocess.run(
+        command, env=os.environ | {"PYTHONIOENCODING": "ascii"}, capture_output=True, timeout=120, check=True
+    )
+    assert b"step size for log alpha" in done.stdout
+    assert done.stderr == b""
+
+
+# --------------------------------------------------------------------------------------------------- before the imports
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in (ROOT / "experiments").glob("*.py")))
+def test_every_program_begins_with_what_must_come_first(name: str) -> None:
+    text = (ROOT / "experiments" / f"{name}.py").read_text()
+    after = text.split('"""', 2)[2].strip()
+    assert after.startswith('if __name__ == "__main__":\n    import flowrl.start')
+
+
+@pytest.mark.parametrize(("number", "told"), [(signal.SIGINT, "interrupted\n"), (signal.SIGTERM, "terminated\n")])
+def test_a_signal_amid_the_imports(number: int, told: str, tmp_path: Path) -> None:
+    for module in ("jax", "numpy"):  # whatever a program imports first is under way for long
+        (tmp_path / f"{module}.py").write_text(
+            "import sys, time\nprint('importing', flush=True)\ntry:\n    time.sleep(60)\nexcept BaseException:\n"
+            "    print('lost')\n    raise ImportError\n"
+        )
+    for name in ("main", "plot"):
+        command = [sys.executable, str(ROOT / "experiments" / f"{name}.py"), "--agent=bc", "--env=Pendulum-v1", "x"]
+        with subprocess.Popen(
+            command, env=os.environ | {"PYTHONPATH": str(tmp_path)}, stdout=-1, stderr=-1, text=True
+        ) as process:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "importing\n"
+            process.send_signal(number)
+            said, complaints = process.communicate(timeout=30)
+        assert (process.returncode, said, complaints) == (128 + number, "", told)
+
+
+# -------------------------------------------------------------------------------------------------------- the machine
+
+
+def test_failures_of_the_machine_are_one_line() -> None:
+    assert "not enough memory" in str(explained(MemoryError()))
+    assert "not enough memory" in str(explained(RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 8 bytes")))
+    assert "ulimit -u" in str(explained(RuntimeError("can't start new thread")))
+    assert "free space" in str(explained(OSError(28, "No space left on device", "x")))
+    assert explained(RuntimeError("a fault of our own")) is None
+    assert explained(ZeroDivisionError()) is None
+
+
+@pytest.mark.parametrize(
+    ("number", "advice"),
+    [
+        (28, "free space"),
+        (122, "free space"),
+        (13, "a place that you may write to with --out"),
+        (30, "a place that you may write to"),
+        (21, "there is a folder of that name"),
+        (20, "a file stands where a folder is to be"),
+        (36, "give a shorter name"),
+    ],
+)
+def test_the_remedy_fits_what_is_wrong(number: int, advice: str) -> None:
+    assert advice in remedy(OSError(number, os.strerror(number)), "--out")
+
+
+def test_files_that_are_nearly_there(tmp_path: Path) -> None:
+    (tmp_path / "walks.npz").touch()
+    assert nearby(tmp_path / "walk.npz") == f"; did you mean {tmp_path / 'walks.npz'}?"
+    assert nearby(tmp_path / "zzz") == ""
+    assert nearby(tmp_path / "none" / "walks.npz") == ""
+
+
+# --------------------------------------------------------------------------------------------------------- progress
+
+
+def test_without_a_terminal_a_line_now_and_then(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = iter([0, 100, 110, 131, 132, 230])
+    monkeypatch.setattr(time, "monotonic", lambda: next(clock))
+    bar = progress.Progress(10_000, "update", "training", begun=1000)
+    for n in (1500, 1600, 1810, 1820, 2800):
+        bar.to(n)
+    bar.close()
+    assert capsys.readouterr().out.splitlines() == [
+        "training: 1,500 of 10,000 updates",
+        "training: 1,810 of 10,000 updates, 10 a second, about 13.7 minutes to go",
+        "training: 2,800 of 10,000 updates, 10 a second, about 12.0 minutes to go",
+    ]
+
+
+def test_on_a_terminal_what_was_done_before_counts_for_no_rate(monkeypatch: pytest.MonkeyPatch) -> None:
+    bars: list[dict] = []
+    monkeypatch.setattr(progress, "tqdm", lambda **named: bars.append(named))
+    progress.Progress(10, "update", "training", begun=4)
+    assert (bars[0]["initial"], bars[0]["total"]) == (4, 10)
