@@ -23,7 +23,7 @@ import numpy as np
 from absl import flags as absl_flags
 
 from flowrl import config as configs
-from flowrl import curves, flags, loggers, schema, stats
+from flowrl import curves, flags, loggers, run_files, schema, stats
 from flowrl.errors import UserError, suggestion
 from flowrl.figures import COLOURS, METRICS
 from flowrl.files import make_folder, replacing
@@ -151,7 +151,7 @@ def tidy(folder: Path) -> None:
 def read_variant(folder: Path) -> tuple[dict[str, Any], curves.Group]:
     """Returns a finished variant's row of the table, and its curves."""
     (group,) = curves.group_runs(curves.read_runs(folder, with_minutes=False))
-    summary, config = schema.read(folder / "summary.json", schema.SUMMARY), read_config(folder)
+    summary, config = schema.read(folder / "summary.json", run_files.SUMMARY), read_config(folder)
     metric = summary["metric"]
     row = {
         "variant": folder.name,
@@ -239,7 +239,7 @@ def markdown(table: dict[str, Any]) -> str:
 def write(folder: Path, table: dict[str, Any], done: Sequence[Path]) -> None:
     """Writes tables and picture of the variants that are finished."""
     found = [read_variant(variant) for variant in done]
-    summary = schema.read(done[0] / "summary.json", schema.SUMMARY)
+    summary = schema.read(done[0] / "summary.json", run_files.SUMMARY)
     table |= {"environment": table["environment"], "metric": summary["metric"], "variants": [row for row, _ in found]}
     loggers.write_json(folder / "table.json", table)
     loggers.write_text(folder / "table.md", markdown(table))

@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
-from flowrl import devices, hosts, schema
+from flowrl import devices, hosts, run_files, schema
 from flowrl.errors import UserError
 from flowrl.files import require_space
 
@@ -132,7 +132,7 @@ class Checkpoints:
         """
         found = self._read(ocp.args.Composite(facts=ocp.args.JsonRestore()), step)["facts"]
         try:
-            schema.FACTS("facts", found)
+            run_files.FACTS("facts", found)
         except schema.Mismatch as error:
             raise self.unfit(self.latest() if step is None else step, str(error)) from error
         return found

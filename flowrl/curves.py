@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from flowrl import loggers, resuming, schema, stats
+from flowrl import loggers, resuming, run_files, schema, stats
 from flowrl.errors import UserError
 from flowrl.files import CONFIG, DIVERGED, SWEEP
 from flowrl.settings import OUTPUTS, command, read_config
@@ -182,7 +182,7 @@ def _parts(folder: Path) -> list[Path]:
     """Returns the run directories of a sweep; none of another folder."""
     if not (folder / SWEEP).exists():
         return []
-    return [folder / part["folder"] for part in schema.read(folder / SWEEP, schema.SWEEP)["parts"]]
+    return [folder / part["folder"] for part in schema.read(folder / SWEEP, run_files.SWEEP)["parts"]]
 
 
 def read_runs(folder: Path, *, with_minutes: bool, mode: str = "eval") -> list[RunDir]:
@@ -281,7 +281,7 @@ def _read(
 
 def divergences(folder: Path) -> list[dict[str, Any]]:
     """Returns what `diverged.json` of a run directory says, nothing where there is none."""
-    return schema.read(folder / DIVERGED, schema.DIVERGED) if (folder / DIVERGED).exists() else []
+    return schema.read(folder / DIVERGED, run_files.DIVERGED) if (folder / DIVERGED).exists() else []
 
 
 def _events(folder: Path, lines: Sequence[dict[str, Any]]) -> list[tuple[dict[str, Any], str]]:

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from flowrl import schema
+from flowrl import run_files, schema
 from flowrl.errors import UserError
 from flowrl.files import replacing
 
@@ -38,7 +38,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     Raises:
         UserError: Any other line is damaged, or not what such a file holds.
     """
-    return [line.record for line in schema.read_log(path).lines]
+    return [line.record for line in run_files.read_log(path).lines]
 
 
 def write_text(path: Path, text: str) -> None:

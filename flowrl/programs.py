@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from absl import flags as absl_flags
 
 from flowrl import agent as agents
-from flowrl import flags, schema
+from flowrl import flags, run_files, schema
 from flowrl.agent import Agent
 from flowrl.config import check
 from flowrl.errors import UserError
@@ -109,7 +109,7 @@ def train(main: Path, folder: Path, arguments: Sequence[str]) -> None:
         UserError: The run failed or was stopped.
     """
     if (folder / SUMMARY).exists():
-        schema.read(folder / SUMMARY, schema.SUMMARY)
+        schema.read(folder / SUMMARY, run_files.SUMMARY)
         return
     resume = ["--resume"] if (folder / CONFIG).exists() else []
     if status := run_program([sys.executable, str(main), *arguments, f"--run_dir={folder}", *resume]):

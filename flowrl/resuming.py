@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from flowrl import loggers, loop, schema
+from flowrl import loggers, loop, run_files
 from flowrl.errors import UserError
 from flowrl.files import CHECKPOINTS, DIVERGED, SUMMARY
 from flowrl.settings import Plan
@@ -103,7 +103,7 @@ def cuts(plan: Plan, reached: Reached) -> list[Cut]:
 
 def _cut(plan: Plan, kind: str, reached: Reached) -> Cut:
     path = plan.folder / f"{kind}.jsonl"
-    log, wanted = schema.read_log(path), [*expected(plan, kind, reached)]
+    log, wanted = run_files.read_log(path), [*expected(plan, kind, reached)]
     steps = {line["step"] for line in wanted}
     # Later lines will be written again. At the checkpoint itself lie those of an end that has since been moved on.
     kept = [
@@ -117,7 +117,7 @@ def _cut(plan: Plan, kind: str, reached: Reached) -> Cut:
     return Cut(path, texts[0], texts[1] + (f"{log.torn}\n" if log.torn else ""))
 
 
-def _mismatch(path: Path, line: schema.Line | None, want: Mapping[str, Any] | None, reached: Reached) -> str:
+def _mismatch(path: Path, line: run_files.Line | None, want: Mapping[str, Any] | None, reached: Reached) -> str:
     """Says what is wrong with a line and how to go on: from a checkpoint that lies before it, if there is one."""
     said = ", ".join(f"{name} {value}" for name, value in (want or {}).items())
     if line is None:

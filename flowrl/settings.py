@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from flowrl import agent as agents
 from flowrl import config as configs
-from flowrl import devices, envs, hosts, loop, normalize, presets, schema
+from flowrl import devices, envs, hosts, loop, normalize, presets, run_files, schema
 from flowrl.agent import Spec
 from flowrl.errors import UserError, nearby, suggestion
 from flowrl.files import CONFIG
@@ -512,7 +512,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     if not (folder / CONFIG).exists():
         near = nearby(folder) if not folder.exists() else ""
         raise UserError(f"{folder} holds no run (no {CONFIG}){near or '; start one without --resume'}")
-    config = schema.read(folder / CONFIG, schema.CONFIG)
+    config = schema.read(folder / CONFIG, run_files.CONFIG)
     require_agent(folder / CONFIG, config["settings"]["agent"])
     return config
 

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import numpy as np
 from tqdm import tqdm
 
-from flowrl import loggers, schema
+from flowrl import loggers, run_files, schema
 from flowrl.errors import UserError
 from flowrl.files import replacing
 from flowrl.settings import Plan, Trial, read_config
@@ -246,7 +246,7 @@ def _ids(plan: Plan) -> list[str]:
     path = plan.folder / "wandb.json"
     if not path.exists():
         loggers.write_json(path, {"ids": [secrets.token_hex(8) for _ in plan.trials]})
-    ids = schema.read(path, schema.WANDB, remedy="delete it to begin new ones")["ids"]
+    ids = schema.read(path, run_files.WANDB, remedy="delete it to begin new ones")["ids"]
     if len(ids) != len(plan.trials):
         raise UserError(f"{path} has {len(ids)} ids for {len(plan.trials)} runs; delete it to begin new ones")
     return ids

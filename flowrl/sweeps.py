@@ -13,7 +13,21 @@ import numpy as np
 
 from flowrl import agent as agents
 from flowrl import config as configs
-from flowrl import curves, devices, envs, estimates, extras, hosts, loggers, memory, run, schema, stats, videos
+from flowrl import (
+    curves,
+    devices,
+    envs,
+    estimates,
+    extras,
+    hosts,
+    loggers,
+    memory,
+    run,
+    run_files,
+    schema,
+    stats,
+    videos,
+)
 from flowrl.comparisons import ONE_SEED, best
 from flowrl.curves import bounds
 from flowrl.errors import UserError
@@ -212,7 +226,7 @@ def read_record(folder: Path) -> dict[str, Any]:
     path = folder / SWEEP
     if not path.exists():
         raise UserError(f"{folder} holds no sweep (no {SWEEP}); start one without --resume")
-    found = schema.read(path, schema.SWEEP)
+    found = schema.read(path, run_files.SWEEP)
     require_agent(path, found["settings"]["agent"])
     try:
         schema.of_dataclass(Settings, partial=True)("settings", found["settings"])
@@ -422,7 +436,7 @@ def _finished(sweep: Sweep, folder: Path) -> bool:
     lacks_videos = asked and videos.index(folder).get("episodes") != asked
     if lacks_videos or not (folder / SUMMARY).exists():
         return False
-    schema.read(folder / SUMMARY, schema.SUMMARY)
+    schema.read(folder / SUMMARY, run_files.SUMMARY)
     return True
 
 

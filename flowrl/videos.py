@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from flowrl import camera, loggers, schema
+from flowrl import camera, loggers, run_files, schema
 from flowrl.errors import UserError
 from flowrl.evaluate import Evaluation, Evaluator
 from flowrl.files import make_folder
@@ -83,4 +83,4 @@ def _shown(outcome: Evaluation) -> list[dict[str, Any]]:
 def index(run_dir: Path) -> dict[str, Any]:
     """Returns what the videos of a run directory show; empty where there are none."""
     path = run_dir / FOLDER / INDEX
-    return schema.read(path, schema.VIDEOS) if path.exists() else {}
+    return schema.read(path, run_files.VIDEOS) if path.exists() else {}

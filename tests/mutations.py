@@ -807,8 +807,8 @@ MUTATIONS = (
     ),
     Mutation(
         "flowrl/comparisons.py",
-        'key=lambda row: row["mean"]',
-        'key=lambda row: max(row["per_seed"].values())',
+        'key=lambda row: -row["mean"]',
+        'key=lambda row: -max(row["per_seed"].values())',
         _COMPARISONS,
         "best_one",
     ),

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from programs import main, sweep
 
-from flowrl import files, loggers, resuming, run, schema, sweeps
+from flowrl import files, loggers, resuming, run, run_files, schema, sweeps
 from flowrl.checkpoint import Checkpoints
 from flowrl.errors import UserError
 from flowrl.resuming import Reached
@@ -376,11 +376,11 @@ def test_a_part_without_its_config_is_not_deleted(data: str, tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("check", "value", "message"),
     [
-        (schema.DIVERGED, {}, "all of it is {}, not a list"),
-        (schema.DIVERGED, [{"step": 3, "metric": "x", "run": 0}], r"\[0\].seed is missing"),
-        (schema.SUMMARY, {"metric": 3}, "metric is 3, not text"),
-        (schema.VIDEOS, {"step": 1}, "unit is missing"),
-        (schema.WANDB, {"ids": [1]}, r"ids\[0\] is 1"),
+        (run_files.DIVERGED, {}, "all of it is {}, not a list"),
+        (run_files.DIVERGED, [{"step": 3, "metric": "x", "run": 0}], r"\[0\].seed is missing"),
+        (run_files.SUMMARY, {"metric": 3}, "metric is 3, not text"),
+        (run_files.VIDEOS, {"step": 1}, "unit is missing"),
+        (run_files.WANDB, {"ids": [1]}, r"ids\[0\] is 1"),
     ],
 )
 def test_other_files_are_named_with_their_field(check: Any, value: Any, message: str, tmp_path: Path) -> None:

@@ -307,8 +307,8 @@ def test_evaluations_by_hand() -> None:
 
 
 def test_history_is_in_the_order_of_writing(tmp_path: Path) -> None:
-    metrics = [{"step": step, "run": run} for step, run in itertools.product((5, 10), (0, 1))]
-    evaluations = [{"step": step, "run": run, "task": 1} for step, run in itertools.product((5, 10), (0, 1))]
+    metrics = [{"step": step, "run": run, "seed": run} for step, run in itertools.product((5, 10), (0, 1))]
+    evaluations = [line | {"task": 1, "return": 0.5, "episodes": 1, "length": 9.0} for line in metrics]
     loggers.append_lines(tmp_path / "metrics.jsonl", metrics)
     loggers.append_lines(tmp_path / "eval.jsonl", evaluations)
     assert [*sinks.history(tmp_path)] == [
