@@ -167,7 +167,7 @@ def test_bad_input_is_named_with_its_remedy(tmp_path: Path, monkeypatch: pytest.
 def test_without_matplotlib_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = make_run(tmp_path / "a", {0: [0.5]})
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    assert_error(r"pip install -e \.\[plot\]", run, f"--out={tmp_path / 'c.png'}")
+    assert_error(r"pip install -e '\.\[plot\]'", run, f"--out={tmp_path / 'c.png'}")
     assert not (tmp_path / "c.png.json").exists()
 
 
