@@ -129,7 +129,7 @@ def draw(paths: Sequence[np.ndarray], path: Path) -> None:
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise UserError("pictures need matplotlib; install it with: pip install -e .[plot]") from error
+        raise UserError("pictures need matplotlib; install it with: pip install -e '.[plot]'") from error
     figure = Figure(figsize=(6, 6), layout="constrained")
     axes = figure.subplots()
     reach = max(float(np.abs(one).max()) for one in paths)

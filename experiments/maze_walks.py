@@ -112,7 +112,7 @@ def draw(numbers: dict[str, Any], paths: Sequence[np.ndarray], maze: Any, title:
         from matplotlib.figure import Figure
         from matplotlib.patches import Rectangle
     except ImportError as error:
-        raise UserError("pictures need matplotlib; install it with: pip install -e .[plot]") from error
+        raise UserError("pictures need matplotlib; install it with: pip install -e '.[plot]'") from error
     figure = Figure(figsize=(12, 4.2), layout="constrained")
     *histograms, map_axes = figure.subplots(1, 4, width_ratios=(2, 2, 2, 4))
     names = ("goals_reached_per_episode", "speed_m_per_s", "falls_per_episode")

@@ -179,7 +179,7 @@ def draw(table: dict[str, Any], groups: Sequence[curves.Group], out: Path) -> No
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise UserError("pictures need matplotlib; install it with: pip install -e .[plot]") from error
+        raise UserError("pictures need matplotlib; install it with: pip install -e '.[plot]'") from error
     metric = table["metric"]
     figure = Figure(figsize=(10, 4.6), layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True, width_ratios=(3, 2))

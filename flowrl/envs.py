@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import gymnasium
 import numpy as np
 
-from flowrl import presets
+from flowrl import extras, presets
 from flowrl.data import d4rl
 from flowrl.errors import UserError, suggestion
 
@@ -173,7 +173,7 @@ def make(env_id: str, *, module: str = "", **kwargs: Any) -> SeededEpisodes:
         except (gymnasium.error.Error, ImportError) as error:
             reason = " ".join(str(error).split())
             raise UserError(
-                f"{env_id} cannot be made here ({reason}); install what it asks for or choose another"
+                f"{env_id} cannot be made here ({reason}); {extras.remedy(error)}, or choose another"
             ) from error
         return SeededEpisodes(_fitting(made, env_id))
 
@@ -200,7 +200,8 @@ def _register(env_id: str, module: str) -> None:
         importlib.import_module(module or "ogbench")
     except ImportError as error:
         raise UserError(
-            f"{env_id} needs the package {module} ({error}); install it, or train only with --eval_episodes=0"
+            f"{env_id} needs the package {module or 'ogbench'} ({error}); {extras.remedy(error)}, or train only with "
+            "--eval_episodes=0"
         ) from error
 
 

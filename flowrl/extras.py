@@ -13,6 +13,15 @@ PACKAGES = {
 }
 """For each setting the module that it needs, and the extra of this project that installs it."""
 
+OGBENCH = "pip install --no-deps ogbench dm-control"
+"""What brings OGBench from Python 3.13 on, where flowrl does without (requirements.txt says why)."""
+
+
+def remedy(error: Exception) -> str:
+    """Returns what installs the package that an `ImportError` misses; for others, and errors of other kinds, a hint."""
+    missing = (getattr(error, "name", None) or "").partition(".")[0]
+    return f"install it with: {OGBENCH}" if missing in ("ogbench", "dm_control") else "install what it asks for"
+
 
 def check(settings: Any) -> None:
     """Checks, without importing them, that the packages are there; and that Weights & Biases knows who writes.

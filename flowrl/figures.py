@@ -84,7 +84,7 @@ def _plain_text() -> Iterator[None]:
     try:
         import matplotlib.figure
     except ImportError as error:
-        raise UserError("plots need matplotlib; install it with: pip install -e .[plot]") from error
+        raise UserError("plots need matplotlib; install it with: pip install -e '.[plot]'") from error
     with matplotlib.rc_context({"text.parse_math": False}):
         yield
 

@@ -1,5 +1,6 @@
 """Facts that make a result traceable: versions, commit and hardware."""
 
+import contextlib
 import functools
 import importlib.metadata
 import os
@@ -11,8 +12,11 @@ import flowrl
 
 
 def versions(*packages: str) -> dict[str, str]:
-    """Returns the installed versions of flowrl, Python and the named packages."""
-    found = {package: importlib.metadata.version(package) for package in packages}
+    """Returns the versions of flowrl, Python and those of the named packages that are installed."""
+    found = {}
+    for package in packages:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[package] = importlib.metadata.version(package)
     return {"flowrl": flowrl.__version__, "python": platform.python_version(), **found}
 
 

@@ -1,10 +1,17 @@
 import os
+import signal
 
 import jax
 import numpy as np
 import pytest
 
 from flowrl.data.dataset import Dataset, from_arrays
+
+
+def pytest_configure() -> None:
+    """Heeds Ctrl-C also where the caller ignores it, as in a shell's background; what tests start inherits that."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -47,6 +47,7 @@ _KILLED, _SIGNALLED = "killed_amid", "tests/test_signals.py"
 _SINKS, _COPIES, _FILMED = "flowrl/sinks.py", "tests/test_sinks.py", "tests/test_videos.py"
 _DIFFUSION = "tests/test_diffusion.py"
 _DESCENT, _HELD = "flowrl/mirror_descent.py", "tests/test_conformance.py"
+_INSTALLED, _SETUP, _HOSTS = "tests/test_installation.py", "setup.cfg", "flowrl/hosts.py"
 _DEVICES, _SPREAD = "flowrl/devices.py", "tests/test_devices.py"
 _CALIBRATED, _CAL_QL, _SUMS = "agents/cal_ql.py", "tests/test_cal_ql.py", "tests/test_returns.py"
 _CRITIC_STEP = """\
@@ -853,7 +854,30 @@ MUTATIONS = (
         "cut_or_filled",
     ),
     Mutation("flowrl/checkpoint.py", "(shapes, strict=False)", "(shapes)", _SPREAD, "cut_or_filled"),
-    Mutation("flowrl/hosts.py", "watchdog.start()", "pass", _SPREAD, "does_not_come"),
+    Mutation(_HOSTS, "watchdog.start()", "pass", _SPREAD, "does_not_come"),
+    Mutation(_HOSTS, "row[:size].tobytes()", "row.tobytes()", _INSTALLED, "any_length"),
+    Mutation(_HOSTS, "int(sizes.max())", "int(own.size)", _INSTALLED, "any_length"),
+    Mutation(_HOSTS, "{next(_rounds)}", "{0}", _INSTALLED, "any_length"),
+    Mutation(_HOSTS, "number != found[0]", "number > found[0]", _INSTALLED, "unequal_devices"),
+    # what is installed, and with what
+    Mutation(
+        _HOSTS,
+        "from orbax.checkpoint import multihost",
+        "from orbax.checkpoint._src.multihost import multihost",
+        _INSTALLED,
+        "nothing_private",
+    ),
+    Mutation(_SETUP, "flowrl.presets = *.csv\n", "", _INSTALLED, "the_distribution"),
+    Mutation(_SETUP, "    flowrl.*\n", "    flowrl.data\n    flowrl.presets\n", _INSTALLED, "the_distribution"),
+    Mutation(_SETUP, "error:::(flowrl|", "error:::(flow_rl|", _INSTALLED, "of_our_own"),
+    Mutation(_SETUP, "error:::(flowrl|", "error:::(|", _INSTALLED, "of_a_dependency"),
+    Mutation(_SETUP, "    ignore::DeprecationWarning\n", "", _INSTALLED, "of_a_dependency"),
+    Mutation("requirements.txt", "scipy>=1.14", "scipy>=9", _INSTALLED, "every_requirement"),
+    Mutation("flowrl/extras.py", '("ogbench", "dm_control")', '("ogbench",)', _INSTALLED, "with_the_remedy"),
+    Mutation("flowrl/envs.py", "{module or 'ogbench'}", "{module}", _INSTALLED, "with_the_remedy"),
+    Mutation(
+        "flowrl/provenance.py", "importlib.metadata.PackageNotFoundError", "KeyError", _INSTALLED, "has_no_version"
+    ),
     Mutation(
         _DEVICES, "return jax.lax.with_sharding_constraint(batch,", "return (lambda x, _: x)(batch,", _SPREAD, "are_cut"
     ),

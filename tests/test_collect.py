@@ -187,12 +187,7 @@ def test_parts_of_another_collection_are_not_used(undisturbed, tmp_path, monkeyp
 
 
 def start(folder):
-    # Where tests run in the background of a shell, Ctrl-C is ignored, and children inherit that.
-    heed = (
-        "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); os.execv(sys.executable, sys.argv[1:])"
-    )
-    program = [sys.executable, ROOT / "experiments" / "collect.py", f"--env={NAVIGATE}", "--episodes=20", "--workers=1"]
-    command = [sys.executable, "-c", heed, *program]
+    command = [sys.executable, ROOT / "experiments" / "collect.py", f"--env={NAVIGATE}", "--episodes=20", "--workers=1"]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     process = subprocess.Popen(
         [*command, f"--out={folder}"],

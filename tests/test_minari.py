@@ -119,7 +119,7 @@ def test_what_is_missing_comes_with_the_command_that_gets_it(monkeypatch):
     with pytest.raises(UserError, match="cannot collect data for minari:test"):
         sources.locate(envs.parse(f"minari:{ID}"), "collected")
     monkeypatch.setitem(sys.modules, "minari", None)
-    with pytest.raises(UserError, match=r"need minari; install it with: pip install -e \.\[minari\]"):
+    with pytest.raises(UserError, match=r"need minari; install it with: pip install -e '\.\[minari\]'"):
         read("mujoco/hopper/medium-v0")
 
 

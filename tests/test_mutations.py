@@ -38,7 +38,8 @@ def copy_to(folder: Path) -> Path:
     (folder / "experiments").mkdir()
     for program in (ROOT / "experiments").glob("*.py"):
         shutil.copy(program, folder / "experiments")
-    shutil.copy(ROOT / "setup.cfg", folder)
+    for name in ("setup.cfg", "pyproject.toml", "requirements.txt", "constraints.txt"):
+        shutil.copy(ROOT / name, folder)
     (folder / "conftest.py").write_text(GUARD)
     return folder
 

@@ -236,7 +236,7 @@ def test_a_diverged_run_is_marked_in_every_kind_of_picture(tmp_path: Path, kind:
 def test_without_matplotlib_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = make_run(tmp_path / "a", {0: [0.5]})
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    assert_error(r"pip install -e \.\[plot\]", run, f"--out={tmp_path / 'c.png'}")
+    assert_error(r"pip install -e '\.\[plot\]'", run, f"--out={tmp_path / 'c.png'}")
     assert not (tmp_path / "c.png.json").exists()
 
 

@@ -253,7 +253,7 @@ def h5py() -> Any:
     try:
         import h5py
     except ImportError as error:
-        raise UserError("HDF5 files need h5py; install it with: pip install -e .[data]") from error
+        raise UserError("HDF5 files need h5py; install it with: pip install -e '.[data]'") from error
     return h5py
 
 

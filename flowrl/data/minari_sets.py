@@ -136,5 +136,5 @@ def _package() -> Any:
     try:
         import minari
     except ImportError as error:
-        raise UserError("Minari's datasets need minari; install it with: pip install -e .[minari]") from error
+        raise UserError("Minari's datasets need minari; install it with: pip install -e '.[minari]'") from error
     return minari
