@@ -154,7 +154,7 @@ def multiplier(params: Params) -> jax.Array:
 def critic_loss(
     networks: Networks, config: Config, params: Params, state: TrainState, batch: Batch, keys: jax.Array
 ) -> tuple[jax.Array, Metrics]:
-    """Sum over critics of the TD error and the weighted conservative term, each critic at draws of its key in `keys`."""
+    """Sum over critics of the TD error and the weighted conservative term, each at draws of its own key in `keys`."""
     target_keys, gap_keys = jax.vmap(jax.random.split, out_axes=1)(keys)
     td, td_metrics = td_losses(networks, config, params, state, batch, target_keys)
     gaps, gap_metrics = gaps_of(networks, config, params, state, batch, gap_keys)

@@ -1,8 +1,8 @@
 """What mirror descent's weights depend on, state or action: python experiments/mirror_weights.py --run_dir=DIR.
 
 For a run of fpmd_r, fpmd_m or dpmd: in states of its replay buffer several actions are drawn as in training (the best
-of some particles, with noise), and the standardised Q of the weights exp(norm(Q)/α) is split into what varies between
-states and what varies between the actions of one state. Only the latter prefers one action to another.
+of some particles, with noise), and norm(Q) of the weights exp(clip(norm(Q))/α) is split into what varies between states
+and what varies between the actions of one state. Only the latter prefers one action to another, where the clip lets it.
 """
 
 import dataclasses
@@ -37,24 +37,29 @@ class Settings:
     out: str | None = setting(None, "JSON file for the numbers; <run_dir>/mirror_weights.json if absent.")
 
 
-def spread(standard: jax.Array, alpha: jax.Array) -> dict[str, jax.Array]:
-    """Splits the spread of standardised Q.
+def spread(standard: jax.Array, alpha: jax.Array, clip: jax.Array) -> dict[str, jax.Array]:
+    """Splits the spread of norm(Q) and of the weights.
 
     Args:
-        standard: (Q − mean) / deviation, not clipped `[N, S]` of N actions in each of S states.
+        standard: norm(Q), not clipped `[N, S]` of N actions in each of S states.
         alpha: Temperature α `[]`.
+        clip: Bound of norm(Q) in the weights `[]`.
 
     Returns:
-        Scalars: the deviation between states, that between actions of a state, the median over states of the ratio of
-        the largest to the smallest weight of a state's actions, and that between the 95th and the 5th percentile of all
-        states' mean Q.
+        Scalars: the deviation of norm(Q) between states, that between actions of a state, and the second over the
+        first; the share of actions where the clip holds; of the weights, the median over states of the ratio of the
+        largest to the smallest of a state's actions, and that between the 95th and the 5th percentile of all states'
+        means.
     """
-    centres = standard.mean(axis=0)
-    ends = jnp.percentile(centres, jnp.array([95.0, 5.0]))
+    centres, clipped = standard.mean(axis=0), jnp.clip(standard, -clip, clip)
+    ends = jnp.percentile(clipped.mean(axis=0), jnp.array([95.0, 5.0]))
+    between = {"states": centres.std(), "actions": standard.std(axis=0).mean()}
     return {
-        "deviation_between_states": centres.std(),
-        "deviation_between_actions": standard.std(axis=0).mean(),
-        "weight_ratio_of_actions": jnp.median(jnp.exp((standard.max(axis=0) - standard.min(axis=0)) / alpha)),
+        "deviation_between_states": between["states"],
+        "deviation_between_actions": between["actions"],
+        "deviation_ratio": between["actions"] / between["states"],
+        "clipped": jnp.mean(jnp.abs(standard) >= clip),
+        "weight_ratio_of_actions": jnp.median(jnp.exp((clipped.max(axis=0) - clipped.min(axis=0)) / alpha)),
         "weight_ratio_of_states": jnp.exp((ends[0] - ends[1]) / alpha),
     }
 
@@ -67,7 +72,7 @@ def measure(agent: Any, config: Any, state: TrainState, observations: jax.Array,
     critic = partial(mirror_descent.critic_network(config).apply, state.params["critic"], observations)
     values = jax.vmap(lambda each: critic(each).min(axis=0))(actions)
     alpha = temperature(state.params)
-    found = spread(mirror_descent.standardized(config, state, values), alpha)
+    found = spread(mirror_descent.standardized(config, state, values), alpha, state.hyper["q_clip"])
     return {name: float(x) for name, x in (found | {"temperature": alpha}).items()}
 
 

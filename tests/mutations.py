@@ -46,6 +46,7 @@ _WORKERS, _EVALUATED = "flowrl/workers.py", "tests/test_evaluate.py"
 _KILLED, _SIGNALLED = "killed_amid", "tests/test_signals.py"
 _SINKS, _COPIES, _FILMED = "flowrl/sinks.py", "tests/test_sinks.py", "tests/test_videos.py"
 _DIFFUSION = "tests/test_diffusion.py"
+_DESCENT, _HELD = "flowrl/mirror_descent.py", "tests/test_conformance.py"
 _DEVICES, _SPREAD = "flowrl/devices.py", "tests/test_devices.py"
 _CALIBRATED, _CAL_QL, _SUMS = "agents/cal_ql.py", "tests/test_cal_ql.py", "tests/test_returns.py"
 _CRITIC_STEP = """\
@@ -187,11 +188,15 @@ MUTATIONS = (
     ),
     Mutation(
         _MODULES,
-        "[jnp.sin(angles), jnp.cos(angles)]",
-        "[jnp.sin(angles), jnp.sin(angles)]",
+        "jnp.cos(angles)], axis=-1)\n",
+        "jnp.sin(angles)], axis=-1)\n",
         _TRAINING,
-        "sinusoidal_features",
+        "test_sinusoidal_features",
     ),
+    Mutation(_MODULES, "(size // 2))\n", "(size // 2 - 1))\n", _TRAINING, "scaled_sinusoidal"),
+    Mutation(_MODULES, " / jnp.sqrt(size)", "", _TRAINING, "scaled_sinusoidal"),
+    Mutation(_MODULES, "-2.0, 2.0, shape", "-3.0, 3.0, shape", _NETWORKS, "truncated_kernels"),
+    Mutation(_MODULES, "self.final_init or glorot", "glorot", _NETWORKS, "initialisation_that_is_asked"),
     Mutation(_MODULES, 'mode == "explore"', 'mode == "eval"', _AGENTS, "gaussian_policies and gcbc"),
     # gcbc
     Mutation(_GCBC, "loss = -unit", "loss = unit", _AGENTS, _reference("gcbc")),
@@ -691,22 +696,53 @@ MUTATIONS = (
     ),
     Mutation("agents/td3.py", "noise = jnp.clip(noise,", "jnp.clip(noise,", _LEARNT, f"{_REFERENCES} and td3"),
     Mutation("flowrl/optim.py", "state.step % interval == 0", "state.step % interval == 1", _LEARNT, "test_every"),
+    Mutation(_DESCENT, "(values - mean) / std if", "values - mean / std if", _MIRROR, "weights_by_hand"),
+    Mutation(_DESCENT, "else values - mean / std", "else (values - mean) / std", _MIRROR, "weights_by_hand"),
+    Mutation(_DESCENT, "range(config.critic_steps - 1)", "range(0)", _MIRROR, "meet_the_critics and 2 and fpmd_m"),
+    Mutation(_DESCENT, '2, "Adam steps', '1, "Adam steps', _HELD, "authors and fpmd_m-after"),
     Mutation(
-        "flowrl/mirror_descent.py", "(values - mean) / std if", "values - mean / std if", _MIRROR, "weights_by_hand"
+        _DESCENT,
+        'networks.critic.apply(state.params["critic"], next_observations, next_actions).min',
+        'networks.critic.apply(before.params["critic"], next_observations, next_actions).min',
+        _MIRROR,
+        "meet_the_critics and fpmd_m",
     ),
     Mutation(
-        "flowrl/mirror_descent.py",
+        _DESCENT,
+        'return generator.sample(policy["actor"], observations, key, policy["start_scale"], evaluation)',
+        'return generator.sample(policy["actor"], observations, key, policy["start_scale"], evaluation).clip(-1, 1)',
+        _MIRROR,
+        "ranked_as_sampled",
+    ),
+    Mutation(_DESCENT, "actions = jnp.clip(actions, -1.0, 1.0)\n", "", _MIRROR, "ranked_as_sampled"),
+    Mutation(
+        _DESCENT,
+        "noisy=not best)",
+        "noisy=not best).clip(-1, 1)",
+        _ACTED,
+        "left_the_box",
+    ),
+    Mutation(_DESCENT, "return 2 * mean, metrics", "return mean, metrics", _HELD, "authors and fpmd_m-gradients"),
+    Mutation(_DESCENT, "if evaluation and config.eval_steps else", "if evaluation else", _MIRROR, "steps_of_training"),
+    Mutation(
+        _DESCENT,
+        "times, 16, scaled_sinusoidal_features",
+        "times, 16, lambda x, size: 4 * scaled_sinusoidal_features(x, size)",
+        _HELD,
+        "authors and fpmd_m-losses",
+    ),
+    Mutation(
+        _DESCENT,
         "jnp.clip(standard, -clip, clip) / ",
         "jnp.clip(standard, -clip, clip) * ",
         _MIRROR,
         "weights_by_hand",
     ),
-    Mutation("flowrl/mirror_descent.py", "gap -= before", "gap += before", _MIRROR, "temperature_seeks"),
-    Mutation(
-        "flowrl/mirror_descent.py", "jnp.mean(weights * generator", "jnp.mean(generator", _MIRROR, "weights_scale"
-    ),
-    Mutation("flowrl/mirror_descent.py", 'state.hyper["reward_scale"] * batch', "batch", _MIRROR, "running_statistics"),
+    Mutation(_DESCENT, "gap -= before", "gap += before", _MIRROR, "temperature_seeks"),
+    Mutation(_DESCENT, "jnp.mean(weights * generator", "jnp.mean(generator", _MIRROR, "weights_scale"),
+    Mutation(_DESCENT, 'state.hyper["reward_scale"] * batch', "batch", _MIRROR, "meet_the_critics and fpmd_m"),
     Mutation("agents/fpmd_m.py", "points = points - ", "points = points + ", _MIRROR, "true_field_leads"),
+    Mutation("agents/fpmd_m.py", "steps if config.divide_steps else 1", "1", _MIRROR, "its_share_of_the_path"),
     Mutation(
         "agents/fpmd_r.py",
         "flow.straight(jax.random.normal(noise_key, actions.shape), actions, times)",
@@ -724,19 +760,30 @@ MUTATIONS = (
     Mutation(
         "flowrl/diffusion.py", "jnp.sqrt(left) * data + ", "jnp.sqrt(left) * data - ", _DIFFUSION, "noise_by_hand"
     ),
+    Mutation("agents/dpmd.py", "math.sqrt(1 - schedule[-1])", "math.sqrt(schedule[-1])", _DIFFUSION, "starts_from"),
+    Mutation("flowrl/diffusion.py", "+ 0.008) / 1.008", "+ 0.008)", _DIFFUSION, "cosine_schedule"),
     Mutation("flowrl/diffusion.py", "beta * (1 - before) / (1 - left)", "beta", _DIFFUSION, "one_step_by_hand"),
     Mutation("flowrl/data/mujoco_sets.py", "returns >= returns.max() / 3", "returns >= returns[0]", _SETS, "who_acts"),
     Mutation("flowrl/data/mujoco_sets.py", "not terminated and (", "(", _SETS, "stretch_is_episodes and uniform"),
     Mutation(_CALIBRATED, "jnp.maximum(proposal_values", "jnp.minimum(proposal_values", _CAL_QL, "gap_by_hand"),
     Mutation(_CALIBRATED, "values - log_densities, axis=1", "values + log_densities, axis=1", _CAL_QL, "gap_by_hand"),
-    Mutation(_CALIBRATED, "min(axis=0).max(axis=0)", "max(axis=0).min(axis=0)", _CAL_QL, f"{_REFERENCES} and 0-True"),
+    Mutation(_CALIBRATED, "min(axis=1).max(axis=0)", "max(axis=0).min(axis=0)", _CAL_QL, _reference("released")),
     Mutation(
         _CALIBRATED,
-        "actor_loss(networks, spec, params, before",
-        "actor_loss(networks, spec, params, state",
+        "actor_losses(networks, spec, params, before",
+        "actor_losses(networks, spec, params, state",
         _CAL_QL,
-        f"{_REFERENCES} and 0-False",
+        _reference("released"),
     ),
+    Mutation(
+        _CALIBRATED, 'params["temperature"]["log"] * gap', "temperature(params) * gap", _CAL_QL, _reference("plain")
+    ),
+    Mutation(_CALIBRATED, "loss = jnp.sum(td", "loss = jnp.mean(td", _CAL_QL, _reference("plain_backup")),
+    Mutation(_CALIBRATED, "[key] * 5) if config.one_draw else", "[key] * 5) if True else", _CAL_QL, "draws_of_its_own"),
+    Mutation(_CALIBRATED, "loss = -jnp.mean(multiplier", "loss = jnp.mean(multiplier", _CAL_QL, "multiplier_rises"),
+    Mutation(_CALIBRATED, "constant(-1.0)", "constant(0.0)", _CAL_QL, "scale_and_offset"),
+    Mutation(_CALIBRATED, "(-20.0, 2.0)", "(-5.0, 2.0)", _CAL_QL, "scale_and_offset"),
+    Mutation(_CALIBRATED, "orthogonal(0.01)", "orthogonal(1.0)", _CAL_QL, "kernels_are_orthogonal"),
     Mutation("flowrl/data/returns.py", "discount * masks * steps", "discount * masks", _SUMS, "do_not_touch"),
     Mutation("flowrl/data/returns.py", "(least == most) & (most <= 0)", "least == most", _SUMS, "by_hand"),
     Mutation("flowrl/data/returns.py", "kept = age <= self._capacity", "kept = age > 0", _SUMS, "reach_the_rows"),

@@ -38,7 +38,16 @@ from flowrl.networks import Value, ensemble
 from flowrl.train_state import Batch, Params, TrainState, new_state
 
 N = 3
-NETWORKS = Networks(GaussianField(), Critics())
+
+
+class Apart:
+    """Stands in for twin critics, each at actions of its own."""
+
+    def apply(self, params: Any, observations: jax.Array, actions: jax.Array) -> jax.Array:
+        return jnp.stack([critics(jnp, params, observations, own)[i] for i, own in enumerate(actions)])
+
+
+NETWORKS = Networks(GaussianField(), Critics(), Apart())
 HYPER: dict[str, Any] = dict(
     learning_rate=0.01, actor_learning_rate=0.002, critic_target_rate=0.2, target_entropy=-0.7, initial_temperature=0.6
 )
@@ -54,7 +63,7 @@ def config_of(**fields: Any) -> Config:
     return Config(**{**HYPER, "discount": 0.9, "conservative_weight": 1.7, "proposals": N, **fields})
 
 
-def state_of(seed: int = 0) -> TrainState:
+def state_of(seed: int = 0, **fields: Any) -> TrainState:
     """A state with slow critics unlike the trained ones, float64."""
     rng = np.random.default_rng([seed, 6])
 
@@ -63,9 +72,11 @@ def state_of(seed: int = 0) -> TrainState:
         return {leaf: jnp.asarray(rng.normal(0, 0.7, shape)) for leaf, shape in shapes.items()}
 
     actor = {"kernel": jnp.asarray(rng.normal(0, 0.6, (D, 2 * A))), "bias": jnp.asarray(rng.normal(0, 0.3, 2 * A))}
-    config = config_of()
+    config = config_of(**fields)
     hyper = {name: jnp.asarray(getattr(config, name), float) for name in (*configs.hyper(config), "discount")}
     params = {"actor": actor, "critic": critic(), "temperature": {"log": jnp.asarray(rng.normal(-1, 0.3))}}
+    if config.lagrange:
+        params["multiplier"] = {"log": jnp.asarray(0.4)}
     return new_state(params, ("critic",), hyper).replace(target_params={"critic": critic()})
 
 
@@ -125,7 +136,8 @@ def test_only_critics_receive_gradients_of_their_loss() -> None:
     state = state_of()
 
     def loss(params: Params) -> jax.Array:
-        return cal_ql.critic_loss(NETWORKS, config_of(), params, state, with_returns(), jax.random.key(0))[0]
+        keys = jax.random.split(jax.random.key(0))
+        return cal_ql.critic_loss(NETWORKS, config_of(), params, state, with_returns(), keys)[0]
 
     grads = jax.grad(loss)(state.params)
     assert not any(np.any(leaf) for name in ("actor", "temperature") for leaf in jax.tree.leaves(grads[name]))
@@ -135,63 +147,147 @@ def test_only_critics_receive_gradients_of_their_loss() -> None:
 # ----------------------------------------------------------------------------------------------------- updates
 
 
-def reference_of(case: Case) -> Callable[[Params], dict[str, Any]]:
-    critic_key, actor_key = jax.random.split(case.key)
-    target_key, gap_key = jax.random.split(critic_key)
-    uniform_key, next_key, now_key = jax.random.split(gap_key, 3)
-    s, a, after, returns = (case.batch[n] for n in ("observations", "actions", "next_observations", "returns"))
-    actor, hyper = case.params["actor"], case.hyper
-    count = N if case.config.max_target_backup else 1
-    best = np.full(B, -np.inf)
-    for noise in case.normal(target_key, count, B, A):
-        best = np.maximum(best, np.minimum(*critics(np, case.slow["critic"], after, squashed(actor, after, noise)[0])))
-    proposals = [(u, -A * np.log(2), False) for u in np.asarray(jax.random.uniform(uniform_key, (N, B, A))) * 2 - 1]
-    proposals += [(*squashed(actor, after, noise), True) for noise in case.normal(next_key, N, B, A)]
-    proposals += [(*squashed(actor, s, noise), True) for noise in case.normal(now_key, N, B, A)]
-    alpha, noise = np.exp(case.params["temperature"]["log"]), case.normal(actor_key)
+def keys_of(case: Case) -> list[jax.Array]:
+    """Of the actor, the temperature, either critic and the multiplier."""
+    return [case.key] * 5 if case.config.one_draw else [*jax.random.split(case.key, 5)]
 
-    def metrics(params: Params) -> dict[str, Any]:
-        total, below = np.zeros((2, B)), 0
+
+def reference_of(case: Case) -> Callable[[Params], dict[str, Any]]:
+    actor_key, temperature_key, *critic_keys, multiplier_key = keys_of(case)
+    s, a, after, returns, r, m = (
+        case.batch[n] for n in ("observations", "actions", "next_observations", "returns", "rewards", "masks")
+    )
+    actor, hyper, lagrange = case.params["actor"], case.hyper, case.config.lagrange
+    alpha = np.exp(case.params["temperature"]["log"])
+    # log densities of other actions than those of the policy's loss, unless all losses share one draw
+    entropy = -squashed(actor, s, case.normal(temperature_key))[1].mean()
+
+    def targets(key: jax.Array) -> np.ndarray:
+        best = np.full(B, -np.inf)
+        for noise in case.normal(key, N if case.config.max_target_backup else 1, B, A):
+            best = np.maximum(
+                best, np.minimum(*critics(np, case.slow["critic"], after, squashed(actor, after, noise)[0]))
+            )
+        return r + hyper["discount"] * m * best
+
+    def gap(critic: Params, head: int, key: jax.Array) -> tuple[float, int]:
+        uniform_key, next_key, now_key = jax.random.split(key, 3)
+        proposals = [(u, -A * np.log(2), False) for u in np.asarray(jax.random.uniform(uniform_key, (N, B, A))) * 2 - 1]
+        proposals += [(*squashed(actor, after, noise), True) for noise in case.normal(next_key, N, B, A)]
+        proposals += [(*squashed(actor, s, noise), True) for noise in case.normal(now_key, N, B, A)]
+        total, below = np.zeros(B), 0
         for actions, log_density, of_policy in proposals:
-            values = critics(np, params["critic"], s, actions)
+            values = critics(np, critic, s, actions)[head]
             below += (values < returns).sum() if of_policy else 0
             total += np.exp((np.maximum(values, returns) if of_policy else values) - log_density)
-        gap = (np.log(total) - critics(np, params["critic"], s, a)).mean()
-        td_loss = case.td_loss(params, best)
-        actions, log_probs = squashed(params["actor"], s, noise)
+        return (np.log(total) - critics(np, critic, s, a)[head]).mean(), below
+
+    def metrics(params: Params) -> dict[str, Any]:
+        learnt = np.exp(params["multiplier"]["log"]) if lagrange else 1.0
+        held = np.exp(case.params["multiplier"]["log"]) if lagrange else 1.0
+        target, weight = hyper["target_gap"] if lagrange else 0.0, hyper["conservative_weight"]
+        loss, td, gaps, below, excess = 0.0, 0.0, 0.0, 0, 0.0
+        for head, key in enumerate(critic_keys):
+            target_key, gap_key = jax.random.split(key)
+            error = ((targets(target_key) - critics(np, params["critic"], s, a)[head]) ** 2).mean()
+            own, count = gap(params["critic"], head, gap_key)
+            td, gaps, below = td + error, gaps + own / 2, below + count
+            loss += error + held * weight * (own - target)
+            excess += (gap(case.params["critic"], head, jax.random.split(multiplier_key)[1])[0] - target) / 2
+        actions, log_probs = squashed(params["actor"], s, case.normal(actor_key))
         values = np.minimum(*critics(np, case.params["critic"], s, actions))
-        entropy = -squashed(actor, s, noise)[1].mean()
+        temperature_loss = params["temperature"]["log"] * (entropy - hyper["target_entropy"] * A)
+        of_multiplier = {"critic/multiplier_loss": -learnt * weight * excess} if lagrange else {}
         return {
-            "critic/gap": gap,
-            "critic/td_loss": td_loss,
-            "critic/loss": td_loss + hyper["conservative_weight"] * gap,
+            "critic/gap": gaps,
+            "critic/td_loss": td,
+            "critic/loss": loss,
             "critic/calibrated": below / (2 * 2 * N * B),
             "actor/loss": (alpha * log_probs - values).mean(),
-            "total": np.exp(params["temperature"]["log"]) * (entropy - hyper["target_entropy"] * A),
+            "actor/temperature_loss": temperature_loss,
+            **of_multiplier,
         }
 
     return metrics
 
 
-@pytest.mark.parametrize("max_target_backup", [True, False])
-@pytest.mark.parametrize("seed", [0, 1])
-def test_losses_and_gradients_equal_their_references(seed: int, max_target_backup: bool) -> None:
-    fields = {"max_target_backup": max_target_backup}
-    state, batch, key = state_of(seed), with_returns(seed), jax.random.key(seed)
+LOSSES = ("critic/loss", "actor/loss", "actor/temperature_loss", "critic/multiplier_loss")
+
+
+@pytest.mark.parametrize(
+    ("seed", "fields"),
+    [
+        (0, {}),
+        (1, {"max_target_backup": False}),
+        (0, {"one_draw": True}),
+        (1, {"lagrange": True, "target_gap": 0.3}),
+    ],
+    ids=["released", "plain_backup", "one_draw", "lagrange"],
+)
+def test_losses_and_gradients_equal_their_references(seed: int, fields: dict[str, Any]) -> None:
+    state, batch, key = state_of(seed, **fields), with_returns(seed), jax.random.key(seed)
     after, metrics = step_of(**fields)(state, batch, key)
     reference = reference_of(Case(config_of(**fields), state, batch, key))
     params = jax.tree.map(np.asarray, state.params)
     expected = reference(params)
     assert 0 < expected["critic/calibrated"] < 1
-    for metric in expected.keys() - {"total"}:
-        np.testing.assert_allclose(metrics[metric], expected[metric], rtol=1e-6, err_msg=metric)
+    for metric, value in expected.items():
+        np.testing.assert_allclose(metrics[metric], value, rtol=1e-6, err_msg=metric)
 
     def total(params: Params) -> float:
         found = reference(params)
-        return found["critic/loss"] + found["actor/loss"] + found["total"]
+        return sum(found[name] for name in LOSSES if name in found)
 
     close(gradients(after), finite_differences(total, params), rtol=1e-5)
     assert all(np.isfinite(value) for value in metrics.values())
+
+
+def test_every_loss_has_draws_of_its_own_unless_told() -> None:
+    """Twin critics with equal parameters: at the same draws their gradients are equal, at others they are not."""
+    for one_draw in (True, False):
+        state = state_of()
+        twins = jax.tree.map(lambda x: jnp.stack([x[0]] * 2), state.params["critic"])
+        state = state.replace(params={**state.params, "critic": twins})
+        after, _ = step_of(one_draw=one_draw)(state, with_returns(), jax.random.key(0))
+        same = jax.tree.map(lambda g: np.allclose(g[0], g[1]), gradients(after)["critic"])
+        assert all(jax.tree.leaves(same)) is one_draw
+
+
+def test_the_multiplier_rises_while_gaps_are_above_their_target() -> None:
+    for target, sign in ((-50.0, 1), (50.0, -1)):
+        state = state_of(lagrange=True, target_gap=target)
+        after, metrics = step_of(lagrange=True, target_gap=target)(state, with_returns(), jax.random.key(0))
+        change = after.params["multiplier"]["log"] - state.params["multiplier"]["log"]
+        np.testing.assert_allclose(change, sign * 0.01, rtol=1e-3)  # the critics' step size
+        np.testing.assert_allclose(metrics["critic/multiplier"], np.exp(state.params["multiplier"]["log"]), rtol=1e-6)
+
+
+def test_the_policys_scale_and_offset_of_log_sigma_are_learnt() -> None:
+    """−1 at first, whatever the state; then multiplier · output + offset, cut to [−20, 2]."""
+    with jax.enable_x64(False):
+        policy, states = cal_ql.Policy((8,), 2), jnp.eye(3)
+        params = policy.init(jax.random.key(0), states)["params"]
+        means, log_stds = policy.apply({"params": params}, states)
+        np.testing.assert_allclose(log_stds, -1, atol=0.05)
+        np.testing.assert_allclose(means, 0, atol=0.05)
+        assert (params["log_std_multiplier"], params["log_std_offset"]) == (1, -1)
+        raw = log_stds + 1
+        moved = {**params, "log_std_multiplier": jnp.float32(3.0), "log_std_offset": jnp.float32(0.5)}
+        np.testing.assert_allclose(policy.apply({"params": moved}, states)[1], 3 * raw + 0.5, atol=1e-6)
+        for offset, bound in ((50.0, 2.0), (-50.0, -20.0)):
+            far = {**params, "log_std_offset": jnp.float32(offset)}
+            np.testing.assert_allclose(policy.apply({"params": far}, states)[1], bound)
+
+
+def test_kernels_are_orthogonal_and_the_last_ones_small() -> None:
+    with jax.enable_x64(False):
+        agent = cal_ql.make(Config(hidden_dims=(8, 8), actor_hidden_dims=(8, 8)), Spec(8, 4, 0))
+        params = agent.init(jax.random.key(0)).params
+        for tree in (params["actor"], jax.tree.map(lambda x: x[1], params["critic"])):
+            layers = tree["params"]["MLP_0"]
+            hidden, last = layers["Dense_0"]["kernel"], layers["Dense_1"]["kernel"]
+            np.testing.assert_allclose(hidden.T @ hidden, 2 * np.eye(8), atol=1e-5)
+            np.testing.assert_allclose(last.T @ last, 1e-4 * np.eye(last.shape[1]), atol=1e-7)
 
 
 def test_critics_have_a_step_size_of_their_own_and_slow_copies_follow() -> None:

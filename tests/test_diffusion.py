@@ -14,6 +14,7 @@ from flowrl.agents import dpmd
 from flowrl.errors import UserError
 
 SCHEDULE = diffusion.linear_schedule(20, 0.3)
+OLDER = {"schedule_scale": 0.3, "start": "scaled"}
 
 
 def test_schedule_and_noise_by_hand() -> None:
@@ -76,7 +77,7 @@ def test_one_step_by_hand() -> None:
     schedule = np.array([0.9, 0.72])
     found = diffusion.ancestral(lambda x, _: 0 * x, jnp.ones((1, 1)), jax.random.key(0), schedule, 2)
     mean = (0.9**0.5 * 0.2 * 1 + 0.8**0.5 * 0.1 * 1) / 0.28
-    draw = jax.random.normal(jax.random.split(jax.random.key(0))[0], (1, 1))
+    draw = jax.random.normal(jax.random.key(0), (2, 1, 1))[0]
     between = mean + (0.2 * 0.1 / 0.28) ** 0.5 * draw
     np.testing.assert_allclose(found, jnp.clip(between / 0.9**0.5, -1, 1), rtol=1e-5)
 
@@ -110,20 +111,36 @@ def test_errors_are_of_noised_actions_at_their_level() -> None:
     levels = jax.random.randint(level_key, (2, 1), 0, 20)
     left = SCHEDULE[np.asarray(levels)]
     points = np.sqrt(left) * actions + np.sqrt(1 - left) * noise
-    found = dpmd.errors(Echo(), dpmd.Config(), jnp.float32(0.1), jnp.zeros((2, 3)), actions, key)
+    found = dpmd.errors(Echo(), dpmd.Config(**OLDER), jnp.float32(0.1), jnp.zeros((2, 3)), actions, key)
     np.testing.assert_allclose(found, ((points + 0.1 * levels - noise) ** 2).mean(axis=-1), rtol=1e-5)
 
 
 @pytest.mark.parametrize(("evaluation", "steps"), [(True, 1), (False, 3)])
 def test_training_and_evaluation_take_their_own_steps(evaluation: bool, steps: int) -> None:
-    config = dpmd.Config(diffusion_steps=3, eval_steps=1)
+    config = dpmd.Config(diffusion_steps=3, eval_steps=1, **OLDER)
     start_key, steps_key = jax.random.split(jax.random.key(2))
     starts = 0.7 * jax.random.normal(start_key, (4, 2))
-    schedule, network = diffusion.linear_schedule(3, dpmd.NOISE_SCALE), Known()
+    schedule, network = diffusion.linear_schedule(3, 0.3), Known()
     model = functools.partial(network.apply, jnp.float32(0.2), jnp.zeros((4, 3)))
     expected = diffusion.ancestral(model, starts, steps_key, schedule, steps)
     arguments = (jnp.float32(0.2), jnp.zeros((4, 3)), jax.random.key(2), 0.7, evaluation)
     np.testing.assert_allclose(dpmd.sample(network, config, *arguments), expected, rtol=1e-5)
+
+
+def test_sampling_starts_from_the_noise_that_the_last_level_leaves() -> None:
+    """Two levels, β = 0.8 · (1e-4, 0.999): ᾱ of the last is 0.99992 · 0.2008. No noise is predicted."""
+    found = dpmd.sample(
+        Known(), dpmd.Config(diffusion_steps=2, eval_steps=1), 0.0, jnp.zeros((500, 3)), jax.random.key(0), 99.0, True
+    )
+    left = 0.99992 * 0.2008
+    starts = jax.random.normal(jax.random.split(jax.random.key(0))[0], (500, 2))
+    np.testing.assert_allclose(found, jnp.clip((1 - left) ** 0.5 * starts / left**0.5, -1, 1), rtol=1e-4)
+
+
+def test_cosine_schedule_by_hand() -> None:
+    """cos²(π/2 · (t + 0.008)/1.008) at t = 0, ½, 1: 0.999845, 0.493767, 0; β = 0.506156 and 1, cut to 0.999."""
+    np.testing.assert_allclose(diffusion.cosine_schedule(2, 1.0), [0.493844, 0.000493844], rtol=1e-5)
+    np.testing.assert_allclose(diffusion.cosine_schedule(2, 0.5), [0.746922, 0.746922 * 0.5005], rtol=1e-5)
 
 
 @pytest.mark.parametrize(

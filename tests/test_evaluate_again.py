@@ -60,11 +60,20 @@ def test_bad_input_names_the_remedy(run_dir: Path, message: str, arguments: list
 
 def test_the_spread_of_weights_is_split_by_hand() -> None:
     """Two actions in two states, standardised Q 1 and 3 in one, 6 and 8 in the other, α = 2."""
-    found = weights.spread(jnp.array([[1.0, 6.0], [3.0, 8.0]]), jnp.float32(2.0))
+    standard = jnp.array([[1.0, 6.0], [3.0, 8.0]])
+    found = weights.spread(standard, jnp.float32(2.0), jnp.float32(9.0))
     np.testing.assert_allclose(found["deviation_between_states"], 2.5)
     np.testing.assert_allclose(found["deviation_between_actions"], 1.0)
+    np.testing.assert_allclose(found["deviation_ratio"], 0.4)
     np.testing.assert_allclose(found["weight_ratio_of_actions"], np.exp(1.0), rtol=1e-6)
     np.testing.assert_allclose(found["weight_ratio_of_states"], np.exp(0.9 * 5 / 2), rtol=1e-5)
+    assert found["clipped"] == 0
+    # Cut at 4 the second state's are all alike, and 2 above the first's mean.
+    found = weights.spread(standard, jnp.float32(2.0), jnp.float32(4.0))
+    np.testing.assert_allclose(found["deviation_between_states"], 2.5)
+    np.testing.assert_allclose(found["weight_ratio_of_actions"], (np.e + 1) / 2, rtol=1e-6)
+    np.testing.assert_allclose(found["weight_ratio_of_states"], np.exp(0.9), rtol=1e-5)
+    assert found["clipped"] == 0.5
 
 
 def test_a_runs_weights_are_measured(run_dir: Path) -> None:

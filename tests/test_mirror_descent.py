@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 
 from flowrl import agent as agents
+from flowrl import config as configs
 from flowrl import mirror_descent
 from flowrl.agent import Agent, Spec
 from flowrl.agents import fpmd_m, fpmd_r
+from flowrl.errors import UserError
 from flowrl.train_state import Batch, TrainState
 
 NAMES = ("fpmd_r", "fpmd_m", "dpmd")
@@ -51,16 +53,16 @@ def with_statistics(state: TrainState, mean: float, std: float, alpha: float) ->
 
 @pytest.mark.parametrize("variant", [lambda f: f, jax.jit], ids=["plain", "jit"])
 def test_weights_by_hand(variant: Any) -> None:
-    """Mean 4, deviation 2, α ½: Q = 5, 4, 14 are ½, 0 and 5, clipped to 3; the weights are e¹, 1 and e⁶."""
+    """Mean 4, deviation 2, α ½. As released, Q = 5, 4, 14 are Q − 4 / 2 = 3, 2 and 12, clipped to 3: e⁶, e⁴ and e⁶."""
     config, agent = make("fpmd_r")
-    state = with_statistics(agent.init(jax.random.key(0)), 4, 2, 0.5)
-    weights, clipped = variant(functools.partial(mirror_descent.weights_of, config))(state, jnp.array([5.0, 4.0, 14.0]))
+    state, values = with_statistics(agent.init(jax.random.key(0)), 4, 2, 0.5), jnp.array([5.0, 4.0, 14.0])
+    weights, clipped = variant(functools.partial(mirror_descent.weights_of, config))(state, values)
+    np.testing.assert_allclose(weights, np.exp([6, 4, 6]), rtol=1e-5)
+    np.testing.assert_allclose(clipped, 2 / 3, rtol=1e-6)
+    # As it was meant: (Q − 4) / 2 = ½, 0 and 5.
+    weights, clipped = mirror_descent.weights_of(dataclasses.replace(config, standardization="full"), state, values)
     np.testing.assert_allclose(weights, np.exp([1, 0, 6]), rtol=1e-5)
     np.testing.assert_allclose(clipped, 1 / 3, rtol=1e-6)
-    # The released code: Q − mean / std = 3, 2 and 12.
-    released = dataclasses.replace(config, standardization="mean_only")
-    weights, clipped = mirror_descent.weights_of(released, state, jnp.array([5.0, 4.0, 14.0]))
-    np.testing.assert_allclose(weights, np.exp([6, 4, 6]), rtol=1e-5)
 
 
 def test_entropy_of_the_noise() -> None:
@@ -127,16 +129,23 @@ def test_weights_scale_the_loss(name: str) -> None:
 
 
 @each_agent
-def test_the_running_statistics_follow_q(name: str) -> None:
-    _, agent = make(name)
-    state = agent.init(jax.random.key(0))
-    after, metrics = jax.jit(agent.update)(with_constant_q(state, 7.0), batch_of(), jax.random.key(0))
-    np.testing.assert_allclose(after.extras["q_mean"], 0.007, rtol=1e-5)
+@pytest.mark.parametrize("steps", [1, 2])
+def test_weights_and_statistics_meet_the_critics_after_their_first_step(name: str, steps: int) -> None:
+    """Q = 7 is above its targets, and each of Adam's steps on one gradient lowers it by the step size ½."""
+    batch, found = batch_of(), []
+    for clip in (100.0, 0.0):
+        _, agent = make(name, critic_steps=steps)
+        state = with_constant_q(agent.init(jax.random.key(0), {"learning_rate": 0.5, "q_clip": clip}), 7.0)
+        after, metrics = jax.jit(agent.update)(state, batch, jax.random.key(0))
+        found.append(metrics["actor/loss"])
+    np.testing.assert_allclose(after.extras["q_mean"], 0.0065, rtol=1e-5)
     np.testing.assert_allclose(after.extras["q_std"], 0.999, rtol=1e-5)
-    # y = 0.2 r + 0.99 m · 7, Q = 7
-    batch = batch_of()
+    np.testing.assert_allclose(found[0] / found[1], np.exp(6.5 / 5), rtol=1e-5)
+    (bias,) = (x for x in jax.tree.leaves(after.params["critic"]) if x.shape == (2, 1))
+    np.testing.assert_allclose(bias, 7 - 0.5 * steps, rtol=1e-5)
+    # y = 0.2 r + 0.99 m · 7 with the slow copies, Q = 7 before any step; the sum over both critics
     targets = 0.2 * batch["rewards"] + 0.99 * 7 * batch["masks"]
-    np.testing.assert_allclose(metrics["critic/loss"], ((targets - 7) ** 2).mean(), rtol=1e-5)
+    np.testing.assert_allclose(metrics["critic/loss"], 2 * ((targets - 7) ** 2).mean(), rtol=1e-5)
 
 
 @each_agent
@@ -192,6 +201,28 @@ def test_the_true_field_has_no_error(module: Any, sign: float) -> None:
     assert module.errors(Straight(sign), ACTION + 0.5, states, actions, jax.random.key(3)).mean() > 0.1
 
 
+@pytest.mark.parametrize(("divided", "moved"), [(True, 1.0), (False, 3.0)])
+def test_each_of_several_steps_takes_its_share_of_the_path(divided: bool, moved: float) -> None:
+    class Constant(Straight):
+        def apply(self, action: jax.Array, observations: jax.Array, points: jax.Array, *times: jax.Array) -> jax.Array:
+            return jnp.broadcast_to(action, points.shape)
+
+    config = fpmd_m.Config(flow_steps=3, divide_steps=divided)
+    drawn = fpmd_m.sample(Constant(1.0), config, ACTION, jnp.zeros((5, 3)), jax.random.key(0), 0.5, False)
+    start = 0.5 * jax.random.normal(jax.random.key(0), (5, 2))
+    np.testing.assert_allclose(drawn, start - moved * ACTION, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("asked", "expected"), [(0, 4), (1, 1)])
+def test_evaluation_takes_the_steps_of_training_unless_told(asked: int, expected: int) -> None:
+    config = fpmd_r.Config(flow_steps=4, eval_steps=asked)
+    configs.check(config)
+    assert mirror_descent.steps_of(config, config.flow_steps, True) == expected
+    assert mirror_descent.steps_of(config, config.flow_steps, False) == 4
+    with pytest.raises(UserError, match="eval_steps=-1 is too small; the least is 0"):
+        configs.check(fpmd_r.Config(eval_steps=-1))
+
+
 def test_errors_by_hand() -> None:
     """A field that is 0 everywhere: either method's target is the velocity, ±(a − ε), and the error its square."""
 
@@ -211,6 +242,28 @@ def test_errors_by_hand() -> None:
 # ------------------------------------------------------------------------------------------------------ acting
 
 
+def test_particles_are_ranked_as_sampled_and_clipped_afterwards() -> None:
+    """Q = a₀ + a₁: of (3, 0) and (1.2, ½) the first is better, and clipped it would be worse. Noise leaves the box."""
+
+    class Total:
+        def apply(self, params: Any, observations: jax.Array, actions: jax.Array) -> jax.Array:
+            return jnp.stack([actions.sum(axis=-1)] * 2)
+
+    def sample(params: Any, observations: jax.Array, key: jax.Array, *rest: Any) -> jax.Array:
+        pair = jnp.array([[3.0, 0.0], [1.2, 0.5]])
+        return jnp.broadcast_to(pair[jax.random.bernoulli(key).astype(int)], (50, 2))
+
+    config, _ = make("fpmd_r", candidates=16)
+    networks = mirror_descent.Networks(None, Total())
+    generator = mirror_descent.Generator(sample, sample, sample)
+    policy = {"actor": None, "critic": None, "start_scale": 1.0, "noise": 0.5}
+    drawn = functools.partial(mirror_descent.draw, networks, generator, config, policy, jnp.zeros((50, 3)))
+    np.testing.assert_allclose(drawn(jax.random.key(0), noisy=False), np.tile([1.0, 0.0], (50, 1)))
+    noise = drawn(jax.random.key(0)) - jnp.array([1.0, 0.0])
+    assert 0.4 < float(noise.std()) < 0.6
+    assert (noise[:, 0] > 0).any()
+
+
 @each_agent
 def test_particles_are_chosen_by_q_and_noise_is_for_exploring(name: str) -> None:
     config, agent = make(name, candidates=16)
@@ -221,8 +274,10 @@ def test_particles_are_chosen_by_q_and_noise_is_for_exploring(name: str) -> None
     critic = mirror_descent.critic_network(config)
     values = [critic.apply(state.params["critic"], states, actions).min(axis=0).mean() for actions in (one, best)]
     assert values[1] > values[0]
-    assert (np.abs(noisy) <= 1).all()
-    assert 0.3 < float((noisy - best).std()) < 0.8  # 0.1 · α = 0.5, clipped
+    assert (np.abs(one) <= 1).all()
+    assert (np.abs(best) <= 1).all()
+    assert (np.abs(noisy) > 1).any()  # the environment clips what it plays
+    assert 0.45 < float((noisy - best).std()) < 0.55  # 0.1 · α
     quiet = agent.policy(with_statistics(state, 0, 1, 1e-6))
     again = agent.act(quiet, states, jnp.zeros((400, 0)), jax.random.key(1), mode="explore")
     assert float(np.abs(again - again.mean(axis=0)).mean()) < float(np.abs(noisy - noisy.mean(axis=0)).mean())

@@ -20,6 +20,7 @@ from flowrl.networks import (
     mish,
     represent,
     represented_value,
+    truncated,
 )
 
 KEY = jax.random.key(0)
@@ -142,6 +143,23 @@ def test_final_scale_shrinks_the_last_kernel_only() -> None:
     plain, small = (MLP((8,), 3, final_scale=scale).init(KEY, x)["params"] for scale in (1.0, 1e-2))
     np.testing.assert_allclose(small["Dense_0"]["kernel"], 0.1 * plain["Dense_0"]["kernel"], rtol=1e-5)
     np.testing.assert_array_equal(small["SplitDense_0"]["kernel"], plain["SplitDense_0"]["kernel"])
+
+
+def test_truncated_kernels_are_narrower_than_their_fan_in_says() -> None:
+    """A unit Gaussian cut at ±2 has the deviation 0.8796."""
+    kernel = np.asarray(truncated(KEY, (100, 400)))
+    assert 0.199 < np.abs(kernel).max() <= 0.2
+    np.testing.assert_allclose(kernel.std(), 0.08796, rtol=0.02)
+
+
+def test_kernels_have_the_initialisation_that_is_asked_for() -> None:
+    x, inits = normal(1, 1, 4), {"kernel_init": nn.initializers.constant(2.0), "final_init": truncated}
+    for module in (MLP((8, 8), 3, **inits), Value((8, 8), **inits)):
+        params = module.init(KEY, x)["params"]
+        layers = params.get("MLP_0", params)
+        assert (layers["SplitDense_0"]["kernel"] == 2).all()
+        assert (layers["Dense_0"]["kernel"] == 2).all()
+        assert np.abs(layers["Dense_1"]["kernel"]).max() <= 2 / 8**0.5
 
 
 def test_value_networks_use_gelu_and_layer_norm() -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from flowrl import agent as agents
 from flowrl.agent import Agent, Spec
-from flowrl.networks import TimedMLP, sinusoidal_features
+from flowrl.networks import TimedMLP, scaled_sinusoidal_features, sinusoidal_features
 from flowrl.train_state import Batch, TrainState
 
 NAMES = ("sscp", "ofql", "fql", "bc")
@@ -95,6 +95,12 @@ def test_sinusoidal_features_by_hand() -> None:
     angles = np.array([[2.0, 0.02, 0.0002], [0, 0, 0]])
     expected = np.concatenate([np.sin(angles), np.cos(angles)], axis=-1)
     np.testing.assert_allclose(sinusoidal_features(jnp.array([[2.0], [0.0]]), 6), expected, atol=1e-6)
+
+
+def test_scaled_sinusoidal_features_by_hand() -> None:
+    # Frequencies 1 and 10⁻², over √4.
+    expected = np.array([[np.sin(2), np.sin(0.02), np.cos(2), np.cos(0.02)], [0, 0, 1, 1]]) / 2
+    np.testing.assert_allclose(scaled_sinusoidal_features(jnp.array([[2.0], [0.0]]), 4), expected, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", ["sscp", "ofql"])

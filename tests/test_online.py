@@ -191,6 +191,13 @@ def test_the_warm_up_is_uniform_and_the_policy_follows() -> None:
     assert np.abs(actions[200:220]).mean() < 0.3  # an untrained policy is near 0, with noise of 0.1
 
 
+def test_the_buffer_keeps_exploration_that_left_the_box() -> None:
+    """Mirror descent's noise is clipped neither in the policy nor in the buffer, only by the environment."""
+    session = Session(0, options=Options(updates_per_step=0, capacity=60), agent="fpmd_m").advance(60)
+    actions = np.abs(session.collector.replays.fields["actions"])
+    assert 0.05 < (actions > 1).mean() < 0.95
+
+
 def test_chunks_do_not_change_what_is_learnt() -> None:
     options = Options(warmup_steps=4, capacity=20)
     one, other = Session(3, options=options).advance(30), Session(3, options=options).advance(4, 1, 20, 5)

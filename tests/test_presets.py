@@ -199,6 +199,13 @@ def test_a_task_of_its_own_is_evaluated_on_more_episodes() -> None:
     assert presets.lookup("quick", "hiql", "cube-single-play").run["eval_episodes"] == 10
 
 
+@pytest.mark.parametrize("agent", ["fpmd_r", "fpmd_m", "dpmd"])
+def test_the_warm_up_of_mirror_descent_comes_on_top_of_its_million(agent: str) -> None:
+    run = presets.lookup("paper", agent, "HalfCheetah-v5").run
+    assert run["online_steps"] - run["warmup_steps"] == 1_000_000
+    assert presets.lookup("quick", agent, "HalfCheetah-v5").run["online_steps"] == 200_000
+
+
 def test_quick_cal_ql_proposes_fewer_actions() -> None:
     settings = presets.lookup("quick", "cal_ql", "antmaze-large-navigate-singletask").agent
     config = agents.load("cal_ql").Config(**settings)

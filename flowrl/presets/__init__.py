@@ -81,7 +81,8 @@ _ONLINE_RUN = dict(
     buffer_size=1_000_000,
 )
 _FPMD = "Flow Policy Mirror Descent, https://arxiv.org/abs/2507.23675, the authors' code"
-_FPMD_RUN = dict(online_steps=1_000_000, warmup_steps=30_000, num_envs=5, updates_per_step=0.2)
+# Their million of steps is counted from the end of the warm-up.
+_FPMD_RUN = dict(online_steps=1_030_000, warmup_steps=30_000, num_envs=5, updates_per_step=0.2)
 # Agents that learn online from scratch, with the papers' settings for all environments.
 _ONLINE: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "sac": (
