@@ -115,7 +115,7 @@ def _execute(plan: Plan, stored: dict[str, Any] | None, signals: Signals) -> int
     with signals:
         run = Run(parts, layout)
         try:
-            print_banner(plan, source, run.states, run.layout.devices)
+            print_banner(plan, source, run.states, run.layout.devices, parts.facts, parts.doubts)
             if stored is not None:
                 warn_of_changes(stored, config)
             elif hosts.first():
@@ -152,7 +152,7 @@ class Run:
     """
 
     def __init__(self, parts: Parts, layout: devices.Layout):
-        self.plan, self.agent, sizes, self.dataset = parts
+        self.plan, self.agent, sizes, self.dataset = parts[:4]
         self.layout = layout
         self.spec, self.tasks = spec_of(sizes), sizes.tasks
         plan, agent = self.plan, self.agent

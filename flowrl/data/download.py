@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 from tqdm import tqdm
 
 from flowrl import files
-from flowrl.data.fields import h5py
+from flowrl.data.storage import h5py
 
 _TIMEOUT = 10.0  # seconds without a connection, or without a byte on it
 _CHUNK = 1 << 18
