@@ -128,7 +128,7 @@ def test_a_damaged_dataset_is_explained(root):
     path = root / ID / "data" / "main_data.hdf5"
     whole = path.read_bytes()
     path.write_bytes(whole[:-500])
-    with pytest.raises(UserError, match="damaged or cannot be read"):
+    with pytest.raises(UserError, match=r"damaged or not an HDF5 file .* got anew with: minari download"):
         read()
     (root / ID / "data" / "metadata.json").write_text("{}")
     with pytest.raises(UserError, match="damaged, or not a Minari dataset"):

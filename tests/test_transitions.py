@@ -156,7 +156,10 @@ def test_actions_are_brought_to_the_unit_box(tmp_path):
         ({"timeouts": np.zeros(3)}, r"'timeouts' has shape \(3,\), but 7 flags"),
         ({"truncations": np.full(7, 3)}, "'truncations' is 3 in row 0"),
         ({"masks": np.array([1, 1, 1.5, 1, 1, 1, 1])}, r"'masks' is 1\.5 in row 2, but only numbers in \[0, 1\]"),
-        ({"next_observations": np.zeros((7, 4))}, "'next_observations' have size 4, but the environment's have 3"),
+        (
+            {"next_observations": np.zeros((7, 4))},
+            r"'next_observations' has shape \(7, 4\), but \(7, 3\) is needed, as 'observations' have",
+        ),
         ({"terminals": np.zeros(0)}, "there are no rows"),
     ],
 )

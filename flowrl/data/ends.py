@@ -9,7 +9,7 @@ import re
 
 import numpy as np
 
-from flowrl.data.fields import BLOCK, Fields, extent, vector
+from flowrl.data.fields import Fields, extent, vector
 from flowrl.errors import UserError
 
 _TERMINATIONS = {"terminal", "termination", "terminated"}
@@ -28,7 +28,8 @@ _TYPES = {"step_type", "step_types"}  # dm_env: 0 first, 1 within, 2 last
 _FEW = 100  # steps, of which jumps may be many
 _MANY_USUAL, _MANY_FAR = 0.97, 6.0  # a jump is so many times the change that this share of the steps does not exceed
 _FEW_USUAL, _FEW_FAR = 0.5, 20.0  # where there are few
-_SAMPLE = 16  # blocks of rows from which the usual change is taken
+_STRETCH = 1 << 12  # rows that are searched for jumps together
+_SAMPLE = 8  # blocks of rows from which the usual change is taken
 
 
 def terminations(file: Fields) -> np.ndarray:
@@ -244,10 +245,10 @@ def find_jumps(observations: np.ndarray, ends: np.ndarray) -> np.ndarray:
         return np.zeros(0, np.int64)
     least = np.where(moving, np.maximum(far, deviation), np.inf).astype(np.float32)
     found = []
-    for first in range(0, len(observations) - 1, BLOCK):
+    for first in range(0, len(observations) - 1, _STRETCH):
         # One step more on either side, to compare with.
         start = max(first - 1, 0)
-        sizes = np.abs(observations[start : first + BLOCK + 2])
+        sizes = np.abs(observations[start : first + _STRETCH + 2])
         changes = np.abs(np.diff(sizes, axis=0))
         changes[ends[start : start + len(changes)]] = 0
         for row in np.flatnonzero((changes > least).sum(axis=1) >= needed):
@@ -256,22 +257,23 @@ def find_jumps(observations: np.ndarray, ends: np.ndarray) -> np.ndarray:
                 if 0 <= other < len(changes):
                     around = np.maximum(around, changes[other])
             jumped = (changes[row] > least) & (around < changes[row] / 4)
-            if jumped.sum() >= needed and first <= start + row < first + BLOCK:
+            if jumped.sum() >= needed and first <= start + row < first + _STRETCH:
                 found.append(start + int(row))
     return np.array(found, np.int64)
 
 
 def _far_and_deviation(observations: np.ndarray, ends: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Returns what is many times the usual change of each number, and its standard deviation, `[D]`; from a sample."""
-    blocks = -(-len(observations) // 1024)
+    size = 512
+    blocks = -(-len(observations) // size)
     changes, values = [], []
     for block in np.unique(np.linspace(0, blocks - 1, min(blocks, _SAMPLE)).astype(int)):
-        rows = observations[1024 * block : 1024 * (block + 1) + 1].astype(np.float64)
+        rows = observations[size * block : size * (block + 1) + 1]
         values.append(rows)
-        changes.append(np.abs(np.diff(np.abs(rows), axis=0))[~ends[1024 * block :][: len(rows) - 1]])
+        changes.append(np.abs(np.diff(np.abs(rows), axis=0))[~ends[size * block :][: len(rows) - 1]])
     every = np.concatenate(changes)
     if not len(every):
         return np.zeros(observations.shape[1]), np.zeros(observations.shape[1])
     share, times = (_FEW_USUAL, _FEW_FAR) if len(every) < _FEW else (_MANY_USUAL, _MANY_FAR)
     far = times * np.quantile(every, share, axis=0, method="lower")
-    return far, np.concatenate(values).std(axis=0)
+    return far, np.concatenate(values).std(axis=0, dtype=np.float64)

@@ -333,10 +333,10 @@ class Fields:
 
 def like(word: str, names: list[str], cutoff: float = 0.6) -> str | None:
     """Returns which of a file's names may mean a field, as they are spelt or called elsewhere."""
-    lower = {name.lower(): name for name in names}
-    short = next((lower[name] for name in _SHORT.get(word, ()) if name in lower), None)
-    near = difflib.get_close_matches(word, lower, n=1, cutoff=cutoff)
-    return lower[near[0]] if near else short
+    lower = {name.lower(): name for name in names if name not in _SHORT}
+    short = [name for name in _SHORT.get(word, ()) if name in lower]
+    near = short or difflib.get_close_matches(word, lower, n=1, cutoff=cutoff)
+    return lower[near[0]] if near else None
 
 
 def vector(array: np.ndarray) -> np.ndarray:

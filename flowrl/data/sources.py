@@ -58,6 +58,21 @@ def cache_root() -> Path:
     return Path(os.environ.get("FLOWRL_DATA") or "~/.cache/flowrl").expanduser()
 
 
+def _cache(kind: str) -> Path:
+    """Returns a folder of the cache into which something is about to be written.
+
+    Raises:
+        UserError: It cannot be.
+    """
+    folder = cache_root() / kind
+    try:
+        files.make_folder(folder)
+    except UserError as error:
+        problem = f"datasets cannot be kept in {folder}: {error.__cause__}"
+        raise UserError(f"{problem}; set FLOWRL_DATA to a folder that can be written to") from error
+    return folder
+
+
 def locate(env: envs.EnvName, data: str, *, workers: int | None = None) -> Source:
     """Finds the training data of a name, downloading or collecting it where needed.
 
@@ -122,7 +137,7 @@ def _locate_ogbench(env: envs.EnvName, data: str, workers: int | None) -> Source
                 raise
             print(f"{error}\ncollecting {_base(env).name} here instead", file=sys.stderr, flush=True)
     if not collected.exists():
-        collect.collect(_base(env).name, collected.parent, workers=workers)
+        collect.collect(_base(env).name, _cache("collected"), workers=workers)
     hint = "; --data=official downloads the official set" if data == "auto" else ""
     return _source(collected, "collected", f"{_collected_detail(collected)}{hint}")
 
@@ -132,7 +147,7 @@ def _locate_collected(env: envs.EnvName, data: str, workers: int | None) -> Sour
         raise UserError(f"{env.name} is flowrl's own, with no official file; use --data=collected")
     path = cache_root() / "collected" / f"{env.dataset}.npz"
     if not path.exists():
-        collect.collect(env.name, path.parent, workers=workers)
+        collect.collect(env.name, _cache("collected"), workers=workers)
     return _source(path, "collected", _collected_detail(path))
 
 
@@ -256,6 +271,7 @@ def _download(target: Path, urls: Sequence[str], check: Callable[[Path], None], 
     """
     if target.exists():
         return
+    _cache(target.parent.name)
     with files.exclusive(target.with_name(f".{target.name}.lock"), f"another download of {target.name}"):
         if target.exists():
             return
@@ -309,7 +325,7 @@ def examine(source: Source, env: envs.EnvName, expected: Expected) -> Reading:
         UserError: The file is missing, damaged, or not such a dataset.
     """
     reading = _examined(source, env, expected)
-    doubts = description.doubts(reading.arrays, limit=_limit(env), bounds=bool(expected.action_low))
+    doubts = description.doubts(reading.arrays, limit=_limit(env), bounds=env.family in ("gymnasium", "minari"))
     return reading._replace(notes=(*reading.notes, *doubts))
 
 
