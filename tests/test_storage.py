@@ -62,6 +62,18 @@ def test_a_header_of_npz_that_claims_more_than_there_is(tmp_path, name, shape, c
             read(path, name)
 
 
+def test_a_directory_of_npz_that_claims_what_cannot_be_compressed_so(tmp_path):
+    path, claimed = tmp_path / "own.npz", header((10**8, 11))
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, array in own().items():
+            buffer = io.BytesIO()
+            np.save(buffer, array)
+            archive.writestr(f"{name}.npy", claimed if name == "rewards" else buffer.getvalue())
+        archive.getinfo("rewards.npy").file_size = len(claimed) + 44 * 10**8
+    with pytest.raises(UserError, match=r"'rewards' is damaged or cannot be read .it claims to be "):
+        read(path)
+
+
 def test_a_bomb_of_npz_is_measured_by_the_free_memory(tmp_path, monkeypatch):
     path = write_npz(
         tmp_path / "own.npz", own() | {"observations": np.zeros((10**6, 11), np.float32)}, zipfile.ZIP_DEFLATED
@@ -167,6 +179,7 @@ def test_columns_that_lie_together_and_many_rows_are_read_alike(tmp_path):
 @pytest.mark.parametrize("width", [1, 3, 700])
 def test_extents_are_the_least_and_the_largest(rows, width):
     array = np.random.default_rng(0).normal(size=(rows, width)).astype(np.float32)
+    array[-1:] += 100
     found = fields.extent(array)
     np.testing.assert_array_equal(found, [array.min(axis=0), array.max(axis=0)] if rows else np.zeros((2, width)))
     if rows:

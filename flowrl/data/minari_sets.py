@@ -16,7 +16,7 @@ import numpy as np
 
 from flowrl.data.fields import DAMAGE, Arrays, Expected, Loaded, Reading, told
 from flowrl.data.storage import Hdf5, opened
-from flowrl.data.transitions import ends_amid, episode, join, note_ends_amid
+from flowrl.data.transitions import EPISODE_FIELDS, ends_amid, episode, join, note_ends_amid
 from flowrl.errors import UserError
 
 _ID = re.compile(r"(?:[-\w]+/)*[-\w]+?-v\d+")
@@ -79,11 +79,12 @@ def examine(path: Path, expected: Expected | None = None) -> Reading:
         raise UserError(f"{path}: 'actions' are of {space}; {remedy}")
     bounds = known._replace(action_low=tuple(space.low.tolist()), action_high=tuple(space.high.tolist()))
     _check_claims(path, dataset.id)
-    parts, amid = [], []
+    parts, amid, unread = [], [], set()
     try:
         for found in dataset.iterate_episodes():
-            fields = {name: getattr(found, name) for name in ("actions", "rewards", "terminations", "truncations")}
+            fields = {name: getattr(found, name) for name in EPISODE_FIELDS}
             fields["observations"] = flat(found.observations)
+            unread |= {f"infos/{name}" for name in found.infos or {}}
             one = Loaded(f"{path}, episode {found.id}", remedy, fields)
             parts.append(episode(one, "", bounds))
             amid += [f"episode {found.id}: {end}" for end in ends_amid(one, "")]
@@ -91,7 +92,8 @@ def examine(path: Path, expected: Expected | None = None) -> Reading:
         raise UserError(f"{path}: an episode is damaged or cannot be read ({error}); {_anew(dataset.id)}") from error
     whole = Loaded(path, remedy, {})
     note_ends_amid(whole, amid)
-    return whole.reading(join(whole, parts), sum(len(part["actions"]) for part in parts))
+    rows = sum(len(part["actions"]) for part in parts)
+    return whole.reading(join(whole, parts), rows)._replace(unread=tuple(sorted(unread)))
 
 
 def _anew(dataset_id: str) -> str:

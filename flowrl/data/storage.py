@@ -26,7 +26,7 @@ class Npz(Fields):
             with zipfile.ZipFile(str(self.name)) as archive:
                 return frozenset(name for name in archive.namelist() if name.endswith(".npy"))
         except DAMAGE as error:
-            raise self.error(f"damaged or cannot be read as an .npz file ({error})") from error
+            raise self.error(f"damaged ({error})") from error
 
     def names(self, prefix: str = "") -> list[str]:
         """Returns the names of the arrays."""
@@ -148,10 +148,12 @@ def opened(path: Path, remedy: str) -> Iterator[Fields]:
     if not path.is_file():
         raise UserError(f"{path}: no such file; name another with --data=PATH")
     try:
-        is_npz = not is_hdf5(path)
+        kind = "hdf5" if is_hdf5(path) else "npz" if zipfile.is_zipfile(path) else ""
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror or error}); {remedy}") from error
-    if is_npz:
+    if not kind:
+        raise UserError(f"{path}: neither a whole .npz nor an HDF5 file; {remedy}")
+    if kind == "npz":
         yield Npz(path, remedy)
         return
     library = h5py()

@@ -33,6 +33,7 @@ from flowrl.data.storage import Hdf5, opened
 
 REMEDY = "mend the file; docs/data.md says which fields it needs"
 OPTIONAL = ("timeouts", "next_observations", "masks")
+EPISODE_FIELDS = ("observations", "actions", "rewards", "terminations", "truncations")
 _EPISODE = re.compile(r"episode_(\d+)")
 
 
@@ -62,7 +63,9 @@ def examine(path: Path, expected: Expected, remedy: str = REMEDY) -> Reading:
         ordered = sorted(names, key=lambda name: int(name.removeprefix("episode_")))
         found = [episode(file, f"{name}/", expected) for name in ordered]
         note_ends_amid(file, [end for name in ordered for end in ends_amid(file, f"{name}/")])
-        return file.reading(join(file, found), sum(len(one["actions"]) for one in found))
+        reading = file.reading(join(file, found), sum(len(one["actions"]) for one in found))
+        inside = (f"{ordered[0]}/{name}" for name in file.names(f"{ordered[0]}/") if name not in EPISODE_FIELDS)
+        return reading._replace(unread=(*reading.unread, *inside))
 
 
 def _flat(file: Fields, expected: Expected) -> Reading:
