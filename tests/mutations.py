@@ -664,7 +664,9 @@ MUTATIONS = (
         "tests/test_ends.py",
         "every_end",
     ),
-    Mutation("flowrl/data/sources.py", "if unmarked.any():", "if False:", "tests/test_ends.py", "compared_with_next"),
+    Mutation(
+        "flowrl/data/ogbench_sets.py", "if unmarked.any():", "if False:", "tests/test_ends.py", "compared_with_next"
+    ),
     Mutation("flowrl/data/transitions.py", "[:-1].any():", "[:0].any():", "tests/test_ends.py", "amid_an_episode"),
     *(
         Mutation("flowrl/data/fields.py", old, new, "tests/test_transitions.py", select)
@@ -688,7 +690,6 @@ MUTATIONS = (
             ("if remedy is None and (near :=", "if False and (near :=", "missing_field"),
             ("unread, 0.85)", "unread, 1.1)", "another_spelling and mask"),
             ('turned = "transpose it" if', 'turned = "" if', "something_else"),
-            ("least.reduce(parts, axis=0)", "least.reduce(many if whole else parts, axis=0)", "extents"),
         )
     ),
     *(
@@ -699,6 +700,13 @@ MUTATIONS = (
             ("if claimed > max(_SPARSE", "if 0 > max(_SPARSE", "never_written"),
             ("if not by_columns:", "if True:", "lie_together"),
         )
+    ),
+    Mutation(
+        "flowrl/data/columns.py",
+        "least.reduce(parts, axis=0)",
+        "least.reduce(many if whole else parts, axis=0)",
+        "tests/test_storage.py",
+        "extents",
     ),
     Mutation("flowrl/data/minari_sets.py", "_check_claims(path, dataset.id)", "", "tests/test_minari.py", "claims"),
     Mutation("flowrl/data/minari_sets.py", "note_ends_amid(whole, amid)", "", "tests/test_minari.py", "in_doubt"),

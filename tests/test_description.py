@@ -40,7 +40,7 @@ def test_facts_by_hand() -> None:
     assert lines == [
         "8 rows: 8 transitions in 3 episodes of 1 to 4 steps, 3 in the median",
         "returns 3 to 30, 12.33 in the mean",  # 0 + 1 + 2, 4, 6 + 7 + 8 + 9
-        "2 observed numbers in [-2.5, 7.25]; 2 of actions in [-0.5, 1], 6% of the numbers at a bound",
+        "observations of 2 numbers in [-2.5, 7.25]; actions of 2 in [-0.5, 1], 6% of them at a bound",
         "not read: infos, qpos",
     ]
     alike = arrays(rewards=None, masks=None, terminals=np.arange(11) == 10)
@@ -140,7 +140,7 @@ def test_the_banner_says_what_was_read(tmp_path: Path, capsys: pytest.CaptureFix
     expected = f"""\
         data  file {path}
               120 rows: 114 transitions in 6 episodes of 19 steps each
-              2 observed numbers in [{observations.min():.4g}, {observations.max():.4g}]; 2 of actions in [-0.99"""
+              observations of 2 numbers in [{observations.min():.4g}, {observations.max():.4g}]; actions of 2 in [-0.99"""
     assert expected in said
     assert "              not read: qpos, qvel\n" in said
     assert "        note  observations never change in column 1\n" in said

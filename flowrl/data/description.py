@@ -2,7 +2,8 @@
 
 import numpy as np
 
-from flowrl.data.fields import ACTION_LIMIT, BLOCK, Arrays, Reading, extent
+from flowrl.data.columns import BLOCK, extent
+from flowrl.data.fields import ACTION_LIMIT, Arrays, Reading
 from flowrl.data.returns import episode_returns
 
 _HUGE = 1e6  # beyond which a 32-bit float resolves less than a tenth
@@ -25,10 +26,10 @@ def facts(reading: Reading) -> list[str]:
     inside = ~arrays["terminals"]
     actions = inner_extent(arrays["actions"], inside)
     share = bound_share(arrays["actions"], inside)
-    at_bounds = f", {share:.0%} of the numbers at a bound" if share >= 0.005 else ""
+    at_bounds = f", {share:.0%} of them at a bound" if share >= 0.005 else ""
     observations = extent(arrays["observations"])
-    sizes = f"{arrays['observations'].shape[1]} observed numbers in {_span(observations)}"
-    lines.append(f"{sizes}; {len(actions[0])} of actions in {_span(actions)}{at_bounds}")
+    sizes = f"observations of {arrays['observations'].shape[1]:,} numbers in {_span(observations)}"
+    lines.append(f"{sizes}; actions of {len(actions[0]):,} in {_span(actions)}{at_bounds}")
     if reading.unread:
         more = f" and {len(reading.unread) - 12} more" if len(reading.unread) > 12 else ""
         lines.append(f"not read: {', '.join(reading.unread[:12])}{more}")

@@ -9,7 +9,8 @@ import re
 
 import numpy as np
 
-from flowrl.data.fields import Fields, extent, vector
+from flowrl.data.columns import extent, vector
+from flowrl.data.fields import Fields
 from flowrl.errors import UserError
 
 _TERMINATIONS = {"terminal", "termination", "terminated"}

@@ -11,13 +11,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from flowrl.data.columns import BLOCK, extent, float32, vector
 from flowrl.errors import UserError
 from flowrl.machine import available_memory
 
 Arrays = dict[str, np.ndarray]
 ACTION_LIMIT = 1.0 - 1e-5  # OGBench's clipping, which keeps log-densities of squashed policies finite
 ACTION_TOLERANCE = 1e-3  # how far beyond ±1 actions may reach and are clipped
-BLOCK = 1 << 16  # rows that are looked at together
 _SMALL = 1 << 24  # bytes of an array that is read without asking for the machine's memory
 DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError)
 _SHORT = {
@@ -201,7 +201,7 @@ class Fields:
         if array.dtype.kind == "b":
             raise self.error(f"{field!r} holds {array.dtype}, not numbers")
         with self._explained(field):
-            return _float32(array)
+            return float32(array)
 
     def flags(self, field: str, rows: int | None = None) -> np.ndarray:
         """Reads flags as booleans `[N]`; a column `[N, 1]` is one too."""
@@ -327,7 +327,7 @@ class Fields:
                 block = next(found, None)
                 if block is None:
                     return
-                block = _float32(block.reshape(-1, shape[1]))
+                block = float32(block.reshape(-1, shape[1]))
             yield block
 
 
@@ -337,36 +337,6 @@ def like(word: str, names: list[str], cutoff: float = 0.6) -> str | None:
     short = [name for name in _SHORT.get(word, ()) if name in lower]
     near = short or difflib.get_close_matches(word, lower, n=1, cutoff=cutoff)
     return lower[near[0]] if near else None
-
-
-def vector(array: np.ndarray) -> np.ndarray:
-    """Returns a column `[N, 1]` as `[N]`, and any other array as it is."""
-    return array[:, 0] if array.ndim == 2 and array.shape[1] == 1 else array
-
-
-def extent(array: np.ndarray) -> np.ndarray:
-    """Returns the least and the largest number of each column of `[N, C]`, as `[2, C]`; 0 without rows.
-
-    What is NaN stays so.
-    """
-    rows, width = array.shape
-    if not array.size:
-        return np.zeros((2, width), array.dtype)
-    together = max(1, 512 // width)  # short rows side by side are faster
-    whole = rows // together * together
-    found = []
-    for least in (np.minimum, np.maximum):
-        parts = array[whole:]
-        if whole:
-            many = least.reduce(array[:whole].reshape(-1, together * width), axis=0).reshape(together, width)
-            parts = np.concatenate([parts, many])
-        found.append(least.reduce(parts, axis=0))
-    return np.stack(found)
-
-
-def _float32(array: np.ndarray) -> np.ndarray:
-    with np.errstate(over="ignore"):  # what does not fit becomes infinite and is refused for that
-        return np.ascontiguousarray(array, dtype=np.float32)
 
 
 class Loaded(Fields):

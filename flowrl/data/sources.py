@@ -11,13 +11,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 import gymnasium
-import numpy as np
 
 from flowrl import envs, files
 from flowrl.data import behaviours, collect, d4rl, description, download, transitions
-from flowrl.data import ends as marks
-from flowrl.data.fields import Arrays, Expected, Fields, Reading, told
-from flowrl.data.storage import h5py, opened
+from flowrl.data.fields import Arrays, Expected, Reading, told
+from flowrl.data.storage import h5py
 from flowrl.errors import UserError
 
 # Tried in this order; OGBench's own server, then a mirror.
@@ -332,7 +330,9 @@ def examine(source: Source, env: envs.EnvName, expected: Expected) -> Reading:
 def _examined(source: Source, env: envs.EnvName, expected: Expected) -> Reading:
     remedy = REMEDIES.get(source.origin, transitions.REMEDY)
     if env.family == "ogbench":
-        return _read_ogbench(source, env, expected, remedy)
+        from flowrl.data import ogbench_sets
+
+        return ogbench_sets.examine(source.path, env, expected, remedy, doubtful=source.origin == "file")
     if env.family == "minari":
         from flowrl.data import minari_sets
 
@@ -349,35 +349,3 @@ def _limit(env: envs.EnvName) -> int | None:
     given = dict(env.kwargs)
     spec = given.get("spec") or gymnasium.registry.get(env.env_id or "")
     return given.get("max_episode_steps") or getattr(spec, "max_episode_steps", None)
-
-
-def _read_ogbench(source: Source, env: envs.EnvName, expected: Expected, remedy: str) -> Reading:
-    """Reads an .npz file in OGBench's format: one row per step, the last of each episode marked in `terminals`."""
-    with opened(source.path, remedy) as file:
-        arrays = _ogbench_rows(file, expected)
-        if source.origin == "file" and "teleport" not in env.name:
-            marks.note_jumps(file, arrays["observations"], arrays["terminals"])
-        rows = len(arrays["terminals"])
-        if env.goals != "state":
-            from flowrl.data import ogbench_tasks
-
-            arrays |= ogbench_tasks.added(file, env, rows)
-        return file.reading(arrays, rows)
-
-
-def _ogbench_rows(file: Fields, expected: Expected) -> Arrays:
-    terminals = file.flags("terminals")
-    rows, like = len(terminals), "as many as 'terminals' has"
-    if terminals.all():
-        raise file.error("'terminals' leaves no transition, since every row ends an episode")
-    if not terminals[-1]:
-        raise file.error("'terminals' is not set on the last row", "mark the last row of the last episode")
-    observations = file.matrix("observations", rows, like, expected.observation_dim)
-    actions = file.actions("actions", rows, like, Expected(action_dim=expected.action_dim))
-    remedy = "mark the last row of every episode in 'terminals', as OGBench does"
-    if "next_observations" in file:
-        unmarked, _ = marks.successors(file, observations, terminals, wanted=np.zeros(rows, bool))
-        if unmarked.any():
-            raise file.error(f"an episode ends in row {int(np.argmax(unmarked))} by 'next_observations' alone", remedy)
-    marks.check_other_names(file, terminals, remedy)
-    return {"observations": observations, "actions": actions, "terminals": terminals}

@@ -10,7 +10,8 @@ from typing import IO, Any
 
 import numpy as np
 
-from flowrl.data.fields import BLOCK, DAMAGE, Fields, Header
+from flowrl.data.columns import BLOCK
+from flowrl.data.fields import DAMAGE, Fields, Header
 from flowrl.errors import UserError
 
 _DEFLATION = 1100  # bytes that one of a compressed file can become; what deflates cannot become more than 1032
