@@ -14,6 +14,7 @@ from flowrl import devices, envs, memory
 from flowrl.agent import Spec
 from flowrl.data import replay
 from flowrl.errors import UserError
+from flowrl.machine import available_memory
 from flowrl.provenance import usable_cores
 from flowrl.settings import MOST_ENVIRONMENTS, Plan
 
@@ -124,7 +125,7 @@ def _require_memory(plan: Plan, spec: Spec, runs: int, state: int) -> None:
         _require_room(needs + _host_needs(plan, runs), free)
     else:
         _require_room(needs, free)
-        _require_room(_host_needs(plan, runs), memory.available())
+        _require_room(_host_needs(plan, runs), available_memory())
 
 
 def _networks(plan: Plan, rows: int, small: bool) -> str:

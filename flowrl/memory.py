@@ -1,9 +1,6 @@
 """How many runs fit into the memory of the devices at once."""
 
-import contextlib
 import dataclasses
-import resource
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -12,6 +9,7 @@ import jax.numpy as jnp
 from flowrl import config as configs
 from flowrl import devices
 from flowrl.data import sources
+from flowrl.machine import available_memory
 from flowrl.online import empty_replays
 from flowrl.parts import build_program, prepare, spec_of
 from flowrl.settings import Plan
@@ -33,49 +31,8 @@ def free_bytes() -> int | None:
     device = jax.local_devices()[0]
     if stats := device.memory_stats():
         return stats["bytes_limit"] - stats["bytes_in_use"] if "bytes_limit" in stats else None
-    free = available() if device.platform == "cpu" else None
+    free = available_memory() if device.platform == "cpu" else None
     return None if free is None else free // jax.local_device_count()
-
-
-def available() -> int | None:
-    """Returns the main memory that this process may still take, on Linux: by the machine, its cgroup and `ulimit`."""
-    try:
-        told = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
-        free = 1024 * int(told["MemAvailable"].split()[0])
-    except (OSError, KeyError, ValueError):
-        return None
-    return max(0, min([free, *_left_of_cgroups(), *_left_of_ulimit()]))
-
-
-def _left_of_cgroups() -> list[int]:
-    """Returns what the limits of this process's cgroups leave; files that are only cached give way."""
-    root, left = Path("/sys/fs/cgroup"), []
-    folders = {root: ("memory.max", "memory.current"), root / "memory": _VERSION_1}
-    with contextlib.suppress(OSError, ValueError):
-        for line in Path("/proc/self/cgroup").read_text().splitlines():
-            _, controllers, path = line.split(":", 2)
-            base = root if not controllers else root / "memory"
-            for own in [Path(path.lstrip("/")), *Path(path.lstrip("/")).parents]:
-                folders[base / own] = _VERSION_1 if controllers else ("memory.max", "memory.current")
-    for folder, (most, used) in folders.items():
-        with contextlib.suppress(OSError, ValueError, KeyError):  # "max" is no number
-            stat = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
-            taken = int((folder / used).read_text()) - int(stat["inactive_file"])
-            left.append(int((folder / most).read_text()) - taken)
-    return left
-
-
-_VERSION_1 = ("memory.limit_in_bytes", "memory.usage_in_bytes")
-
-
-def _left_of_ulimit() -> list[int]:
-    """Returns what `ulimit -v` leaves."""
-    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
-    if limit == resource.RLIM_INFINITY:
-        return []
-    with contextlib.suppress(OSError, ValueError):
-        return [limit - resource.getpagesize() * int(Path("/proc/self/statm").read_text().split()[0])]
-    return []
 
 
 def runs_that_fit(plan: Plan) -> int:

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from flowrl.agent import Agent
+from flowrl.data.returns import episode_returns
 from flowrl.errors import UserError
 from flowrl.train_state import Batch, Metrics, Mode, TrainState
 
@@ -51,7 +52,8 @@ def fit(arrays: Mapping[str, np.ndarray], options: Options) -> Normalizer | None
     """Returns the normaliser of a dataset `[N, ...]` in OGBench's layout, or None where nothing is to be done.
 
     Raises:
-        UserError: Rewards are to be divided by the spread of returns, and there is none.
+        UserError: Rewards are to be divided by the spread of returns, and there is none; or what becomes of the data is
+            not finite in 32 bits.
     """
     if options == Options():
         return None
@@ -63,20 +65,43 @@ def fit(arrays: Mapping[str, np.ndarray], options: Options) -> Normalizer | None
     scale = options.reward_scale
     if options.rewards and rewards is not None:
         returns = episode_returns(rewards, arrays["terminals"])
-        if returns.max() == returns.min():
+        rounding = 1e-10 * np.abs(rewards, dtype=np.float64).sum()
+        if returns.max() - returns.min() <= rounding:
             raise UserError(
                 f"every episode of the data has the return {returns.max():g}: --normalize_rewards has no spread to "
                 "divide by; leave it out, or give --reward_scale"
             )
         scale *= 1000.0 / float(returns.max() - returns.min())
-    return Normalizer(*(jnp.asarray(x, jnp.float32) for x in (mean, std, scale, options.reward_shift)))
+    with np.errstate(over="ignore"):  # which is refused
+        values = [np.asarray(x, np.float32) for x in (mean, std, scale, options.reward_shift)]
+    _require_finite(arrays, *values)
+    return Normalizer(*(jnp.asarray(x) for x in values))
 
 
-def episode_returns(rewards: np.ndarray, terminals: np.ndarray) -> np.ndarray:
-    """Returns the sum of rewards of each episode; its last row, which has no transition, does not count."""
-    ends = np.flatnonzero(terminals)
-    sums = np.concatenate([[0.0], np.cumsum(np.where(terminals, 0.0, rewards), dtype=np.float64)])
-    return np.diff(sums[np.concatenate([[0], ends + 1])])
+def _require_finite(
+    arrays: Mapping[str, np.ndarray], mean: np.ndarray, std: np.ndarray, scale: np.ndarray, shift: np.ndarray
+) -> None:
+    """Looks at the extreme numbers of data as the agent will see them.
+
+    Raises:
+        UserError: They are not finite.
+    """
+    observations, nothing = arrays["observations"], np.zeros(1, np.float32)
+    ends = np.stack([observations.min(axis=0), observations.max(axis=0)]).astype(np.float32)
+    with np.errstate(all="ignore"):
+        good = np.isfinite((ends - mean) / std).all(axis=0)
+        if not good.all():
+            column = int(np.argmin(good))
+            raise UserError(
+                f"normalised observations are not finite in column {column}, whose numbers reach "
+                f"{np.abs(ends[:, column]).max():.3g}; bring them to a smaller scale in the file"
+            )
+        for field, steps in (("rewards", np.ones(1, np.float32)), ("returns", arrays.get("horizons", nothing))):
+            if not np.isfinite(scale * arrays.get(field, nothing) + shift * steps).all():
+                raise UserError(
+                    f"{field} are not finite once they are multiplied by {scale:g} and {shift:g} is added; give a "
+                    "--reward_scale and --reward_shift nearer to 0"
+                )
 
 
 def normalized(agent: Agent, normalizer: Normalizer, *, goals_are_states: bool = True) -> Agent:

@@ -10,8 +10,9 @@ import numpy as np
 from flowrl import agent as agents
 from flowrl import devices, envs, loop, normalize
 from flowrl.agent import Agent, Spec
-from flowrl.data import goals, minari_sets, replay, returns, sources
+from flowrl.data import description, goals, minari_sets, replay, returns, sources
 from flowrl.data.dataset import Dataset, from_arrays
+from flowrl.data.fields import Expected
 from flowrl.errors import UserError
 from flowrl.loop import Program
 from flowrl.settings import Plan
@@ -25,12 +26,16 @@ class Parts(NamedTuple):
         agent: Who learns.
         sizes: Of its environment.
         dataset: What it learns from; None without offline data.
+        facts: Lines for people on what the data consist of.
+        doubts: Lines on what about them is to be noted, or implausible.
     """
 
     plan: Plan
     agent: Agent
     sizes: envs.Sizes
     dataset: Dataset | None
+    facts: tuple[str, ...] = ()
+    doubts: tuple[str, ...] = ()
 
 
 def prepare(plan: Plan, source: sources.Source, layout: devices.Layout = devices.ONE) -> Parts:
@@ -41,18 +46,21 @@ def prepare(plan: Plan, source: sources.Source, layout: devices.Layout = devices
     """
     plan = with_environment(plan, source)
     sizes = envs.sizes(plan.env) if plan.env.env_id is not None else None
-    expected: dict[str, Any] = sizes._asdict() if sizes else {}
-    names = ("observation_dim", "action_dim", "action_low", "action_high")
-    arrays = None
-    if source is not sources.NONE:
-        arrays = sources.read(source, plan.env, **{name: expected[name] for name in names if name in expected})
+    if source is sources.NONE:
+        assert sizes is not None
+        return Parts(plan, build_agent(plan, sizes, None), sizes, None)
+    known = Expected() if sizes is None else Expected(*(getattr(sizes, name) for name in Expected._fields))
+    reading = sources.examine(source, plan.env, known)
+    arrays = reading.arrays
     if sizes is None:
-        assert arrays is not None
         sizes = envs.Sizes(arrays["observations"].shape[1], arrays["actions"].shape[1])
-    agent = build_agent(plan, sizes, arrays)
-    if arrays is not None and agent.needs.returns_discount is not None:
+    doubts = [*reading.notes, *description.small(arrays, plan.agent_config.batch_size)]
+    facts = description.facts(reading)
+    agent = _plain_agent(plan, sizes)
+    if agent.needs.returns_discount is not None:
         arrays |= returns.of_dataset(arrays, agent.needs.returns_discount)
-    return Parts(plan, agent, sizes, None if arrays is None else layout.place(from_arrays(arrays), mapped=False))
+    agent = _normalized(plan, agent, arrays)
+    return Parts(plan, agent, sizes, layout.place(from_arrays(arrays), mapped=False), tuple(facts), tuple(doubts))
 
 
 def with_environment(plan: Plan, source: sources.Source) -> Plan:
@@ -68,10 +76,16 @@ def with_environment(plan: Plan, source: sources.Source) -> Plan:
 
 def build_agent(plan: Plan, sizes: envs.Sizes, arrays: dict[str, np.ndarray] | None) -> Agent:
     """Builds the agent, with the normalisation that the settings ask for."""
-    spec = spec_of(sizes)
-    agent = agents.load(str(plan.settings.agent)).make(plan.agent_config, spec)
     seen = {"observations": np.zeros((1, sizes.observation_dim))} if arrays is None else arrays
-    normalizer = normalize.fit(seen, plan.normalization)
+    return _normalized(plan, _plain_agent(plan, sizes), seen)
+
+
+def _plain_agent(plan: Plan, sizes: envs.Sizes) -> Agent:
+    return agents.load(str(plan.settings.agent)).make(plan.agent_config, spec_of(sizes))
+
+
+def _normalized(plan: Plan, agent: Agent, arrays: dict[str, np.ndarray]) -> Agent:
+    normalizer = normalize.fit(arrays, plan.normalization)
     if normalizer is None:
         return agent
     return normalize.normalized(agent, normalizer, goals_are_states=plan.env.goals == "state")
@@ -92,7 +106,7 @@ def build_program(parts: Parts, layout: devices.Layout = devices.ONE) -> Program
     Raises:
         UserError: The agent reads what the data lack.
     """
-    plan, agent, sizes, dataset = parts
+    plan, agent, sizes, dataset = parts[:4]
     settings: Any = plan.settings
     stored = replay.stored(agent.needs)
     available = stored if dataset is None else goals.available(dataset, agent.needs)

@@ -1,6 +1,7 @@
 """What a run says of itself: its `config.json`, what changed when it is resumed, and the lines at its beginning."""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -49,26 +50,35 @@ def warn_of_changes(stored: dict[str, Any], now: dict[str, Any]) -> None:
             print(f"note: {name} differ from the run's first part: {stored.get(name)} then, {now[name]} now")
 
 
-def print_banner(plan: Plan, source: sources.Source, states: TrainState, used: int) -> None:
-    """Says what begins, with these states on so many devices."""
+def print_banner(
+    plan: Plan,
+    source: sources.Source,
+    states: TrainState,
+    used: int,
+    facts: Sequence[str] = (),
+    doubts: Sequence[str] = (),
+) -> None:
+    """Says what begins, with these states on so many devices, and what the data consist of and leave in doubt."""
     settings, runs = plan.settings, len(plan.trials)
     spread = f"{used} × " if used > 1 else ""
     spread_over = f", {hosts.count()} hosts" if hosts.count() > 1 else ""
     parameters = sum(leaf.size // len(leaf) for leaf in jax.tree.leaves(states.params))
     mapped = f" × {runs} runs ({settings.map})" if runs > 1 else ""
-    rows = {
+    rows: dict[str, str | Sequence[str]] = {
         "agent": f"{settings.agent}, {parameters:,} parameters{mapped}",
         "environment": "; ".join(filter(None, (plan.env.env_id or "none: training only", plan.env.note))),
-        "data": source.detail,
+        "data": (source.detail, *facts),
+        "note": doubts,
         "preset": plan.preset.source,
         "training": f"{_amount(plan)}, batches of {plan.agent_config.batch_size} transitions, seeds {plan.seeds}",
         "sweep": ", ".join(plan.trials[0].swept) if plan.grid else "",
         "device": f"{spread}{jax.devices()[0].device_kind} ({jax.default_backend()}){spread_over}, {hardware()}",
         "run": str(plan.folder),
     }
-    for name, text in rows.items():
-        if text:
-            print(f"{name:>12}  {text}")
+    for name, found in rows.items():
+        for i, text in enumerate((found,) if isinstance(found, str) else found):
+            if text:
+                print(f"{name if name == 'note' or not i else '':>12}  {text}")
 
 
 def _amount(plan: Plan) -> str:

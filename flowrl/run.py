@@ -122,7 +122,7 @@ def _execute(plan: Plan, stored: dict[str, Any] | None, signals: Signals) -> int
     with signals, within(None if hosts.count() > 1 else AT_ONCE):  # as nothing is learnt yet; hosts wait for each other
         run = Run(parts, layout)
         try:
-            print_banner(plan, source, run.states, run.layout.devices)
+            print_banner(plan, source, run.states, run.layout.devices, parts.facts, parts.doubts)
             if stored is not None:
                 warn_of_changes(stored, config)
             elif hosts.first():
@@ -171,7 +171,7 @@ class Run:
     """
 
     def __init__(self, parts: Parts, layout: devices.Layout):
-        self.plan, self.agent, sizes, self.dataset = parts
+        self.plan, self.agent, sizes, self.dataset = parts[:4]
         self.layout = layout
         self.spec, self.tasks = spec_of(sizes), sizes.tasks
         plan, agent = self.plan, self.agent
@@ -213,7 +213,7 @@ class Run:
         if _stopping(signals):
             raise loop.Stopped  # before the program is compiled
         total = settings.steps + settings.online_steps
-        self.bar = Progress(total, self.plan.unit, "training", begun=step, leave=True)
+        self.bar = Progress("training", self.plan.unit, total, step, hidden=hosts.no_bars())
         states, window = self.states, self.window
         del self.states, self.window  # the loop gives them away
         if self.collector is None and settings.steps and (step < settings.steps or not evaluated):
@@ -342,7 +342,7 @@ class Run:
     def _compiled(self, *arguments: Any) -> Any:
         """Returns `chunk`, compiled for these arguments."""
         began = time.perf_counter()
-        with progress.waiting("compiling"):
+        with progress.waiting("compiling", hidden=hosts.no_bars()):
             compiled = self.program.chunk.lower(*arguments).compile()
         tqdm.write(f"compiled in {time.perf_counter() - began:.1f} s")
         return compiled
@@ -446,7 +446,7 @@ class Run:
         assert self.evaluator is not None
         trials, episodes = self.plan.trials[self.own.start : self.own.stop], int(self.plan.settings.eval_episodes or 0)
         total = len(trials) * max(1, self.tasks) * episodes * len(self.agent.evaluations)
-        bar = Progress(total, "episode", "evaluating")
+        bar = Progress("evaluating", "episode", total, hidden=hosts.no_bars(), leave=False)
 
         def on_step(before: int, done: int, _: int) -> None:
             bar.to(before + done)
@@ -478,7 +478,7 @@ class Run:
         if self.evaluator is None or not hosts.first():
             return True
         total = max(1, self.tasks) * settings.video_episodes
-        with contextlib.closing(Progress(total, "episode", "filming")) as bar:
+        with Progress("filming", "episode", total, hidden=hosts.no_bars(), leave=False) as bar:
 
             def on_step(done: int, _: int) -> None:
                 bar.to(done)

@@ -46,6 +46,7 @@ _WORKERS, _EVALUATED = "flowrl/workers.py", "tests/test_evaluate.py"
 _KILLED, _SIGNALLED = "killed_amid", "tests/test_signals.py"
 _SINKS, _COPIES, _FILMED = "flowrl/sinks.py", "tests/test_sinks.py", "tests/test_videos.py"
 _DIFFUSION = "tests/test_diffusion.py"
+_PROGRESS, _TOLD = "flowrl/progress.py", "tests/test_progress.py"
 _DESCENT, _HELD = "flowrl/mirror_descent.py", "tests/test_conformance.py"
 _INSTALLED, _SETUP, _HOSTS = "tests/test_installation.py", "setup.cfg", "flowrl/hosts.py"
 _DEVICES, _SPREAD = "flowrl/devices.py", "tests/test_devices.py"
@@ -623,11 +624,142 @@ MUTATIONS = (
         "tests/test_transitions.py",
         "leads_nowhere_is_dropped",
     ),
-    Mutation("flowrl/data/d4rl.py", "timeouts | terminated", "timeouts", "tests/test_d4rl.py", "test_a_known_file"),
-    Mutation("flowrl/data/d4rl.py", "timeouts[-1] = True", "pass", "tests/test_d4rl.py", "test_a_known_file"),
+    Mutation("flowrl/data/d4rl.py", "timeouts | terminated", "timeouts", "tests/test_d4rl.py", "leads_to_a_copy"),
+    Mutation("flowrl/data/d4rl.py", "marked[-1] = True", "pass", "tests/test_d4rl.py", "test_a_known_file"),
     Mutation(
-        "flowrl/data/fields.py", "2.0 / (high - low)", "1.0 / (high - low)", "tests/test_transitions.py", "unit_box"
+        "flowrl/data/fields.py", "(block - centre) / width", "block / width", "tests/test_transitions.py", "unit_box"
     ),
+    *(
+        Mutation("flowrl/data/ends.py", old, new, "tests/test_ends.py", select)
+        for old, new, select in (
+            ('"truncation", "truncated", "trunc", "timelimit"', '"truncation", "trunc", "timelimit"', "mean_a_cut"),
+            ("if (other != found).any()", "if False", "may_not_differ"),
+            (
+                "    if words & (_ENDS | _STARTS):\n        if not",
+                "    if words & _ENDS:\n        if not",
+                "tell_of_ends",
+            ),
+            ("unknown = told & ~known", "unknown = known & ~known", "that_tell_of_ends"),
+            ("last[:-1] = marked[1:]", "last[:] = marked", "that_tell_of_ends and is_first"),
+            ("(0 if words", "(1 if words", "that_tell_of_ends and not_dones"),
+            ("values[1:] < values[:-1]", "values[1:] < 0", "that_tell_of_ends and timesteps"),
+            ("places = np.cumsum(places)", "pass", "that_tell_of_ends and lengths"),
+            ("places = places + 1", "pass", "that_tell_of_ends and end_idx"),
+            ("if told is None and words", "if False and words", "not_understood"),
+            ("unmarked[first + odd[~close]] = True", "pass", "nothing_marks"),
+            ("rounding = max(", "rounding = min(", "less_exact"),
+            ("if 2 * count > possible", "if False", "fit_no_row"),
+            ("if not good.all():\n            place", "if False:\n            place", "beside_the_way"),
+            ("sizes = np.abs(observations[", "sizes = (observations[", "changes_of_sign"),
+            ("changes[ends[start : start + len(changes)]] = 0", "pass", "across_the_maze"),
+            ("_MANY_USUAL, _MANY_FAR = 0.97, 6.0", "_MANY_USUAL, _MANY_FAR = 0.97, 600.0", "across_the_maze"),
+            ("_FEW_USUAL, _FEW_FAR = 0.5, 20.0", "_FEW_USUAL, _FEW_FAR = 0.97, 600.0", "searched_for_jumps"),
+        )
+    ),
+    *(
+        Mutation("flowrl/data/d4rl.py", old, new, "tests/test_ends.py", select)
+        for old, new, select in (
+            ("ends |= unmarked", "pass", "nothing_marks"),
+            ("marked = marked | over", "pass", "exceed_the_limit"),
+            ("marks.note_jumps(file, observations, ends)", "pass", "searched_for_jumps"),
+        )
+    ),
+    Mutation(
+        "flowrl/data/sources.py",
+        "marks.check_other_names(file, terminals, remedy)",
+        "",
+        "tests/test_ends.py",
+        "every_end",
+    ),
+    Mutation(
+        "flowrl/data/ogbench_sets.py", "if unmarked.any():", "if False:", "tests/test_ends.py", "compared_with_next"
+    ),
+    Mutation("flowrl/data/transitions.py", "[:-1].any():", "[:0].any():", "tests/test_ends.py", "amid_an_episode"),
+    *(
+        Mutation("flowrl/data/fields.py", old, new, "tests/test_transitions.py", select)
+        for old, new, select in (
+            ("block[:] = np.where(fixed, 0.0, scaled)", "block[:] = scaled", "fixed_components"),
+            (
+                "high / 2 - low / 2, high / 2 + low / 2",
+                "(high - low).astype(np.float32) / 2, low * 0",
+                "fixed_components",
+            ),
+            ("bad = ~finite | (high < low)", "bad = high < low", "refused_by_component"),
+            ("moved = np.abs(scaled * fixed) > ACTION_TOLERANCE", "moved = fixed & False", "fixed_components"),
+            ("array = array.reshape(rows, width)", "pass", "another_shape"),
+        )
+    ),
+    *(
+        Mutation("flowrl/data/fields.py", old, new, "tests/test_storage.py", select)
+        for old, new, select in (
+            ("if free is not None and needed > free", "if False", "free_memory"),
+            ("except MemoryError as error", "except ZeroDivisionError as error", "refused_is_said"),
+            ("if remedy is None and (near :=", "if False and (near :=", "missing_field"),
+            ("unread, 0.85)", "unread, 1.1)", "another_spelling and mask"),
+            ('turned = "transpose it" if', 'turned = "" if', "something_else"),
+        )
+    ),
+    *(
+        Mutation("flowrl/data/storage.py", old, new, "tests/test_storage.py", select)
+        for old, new, select in (
+            ("if claimed > held and", "if False and", "claims_more_than"),
+            ("held = min(held, _DEFLATION * info.compress_size)", "pass", "compressed_so"),
+            ("if claimed > max(_SPARSE", "if 0 > max(_SPARSE", "never_written"),
+            ("if not by_columns:", "if True:", "lie_together"),
+        )
+    ),
+    Mutation(
+        "flowrl/data/columns.py",
+        "least.reduce(parts, axis=0)",
+        "least.reduce(many if whole else parts, axis=0)",
+        "tests/test_storage.py",
+        "extents",
+    ),
+    Mutation("flowrl/data/minari_sets.py", "_check_claims(path, dataset.id)", "", "tests/test_minari.py", "claims"),
+    Mutation("flowrl/data/minari_sets.py", "note_ends_amid(whole, amid)", "", "tests/test_minari.py", "in_doubt"),
+    *(
+        Mutation("flowrl/data/description.py", old, new, "tests/test_description.py", select)
+        for old, new, select in (
+            ("prepend=-1) - 1", "prepend=-1)", "facts"),
+            ('inner_extent(arrays["actions"], inside)', 'extent(arrays["actions"])', "facts"),
+            ('share = bound_share(arrays["actions"], inside)', "share = 0", "facts"),
+            ("if reading.unread:", "if False:", "facts"),
+            ("if steps <= 5:", "if False:", "tiny"),
+            ("elif 2 * np.count_nonzero(lengths == 1) > steps:", "elif False:", "single_step"),
+            ("if limit is not None and lengths.max() > limit:", "if False:", "beyond_the_limit"),
+            ("ranges[0] == ranges[1]", "ranges[0] > ranges[1]", "implausible"),
+            ("if sizes.max() >= _HUGE:", "if False:", "implausible"),
+            ("if constant.all():", "if False:", "implausible"),
+            ("filled <= _NARROW", "filled < 0 * _NARROW", "implausible"),
+            ("(high - low) / 2", "np.maximum(high, -low)", "implausible"),
+            ("(bounds or narrow[~constant].all())", "True", "gentle"),
+            ("> 0.9:", "> 9:", "implausible"),
+            ("if rewards.min() == rewards.max()", "if False", "implausible"),
+            ('arrays["masks"][inside].any()', "True", "implausible"),
+            ("if transitions >= batch_size:", "if True:", "tiny"),
+        )
+    ),
+    Mutation("flowrl/records.py", '"note": doubts', '"note": ()', "tests/test_description.py", "banner"),
+    Mutation("flowrl/records.py", "(source.detail, *facts)", "source.detail", "tests/test_description.py", "banner"),
+    Mutation(
+        "flowrl/data/sources.py",
+        "REMEDIES.get(source.origin",
+        'REMEDIES.get("official"',
+        "tests/test_reading.py",
+        "deleted",
+    ),
+    Mutation("flowrl/data/sources.py", "if near:\n", "if False:\n", "tests/test_sources.py", "misspelt"),
+    Mutation("flowrl/data/sources.py", "_cache(target.parent.name)", "", "tests/test_sources.py", "names_the_variable"),
+    Mutation(_PROGRESS, "now - self._told >= EVERY", "False", _TOLD, "thirty_seconds"),
+    Mutation(_PROGRESS, "self.to(self.n + more)", "self.to(more)", _TOLD, "thirty_seconds"),
+    Mutation(_PROGRESS, "self._start or (now, n)", "self._start or (self._told, 0)", _TOLD, "before_the_first"),
+    Mutation(_PROGRESS, "bool(self._bar.disable and not hidden)", "bool(self._bar.disable)", _TOLD, "other_hosts"),
+    Mutation(_PROGRESS, "initial=done", "initial=0", _TOLD, "on_a_terminal"),
+    Mutation("flowrl/normalize.py", "_require_finite(arrays, *values)", "", "tests/test_normalize.py", "not_finite"),
+    Mutation(
+        "flowrl/normalize.py", "rounding = 1e-10 *", "rounding = 0 *", "tests/test_normalize.py", "but_for_rounding"
+    ),
+    Mutation("flowrl/data/returns.py", "if not np.isfinite(found[name]).all():", "if False:", _SUMS, "not_finite"),
     Mutation(
         "flowrl/data/manipulation.py",
         "button_plan.ButtonPlanOracle(gripper_always_closed=puzzle, **common)",
@@ -657,7 +789,7 @@ MUTATIONS = (
         "sees_normalised",
     ),
     Mutation(
-        "flowrl/normalize.py",
+        "flowrl/data/returns.py",
         "np.where(terminals, 0.0, rewards)",
         "rewards",
         "tests/test_normalize.py",

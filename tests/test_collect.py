@@ -170,7 +170,7 @@ def test_what_is_there_is_neither_made_again_nor_overwritten(undisturbed, tmp_pa
     monkeypatch.setattr(collect, "_run", lambda *_: pytest.fail("collected again"))
     assert collect.collect(STITCH, folder, episodes=20, seed=3) == folder / undisturbed.name
     for changed in ({"episodes": 21, "seed": 3}, {"episodes": 20, "seed": 4}):
-        with pytest.raises(UserError, match="has 20 episodes of seed 3; move or delete it"):
+        with pytest.raises(UserError, match="has 20 episodes of seed 3; move it"):
             collect.collect(STITCH, folder, **changed)
     (folder / f"{STITCH}-v0.json").unlink()
     with pytest.raises(UserError, match="is no collection of flowrl"):
@@ -227,10 +227,10 @@ def test_a_killed_collection_leaves_no_process_and_continues(tmp_path, monkeypat
     assert not (tmp_path / "killed" / f"{NAVIGATE}-v0.npz").exists()
 
     bars = []
-    real = collect.tqdm
-    monkeypatch.setattr(collect, "tqdm", lambda *a, **k: bars.append(k) or real(*a, **k))
+    real = collect.Progress
+    monkeypatch.setattr(collect, "Progress", lambda *a: bars.append(a) or real(*a))
     continued = collect.collect(NAVIGATE, tmp_path / "killed", episodes=20, workers=2)
-    assert bars[0]["initial"] >= 2 * 1001  # what was stored is not collected again
+    assert bars[0][3] >= 2 * 1001  # what was stored is not collected again
     assert hashes(continued) == hashes(collect.collect(NAVIGATE, tmp_path / "whole", episodes=20, workers=2))
     assert not parts.exists()
 

@@ -47,14 +47,20 @@ def write(path, fields, **changed):
 
 
 def reference(fields, limit, width=None):
-    """Returns D4RL's Q-learning transitions, derived from its documented rule: (row, next observation, terminal)."""
+    """Returns D4RL's Q-learning transitions, derived from its documented rule: (row, next observation, terminal).
+
+    The rows lead to their own next observations where the file has them. Without them no episode exceeds the limit.
+    """
     found, steps = [], 0
     rows = len(fields["rewards"])
     for row in range(rows - 1):
+        terminal = bool(fields["terminals"][row])
         timeout = fields["timeouts"][row] if "timeouts" in fields else steps == limit - 1
+        timeout |= "next_observations" not in fields and steps == limit - 1 and not terminal
+        following = fields.get("next_observations", fields["observations"][1:])[row]
         if not timeout:
-            found.append((row, fields["observations"][row + 1][:width], bool(fields["terminals"][row])))
-        steps = 0 if timeout or fields["terminals"][row] else steps + 1
+            found.append((row, following[:width], terminal))
+        steps = 0 if timeout or terminal else steps + 1
     return found
 
 
@@ -187,7 +193,7 @@ def test_actions_are_clipped_within_a_tolerance(tmp_path, name, reach, taken):
         ({"next_observations": np.zeros((7, 2))}, r"'next_observations' has shape \(7, 2\), but \(7, 11\)"),
         (
             {"next_observations": np.full((7, 11), np.nan)},
-            "'next_observations' has NaN or infinite values, first in row 3",
+            "'next_observations' has NaN or infinite values, first in row 0",
         ),
         ({"timeouts": np.ones(7)}, "no row has a transition"),
         ({"observations": np.full(7, b"x")}, "'observations' holds .*, not numbers"),
@@ -210,7 +216,7 @@ def test_a_group_for_a_field_and_a_damaged_file_are_explained(tmp_path):
         d4rl.read(path, HOPPER)
     with h5py.File(write(path, episodes("4t", "3n"), next_observations=None), "a") as file:
         file.create_group("next_observations")
-    with pytest.raises(UserError, match="'next_observations' holds no numbers"):
+    with pytest.raises(UserError, match="'next_observations' is not a plain array"):
         d4rl.read(path, HOPPER)
     path.write_bytes(path.read_bytes()[:-200])
     with pytest.raises(UserError, match="damaged or not an HDF5 file"):

@@ -11,7 +11,7 @@ from programs import load, main, sweep
 
 from flowrl import agent as agents
 from flowrl import config as configs
-from flowrl import estimates, flags, memory, run, settings
+from flowrl import estimates, flags, machine, memory, run, settings
 from flowrl.errors import UserError
 from flowrl.settings import MAX_SEED, MOST_RUNS, Plan, Settings, plan
 
@@ -23,7 +23,7 @@ ONLINE = ("--agent=sac", "--env=Pendulum-v1", "--preset=quick", "--online_steps=
 @pytest.fixture(autouse=True)
 def a_small_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """16 GB of memory, 100 GB of disk and two cores; nothing is trained, and no test leaves runs behind."""
-    monkeypatch.setattr(memory, "available", lambda: 16 * 10**9)
+    monkeypatch.setattr(estimates, "available_memory", lambda: 16 * 10**9)
     monkeypatch.setattr(memory, "free_bytes", lambda: 16 * 10**9)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: (10**12, 0, 10**11))
     monkeypatch.setattr(estimates, "usable_cores", lambda: 2)
@@ -219,15 +219,15 @@ def test_the_disk_of_a_resumed_run_holds_its_checkpoints_already(monkeypatch: py
 
 def test_memory_is_what_the_narrowest_limit_leaves(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
-    monkeypatch.setattr(memory, "_left_of_cgroups", list)
-    monkeypatch.setattr(memory.resource, "getrlimit", lambda _: (memory.resource.RLIM_INFINITY,) * 2)
-    whole = memory.available()
+    monkeypatch.setattr(machine, "_left_of_cgroups", list)
+    monkeypatch.setattr(machine.resource, "getrlimit", lambda _: (machine.resource.RLIM_INFINITY,) * 2)
+    whole = machine.available_memory()
     if whole is None:
         pytest.skip("only Linux tells")
-    monkeypatch.setattr(memory, "_left_of_cgroups", lambda: [10**6])
-    assert memory.available() == 10**6
-    monkeypatch.setattr(memory.resource, "getrlimit", lambda _: (2 * 10**5, 2 * 10**5))
-    assert memory.available() == 0  # more than that is taken already
+    monkeypatch.setattr(machine, "_left_of_cgroups", lambda: [10**6])
+    assert machine.available_memory() == 10**6
+    monkeypatch.setattr(machine.resource, "getrlimit", lambda _: (2 * 10**5, 2 * 10**5))
+    assert machine.available_memory() == 0  # more than that is taken already
 
 
 @pytest.mark.parametrize(

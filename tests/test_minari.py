@@ -3,6 +3,7 @@ import subprocess
 import sys
 
 import gymnasium
+import h5py
 import minari
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from programs import main
 
 from flowrl import envs
 from flowrl.data import minari_sets, sources
+from flowrl.data.fields import Expected
 from flowrl.errors import UserError
 
 ID = "test/pendulum/swing-v0"
@@ -128,11 +130,32 @@ def test_a_damaged_dataset_is_explained(root):
     path = root / ID / "data" / "main_data.hdf5"
     whole = path.read_bytes()
     path.write_bytes(whole[:-500])
-    with pytest.raises(UserError, match="damaged or cannot be read"):
+    with pytest.raises(UserError, match=r"damaged or not an HDF5 file .* got anew with: minari download"):
         read()
     (root / ID / "data" / "metadata.json").write_text("{}")
     with pytest.raises(UserError, match="damaged, or not a Minari dataset"):
         read()
+
+
+def test_claims_are_looked_at_before_minari_asks_for_memory(root):
+    create()
+    with h5py.File(root / ID / "data" / "main_data.hdf5", "a") as file:
+        del file["episode_1/observations"]
+        file.create_dataset("episode_1/observations", shape=(10**13, 3), dtype="f4", chunks=(100, 3))
+    with pytest.raises(UserError, match=r"'episode_1/observations' is damaged .*it claims to be .* minari download"):
+        read()
+
+
+def test_what_a_set_leaves_in_doubt_is_noted(root):
+    create(lengths=(4, 3), action_space=spaces.Box(-4.0, 4.0, (1,), np.float32))
+    with h5py.File(root / ID / "data" / "main_data.hdf5", "a") as file:
+        file["episode_1/truncations"][0] = True
+        file["episode_0/infos/torque"] = np.zeros(5)
+    env = envs.parse(f"minari:{ID}")
+    reading = sources.examine(sources.locate(env, "auto"), env, Expected())
+    assert reading.notes[0] == "episode 1: 'truncations' is set in row 0, and the episode goes on after it"
+    assert reading.notes[1].startswith("actions fill ")
+    assert (reading.rows, reading.unread) == (7, ("infos/torque",))
 
 
 def test_a_format_whose_package_is_missing_names_it(root, monkeypatch):

@@ -108,3 +108,32 @@ def test_runs_map_over_seeds() -> None:
     policies = jax.vmap(wrapped.policy)(states)
     act = jax.vmap(lambda policy: wrapped.act(policy, BATCH["observations"], None, jax.random.key(0), mode="eval"))
     assert act(policies).shape == (3, 1, 1)
+
+
+@pytest.mark.parametrize(
+    ("changed", "options", "message"),
+    [
+        ({"rewards": 1e30}, Options(reward_scale=1e20), r"rewards are not finite once they are multiplied by 1e\+20"),
+        ({"rewards": 1.0}, Options(reward_scale=1e39), "rewards are not finite once they are multiplied by inf"),
+        ({"rewards": 1.0}, Options(reward_shift=-1e39), "rewards are not finite once .* and -inf is added"),
+        ({"observations": 3e38}, Options(observations=True), r"normalised observations .* column 0, .* reach 3e\+38"),
+        ({"returns": 1e30, "horizons": 1.0}, Options(reward_scale=1e20), "returns are not finite once"),
+        ({"returns": 1.0, "horizons": 1e30}, Options(reward_shift=1e20), "returns are not finite once"),
+    ],
+)
+def test_what_is_not_finite_after_rescaling_is_refused(changed, options, message) -> None:
+    arrays = {name: array.copy() for name, array in ARRAYS.items()}
+    for name, value in changed.items():
+        arrays.setdefault(name, np.zeros(4, np.float32)).flat[0] = value
+    if "observations" in changed:
+        arrays["observations"][1:, 0] = -3e38
+    with pytest.raises(UserError, match=message):
+        fit(arrays, options)
+
+
+def test_returns_that_are_equal_but_for_rounding_have_no_spread() -> None:
+    rewards = np.tile(np.float32([1e-5, 1e7, 1e-5, 1e-5, 1e-5, 1e-5, 1e-5, 0]), 5)
+    arrays = {"observations": np.ones((40, 1)), "rewards": rewards, "terminals": np.arange(40) % 8 == 7}
+    assert np.ptp(episode_returns(rewards, arrays["terminals"])) > 0
+    with pytest.raises(UserError, match=r"every episode of the data has the return 1e\+07"):
+        fit(arrays, Options(rewards=True))

@@ -66,7 +66,10 @@ def test_numbers_of_other_kinds_become_float32(tmp_path, convert):
         ({"actions": np.full((40, 2), 1j)}, "'actions' holds complex128, not numbers"),
         ({"actions": np.full((40, 2), None)}, "'actions' is not a plain array"),
         (with_value("observations", 17, np.nan), "'observations' has NaN or infinite values, first in row 17"),
-        (with_value("observations", 3, 1e300), "'observations' has NaN or infinite values, first in row 3"),
+        (
+            with_value("observations", 3, 1e300),
+            "'observations' holds numbers too large for 32-bit floats, first in row 3",
+        ),
         (with_value("actions", 39, -np.inf), "'actions' has NaN or infinite values, first in row 39"),
         (with_value("actions", 5, 1.01), r"'actions' reach 1\.01 in row 5, outside \[-1, 1\]"),
         (with_value("actions", 5, -2.0), r"'actions' reach 2 in row 5, outside \[-1, 1\]"),
@@ -115,13 +118,30 @@ def test_a_damaged_file_is_explained(tmp_path, compressed):
         whole[:middle] + b"\0" * 64 + whole[middle + 64 :],
     ):
         path.write_bytes(damaged)
-        with pytest.raises(UserError, match=r"damaged\.npz: .*delete it and run again"):
+        with pytest.raises(UserError, match=r"damaged\.npz: .*; mend the file"):
             read(path)
+
+
+@pytest.mark.parametrize(
+    ("origin", "remedy"),
+    [
+        ("official", "delete the file, and run again to download it anew"),
+        ("collected", "delete the file, and run again to collect it anew"),
+        ("file", "mend the file; docs/data.md says which fields it needs"),
+    ],
+)
+@pytest.mark.parametrize("name", ["pointmaze-medium-stitch", "hopper-medium-v2"])
+def test_a_file_of_the_users_own_is_never_to_be_deleted(tmp_path, origin, remedy, name):
+    path = tmp_path / "data.hdf5"
+    path.write_bytes(b"PK")
+    with pytest.raises(UserError) as raised:
+        sources.read(sources.Source(path, origin, "", ""), envs.parse(name))
+    assert str(raised.value).endswith(remedy)
 
 
 def test_a_lone_array_is_explained(tmp_path):
     np.save(tmp_path / "data.npy", rows()["observations"])
-    with pytest.raises(UserError, match="damaged or cannot be read"):
+    with pytest.raises(UserError, match=r"data\.npy: neither a whole \.npz nor an HDF5 file; mend the file"):
         read(tmp_path / "data.npy")
 
 

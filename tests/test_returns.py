@@ -9,6 +9,7 @@ import pytest
 
 from flowrl.agent import Agent, Needs, Spec
 from flowrl.data import replay, returns
+from flowrl.errors import UserError
 from flowrl.normalize import Normalizer, normalized
 from flowrl.train_state import new_state
 
@@ -156,3 +157,9 @@ def test_long_episodes_come_in_few_sizes() -> None:
 def test_other_agents_store_no_returns() -> None:
     assert replay.stored(Needs(())) == replay.FIELDS
     assert set(replay.empty(Spec(1, 1, 0), 2).fields) == set(replay.FIELDS)
+
+
+def test_returns_that_are_not_finite_are_refused() -> None:
+    arrays = {"rewards": np.array([3e38, 3e38, 0.0]), "masks": np.ones(3), "terminals": np.array([0, 0, 1])}
+    with pytest.raises(UserError, match=r"returns of rewards up to 3e\+38 are not finite with a discount of 0.9"):
+        returns.of_dataset(arrays, 0.9)

@@ -264,6 +264,31 @@ def test_a_wrong_path_names_the_expected_file(tmp_path):
         sources.locate(ENV, str(tmp_path / "absent.npz"))
 
 
+def test_a_path_that_is_misspelt_names_the_one_that_may_be_meant(tmp_path):
+    (tmp_path / "datasets").mkdir()
+    (tmp_path / "datasets" / "pendulum.npz").write_bytes(packed())
+    env = envs.parse("Pendulum-v1")
+    for wrong, meant in (("dataset/pendulum.npz", "datasets"), ("datasets/pendulm.npz", "datasets/pendulum.npz")):
+        with pytest.raises(UserError, match=f"there is no file .*; did you mean {tmp_path / meant}\\?$"):
+            sources.locate(env, str(tmp_path / wrong))
+    with pytest.raises(UserError, match=r"there is no file .*; .* has pendulum.npz$"):
+        sources.locate(env, str(tmp_path / "datasets"))
+    with pytest.raises(UserError, match="give the path of a file or folder that exists, or one of auto, official, col"):
+        sources.locate(env, str(tmp_path / "elsewhere" / "x.npz"))
+    with pytest.raises(UserError, match="did you mean none"):
+        sources.locate(env, "nome")
+    with pytest.raises(UserError, match="--data= is empty"):
+        sources.locate(env, "")
+
+
+def test_a_cache_that_cannot_be_written_names_the_variable(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("FLOWRL_DATA", str(tmp_path / "file"))
+    for data in ("official", "collected", "auto"):
+        with pytest.raises(UserError, match=r"datasets cannot be kept in .*; set FLOWRL_DATA to a folder"):
+            sources.locate(ENV, data)
+
+
 def test_the_cache_is_in_the_home_folder_by_default(monkeypatch):
     monkeypatch.delenv("FLOWRL_DATA")
     monkeypatch.setenv("HOME", "/home/someone")

@@ -4,12 +4,10 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
-from flowrl import progress
 from flowrl.errors import explained, nearby, remedy
 
 ROOT = Path(__file__).parents[1]
@@ -150,29 +148,3 @@ def test_files_that_are_nearly_there(tmp_path: Path) -> None:
     assert nearby(tmp_path / "walk.npz") == f"; did you mean {tmp_path / 'walks.npz'}?"
     assert nearby(tmp_path / "zzz") == ""
     assert nearby(tmp_path / "none" / "walks.npz") == ""
-
-
-# --------------------------------------------------------------------------------------------------------- progress
-
-
-def test_without_a_terminal_a_line_now_and_then(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    clock = iter([0, 100, 110, 131, 132, 230])
-    monkeypatch.setattr(time, "monotonic", lambda: next(clock))
-    bar = progress.Progress(10_000, "update", "training", begun=1000)
-    for n in (1500, 1600, 1810, 1820, 2800):
-        bar.to(n)
-    bar.close()
-    assert capsys.readouterr().out.splitlines() == [
-        "training: 1,500 of 10,000 updates",
-        "training: 1,810 of 10,000 updates, 10 a second, about 13.7 minutes to go",
-        "training: 2,800 of 10,000 updates, 10 a second, about 12.0 minutes to go",
-    ]
-
-
-def test_on_a_terminal_what_was_done_before_counts_for_no_rate(monkeypatch: pytest.MonkeyPatch) -> None:
-    bars: list[dict] = []
-    monkeypatch.setattr(progress, "tqdm", lambda **named: bars.append(named))
-    progress.Progress(10, "update", "training", begun=4)
-    assert (bars[0]["initial"], bars[0]["total"]) == (4, 10)

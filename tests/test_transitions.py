@@ -141,6 +141,39 @@ def test_actions_are_brought_to_the_unit_box(tmp_path):
     )
 
 
+def test_bounds_as_large_as_they_can_be_and_fixed_components_stay_finite(tmp_path):
+    fields = flat("...")
+    fields["actions"] = np.array([[-3e38, 0.5], [1.5e38, 0.5004], [0, 0.5]])
+    path = save(tmp_path / "data.npz", fields)
+    largest = float(np.finfo(np.float32).max)
+    actions = read(path, action_low=(-largest, 0.5), action_high=(largest, 0.5))["actions"]
+    np.testing.assert_allclose(actions[:3], [[-0.8816, 0], [0.4408, 0], [0, 0]], atol=1e-4)
+    with pytest.raises(
+        UserError, match=r"has 0\.5 as component 1 in row 0, but the environment's bounds fix it at 0\.4;"
+    ):
+        read(path, action_low=(-largest, 0.4), action_high=(largest, 0.4))
+
+
+@pytest.mark.parametrize(
+    ("low", "high"), [((-1, -np.inf), (1, 2)), ((-1, -2), (1, np.inf)), ((-1, np.nan), (1, 1)), ((-1, 2), (1, -2))]
+)
+def test_bounds_that_cannot_be_are_refused_by_component(tmp_path, low, high):
+    path = save(tmp_path / "data.npz", flat("..."))
+    with pytest.raises(UserError, match=r"'actions' cannot be brought to .*: component 1 has the bounds .* and "):
+        read(path, action_low=low, action_high=high)
+
+
+def test_rows_in_another_shape_are_flattened_where_the_environment_says_their_size(tmp_path):
+    fields = flat("..t")
+    fields["actions"] = fields["actions"][:, :1]
+    plain = read(save(tmp_path / "data.npz", fields))
+    fields = fields | {"actions": fields["actions"][:, 0], "observations": fields["observations"].reshape(3, 3, 1)}
+    fields["next_observations"] = fields["next_observations"].reshape(3, 1, 3)
+    arrays = read(save(tmp_path / "data.npz", fields), observation_dim=3, action_dim=1)
+    for name, array in plain.items():
+        np.testing.assert_array_equal(arrays[name], array)
+
+
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
@@ -156,7 +189,10 @@ def test_actions_are_brought_to_the_unit_box(tmp_path):
         ({"timeouts": np.zeros(3)}, r"'timeouts' has shape \(3,\), but 7 flags"),
         ({"truncations": np.full(7, 3)}, "'truncations' is 3 in row 0"),
         ({"masks": np.array([1, 1, 1.5, 1, 1, 1, 1])}, r"'masks' is 1\.5 in row 2, but only numbers in \[0, 1\]"),
-        ({"next_observations": np.zeros((7, 4))}, "'next_observations' have size 4, but the environment's have 3"),
+        (
+            {"next_observations": np.zeros((7, 4))},
+            r"'next_observations' has shape \(7, 4\), but \(7, 3\) is needed, as 'observations' have",
+        ),
         ({"terminals": np.zeros(0)}, "there are no rows"),
     ],
 )

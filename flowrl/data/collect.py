@@ -15,18 +15,18 @@ import shutil
 import signal
 import threading
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from tqdm import tqdm
 
 from flowrl import envs, files
 from flowrl.data import behaviours, experts
 from flowrl.errors import UserError
+from flowrl.progress import Progress
 from flowrl.provenance import git_commit, usable_cores, versions
 
 _BLOCK_ROWS = 5_000  # rows per stored block: well under a second of point maze
@@ -116,11 +116,9 @@ def _run(parts: Path, job: Job, recipe: behaviours.Recipe, workers: int) -> None
         return
     pool = ProcessPoolExecutor(min(workers, len(todo)), multiprocessing.get_context("spawn"), _initialise)
     try:
-        with tqdm(
-            total=total, initial=total - missing, unit="row", unit_scale=True, desc=f"collect {job.env}", disable=None
-        ) as bar:
+        with Progress(f"collect {job.env}", "row", total, total - missing) as bar:
             for future in as_completed([pool.submit(_collect_block, parts, job, recipe, block) for block in todo]):
-                bar.update(future.result())
+                bar.advance(future.result())
     except BrokenProcessPool as error:
         raise UserError(
             "a collecting process died: memory may be short (try fewer --workers), or a script calls collect without "
@@ -197,7 +195,7 @@ def _finished(target: Path, job: Job, recipe: behaviours.Recipe) -> bool:
     if made is not None:
         what = f"has {made.get('train')} episodes of seed {made.get('seed')}"
         what += f" by {made['expert']}" if made.get("expert") != wanted.get("expert") else ""
-    raise UserError(f"{target} exists and {what}; move or delete it, or choose another folder with --out")
+    raise UserError(f"{target} exists and {what}; move it, or choose another folder with --out")
 
 
 def provenance(target: Path) -> dict[str, Any] | None:
@@ -216,10 +214,10 @@ def _merge(parts: Path, target: Path, job: Job, recipe: behaviours.Recipe) -> No
     for block in blocks(job, recipe.length):
         members[target.name if block.first < job.train else f"{target.stem}-val.npz"].append(_part(parts, block))
     try:
-        with tqdm(
-            total=len(recipe.fields) * sum(map(len, members.values())), unit="part", desc="compress", disable=None
-        ) as bar:
-            rows = {name: _write_npz(parts / f"{name}.tmp", members[name], recipe.fields, bar) for name in members}
+        with Progress("compress", "part", len(recipe.fields) * sum(map(len, members.values()))) as bar:
+            rows = {
+                name: _write_npz(parts / f"{name}.tmp", members[name], recipe.fields, bar.advance) for name in members
+            }
         hashes = {name: sha256(parts / f"{name}.tmp") for name in members}
         with files.replacing(target.with_suffix(".json")) as temporary:
             temporary.write_text(json.dumps(_record(job, recipe, rows, hashes), indent=1) + "\n")
@@ -230,7 +228,7 @@ def _merge(parts: Path, target: Path, job: Job, recipe: behaviours.Recipe) -> No
         raise UserError(f"cannot write {target}: {what}; free space, then the same call continues") from error
 
 
-def _write_npz(target: Path, members: list[Path], fields: Mapping[str, type], bar: tqdm) -> int:
+def _write_npz(target: Path, members: list[Path], fields: Mapping[str, type], advance: Callable[[int], None]) -> int:
     """Writes what `np.savez_compressed` would, one part at a time; returns the number of rows."""
     rows = 0
     with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED) as archive:
@@ -245,7 +243,7 @@ def _write_npz(target: Path, members: list[Path], fields: Mapping[str, type], ba
                 np.lib.format.write_array_header_1_0(file, header)
                 for array in _arrays(members, field):
                     file.write(array.tobytes())
-                    bar.update()
+                    advance(1)
     return rows
 
 

@@ -5,14 +5,15 @@ from typing import NamedTuple
 
 import numpy as np
 
-from flowrl.data.fields import ACTION_TOLERANCE, Arrays, Expected, Hdf5, opened
-from flowrl.data.transitions import lay_out
+from flowrl.data import ends as marks
+from flowrl.data.fields import ACTION_TOLERANCE, Arrays, Expected, Fields, Reading, told
+from flowrl.data.storage import Hdf5, opened
+from flowrl.data.transitions import OPTIONAL, REMEDY, lay_out
 from flowrl.errors import UserError
 
 FIELDS = ("observations", "actions", "rewards", "terminals")
 MIRROR = "https://huggingface.co/datasets/imone/D4RL/resolve/main"
 _HOST = "https://rail.eecs.berkeley.edu/datasets/offline_rl"
-_REMEDY = "mend the file, or delete it and run again to download it anew"
 _OWN_CLIPPING = 1.0  # tolerance where the environment itself clips actions to ±1, so that clipping changes nothing
 
 
@@ -153,15 +154,22 @@ def normalized_score(name: str, returns: np.ndarray) -> np.ndarray:
 
 
 def read(path: Path, name: str) -> Arrays:
-    """Reads a D4RL file: the transitions of D4RL's own Q-learning dataset.
+    """Returns the arrays that `examine` does, and prints what there is to note."""
+    return told(examine(path, name)).arrays
+
+
+def examine(path: Path, name: str, remedy: str = REMEDY) -> Reading:
+    """Reads a D4RL file: the transitions of D4RL's own Q-learning dataset, apart from those that cross episodes.
 
     Timeouts are no terminations: the transition at one is dropped, and so is the file's last. Where a file does not
     mark timeouts, episodes end at the environment's limit; steps count from each episode's start (D4RL counts one too
-    many after a termination, which would let a transition cross episodes). Actions are clipped to ±(1 - 1e-5).
+    many after a termination, which would let a transition cross episodes). An episode also ends where
+    `next_observations` are not the next row's; that transition leads to them. Actions are clipped to ±(1 - 1e-5).
 
     Args:
         path: An HDF5 file.
         name: The dataset's name.
+        remedy: What messages advise where they know nothing better.
 
     Returns:
         `observations`, `actions`, `rewards`, `masks` float32 and `terminals` bool, `[N, ...]`, in the layout that
@@ -171,29 +179,48 @@ def read(path: Path, name: str) -> Arrays:
         UserError: The file is missing, damaged, or not this dataset.
     """
     known = SETS[name]
-    with opened(path, _REMEDY) as file:
+    with opened(path, remedy) as file:
         if not isinstance(file, Hdf5):
             raise file.error("not an HDF5 file")
-        terminated = file.flags("terminals")
+        terminated = marks.terminations(file)
         rows, like = len(terminated), "as many as 'terminals' has"
         if rows == 0:
             raise file.error("'terminals' leaves no transition, since there are no rows")
         expected = Expected(known.observation_dim + known.unused, known.action_dim)
         observations = file.matrix("observations", rows, like, expected.observation_dim)
-        timeouts = file.flags("timeouts", rows) if "timeouts" in file else limits(terminated, known.limit)
-        timeouts[-1] = True
+        timeouts = _timeouts(file, terminated, known)
         kept, ends = ~timeouts, timeouts | terminated
-        lasts = np.flatnonzero(kept & ends)
-        finals = observations[lasts]
         if "next_observations" in file:
-            finals = file.rows("next_observations", lasts, observations.shape)
+            unmarked, finals = marks.successors(file, observations, ends, wanted=kept & ends)
+            ends |= unmarked
+        else:
+            finals = observations[kept & ends]
+            marks.note_jumps(file, observations, ends)
+        marks.check_other_names(file, ends)
         arrays = {
             "observations": observations[:, : known.observation_dim],
             "actions": file.actions("actions", rows, like, expected, known.tolerance),
             "rewards": file.vector("rewards", rows, like),
             "masks": 1 - terminated.astype(np.float32),
         }
-        return lay_out(file, arrays, kept, ends, finals[:, : known.observation_dim])
+        laid = lay_out(file, arrays, kept, ends, finals[:, : known.observation_dim])
+        return file.reading(laid, rows, OPTIONAL[:2])
+
+
+def _timeouts(file: Fields, terminated: np.ndarray, known: Set) -> np.ndarray:
+    """Returns which rows are the last before a timeout, as the file marks them or else by the limit of steps."""
+    marked = marks.truncations(file, len(terminated))
+    if marked is None:
+        file.notes.append(f"'timeouts' are missing: an episode ends after {known.limit:,} steps")
+        marked = limits(terminated, known.limit)
+    elif known.env_id is not None and "next_observations" not in file:  # other sets go beyond the limit
+        over = limits(terminated | marked, known.limit) & ~terminated & ~marked
+        if over.any():
+            row, count = int(np.argmax(over)), int(np.count_nonzero(over))
+            file.notes.append(f"an episode is ended in row {row} and {count - 1:,} more, after {known.limit:,} steps")
+        marked = marked | over
+    marked[-1] = True
+    return marked
 
 
 def limits(terminated: np.ndarray, limit: int) -> np.ndarray:

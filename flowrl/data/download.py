@@ -12,10 +12,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from tqdm import tqdm
-
 from flowrl import files
-from flowrl.data.fields import h5py
+from flowrl.data.storage import h5py
+from flowrl.progress import Progress
 
 _TIMEOUT = 10.0  # seconds without a connection, or without a byte on it
 _CHUNK = 1 << 18
@@ -91,10 +90,10 @@ def _stream(url: str, part: Path, mark: Path) -> None:
 
 def _copy(response: Any, file: Any, start: int, length: int | None, host: str) -> None:
     total = None if length is None else start + length
-    with tqdm(total=total, initial=start, unit="B", unit_scale=True, desc=f"download from {host}", disable=None) as bar:
+    with Progress(f"download from {host}", "byte", total, start) as bar:
         while chunk := response.read(_CHUNK):
             file.write(chunk)
-            bar.update(len(chunk))
+            bar.advance(len(chunk))
     if total is not None and file.tell() != total:
         raise OSError(f"the connection ended after {file.tell()} of {total} bytes; another try continues")
 

@@ -14,8 +14,9 @@ from typing import Any, NamedTuple
 import gymnasium
 import numpy as np
 
-from flowrl.data.fields import Arrays, Expected, Loaded
-from flowrl.data.transitions import episode, join
+from flowrl.data.fields import DAMAGE, Arrays, Expected, Loaded, Reading, told
+from flowrl.data.storage import Hdf5, opened
+from flowrl.data.transitions import EPISODE_FIELDS, ends_amid, episode, join, note_ends_amid
 from flowrl.errors import UserError
 
 _ID = re.compile(r"(?:[-\w]+/)*[-\w]+?-v\d+")
@@ -53,6 +54,11 @@ def folder(dataset_id: str) -> Path:
 
 
 def read(path: Path, expected: Expected | None = None) -> Arrays:
+    """Returns the arrays that `examine` does, and prints what there is to note."""
+    return told(examine(path, expected)).arrays
+
+
+def examine(path: Path, expected: Expected | None = None) -> Reading:
     """Reads a Minari dataset.
 
     Args:
@@ -72,18 +78,43 @@ def read(path: Path, expected: Expected | None = None) -> Arrays:
     if not isinstance(space, gymnasium.spaces.Box) or len(space.shape) != 1:
         raise UserError(f"{path}: 'actions' are of {space}; {remedy}")
     bounds = known._replace(action_low=tuple(space.low.tolist()), action_high=tuple(space.high.tolist()))
-    parts = []
+    _check_claims(path, dataset.id)
+    parts, amid, unread = [], [], set()
     try:
         for found in dataset.iterate_episodes():
-            fields = {name: getattr(found, name) for name in ("actions", "rewards", "terminations")}
+            fields = {name: getattr(found, name) for name in EPISODE_FIELDS}
             fields["observations"] = flat(found.observations)
-            parts.append(episode(Loaded(f"{path}, episode {found.id}", remedy, fields), "", bounds))
-    except (OSError, KeyError, AssertionError, ValueError) as error:
-        raise UserError(
-            f"{path}: an episode is damaged or cannot be read ({error}); get it anew with: minari download --force "
-            f"{dataset.id}"
-        ) from error
-    return join(Loaded(path, remedy, {}), parts)
+            unread |= {f"infos/{name}" for name in found.infos or {}}
+            one = Loaded(f"{path}, episode {found.id}", remedy, fields)
+            parts.append(episode(one, "", bounds))
+            amid += [f"episode {found.id}: {end}" for end in ends_amid(one, "")]
+    except (*DAMAGE, KeyError, AssertionError, ValueError, MemoryError) as error:
+        raise UserError(f"{path}: an episode is damaged or cannot be read ({error}); {_anew(dataset.id)}") from error
+    whole = Loaded(path, remedy, {})
+    note_ends_amid(whole, amid)
+    rows = sum(len(part["actions"]) for part in parts)
+    return whole.reading(join(whole, parts), rows)._replace(unread=tuple(sorted(unread)))
+
+
+def _anew(dataset_id: str) -> str:
+    return f"a published set is got anew with: minari download --force {dataset_id}"
+
+
+def _check_claims(path: Path, dataset_id: str) -> None:
+    """Looks at what arrays of an HDF5 dataset claim to be, before Minari asks for their memory.
+
+    Raises:
+        UserError: One of them cannot be what it claims, or does not fit into memory.
+    """
+    stored = path / "data" / "main_data.hdf5"
+    if not stored.is_file():
+        return
+    with opened(stored, _anew(dataset_id)) as file:
+        assert isinstance(file, Hdf5)
+        names: list[str] = []
+        file.file.visititems(lambda name, found: names.append(name) if hasattr(found, "shape") else None)
+        for name in names:
+            file.claim(name)
 
 
 def flat(observation: Any) -> np.ndarray:
@@ -127,8 +158,7 @@ def _load(path: Path) -> Any:
         raise UserError(f"{path}: {str(error).strip()}") from error
     except (OSError, KeyError, AssertionError, ValueError, TypeError) as error:
         raise UserError(
-            f"{path}: damaged, or not a Minari dataset ({type(error).__name__}: {error}); get it anew with: "
-            "minari download --force ID"
+            f"{path}: damaged, or not a Minari dataset ({type(error).__name__}: {error}); {_anew('ID')}"
         ) from error
 
 

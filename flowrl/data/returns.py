@@ -16,6 +16,7 @@ from typing import NamedTuple
 import numpy as np
 
 from flowrl.data.fields import Arrays
+from flowrl.errors import UserError
 
 
 def of_dataset(arrays: Mapping[str, np.ndarray], discount: float) -> Arrays:
@@ -25,6 +26,9 @@ def of_dataset(arrays: Mapping[str, np.ndarray], discount: float) -> Arrays:
         arrays: `rewards` and `masks` `[N]`, and `terminals` bool `[N]`, true on the last row of each episode, which has
             no transition.
         discount: γ < 1.
+
+    Raises:
+        UserError: A return is not finite in 32 bits.
     """
     terminals = np.asarray(arrays["terminals"], bool)
     rewards, masks = np.asarray(arrays["rewards"], np.float64), np.asarray(arrays["masks"], np.float64)
@@ -33,7 +37,13 @@ def of_dataset(arrays: Mapping[str, np.ndarray], discount: float) -> Arrays:
     unsolved = _unsolved(rewards, masks, terminals)
     found = {}
     for name, terms in (("returns", steps * rewards), ("horizons", steps)):
-        found[name] = np.where(unsolved, terms / (1 - discount), _summed(terms, factors)).astype(np.float32)
+        with np.errstate(over="ignore"):  # which is refused
+            found[name] = np.where(unsolved, terms / (1 - discount), _summed(terms, factors)).astype(np.float32)
+        if not np.isfinite(found[name]).all():
+            raise UserError(
+                f"returns of rewards up to {np.abs(rewards).max():.3g} are not finite with a discount of {discount}; "
+                "bring the rewards to a smaller scale"
+            )
     return found
 
 
@@ -54,6 +64,13 @@ def _unsolved(rewards: np.ndarray, masks: np.ndarray, terminals: np.ndarray) -> 
     endless = np.minimum.reduceat(np.where(terminals, 1.0, masks), firsts) == 1
     unsolved = (least == most) & (most <= 0) & endless
     return np.repeat(unsolved, np.diff(firsts, append=len(terminals)))
+
+
+def episode_returns(rewards: np.ndarray, terminals: np.ndarray) -> np.ndarray:
+    """Returns the sum of rewards of each episode; its last row, which has no transition, does not count."""
+    ends = np.flatnonzero(terminals)
+    sums = np.concatenate([[0.0], np.cumsum(np.where(terminals, 0.0, rewards), dtype=np.float64)])
+    return np.diff(sums[np.concatenate([[0], ends + 1])])
 
 
 class Known(NamedTuple):

@@ -1,17 +1,22 @@
 """Where a dataset comes from (a download, a collection here, a file) and how it is read."""
 
+import difflib
 import functools
 import hashlib
+import itertools
 import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import gymnasium
+
 from flowrl import envs, files
-from flowrl.data import behaviours, collect, d4rl, download, transitions
-from flowrl.data.fields import Arrays, Expected, Fields, h5py, opened
-from flowrl.errors import UserError, suggestion
+from flowrl.data import behaviours, collect, d4rl, description, download, transitions
+from flowrl.data.fields import Arrays, Expected, Reading, told
+from flowrl.data.storage import h5py
+from flowrl.errors import UserError
 
 # Tried in this order; OGBench's own server, then a mirror.
 HOSTS = (
@@ -19,7 +24,12 @@ HOSTS = (
     "https://huggingface.co/datasets/zhouzypaul/ogbench_datasets/resolve/main",
 )
 FIELDS = ("observations", "actions", "terminals")
-REMEDY = "mend the file, or delete it and run again to download or collect it anew"
+WORDS = ("auto", "official", "collected", "none")
+REMEDIES = {
+    "official": "delete the file, and run again to download it anew",
+    "collected": "delete the file, and run again to collect it anew",
+}
+"""What messages on a file of the cache advise; a file of the user's own is never to be deleted."""
 
 
 class Source(NamedTuple):
@@ -46,6 +56,21 @@ def cache_root() -> Path:
     return Path(os.environ.get("FLOWRL_DATA") or "~/.cache/flowrl").expanduser()
 
 
+def _cache(kind: str) -> Path:
+    """Returns a folder of the cache into which something is about to be written.
+
+    Raises:
+        UserError: It cannot be.
+    """
+    folder = cache_root() / kind
+    try:
+        files.make_folder(folder)
+    except UserError as error:
+        problem = f"datasets cannot be kept in {folder}: {error.__cause__}"
+        raise UserError(f"{problem}; set FLOWRL_DATA to a folder that can be written to") from error
+    return folder
+
+
 def locate(env: envs.EnvName, data: str, *, workers: int | None = None) -> Source:
     """Finds the training data of a name, downloading or collecting it where needed.
 
@@ -60,6 +85,8 @@ def locate(env: envs.EnvName, data: str, *, workers: int | None = None) -> Sourc
     """
     if data == "none":
         return NONE
+    if not data:
+        raise UserError(f"--data= is empty; give a file, a folder, or one of {', '.join(WORDS)}")
     if data not in ("auto", "official", "collected"):
         return _given(env, data)
     if env.family == "ogbench":
@@ -108,7 +135,7 @@ def _locate_ogbench(env: envs.EnvName, data: str, workers: int | None) -> Source
                 raise
             print(f"{error}\ncollecting {_base(env).name} here instead", file=sys.stderr, flush=True)
     if not collected.exists():
-        collect.collect(_base(env).name, collected.parent, workers=workers)
+        collect.collect(_base(env).name, _cache("collected"), workers=workers)
     hint = "; --data=official downloads the official set" if data == "auto" else ""
     return _source(collected, "collected", f"{_collected_detail(collected)}{hint}")
 
@@ -118,7 +145,7 @@ def _locate_collected(env: envs.EnvName, data: str, workers: int | None) -> Sour
         raise UserError(f"{env.name} is flowrl's own, with no official file; use --data=collected")
     path = cache_root() / "collected" / f"{env.dataset}.npz"
     if not path.exists():
-        collect.collect(env.name, path.parent, workers=workers)
+        collect.collect(env.name, _cache("collected"), workers=workers)
     return _source(path, "collected", _collected_detail(path))
 
 
@@ -145,19 +172,40 @@ def _given(env: envs.EnvName, data: str) -> Source:
         candidates = [path / name for name in _file_names(env)]
         path = next((candidate for candidate in candidates if candidate.is_file()), candidates[0])
     if not path.is_file():
-        near = suggestion(data, ("auto", "official", "collected"))
-        raise UserError(f"--data={data}: there is no file {path}{near}, or the path of a file or folder that exists")
+        raise UserError(f"--data={data}: there is no file {path}; {_meant(data, path)}")
     ours = collect.provenance(path) is not None
     return _source(path, "file", _collected_detail(path) if ours else f"file {path}")
 
 
+def _meant(data: str, path: Path) -> str:
+    """Returns the remedy where there is no such file: the word, file or folder that may have been meant."""
+    if os.sep not in data and (near := difflib.get_close_matches(data.lower(), WORDS, n=1)):
+        return f"did you mean {near[0]}?"
+    folder = next(parent for parent in path.absolute().parents if parent.is_dir())
+    wrong = path.absolute().relative_to(folder).parts[0]
+    try:
+        names = sorted(found.name for found in itertools.islice(folder.iterdir(), 10_000))
+    except OSError:
+        names = []
+    near = difflib.get_close_matches(wrong, names, n=1)
+    if near:
+        return f"did you mean {folder / near[0]}?"
+    files_there = [name for name in names if name.endswith((".npz", ".hdf5", ".h5"))] if data else []
+    if 0 < len(files_there) <= 10:
+        return f"{folder} has {', '.join(files_there)}"
+    return f"give the path of a file or folder that exists, or one of {', '.join(WORDS)}"
+
+
 def _given_minari(env: envs.EnvName, path: Path) -> Source:
     """Returns the Minari dataset in a folder: the dataset's own, one that holds it, or anything inside of it."""
-    path = path.absolute()
+    given, path = path, path.absolute()
     for candidate in (path, path / env.dataset, *path.parents[:2]):
         if (candidate / "data" / "metadata.json").is_file():
             return Source(candidate, "file", f"Minari dataset {candidate}", _hash(candidate))
-    raise UserError(f"--data={path}: there is no Minari dataset; give its folder, the one with data/metadata.json")
+    near = "" if path.exists() else f"; {_meant(str(given), given)}"
+    raise UserError(
+        f"--data={given}: there is no Minari dataset; give its folder, the one with data/metadata.json{near}"
+    )
 
 
 def _file_names(env: envs.EnvName) -> list[str]:
@@ -170,7 +218,10 @@ def _file_names(env: envs.EnvName) -> list[str]:
 
 
 def _source(path: Path, origin: str, detail: str) -> Source:
-    return Source(path, origin, detail, collect.sha256(path))
+    try:
+        return Source(path, origin, detail, collect.sha256(path))
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror or error}; see who may read it") from error
 
 
 def _hash(folder: Path) -> str:
@@ -218,6 +269,7 @@ def _download(target: Path, urls: Sequence[str], check: Callable[[Path], None], 
     """
     if target.exists():
         return
+    _cache(target.parent.name)
     with files.exclusive(target.with_name(f".{target.name}.lock"), f"another download of {target.name}"):
         if target.exists():
             return
@@ -248,55 +300,52 @@ def read(
     action_low: Sequence[float] = (),
     action_high: Sequence[float] = (),
 ) -> Arrays:
+    """Returns the arrays that `examine` does, and prints what there is to note."""
+    expected = Expected(observation_dim, action_dim, tuple(action_low), tuple(action_high))
+    return told(examine(source, env, expected)).arrays
+
+
+def examine(source: Source, env: envs.EnvName, expected: Expected) -> Reading:
     """Reads and checks the fields that training needs, and no others.
 
     Args:
         source: A dataset on disk.
         env: What it is read for.
-        observation_dim: Size D that the environment's observations have, where known.
-        action_dim: Size A that its actions have, where known.
-        action_low: Lower bounds `[A]` of the environment's own actions, in which a user's own file holds them; those of
-            other files are in [-1, 1] or carry their bounds.
-        action_high: Upper bounds `[A]`.
+        expected: Sizes of the environment's observations and actions, where known, and the bounds of its own actions,
+            in which a user's own file holds them; those of other files are in [-1, 1] or carry their bounds.
 
     Returns:
         `observations` float32 `[N, D]`; `actions` float32 `[N, A]`, clipped to ±(1 - 1e-5); `terminals` bool `[N]`,
         true on the last row of each episode, which has no transition. For a single task `rewards` and `masks` float32
-        `[N]` besides; for compact goals `oracle_reps` float32 `[N, G]`.
+        `[N]` besides; for compact goals `oracle_reps` float32 `[N, G]`. The notes also say what is implausible.
 
     Raises:
         UserError: The file is missing, damaged, or not such a dataset.
     """
-    expected = Expected(observation_dim, action_dim, tuple(action_low), tuple(action_high))
+    reading = _examined(source, env, expected)
+    doubts = description.doubts(reading.arrays, limit=_limit(env), bounds=env.family in ("gymnasium", "minari"))
+    return reading._replace(notes=(*reading.notes, *doubts))
+
+
+def _examined(source: Source, env: envs.EnvName, expected: Expected) -> Reading:
+    remedy = REMEDIES.get(source.origin, transitions.REMEDY)
     if env.family == "ogbench":
-        return _read_ogbench(source.path, env, expected)
+        from flowrl.data import ogbench_sets
+
+        return ogbench_sets.examine(source.path, env, expected, remedy, doubtful=source.origin == "file")
     if env.family == "minari":
         from flowrl.data import minari_sets
 
-        return minari_sets.read(source.path, expected)
+        return minari_sets.examine(source.path, expected)
     if env.family == "d4rl" and source.path.suffix != ".npz":
-        return d4rl.read(source.path, env.dataset)
-    return transitions.read(source.path, expected)
+        return d4rl.examine(source.path, env.dataset, remedy)
+    return transitions.examine(source.path, expected, remedy)
 
 
-def _read_ogbench(path: Path, env: envs.EnvName, expected: Expected) -> Arrays:
-    """Reads an .npz file in OGBench's format: one row per step, the last of each episode marked in `terminals`."""
-    with opened(path, REMEDY) as file:
-        arrays = _ogbench_rows(file, expected)
-        if env.goals == "state":
-            return arrays
-        from flowrl.data import ogbench_tasks
-
-        return arrays | ogbench_tasks.added(file, env, len(arrays["terminals"]))
-
-
-def _ogbench_rows(file: Fields, expected: Expected) -> Arrays:
-    terminals = file.flags("terminals")
-    rows, like = len(terminals), "as many as 'terminals' has"
-    if terminals.all():
-        raise file.error("'terminals' leaves no transition, since every row ends an episode")
-    if not terminals[-1]:
-        raise file.error("'terminals' is not set on the last row", "mark the last row of the last episode")
-    observations = file.matrix("observations", rows, like, expected.observation_dim)
-    actions = file.actions("actions", rows, like, Expected(action_dim=expected.action_dim))
-    return {"observations": observations, "actions": actions, "terminals": terminals}
+def _limit(env: envs.EnvName) -> int | None:
+    """Returns the steps after which an environment that is registered with Gymnasium ends an episode, where known."""
+    if env.family not in ("gymnasium", "collected"):
+        return None
+    given = dict(env.kwargs)
+    spec = given.get("spec") or gymnasium.registry.get(env.env_id or "")
+    return given.get("max_episode_steps") or getattr(spec, "max_episode_steps", None)

@@ -10,12 +10,15 @@ no update can depend on it because the mask is 0, it gets a row of its own.
   episode by a true termination, after which nothing can be earned (not by a limit of time);
 - `timeouts` or `truncations` `[N]`, optional: whether the episode ends here for another reason;
 - `next_observations` `[N, D]`, optional: an episode also ends wherever they are not the next row's observations. Where
-  they are missing, the transition at a timeout and the file's last one are dropped, since what they led to is unknown;
+  they are missing, the transition at a timeout and the file's last one are dropped, since what they led to is unknown,
+  and it is noted where observations jump;
 - `masks` `[N]` in [0, 1], optional: what the next value is multiplied by. Where they are missing they are
   1 - terminals; where given, they alone say which transitions terminate, and `terminals` only where episodes end.
 
+Other usual names of the ends, and fields that tell of them otherwise, are what `flowrl.data.ends` is about.
+
 **Episode files** (HDF5, Minari's form) have one group `episode_<i>` per episode, each with `observations` `[T + 1, D]`,
-`actions` `[T, A]`, `rewards` `[T]`, `terminations` `[T]` and, not read, `truncations` `[T]`.
+`actions` `[T, A]`, `rewards` `[T]`, `terminations` `[T]` and, optional, `truncations` `[T]`.
 """
 
 import re
@@ -24,18 +27,28 @@ from pathlib import Path
 
 import numpy as np
 
-from flowrl.data.fields import Arrays, Expected, Fields, Hdf5, opened
+from flowrl.data import ends as marks
+from flowrl.data.fields import Arrays, Expected, Fields, Reading, told
+from flowrl.data.storage import Hdf5, opened
 
 REMEDY = "mend the file; docs/data.md says which fields it needs"
+OPTIONAL = ("timeouts", "next_observations", "masks")
+EPISODE_FIELDS = ("observations", "actions", "rewards", "terminations", "truncations")
 _EPISODE = re.compile(r"episode_(\d+)")
 
 
 def read(path: Path, expected: Expected) -> Arrays:
+    """Returns the arrays that `examine` does, and prints what there is to note."""
+    return told(examine(path, expected)).arrays
+
+
+def examine(path: Path, expected: Expected, remedy: str = REMEDY) -> Reading:
     """Reads a user's own file, of transitions or of episodes.
 
     Args:
         path: The file.
         expected: What it must fit.
+        remedy: What messages advise where they know nothing better.
 
     Returns:
         `observations`, `actions`, `rewards`, `masks` float32 and `terminals` bool, `[N, ...]`, in the layout above.
@@ -43,17 +56,21 @@ def read(path: Path, expected: Expected) -> Arrays:
     Raises:
         UserError: The file is not of this form.
     """
-    with opened(path, REMEDY) as file:
-        names = [name for name in file.file if _EPISODE.fullmatch(name)] if isinstance(file, Hdf5) else []
+    with opened(path, remedy) as file:
+        names = [name for name in file.names() if _EPISODE.fullmatch(name)] if isinstance(file, Hdf5) else []
         if not names or "observations" in file:
             return _flat(file, expected)
         ordered = sorted(names, key=lambda name: int(name.removeprefix("episode_")))
-        return join(file, [episode(file, f"{name}/", expected) for name in ordered])
+        found = [episode(file, f"{name}/", expected) for name in ordered]
+        note_ends_amid(file, [end for name in ordered for end in ends_amid(file, f"{name}/")])
+        reading = file.reading(join(file, found), sum(len(one["actions"]) for one in found))
+        inside = (f"{ordered[0]}/{name}" for name in file.names(f"{ordered[0]}/") if name not in EPISODE_FIELDS)
+        return reading._replace(unread=(*reading.unread, *inside))
 
 
-def _flat(file: Fields, expected: Expected) -> Arrays:
+def _flat(file: Fields, expected: Expected) -> Reading:
     """Reads a file of transitions."""
-    terminals = file.flags("terminals")
+    terminals = marks.terminations(file)
     rows, like = len(terminals), "as many as 'terminals' has"
     if rows == 0:
         raise file.error("'terminals' leaves no transition, since there are no rows")
@@ -68,17 +85,20 @@ def _flat(file: Fields, expected: Expected) -> Arrays:
         row = int(np.argmax(outside))
         raise file.error(f"'masks' is {arrays['masks'][row]} in row {row}, but only numbers in [0, 1] are allowed")
     ends = terminals.copy()
-    for field in ("timeouts", "truncations"):
-        if field in file:
-            ends |= file.flags(field, rows)
+    if (cut := marks.truncations(file, rows)) is not None:
+        ends |= cut
     ends[-1] = True
-    observations = arrays["observations"]
+    observations, kept = arrays["observations"], np.ones(rows, bool)
     if "next_observations" in file:
-        successors = file.matrix("next_observations", rows, like, observations.shape[1])
-        ends[:-1] |= (successors[:-1] != observations[1:]).any(axis=1)
-        return lay_out(file, arrays, np.ones(rows, bool), ends, successors[ends])
-    kept = ~ends | (arrays["masks"] == 0)
-    return lay_out(file, arrays, kept, ends, observations[kept & ends])
+        unmarked, finals = marks.successors(file, observations, ends, wanted=ends)
+        ends |= unmarked
+    else:
+        kept = ~ends | (arrays["masks"] == 0)
+        finals = observations[kept & ends]
+    marks.check_other_names(file, ends)
+    if "next_observations" not in file:
+        marks.note_jumps(file, observations, ends)
+    return file.reading(lay_out(file, arrays, kept, ends, finals), rows, OPTIONAL)
 
 
 def lay_out(file: Fields, arrays: Arrays, kept: np.ndarray, ends: np.ndarray, finals: np.ndarray) -> Arrays:
@@ -127,6 +147,22 @@ def episode(file: Fields, prefix: str, expected: Expected) -> Arrays:
         "rewards": file.vector(f"{prefix}rewards", steps, like),
         "masks": 1 - terminations.astype(np.float32),
     }
+
+
+def ends_amid(file: Fields, prefix: str) -> list[str]:
+    """Returns which ends of an episode, whose fields have this prefix, are marked before its last transition."""
+    found = []
+    for field in (f"{prefix}terminations", f"{prefix}truncations"):
+        if field in file and (flags := file.flags(field))[:-1].any():
+            found.append(f"{field!r} is set in row {int(np.argmax(flags))}")
+    return found
+
+
+def note_ends_amid(file: Fields, found: list[str]) -> None:
+    """Notes what `ends_amid` has found in all episodes."""
+    if found:
+        more = f", and {len(found) - 1:,} times more so" if len(found) > 1 else ""
+        file.notes.append(f"{found[0]}, and the episode goes on after it{more}")
 
 
 def join(file: Fields, episodes: Iterable[Arrays]) -> Arrays:
