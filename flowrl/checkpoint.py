@@ -120,7 +120,13 @@ class Checkpoints:
             os.rename(self.folder / str(step), aside)
         hosts.wait()
         self._manager.reload()
-        yield
+        try:
+            yield
+        except Exception:
+            if hosts.first() and not (self.folder / str(step)).exists():
+                os.rename(aside, self.folder / str(step))
+                self._manager.reload()
+            raise
         if hosts.first():
             shutil.rmtree(aside)
 

@@ -150,11 +150,28 @@ def read_all(
                 runs += read_runs(part, with_minutes=with_minutes, mode=mode)
             except LeftOut as error:
                 left_out.append(error)
+    for run, other in _superseded(runs):
+        runs.remove(run)
+        left_out.append(LeftOut(f"{run.folder} has seeds of which {other.folder} has come further; leave one out"))
     if runs:
         return runs, [str(error) for error in left_out]
     if len(left_out) == 1:
         raise left_out[0]
     raise UserError(f"none of the {len(left_out)} runs has evaluations of mode {mode}; the first: {left_out[0]}")
+
+
+def _superseded(runs: Sequence[RunDir]) -> list[tuple[RunDir, RunDir]]:
+    """Returns runs all of whose seeds another of the same configuration has as well, and further, as one begun anew."""
+
+    def end(run: RunDir) -> int:
+        return max(step for curve in run.curves.values() for step in curve)
+
+    found = []
+    for run in runs:
+        rivals = [other for other in runs if run.curves.keys() <= other.curves.keys() and end(run) < end(other)]
+        rivals = [other for other in rivals if _identity(other.config) == _identity(run.config)]
+        found += [(run, rivals[0])] if rivals else []
+    return found
 
 
 def expand(folders: Sequence[Path]) -> list[Path]:

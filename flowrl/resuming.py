@@ -126,7 +126,7 @@ def _mismatch(path: Path, line: run_files.Line | None, want: Mapping[str, Any] |
         problem = f"{path}, line {line.number}: nothing was due at step {line.record['step']}"
     else:
         problem = f"{path}, line {line.number}: the line of {said} is missing, or another"
-    step = want["step"] if want else reached.step
+    step = want["step"] if want else 0
     before = [other for other in reached.others if other < step]
     later = [str(other) for other in reached.others if other >= step]
     way = "start a new run in another --run_dir"

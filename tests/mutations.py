@@ -50,6 +50,10 @@ _PROGRESS, _TOLD = "flowrl/progress.py", "tests/test_progress.py"
 _DESCENT, _HELD = "flowrl/mirror_descent.py", "tests/test_conformance.py"
 _INSTALLED, _SETUP, _HOSTS = "tests/test_installation.py", "setup.cfg", "flowrl/hosts.py"
 _DEVICES, _SPREAD = "flowrl/devices.py", "tests/test_devices.py"
+_RESUMING, _FORMAT, _RECORDED = "flowrl/resuming.py", "flowrl/run_files.py", "tests/test_run_files.py"
+_SCHEMA, _CHECKPOINTS, _FILES = "flowrl/schema.py", "flowrl/checkpoint.py", "flowrl/files.py"
+_READ, _PLOTTED, _REPORTED = "flowrl/curves.py", "tests/test_plot.py", "tests/test_report.py"
+_AGAIN = "tests/test_evaluate_again.py"
 _CALIBRATED, _CAL_QL, _SUMS = "agents/cal_ql.py", "tests/test_cal_ql.py", "tests/test_returns.py"
 _CRITIC_STEP = """\
     state, critic_metrics = descend(
@@ -1061,6 +1065,83 @@ MUTATIONS = (
         "tests/test_resume.py",
         "before_config",
     ),
+    # files of a run that were changed
+    Mutation(_RESUMING, "want.items() <= line.record.items()", "True", _RECORDED, "named_with_its_line"),
+    Mutation(_RESUMING, "itertools.zip_longest(kept, wanted)", "zip(kept, wanted)", _RECORDED, "named_with_its_line"),
+    Mutation(_RESUMING, '**run, "mode": mode,', "**run,", _RECORDED, "in_their_order"),
+    Mutation(
+        _RESUMING, ' or line.record["step"] < reached.step, log.lines', ", log.lines", _RECORDED, "named_with_its_line"
+    ),
+    Mutation(_RESUMING, "reached.step if kind", "reached.step - 1 if kind", _RECORDED, "written_again"),
+    Mutation(_RESUMING, "or reached.evaluated else", "else", _RECORDED, "named_with_its_line or expected"),
+    Mutation(_RESUMING, "parts[step > switch]", "parts[0]", _RECORDED, "every_kind_of_run"),
+    Mutation(_RESUMING, "        if cut.dropped:\n", "        if False:\n", _RECORDED, "kept_beside"),
+    Mutation(_RESUMING, '(f"{log.torn}\\n" if log.torn else "")', '""', _RECORDED, "kept_beside"),
+    Mutation(_RESUMING, "reached.step > total", "False", _RECORDED, "fewer_steps"),
+    Mutation("flowrl/run.py", "        resuming.require_unbegun(self.plan.folder)\n", "", _RECORDED, "not_begun_anew"),
+    Mutation(
+        "flowrl/run.py",
+        "        record_changes(self.plan)\n        resuming.apply(cuts)\n",
+        "        resuming.apply(cuts)\n        record_changes(self.plan)\n",
+        _RECORDED,
+        "given_more_steps and apply",
+    ),
+    Mutation(_FORMAT, 'last.startswith("{") and', "", _RECORDED, "named_with_its_line"),
+    Mutation(_FORMAT, "        torn = last\n", "        texts.append(last)\n", _RECORDED, "kept_beside"),
+    Mutation(_FORMAT, "<= newest.get(key, 0)", "< newest.get(key, 0)", _RECORDED, "named_with_its_line"),
+    Mutation(_FORMAT, "_all(_EVALUATION, _scored)", "_EVALUATION", _RECORDED, "named_with_its_line"),
+    Mutation(_SCHEMA, "parse_constant=refuse", "parse_constant=float", _RECORDED, "named_with_its_line or is_none"),
+    Mutation(_SCHEMA, " and not isinstance(value, bool)", "", _RECORDED, "named_with_its_line"),
+    Mutation(_SCHEMA, "            elif name not in optional:\n", "            elif False:\n", _RECORDED, "its_field"),
+    Mutation(_SCHEMA, 'raise Mismatch(f"{place} is no setting")', "return", _RECORDED, "changed_config"),
+    Mutation("flowrl/settings.py", "        check(made)\n", "", _RECORDED, "changed_config"),
+    Mutation("flowrl/settings.py", 'if made.seeds != stored["seeds"]:', "if False:", _RECORDED, "changed_config"),
+    Mutation("flowrl/settings.py", "_require_sweepable(module.Config, grid)\n", "pass\n", _RECORDED, "changed_config"),
+    Mutation(_SWEEPS, "if _runs(parts) != _runs(groups(before)):", "if False:", _RECORDED, "changed_sweep"),
+    Mutation(_SWEEPS, "            (folder / SWEEP).unlink(missing_ok=True)\n", "", _RECORDED, "never_began and sweep"),
+    Mutation(_FILES, "            if made and unused(folder):\n", "            if False:\n", _RECORDED, "never_began"),
+    Mutation(_FILES, "if made and unused(folder):", "if unused(folder):", _RECORDED, "never_began"),
+    Mutation(_FILES, "if not os.path.samestat(", "if False and os.path.samestat(", _RECORDED, "takes_away"),
+    Mutation(_CHECKPOINTS, "inspect.iscoroutine(unraisable.object)", "False", _RECORDED, "any_part"),
+    Mutation(_CHECKPOINTS, "Exception as error:  # orbax", "OSError as error:  # orbax", _RECORDED, "any_part"),
+    Mutation(_CHECKPOINTS, "            if not path.is_dir():", "            if False:", _RECORDED, "is_no_checkpoint"),
+    Mutation(_CHECKPOINTS, "        if not read_only:\n", "        if True:\n", _RECORDED, "leave_the_folder"),
+    Mutation(_CHECKPOINTS, "os.rename(self.folder / str(step), aside)", "pass", _RECORDED, "replaced_or_stays"),
+    Mutation(_CHECKPOINTS, "                os.rename(aside, self.folder / str(step))\n", "", _RECORDED, "OSError"),
+    Mutation(_READ, "        if counts[step] != each:\n", "        if False:\n", _PLOTTED, "averaged_around"),
+    Mutation(_READ, "if any(metric not in line for line in lines):", "if False:", _PLOTTED, "averaged_around"),
+    Mutation(
+        _READ,
+        "            except LeftOut as error:\n                left_out.append(error)\n",
+        "            except NotEvaluated as error:\n                left_out.append(error)\n",
+        _PLOTTED,
+        "left_out_with_a_warning",
+    ),
+    Mutation(_READ, "and end(run) < end(other)]", "and end(run) > end(other)]", _PLOTTED, "counts_once"),
+    Mutation(_READ, "    marked |= {", "    marked or {", _PLOTTED, "every_kind_of_picture"),
+    Mutation(_READ, 'for line in lines if "diverged" in line', "for line in ()", _PLOTTED, "every_kind_of_picture"),
+    Mutation(_READ, "if seeds := sorted(group.diverged):", "if seeds := []:", _PLOTTED, "every_kind_of_picture"),
+    Mutation(
+        "flowrl/figures.py",
+        "for seed in diverged], **CROSS)",
+        'for seed in diverged], ".")',
+        _PLOTTED,
+        "every_kind_of_picture and sensitivity",
+    ),
+    Mutation("flowrl/comparisons.py", "(first, *rest[:1])", "()", _COMPARISONS, "single_seed"),
+    Mutation("flowrl/comparisons.py", "(first, *rest[:1])", "(first, *rest[:1])[1:]", _REPORTED, "from_one_seed"),
+    Mutation("flowrl/comparisons.py", "(first, *rest[:1])", "(first,)", _COMPARISONS, "single_seed"),
+    Mutation(_SWEEPS, "if (first := best(rows)) is None", "if (first := rows[0]) is None", _SWEPT, "from_one_seed"),
+    Mutation("flowrl/programs.py", "raw(step)[0]", "raw()[0]", _AGAIN, "another_checkpoint"),
+    Mutation("flowrl/programs.py", "    checkpoints.require_fit(like, states, step)\n", "", _AGAIN, "be_loaded"),
+    Mutation(
+        "experiments/evaluate.py",
+        "trial.seed for trial in plan.trials], jnp",
+        "0 for trial in plan.trials], jnp",
+        _AGAIN,
+        "another_checkpoint",
+    ),
+    Mutation("experiments/evaluate.py", "given.eval_episodes is None", "True", _AGAIN, "another_checkpoint"),
     # sinks and videos
     Mutation(_SINKS, "if names == columns:", "if columns:", _COPIES, "come_and_go"),
     Mutation(_SINKS, "path.unlink(missing_ok=True)", "pass", _COPIES, "come_and_go"),

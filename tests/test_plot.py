@@ -188,6 +188,21 @@ def test_what_is_no_run_or_has_no_evaluation_is_left_out_with_a_warning(
     assert_error("--mode=evl is unknown; choose eval or best_of_n", run, "--mode=evl")
 
 
+def test_a_run_that_was_interrupted_and_begun_anew_counts_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = make_run(tmp_path / "whole", {0: [0.5, 0.6, 0.7]})
+    broken = make_run(tmp_path / "broken", {0: [0.5]})
+    (broken / "config.json").write_bytes((whole / "config.json").read_bytes())
+    other = make_run(tmp_path / "other", {0: [0.1]}, alpha=1.0)
+    groups = draw(broken, whole, other, f"--out={tmp_path / 'c.png'}")
+    assert [[run["run_dir"] for run in group["runs"]] for group in groups] == [["whole"], ["other"]]
+    assert (
+        capsys.readouterr().err
+        == f"warning: left out: {broken} has seeds of which {whole} has come further; leave one out\n"
+    )
+
+
 def test_damaged_evaluations_are_not_averaged_around(tmp_path: Path) -> None:
     folder = make_run(tmp_path / "a", {0: [0.1, 0.2, 0.3], 1: [0.1, 0.2, 0.3]})
     text = (folder / "eval.jsonl").read_text()

@@ -488,22 +488,25 @@ def test_the_last_checkpoint_has_none_to_fall_back_to(saved: Path, tmp_path: Pat
     checkpoints.close()
 
 
-def test_a_kill_while_a_checkpoint_is_replaced_leaves_the_one_before(
-    saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("error", "left"), [(SystemExit, 10), (OSError, 20)])
+def test_a_checkpoint_is_replaced_or_stays(
+    saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: type[BaseException], left: int
 ) -> None:
+    """A kill leaves the one before, and no part of either as the newest; an error puts it back."""
     folder = shutil.copytree(saved, tmp_path / "checkpoints")
     checkpoints = Checkpoints(folder)
 
-    def killed(*_: Any, **__: Any) -> None:
-        raise RuntimeError("killed")
+    def fail(*_: Any, **__: Any) -> None:
+        raise error
 
-    monkeypatch.setattr(checkpoints._manager, "save", killed)
-    with pytest.raises(RuntimeError):
+    monkeypatch.setattr(checkpoints._manager, "save", fail)
+    with pytest.raises(error):
         checkpoints.save(20, {"w": jnp.zeros(2)}, {"agent": "bc", "evaluated": True})
+    assert checkpoints.latest() == left
     checkpoints.close()
-    assert [path.name for path in folder.iterdir() if path.name.isdigit()] == ["10"]
     checkpoints = Checkpoints(folder)
-    assert checkpoints.latest() == 10
+    assert checkpoints.latest() == left
+    assert checkpoints.raw()[0]["w"].shape == (64, 64)
     checkpoints.save(20, {"w": jnp.zeros(2)}, {"agent": "bc", "evaluated": True})
     checkpoints.save(20, {"w": jnp.ones(2)}, {"agent": "bc", "evaluated": False})
     np.testing.assert_array_equal(checkpoints.raw()["w"], [1, 1])
