@@ -315,9 +315,10 @@ def test_wrong_settings_name_the_remedy(message: str, arguments: tuple[str, ...]
 
 def test_a_dead_environment_is_named_and_closed() -> None:
     acted = environments(0, num_envs=2, vectorization="async")
-    acted._envs.processes[0].kill()
-    acted._envs.processes[0].join()
+    process, _ = acted._envs._started[0]
+    process.kill()
+    process.join()
     with pytest.raises(UserError, match="process of a training environment died"):
         acted.step(np.zeros((2, 1), np.float32))
     acted.close()
-    assert not any(process.is_alive() for process in acted._envs.processes)
+    assert not any(process.is_alive() for process, _ in acted._envs._started)
