@@ -28,7 +28,7 @@ from flowrl.programs import load_states, stored_plan
 from flowrl.provenance import git_commit, hardware, versions
 from flowrl.stats import mean_interval
 from flowrl.streams import root_keys
-from flowrl.summary import METRICS, evaluation_lines, metric_of, shown
+from flowrl.summary import METRICS, evaluation_lines, judged, shown
 
 ACTING = ("eval_steps", "completion_steps", "hops", "candidates")
 """Fields of agents that change how a trained policy acts."""
@@ -87,8 +87,10 @@ def evaluate(plan: settings.Plan, sizes: envs.Sizes, agent: Agent, given: Settin
     rows = []
     try:
         for mode in agent.evaluations:
-            lines = evaluation_lines(step, plan.trials, mode, evaluator(policies, mode=mode), plan.env)
-            metric = metric_of(lines[-1])
+            outcome = evaluator(policies, mode=mode)
+            metric, lines = judged(evaluation_lines(step, plan.trials, mode, outcome, plan.env))
+            if metric is None or {line["seed"] for line in lines} != {*plan.seeds}:
+                raise UserError(f"{plan.env.name} gave no finite numbers in the episodes of a seed; mend it")
             per_seed = [float(np.mean([x[metric] for x in lines if x["seed"] == seed])) for seed in plan.seeds]
             interval = mean_interval(np.array(per_seed))
             one = jax.tree.map(lambda x: x[0], policies)

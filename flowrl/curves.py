@@ -12,7 +12,7 @@ from flowrl import loggers, stats
 from flowrl.errors import UserError
 from flowrl.files import DIVERGED, SWEEP
 from flowrl.settings import OUTPUTS, command
-from flowrl.summary import HEADLINE_EVALUATIONS, metric_of, scale
+from flowrl.summary import HEADLINE_EVALUATIONS, judged, scale
 
 # Settings that do not change what a seed learns or how it is evaluated.
 INCIDENTAL = (
@@ -165,7 +165,9 @@ def read_runs(folder: Path, *, with_minutes: bool, mode: str = "eval") -> list[R
             f"{folder} has no evaluations in eval.jsonl; wait for its first, or train with --eval_episodes"
         )
     try:
-        metric = metric_of(lines[-1])
+        metric, lines = judged(lines)
+        if metric is None:
+            raise NotEvaluated(f"{folder} has no evaluation with finite numbers; leave this folder out")
         _identity(config), data_name(config)  # ask for all that is needed
         found = [_read(folder, config, metric, own, values) for values, own in _configurations(lines)]
     except (KeyError, TypeError) as error:
@@ -261,6 +263,7 @@ def group_runs(runs: Sequence[RunDir]) -> list[Group]:
         UserError: A seed occurs twice in a group, its seeds were never evaluated at the same update, or the runs of an
             environment are judged by different metrics.
     """
+    runs = _sweeps_alike(runs)
     first: dict[str, RunDir] = {}
     for run in runs:
         other = first.setdefault(run.config["settings"]["env"], run)
@@ -273,6 +276,17 @@ def group_runs(runs: Sequence[RunDir]) -> list[Group]:
     for run in runs:
         members.setdefault(repr(sorted(_identity(run.config).items())), []).append(run)
     return [_group(group) for group in members.values()]
+
+
+def _sweeps_alike(runs: Sequence[RunDir]) -> list[RunDir]:
+    """Returns runs with success 0 where other parts of their sweep were told one: none of theirs has reached it."""
+    told = {run.folder.parent for run in runs if run.metric == "success" and (run.folder.parent / SWEEP).exists()}
+    return [
+        run._replace(metric="success", curves={seed: dict.fromkeys(curve, 0.0) for seed, curve in run.curves.items()})
+        if run.folder.parent in told and run.metric != "success"
+        else run
+        for run in runs
+    ]
 
 
 def _group(runs: list[RunDir]) -> Group:

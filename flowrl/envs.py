@@ -98,12 +98,17 @@ def parse(name: str) -> EnvName:
     )
 
 
+def limited(env: EnvName, steps: int | None) -> EnvName:
+    """Returns an environment whose episodes are cut off after so many steps; with None it is as it was."""
+    return env if steps is None else env._replace(kwargs=(*env.kwargs, ("max_episode_steps", steps)))
+
+
 def _of_module(name: str) -> EnvName:
     """Resolves `module:Name-v0`, an environment that importing the module registers."""
     module, _, env_id = name.partition(":")
     try:
         _imported(module)
-    except (ImportError, ValueError) as error:
+    except ImportError as error:
         raise UserError(
             f"--env={name}: cannot import {module!r} ({error}); start in its folder, or name that in PYTHONPATH"
         ) from error
@@ -235,8 +240,10 @@ def _imported(module: str) -> None:
         ImportError: It, or what it needs, is not there.
         UserError: It raised another exception.
     """
+    root = module.partition(".")[0]
+    if not root:
+        raise ImportError("it is no name of a module")
     try:
-        root = module.partition(".")[0]
         if root not in sys.modules and importlib.util.find_spec(root) is None and os.getcwd() not in sys.path:
             sys.path.append(os.getcwd())
         importlib.import_module(module)

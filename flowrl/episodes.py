@@ -145,7 +145,7 @@ class SeededEpisodes(gymnasium.Wrapper):
             raise self._not_finite("the reward", earned)
         if reached not in (0.0, 1.0):
             self._look_at_success(reached, info)
-        return self._vector("step", observation), earned, over, cut, info  # type: ignore[return-value]
+        return self._vector("step", observation), earned, over, cut, info
 
     def _remember(self) -> None:
         """Keeps the state of Python's generator, and what it gives next, which tells whether it was drawn from."""

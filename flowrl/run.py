@@ -17,6 +17,7 @@ from flowrl import config as configs
 from flowrl import devices, envs, extras, hosts, loggers, loop, videos
 from flowrl.checkpoint import Checkpoints
 from flowrl.data import replay, sources
+from flowrl.episodes import EnvironmentFailed
 from flowrl.errors import SharedError, UserError
 from flowrl.evaluate import Evaluator
 from flowrl.files import CHECKPOINTS, DIVERGED, LOCK, make_folder, sole_owner, unused
@@ -28,7 +29,7 @@ from flowrl.settings import Plan
 from flowrl.signals import Signals
 from flowrl.sinks import Sinks
 from flowrl.streams import root_keys
-from flowrl.summary import evaluation_lines, evaluation_text, print_summary, summarize
+from flowrl.summary import evaluation_lines, evaluation_text, print_summary, summarize, with_success
 from flowrl.train_state import TrainState
 
 SLOW_HOURS = 6
@@ -131,6 +132,11 @@ def _execute(plan: Plan, stored: dict[str, Any] | None, signals: Signals) -> int
                 f"update {event.step}; the checkpoint at {run.checkpoints.latest()} in {plan.folder} is from before "
                 "it; try a smaller --agent.learning_rate"
             ) from error
+        except EnvironmentFailed as error:
+            raise UserError(
+                f"{error}; mend the environment, and --resume --run_dir={plan.folder} goes on from {plan.unit} "
+                f"{run.checkpoints.latest()}"
+            ) from error
         finally:
             run.close()
     return 0
@@ -176,6 +182,7 @@ class Run:
                 workers=settings.workers,
                 slots=envs.most(plan.env),
             )
+        self.told = False  # whether an evaluation episode has said that it reached its goal, or not
         self.collector: Collector | None = None
         self.sinks = Sinks(plan)
         total = settings.steps + settings.online_steps
@@ -342,6 +349,7 @@ class Run:
         if hosts.first():
             record_changes(self.plan)
             self._cut_logs(step, step if facts["evaluated"] else step - 1)
+        self.told = any("success" in line for line in loggers.read_lines(self.plan.folder / "eval.jsonl"))
         self.bar.update(step)
         print(f"resuming from {self.plan.unit} {step:,}")
         return step, evaluated
@@ -384,6 +392,8 @@ class Run:
             return False
         lines = [line for own in found for line in own or ()]
         lines.sort(key=lambda line: self.agent.evaluations.index(line["mode"]))  # runs stay in order
+        self.told |= any("success" in line for line in lines)
+        lines = with_success(lines) if self.told else lines
         self._write("eval", lines)
         for mode in self.agent.evaluations:
             tqdm.write(evaluation_text(step, [line for line in lines if line["mode"] == mode], self.plan.unit))

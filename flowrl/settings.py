@@ -51,6 +51,9 @@ class Settings:
     seed: int = configs.setting(0, "Seed of the first run.")
     eval_interval: int | None = configs.setting(None, "Updates between evaluations.")
     eval_episodes: int | None = configs.setting(None, "Episodes per task and evaluation; 0 for no evaluation.")
+    max_episode_steps: int | None = configs.setting(
+        None, "Steps after which an episode is cut off, acting and in evaluations; the environment's own if absent."
+    )
     log_interval: int | None = configs.setting(None, "Updates that one log line averages.")
     checkpoint_interval: int | None = configs.setting(None, "Updates between checkpoints.")
     keep_checkpoints: int = configs.setting(2, "The newest checkpoints that are kept, at least 2; 0 keeps all.")
@@ -182,7 +185,7 @@ def plan(given: dict[str, Any], agent_given: dict[str, Any], grid: Sequence[Tria
         UserError: A name is unknown or a value out of range.
     """
     require_names(given)
-    module, env = agents.load(given["agent"]), envs.parse(given["env"])
+    module, env = agents.load(given["agent"]), envs.limited(envs.parse(given["env"]), given.get("max_episode_steps"))
     _check_goals(given["agent"], module, env)
     preset = presets.lookup(given.get("preset", "paper"), given["agent"], env.name)
     settings = _with_data_or_without(Settings(**(preset.run | given)), env, given)
@@ -237,7 +240,7 @@ def _check(settings: Any) -> None:
     minima = dict(num_seeds=1, seed=0, eval_interval=1, eval_episodes=0, log_interval=1, checkpoint_interval=1)
     minima |= dict(steps=0 if settings.online_steps else 1, online_steps=0, num_envs=1, updates_per_step=0)
     minima |= dict(warmup_steps=0, buffer_size=1, offline_share=0, workers=1, keep_checkpoints=0)
-    minima |= dict(video_episodes=0)
+    minima |= dict(video_episodes=0, max_episode_steps=1)
     for name, minimum in minima.items():
         value = getattr(settings, name)
         if value is not None and value < minimum:
@@ -364,7 +367,8 @@ def resumed_plan(given: dict[str, Any], agent_given: dict[str, Any]) -> tuple[Pl
             "give a larger --steps, or start a new run in another --run_dir"
         )
     grid = tuple(map(trial, stored.get("grid", ())))
-    plan = Plan(settings, agent_config, envs.parse(fields["env"]), preset, folder, grid)
+    env = envs.limited(envs.parse(fields["env"]), settings.max_episode_steps)
+    plan = Plan(settings, agent_config, env, preset, folder, grid)
     _check_devices(plan)
     return plan, stored
 
