@@ -4,9 +4,9 @@ import functools
 import os
 import re
 import signal
-import time
 from collections.abc import Callable
 from pathlib import Path
+from time import sleep
 from typing import Any
 
 import jax
@@ -157,7 +157,7 @@ def test_a_fault_that_is_not_the_environments_comes_with_its_traceback() -> None
 
 
 def test_what_cannot_be_sent_to_a_process_is_said() -> None:
-    with pytest.raises(UserError, match="cannot be sent to a process.*module:Name-v0"):
+    with pytest.raises(UserError, match=r"cannot be sent to a process.*module:Name-v0"):
         Evaluator(wanderer(), lambda: None, keys_of(3), tasks=1, episodes=1, workers=1)
 
 
@@ -166,7 +166,7 @@ def test_interrupts_are_the_parents_from_a_process_s_first_moment_on() -> None:
     process, connection = workers.begin(functools.partial(dict), (signal.SIGINT,))
     for _ in range(20):
         os.kill(process.pid, signal.SIGINT)
-        time.sleep(0.01)
+        sleep(0.01)
     connection.send(("__len__", ()))
     assert process.is_alive()
     connection.close()

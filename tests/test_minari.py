@@ -142,7 +142,7 @@ def test_a_format_whose_package_is_missing_names_it(root, monkeypatch):
 
 def test_other_spaces_are_refused():
     create(action_space=spaces.Discrete(3), lengths=())
-    with pytest.raises(UserError, match=r"'actions' are of Discrete\(3\); flowrl needs vectors"):
+    with pytest.raises(UserError, match=r"has actions Discrete\(3\); flowrl needs continuous"):
         read()
     create(dataset_id="test/image-v0", observation_space=spaces.Box(0, 1, (4, 4, 3), np.float32))
     with pytest.raises(UserError, match=r"image-v0 has observations Box.*pixels are not supported"):
@@ -173,10 +173,10 @@ def test_the_environment_is_recovered(root):
 
 
 def test_the_environment_has_the_wrappers_that_the_set_names(root):
-    wrapped = gymnasium.wrappers.RescaleAction(gymnasium.make("Pendulum-v1"), np.float32(-1), np.float32(1))
+    wrapped = gymnasium.wrappers.RescaleAction(gymnasium.make("Pendulum-v1"), -1.0, 1.0)
     wrapped = gymnasium.wrappers.TimeAwareObservation(gymnasium.wrappers.TimeLimit(wrapped, 7))
     seen, unit = wrapped.observation_space, spaces.Box(-1, 1, (1,), np.float32)
-    create(env=wrapped.spec, observation_space=seen, action_space=unit)
+    create(env=wrapped.spec, eval_env=wrapped.spec, observation_space=seen, action_space=unit)
     found = minari_sets.environment(root / ID)
     name = envs.parse(f"minari:{ID}")._replace(env_id=found.env_id, kwargs=tuple(found.kwargs.items()))
     sizes = envs.sizes(name)

@@ -326,32 +326,32 @@ def test_a_dead_environment_is_named_and_closed() -> None:
     assert not any(process.is_alive() for process, _ in acted._envs._started)
 
 
-@pytest.mark.parametrize("vectorization", ["sync", "async"])
-def test_what_is_not_finite_is_named_and_not_stored(vectorization: Any) -> None:
-    make = functools.partial(envs.make, "own/Broken-v0", spec=gymnasium.spec("own/Broken-v0"), where="observation")
+def acting(env: str, vectorization: Any, steps: int, **kwargs: Any) -> list[online.Transitions]:
+    """Acts in two environments of each of two runs, which are ended whatever they do."""
+    make = functools.partial(envs.make, f"own/{env}-v0", spec=gymnasium.spec(f"own/{env}-v0"), **kwargs)
     acted = Environments(make, keys_of(0, 1), 2, vectorization=vectorization)
-    named = r"own/Broken-v0: number 1 of the observation is nan.*in step 3 of training episode \d+ \(run \d, environment \d\)"
+    moves = []
     try:
-        with pytest.raises(NotFinite, match=named):
-            for _ in range(60):
-                moved = acted.step(np.zeros((4, 1), np.float32))
-                assert np.isfinite(moved.next_observations).all()
-        assert np.isfinite(acted.observations).all()
+        for _ in range(steps):
+            moves.append(acted.step(np.zeros((4, 1), np.float32)))
+            assert np.isfinite(moves[-1].next_observations).all()
     finally:
         acted.close()
+    return moves
+
+
+@pytest.mark.parametrize("vectorization", ["sync", "async"])
+def test_what_is_not_finite_is_named_and_not_stored(vectorization: Any) -> None:
+    named = r"v0: number 1 of the observation is nan.*in step 3 of training episode \d+ \(run \d, environment \d\)"
+    with pytest.raises(NotFinite, match=named):
+        acting("Broken", vectorization, 60, where="observation")
 
 
 @pytest.mark.parametrize("vectorization", ["sync", "async"])
 @pytest.mark.parametrize(("env", "message"), [("Raising", "failed in step 3: KeyError"), ("Unmade", "no such map")])
 def test_mistakes_of_an_environment_are_one_line(vectorization: Any, env: str, message: str) -> None:
-    make = functools.partial(envs.make, f"own/{env}-v0", spec=gymnasium.spec(f"own/{env}-v0"))
     with pytest.raises(UserError, match=rf"own/{env}-v0 .*{message}.*own_envs\.py:\d+"):
-        acted = Environments(make, keys_of(0), 2, vectorization=vectorization)
-        try:
-            for _ in range(3):
-                acted.step(np.zeros((2, 1), np.float32))
-        finally:
-            acted.close()
+        acting(env, vectorization, 3)
 
 
 def test_infos_that_are_not_read_break_nothing() -> None:
