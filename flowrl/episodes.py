@@ -22,6 +22,12 @@ LARGEST = 1e30
 """The largest reward; sums of larger ones would leave float32."""
 SUCCESS = ("success", "is_success")
 """What says in an info that the goal is reached."""
+_NOT_TOLD = float("nan")
+_PLAIN = (bool, int, float, np.bool_, np.floating)
+_twin = random.Random()
+"""Gives the same numbers as Python's global generator, until somebody draws from that."""
+_next_of_all, _next_of_twin = random.getrandbits, _twin.getrandbits
+_set_bit_generator: Any = np.random.set_bit_generator  # type: ignore[attr-defined]
 _API = "Gymnasium's form is reset(*, seed=None, options=None) -> (observation, info) and step(action) -> (observation, \
 reward, terminated, truncated, info)"
 _OURS = tuple(f"{Path(str(module)).parent}{os.sep}" for module in (__file__, gymnasium.__file__, np.__file__))
@@ -48,10 +54,10 @@ def success(info: Mapping[str, Any]) -> float:
     Raises:
         ValueError: What it says is not one number.
     """
-    found = float("nan")
+    found = _NOT_TOLD
     for name in SUCCESS:
-        if (value := info.get(name)) is not None and found != 1:
-            found = float(value) if isinstance(value, bool | float | np.bool_) else _number(value)
+        if name in info and (value := info[name]) is not None and found != 1:
+            found = float(value) if isinstance(value, _PLAIN) else _number(value)
     return found
 
 
@@ -61,8 +67,11 @@ class SeededEpisodes(gymnasium.Wrapper):
     Environments draw from the global generators of numpy and of Python's `random`; OGBench from numpy's in `reset` and,
     for teleport mazes, in `step`. This wrapper gives every environment global generators of its own for the length of
     each call, so that episodes stepped side by side in one process do not disturb each other. Belongs in a worker
-    process: it owns their states there. What `reset` and `step` return is checked; rewards are floats, flags are
-    booleans, and infos stay as they are.
+    process: it owns their states there. Putting back Python's generator would take as long as many a step, so that is
+    done for environments that draw from it in steps only: at the first such step the episode is played anew, with the
+    same actions and a generator of its own.
+
+    What `reset` and `step` return is checked; rewards are floats, flags are booleans, and infos stay as they are.
 
     Attributes:
         name: How messages call the environment.
@@ -80,18 +89,20 @@ class SeededEpisodes(gymnasium.Wrapper):
             self.name = name or (env.spec.id if env.spec else type(_innermost(env)).__name__)
             seen = env.observation_space
             self.actions = Actions(env.action_space, self.name)
-            self._size = observation_size(seen, self.name)
-            self._shape = seen.shape if isinstance(seen, gymnasium.spaces.Box) and len(seen.shape) == 1 else None
-            self._seen = seen
-            if self._shape is None:
-                self.observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (self._size,), np.float32)
+            self._shape = (observation_size(seen, self.name),)
+            self._seen, self._plain = seen, isinstance(seen, gymnasium.spaces.Box) and seen.shape == self._shape
+            if not self._plain:
+                self.observation_space = gymnasium.spaces.Box(-np.inf, np.inf, self._shape, np.float32)
             if not self.actions.unit or env.action_space.shape != self.actions.low.shape:
                 self.action_space = gymnasium.spaces.Box(-1.0, 1.0, self.actions.low.shape, np.float32)
             spaces = [space for layer in _layers(env) for space in (layer.action_space, layer.observation_space)]
         self._spaces = [*{id(space): space for space in spaces}.values()]  # for environments that sample from them
         self._generator = np.random.MT19937(0)
-        self._random: Any = random.getstate()
-        self._next, self._steps = 0, 0
+        self._begun: tuple[int, dict[str, Any] | None] = (0, None)
+        self._played: list[np.ndarray] = []
+        self._draws = False  # whether it draws from Python's generator in steps
+        self._random: Any = None
+        self._steps = 0
 
     def reset(self, *, seed: int, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:  # type: ignore[override]
         """Starts the episode that `seed` (uint32) fixes.
@@ -99,20 +110,26 @@ class SeededEpisodes(gymnasium.Wrapper):
         Raises:
             EnvironmentFailed: The environment raised an exception, or returned what it must not.
         """
-        self._steps, self._generator = 0, np.random.MT19937(seed)
-        np.random.set_bit_generator(self._generator)  # type: ignore[attr-defined]
-        random.seed(int(seed))
+        self._steps, self._begun, self._played = 0, (int(seed), options), []
+        found = self._reset()
+        if not isinstance(found, tuple) or len(found) != 2 or not isinstance(found[1], Mapping):
+            raise self._wrong("reset", f"returned {_kind(found)}; {_API}")
+        return self._vector("reset", found[0]), found[1]  # type: ignore[return-value]
+
+    def _reset(self) -> Any:
+        seed, options = self._begun
+        self._generator = np.random.MT19937(seed)
+        _set_bit_generator(self._generator)
+        random.seed(seed)
         with quiet():
             for space in self._spaces:
                 space.seed(seed)
             try:
-                found: Any = self.env.reset(seed=seed, options=options)
+                found = self.env.reset(seed=seed, options=options)
             except Exception as error:
                 raise self._failure("reset", error) from error
-        self._remember()
-        if not isinstance(found, tuple) or len(found) != 2 or not isinstance(found[1], Mapping):
-            raise self._wrong("reset", f"returned {_kind(found)}; {_API}")
-        return self._vector("reset", found[0]), found[1]  # type: ignore[return-value]
+        self._random = random.getstate() if self._draws else None
+        return found
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
         """Plays an action in [-1, 1] with this environment's own global generators in place.
@@ -122,44 +139,51 @@ class SeededEpisodes(gymnasium.Wrapper):
             EnvironmentFailed: The environment raised an exception, or returned what it must not.
         """
         self._steps += 1
-        np.random.set_bit_generator(self._generator)  # type: ignore[attr-defined]
-        random.setstate(self._random)
-        played = self.actions.played(action)
-        try:
-            found: Any = self.env.step(played)
-        except Exception as error:
-            raise self._failure("step", error) from error
-        if random.getrandbits(32) != self._next:  # it has drawn some
-            self._remember()
-        if not isinstance(found, tuple) or len(found) != 5 or not isinstance(found[4], Mapping):
+        found = self._step(action)
+        if type(found) is not tuple or len(found) != 5 or not isinstance(found[4], dict | Mapping):
             raise self._wrong("step", f"returned {_kind(found)}; {_API}")
         observation, reward, terminated, truncated, info = found
         try:
-            earned = reward if type(reward) is float else _number(reward)
-            over = terminated if type(terminated) is bool else bool(_number(terminated))
-            cut = truncated if type(truncated) is bool else bool(_number(truncated))
+            earned = float(reward) if isinstance(reward, _PLAIN) else _number(reward)
+            over = bool(terminated) if isinstance(terminated, _PLAIN) else bool(_number(terminated))
+            cut = bool(truncated) if isinstance(truncated, _PLAIN) else bool(_number(truncated))
             reached = success(info)
         except (TypeError, ValueError, OverflowError) as error:
             raise self._wrong("step", f"reward, terminated, truncated or success: {error}") from error
-        if not abs(earned) <= LARGEST:
+        if not -LARGEST <= earned <= LARGEST:
             raise self._not_finite("the reward", earned)
-        if reached not in (0.0, 1.0):
-            self._look_at_success(reached, info)
+        if reached is not _NOT_TOLD and reached != 0.0 and reached != 1.0:
+            self._refuse_success(reached, info)
         return self._vector("step", observation), earned, over, cut, info
 
-    def _remember(self) -> None:
-        """Keeps the state of Python's generator, and what it gives next, which tells whether it was drawn from."""
-        self._random = random.getstate()
-        self._next = random.getrandbits(32)
+    def _step(self, action: Any) -> Any:
+        """Plays an action, and once the whole episode anew, where it shows that the environment draws in steps."""
+        played = self.actions.played(action)
+        _set_bit_generator(self._generator)
+        if self._draws:
+            random.setstate(self._random)
+        else:
+            if _next_of_all(32) != _next_of_twin(32):
+                _twin.setstate(random.getstate())
+            self._played.append(action)
+        try:
+            found = self.env.step(played)
+        except Exception as error:
+            raise self._failure("step", error) from error
+        if self._draws:
+            self._random = random.getstate()
+        elif _next_of_all(32) != _next_of_twin(32):
+            self._draws = True
+            self._reset()
+            for before in self._played:
+                found = self._step(before)
+        return found
 
     def _vector(self, call: str, observation: Any) -> np.ndarray:
         """Returns an observation as a vector `[D]`, once it is what the space says and finite."""
         try:
-            if self._shape is None:
-                row = vector(self._seen, observation)
-            else:
-                row = np.asarray(observation)
-            if row.shape != (self._size,) or row.dtype.kind not in "biuf":
+            row = np.asarray(observation) if self._plain else vector(self._seen, observation)
+            if row.shape != self._shape or row.dtype.kind not in "biuf":
                 raise ValueError(f"an observation is {row.dtype} of shape {row.shape}, not of {shown(self._seen)}")
         except (KeyError, TypeError, ValueError, IndexError) as error:
             text = f"lacks {error}" if isinstance(error, KeyError) else str(error)
@@ -173,13 +197,12 @@ class SeededEpisodes(gymnasium.Wrapper):
                 raise self._not_finite(f"number {i} of the observation", row[i])
         return row
 
-    def _look_at_success(self, reached: float, info: Mapping[str, Any]) -> None:
+    def _refuse_success(self, reached: float, info: Mapping[str, Any]) -> None:
         """Refuses a success that is told but is neither true nor false."""
-        if told := {name: info[name] for name in SUCCESS if info.get(name) is not None}:
-            name, value = next(iter(told.items()))
-            if not np.isfinite(reached):
-                raise self._not_finite(f"{name!r} in the info", reached)
-            raise self._wrong("step", f"{name!r} in the info is {shown(value)}, neither true nor false")
+        name, value = next((name, info[name]) for name in SUCCESS if info.get(name) is not None)
+        if not np.isfinite(reached):
+            raise self._not_finite(f"{name!r} in the info", reached)
+        raise self._wrong("step", f"{name!r} in the info is {shown(value)}, neither true nor false")
 
     def _not_finite(self, what: str, value: Any) -> NotFinite:
         when = f"in step {self._steps}" if self._steps else "at the reset"

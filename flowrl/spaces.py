@@ -172,10 +172,15 @@ class Actions:
         self._shape, self._dtype = space.shape, space.dtype
         self._wide = self.low.astype(np.float64), self.high.astype(np.float64)
         self.unit = bool((self.low == -1).all() and (self.high == 1).all())
+        self._even = bool((self.low == -self.high).all())
 
     def played(self, action: Any) -> np.ndarray:
         """Returns what is played for an action `[A]` in [-1, 1]: inside the bounds to the last bit, ends on ends."""
-        if not self.unit:
+        if self.unit:
+            pass
+        elif self._even:
+            action = self.high * np.asarray(action, self._dtype)
+        else:
             low, high = self._wide
             share = 0.5 * (np.asarray(action, np.float64) + 1.0)
             action = (low * (1.0 - share) + high * share).astype(self._dtype)
