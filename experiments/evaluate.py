@@ -165,7 +165,8 @@ def _rows(plan: Plan, summary: dict[str, Any], step: int, times: dict[str, float
         diverged = [event["seed"] for event in curves.divergences(plan.folder) if event["run"] in dict(own)]
         for mode in times:
             found = part if mode == "eval" else part[mode]
-            metric = found["metric"]
+            if (metric := found["metric"]) is None:
+                raise UserError(f"{plan.env.name} gave no finite numbers in the episodes of a seed; mend it")
             rows.append(
                 own[0][1].swept
                 | {

@@ -241,7 +241,7 @@ def _video_title(folder: Path, shown_here: dict[str, Any]) -> str:
 
 def _figure(path: Path, film: dict[str, Any], *, fits: bool) -> Html:
     """Returns a video with what happens in it, or says that the page has no room for it."""
-    outcome = f"return {film['return']:.1f}"
+    outcome = f"return {film['return']:.1f}" if "return" in film else "broken off by a number that is not finite"
     if "success" in film:
         outcome = "success" if film["success"] else "no success"
     caption = f"Task {film['task']}: {outcome}, {film['length']:,} steps"

@@ -18,6 +18,7 @@ import numpy as np
 
 from flowrl import envs
 from flowrl.envs import EnvName
+from flowrl.errors import UserError
 
 SIZE = 256
 """Height and width in pixels, where the environment can be asked for one."""
@@ -68,7 +69,7 @@ def filming(env: EnvName, platform: str | None, folder: Path) -> "Camera":
     # Gymnasium's own camera lets walkers leave the picture; OGBench's shows the whole maze.
     views = [size] if env.family == "ogbench" else [size | {"camera_name": "track"}, size]
     for view in views:
-        with contextlib.suppress(TypeError):  # not every environment can be asked
+        with contextlib.suppress(UserError):  # not every environment can be asked
             return Camera(make(**view), folder)
     return Camera(make(), folder)
 

@@ -13,7 +13,7 @@ from flowrl import loggers, resuming, run_files, schema, stats
 from flowrl.errors import UserError
 from flowrl.files import CONFIG, DIVERGED, SWEEP
 from flowrl.settings import OUTPUTS, command, read_config
-from flowrl.summary import HEADLINE_EVALUATIONS, metric_of, scale
+from flowrl.summary import HEADLINE_EVALUATIONS, judged, scale
 
 # Settings that do not change what a seed learns or how it is evaluated.
 INCIDENTAL = (
@@ -230,10 +230,13 @@ def read_runs(folder: Path, *, with_minutes: bool, mode: str = "eval") -> list[R
         raise NotEvaluated(
             f"{folder} has no evaluations in eval.jsonl; wait for its first, or train with --eval_episodes"
         )
-    metric = metric_of(lines[-1])
-    if any(metric not in line for line in lines):
-        raise UserError(f"{folder / 'eval.jsonl'}: not all lines have {metric}; {schema.REMEDY}")
     _require_whole(folder, config, lines)
+    metric, told = judged(lines)
+    if metric is None:
+        raise NotEvaluated(f"{folder} has no evaluation with finite numbers; leave this folder out")
+    if sum("not_finite" not in line for line in told) < sum("not_finite" not in line for line in lines):
+        raise UserError(f"{folder / 'eval.jsonl'}: not all lines have {metric}; {schema.REMEDY}")
+    lines = told
     found = [_read(folder, config, metric, own, values, events) for values, own in _configurations(lines)]
     if not with_minutes:
         return found
@@ -367,6 +370,7 @@ def group_runs(runs: Sequence[RunDir]) -> list[Group]:
         UserError: A seed occurs twice in a group, its seeds were never evaluated at the same update, or the runs of an
             environment are judged by different metrics.
     """
+    runs = _sweeps_alike(runs)
     first: dict[str, RunDir] = {}
     for run in runs:
         other = first.setdefault(run.config["settings"]["env"], run)
@@ -379,6 +383,17 @@ def group_runs(runs: Sequence[RunDir]) -> list[Group]:
     for run in runs:
         members.setdefault(repr(sorted(_identity(run.config).items())), []).append(run)
     return [_group(group) for group in members.values()]
+
+
+def _sweeps_alike(runs: Sequence[RunDir]) -> list[RunDir]:
+    """Returns runs with success 0 where other parts of their sweep were told one: none of theirs has reached it."""
+    told = {run.folder.parent for run in runs if run.metric == "success" and (run.folder.parent / SWEEP).exists()}
+    return [
+        run._replace(metric="success", curves={seed: dict.fromkeys(curve, 0.0) for seed, curve in run.curves.items()})
+        if run.folder.parent in told and run.metric != "success"
+        else run
+        for run in runs
+    ]
 
 
 def _group(runs: list[RunDir]) -> Group:

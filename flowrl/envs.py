@@ -1,21 +1,25 @@
-"""Environment names, and environments whose every episode is fixed by one seed."""
+"""Environment names, and the environments that they stand for, as `flowrl.episodes` presents them."""
 
 import contextlib
 import functools
 import importlib
+import importlib.util
 import os
+import pickle
 import re
+import sys
 import tempfile
-import warnings
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import gymnasium
-import numpy as np
+from gymnasium.envs.registration import EnvSpec, load_env_creator
 
 from flowrl import extras, presets
 from flowrl.data import d4rl
+from flowrl.episodes import SeededEpisodes, explained, has_limit, place, quiet, tame_mujoco
 from flowrl.errors import UserError, suggestion
+from flowrl.spaces import shown
 
 
 class EnvName(NamedTuple):
@@ -23,7 +27,8 @@ class EnvName(NamedTuple):
 
     Attributes:
         name: The canonical name: `pointmaze-medium-navigate`, `cube-single-play-singletask-task2`,
-            `halfcheetah-medium-v2`, `minari:mujoco/hopper/medium-v0`, `collected:hopper-medium`, `Pendulum-v1`.
+            `halfcheetah-medium-v2`, `minari:mujoco/hopper/medium-v0`, `collected:hopper-medium`, `Pendulum-v1`,
+            `own_maze:Own-v0`.
         family: Whose name it is, which decides how its data is found and read: `ogbench`, `d4rl`, `minari`,
             `collected` (by flowrl in Gymnasium's MuJoCo tasks) or `gymnasium` (any registered environment, with the
             user's own file).
@@ -33,7 +38,7 @@ class EnvName(NamedTuple):
         behaviour: How OGBench's data or our own was collected, `navigate`, `play`, `medium`; empty for other families.
         goals: What a policy is told to reach: `state` (an observation), `oracle` (OGBench's compact goal), or `none`
             (a single task that the rewards define).
-        kwargs: What `gymnasium.make` is called with besides, as pairs.
+        kwargs: What `make` is called with besides, as pairs.
         module: Module whose import registers the environment, such as `gymnasium_robotics`; or empty.
         note: What people must know about the environment, such as that its version is not the data's; or empty.
     """
@@ -79,13 +84,54 @@ def parse(name: str) -> EnvName:
         return found
     if name in LOCOMOTION:
         return EnvName(name, "gymnasium", "", name, goals="none", module="flowrl.locomotion")
+    if ":" in name:
+        return _of_module(name)
     if name in gymnasium.registry:
-        return EnvName(name, "gymnasium", "", name, goals="none")
+        return _registered(name, name)
     data, single, _ = stem.partition("-singletask-")
     if single and data in presets.ogbench_datasets():
         raise UserError(f"unknown environment {name!r}; its tasks are {data}-singletask-task1 to -task5")
     known_names = [*presets.ogbench_datasets(), *d4rl.SETS, *collected_names(), *LOCOMOTION, *gymnasium.registry]
-    raise UserError(f"unknown environment {name!r}{suggestion(stem, known_names)}")
+    raise UserError(
+        f"unknown environment {name!r}{suggestion(stem, known_names)}; one of your own is named module:Name-v0, after "
+        "the module that registers it (docs/data.md)"
+    )
+
+
+def limited(env: EnvName, steps: int | None) -> EnvName:
+    """Returns an environment whose episodes are cut off after so many steps; with None it is as it was."""
+    return env if steps is None else env._replace(kwargs=(*env.kwargs, ("max_episode_steps", steps)))
+
+
+def _of_module(name: str) -> EnvName:
+    """Resolves `module:Name-v0`, an environment that importing the module registers."""
+    module, _, env_id = name.partition(":")
+    try:
+        _imported(module)
+    except ImportError as error:
+        raise UserError(
+            f"--env={name}: cannot import {module!r} ({error}); start in its folder, or name that in PYTHONPATH"
+        ) from error
+    if env_id not in gymnasium.registry:
+        near = suggestion(env_id, gymnasium.registry)
+        raise UserError(f"--env={name}: importing {module} registers no {env_id!r}{near}; see gymnasium.register")
+    return _registered(name, env_id, module)
+
+
+def _registered(name: str, env_id: str, module: str = "") -> EnvName:
+    """Returns an environment of Gymnasium's registry, with what is registered there where others have done that.
+
+    So worker processes need not know the name, for nothing may register it there.
+    """
+    spec = gymnasium.registry[env_id]
+    entry = spec.entry_point
+    maker = entry if isinstance(entry, str) else getattr(entry, "__module__", "")
+    kwargs: tuple[tuple[str, Any], ...] = (("spec", spec),)
+    with contextlib.suppress(Exception):  # whatever cannot be sent to another process must be registered there
+        pickle.dumps(spec)
+        if maker.partition(".")[0] not in ("gymnasium", "ogbench"):
+            return EnvName(name, "gymnasium", "", env_id, goals="none", kwargs=kwargs, module=module)
+    return EnvName(name, "gymnasium", "", env_id, goals="none", module=module)
 
 
 def collected_names() -> list[str]:
@@ -124,80 +170,65 @@ def _ogbench(stem: str, name: str) -> EnvName | None:
     return EnvName(stem, "ogbench", f"{data}-v0", f"{body}{suffix}-v0", behaviour, goals, kwargs)
 
 
-class SeededEpisodes(gymnasium.Wrapper):
-    """Makes each episode a function of its seed alone.
-
-    OGBench draws from numpy's global generator in `reset` and, for teleport mazes, in `step`. This wrapper gives every
-    environment a global generator of its own for the length of each call, so that episodes stepped side by side in one
-    process do not disturb each other. Belongs in a worker process: it owns numpy's global state there.
-    """
-
-    def __init__(self, env: gymnasium.Env):
-        super().__init__(env)
-        self._generator = np.random.MT19937(0)
-
-    def reset(self, *, seed: int, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:  # type: ignore[override]
-        """Starts the episode that `seed` (uint32) fixes."""
-        self._generator = np.random.MT19937(seed)
-        np.random.set_bit_generator(self._generator)  # type: ignore[attr-defined]
-        with quiet():
-            self.env.action_space.seed(seed)
-            return self.env.reset(seed=seed, options=options)
-
-    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
-        """Steps with this environment's own global generator in place."""
-        np.random.set_bit_generator(self._generator)  # type: ignore[attr-defined]
-        return self.env.step(action)
-
-
-def make(env_id: str, *, module: str = "", **kwargs: Any) -> SeededEpisodes:
+def make(env_id: str, *, module: str = "", spec: EnvSpec | None = None, **kwargs: Any) -> SeededEpisodes:
     """Makes a registered environment with a vector of observations and actions in [−1, 1].
 
-    Dictionary observations become vectors as `flowrl.data.minari_sets.flat` says.
+    All is read from what `gymnasium.make` returns, with all of its wrappers; `flowrl.spaces` says which spaces become
+    vectors, and how.
 
     Args:
         env_id: Its name.
         module: Imported before, where it is not empty, to register the name.
+        spec: What Gymnasium has registered under the name, or a dataset says of it, wrappers included; it is made of
+            this where it is given, and the name need not be registered.
         **kwargs: Go to `gymnasium.make`.
 
     Raises:
-        UserError: Its actions are not continuous and bounded, its observations no numbers, or it
-            needs a package that is missing.
+        UserError: Its actions are not continuous and bounded, its observations no numbers, its episodes have no limit,
+            it needs a package that is missing, or it raised an exception.
     """
     with _no_leftover_files(), quiet():
         if "render_mode" not in kwargs:
             _import_without_opengl()
-        _register(env_id, module)
+        _register(env_id, module, known=spec is not None)
         try:
-            made = gymnasium.make(env_id, disable_env_checker=True, **kwargs)
-        except (gymnasium.error.Error, ImportError) as error:
-            reason = " ".join(str(error).split())
-            raise UserError(
-                f"{env_id} cannot be made here ({reason}); {extras.remedy(error)}, or choose another"
-            ) from error
-        return SeededEpisodes(_fitting(made, env_id))
+            if spec is None:
+                spec = gymnasium.spec(env_id)
+            if isinstance(spec.entry_point, str):
+                load_env_creator(spec.entry_point)  # before MuJoCo has anything to warn of
+            tame_mujoco()
+            made = gymnasium.make(spec, disable_env_checker=True, **kwargs)
+            tame_mujoco()
+            limited, fitted = has_limit(made), SeededEpisodes(made, env_id)
+        except UserError:
+            raise
+        except Exception as error:
+            raise _unmade(env_id, error) from error
+    if not limited:
+        raise UserError(
+            f"{env_id} has no limit of steps, so its episodes may never end; give --max_episode_steps=N, or register "
+            "it with max_episode_steps"
+        )
+    return fitted
 
 
-def _fitting(env: gymnasium.Env, env_id: str) -> gymnasium.Env:
-    """Wraps an environment into vectors of observations and actions in [−1, 1]."""
-    actions = env.action_space
-    if not isinstance(actions, gymnasium.spaces.Box) or not actions.is_bounded():
-        raise UserError(f"{env_id} has actions {actions}; flowrl needs continuous, bounded ones")
-    if isinstance(env.observation_space, gymnasium.spaces.Dict):
-        env = _flattened(env)
-    observations = env.observation_space
-    if not isinstance(observations, gymnasium.spaces.Box) or len(observations.shape) != 1:
-        raise UserError(f"{env_id} has observations {observations}; flowrl needs a vector of numbers")
-    if not (np.all(actions.low == -1) and np.all(actions.high == 1)):
-        env = gymnasium.wrappers.RescaleAction(env, np.float32(-1.0), np.float32(1.0))
-    return env
+def _unmade(env_id: str, error: Exception) -> UserError:
+    """Returns the error that says why an environment cannot be made."""
+    known = isinstance(error, gymnasium.error.Error | ImportError)
+    reason = shown(error) if known else explained(error)
+    where = place(error)
+    line = f" at {where}" if where and not known else ""
+    return UserError(
+        f"{env_id} cannot be made here ({reason}{line}); {extras.remedy(error)}, mend it or choose another"
+    )
 
 
-def _register(env_id: str, module: str) -> None:
-    if env_id in gymnasium.registry:
+def _register(env_id: str, module: str, *, known: bool) -> None:
+    """Imports what registers a name."""
+    if env_id in gymnasium.registry or (known and not module):
         return
     try:
-        importlib.import_module(module or "ogbench")
+        _imported(module or "ogbench")
     except ImportError as error:
         raise UserError(
             f"{env_id} needs the package {module or 'ogbench'} ({error}); {extras.remedy(error)}, or train only with "
@@ -222,23 +253,24 @@ def _import_without_opengl() -> None:
             os.environ["MUJOCO_GL"] = str(given)
 
 
-def _flattened(env: gymnasium.Env) -> gymnasium.Env:
-    from flowrl.data.minari_sets import flat
+def _imported(module: str) -> None:
+    """Imports a module, also one that lies in the current folder, which is then found in worker processes too.
 
-    shape = flat(env.observation_space.sample()).shape
-    space = gymnasium.spaces.Box(-np.inf, np.inf, shape, np.float32)
-    return gymnasium.wrappers.TransformObservation(env, flat, space)
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Silences warnings of float64 bounds, a missing display or newer versions: nothing that a user can act on.
-
-    OGBench's manipulation environments make their spaces, and with them such warnings, anew whenever they are asked.
+    Raises:
+        ImportError: It, or what it needs, is not there.
+        UserError: It raised another exception.
     """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
+    root = module.partition(".")[0]
+    if not root:
+        raise ImportError("it is no name of a module")
+    try:
+        if root not in sys.modules and importlib.util.find_spec(root) is None and os.getcwd() not in sys.path:
+            sys.path.append(os.getcwd())
+        importlib.import_module(module)
+    except ImportError:
+        raise
+    except Exception as error:
+        raise UserError(f"importing {module} failed: {explained(error)} ({place(error)}); mend it") from error
 
 
 @contextlib.contextmanager
@@ -300,13 +332,14 @@ def sizes(env: EnvName) -> Sizes:
         UserError: flowrl cannot act in it.
     """
     made = factory(env)()
-    with quiet():
-        space: Any = made.unwrapped.action_space
     (observation_dim,) = made.observation_space.shape or (0,)
     goal_dim = tasks = 0
     if env.goals != "none":
         tasks = int(made.unwrapped.num_tasks)  # type: ignore[attr-defined]
         _, info = made.reset(seed=0, options={"task_id": 1})
         goal_dim = len(info["goal"])
-    bounds = (tuple(float(x) for x in bound) for bound in (space.low, space.high))
-    return Sizes(observation_dim, space.shape[0], goal_dim, tasks, *bounds)
+    if env.family != "ogbench":  # whatever others return that they must not, they shall before the training
+        made.reset(seed=0)
+        made.step([0.0] * len(made.actions.low))
+    low, high = made.actions.low.tolist(), made.actions.high.tolist()
+    return Sizes(observation_dim, len(low), goal_dim, tasks, tuple(low), tuple(high))

@@ -25,7 +25,7 @@ class Evaluation(NamedTuple):
 
     Attributes:
         successes: Whether each episode reached its goal, float32 `[R, K, N]`; NaN where the environment does not say.
-        returns: Sum of each episode's rewards, float32 `[R, K, N]`.
+        returns: Sum of each episode's rewards, float32 `[R, K, N]`; NaN where a number of it was not finite.
         lengths: Environment steps of each episode, int32 `[R, K, N]`.
     """
 
@@ -94,19 +94,36 @@ class Evaluator:
 
         Raises:
             WorkerDied: A worker process ended by itself, or was killed again and again.
+            UserError: An environment raised an exception, or returned what it must not. An episode with a number that
+                is not finite is broken off instead, and said.
         """
         runs, tasks, episodes = self._shape
         successes = np.zeros((runs, tasks * episodes), np.float32)
         returns, lengths = np.zeros_like(successes), np.zeros(successes.shape, np.int32)
         current = np.tile(np.arange(self._slots), (runs, 1))
         times = np.zeros_like(current)
-        done = 0
+        done, problems = 0, list[str]()
 
         def on_death() -> None:
             time.sleep(GRACE)
             on_step(done, successes.size)
 
+        def note(finished: list[Finished]) -> int:
+            for event in finished:
+                run, slot = divmod(event.slot, self._slots)
+                number = current[run, slot]
+                successes[run, number] = event.success
+                returns[run, number] = event.total_reward
+                lengths[run, number] = event.length
+                current[run, slot] += self._slots
+                times[run, slot] = 0
+                if event.problem:
+                    task, episode = divmod(number, episodes)
+                    problems.append(f"{event.problem} of evaluation episode {episode} (run {run}, task {task + 1})")
+            return len(finished)
+
         view = self._pool.start(self._queues, on_death)
+        done += note(view.finished)
         while done < successes.size:
             numbers = np.minimum(current, tasks * episodes - 1)
             observations, goals = (x.reshape(runs, self._slots, x.shape[-1]) for x in (view.observations, view.goals))
@@ -114,15 +131,11 @@ class Evaluator:
             view = self._pool.step(actions.reshape(runs * self._slots, -1))
             times += 1
             times.reshape(-1)[list(view.restarted)] = 0
-            for event in view.finished:
-                run, slot = divmod(event.slot, self._slots)
-                successes[run, current[run, slot]] = event.success
-                returns[run, current[run, slot]] = event.total_reward
-                lengths[run, current[run, slot]] = event.length
-                current[run, slot] += self._slots
-                times[run, slot] = 0
-            done += len(view.finished)
+            done += note(view.finished)
             on_step(done, successes.size)
+        if problems:
+            others = f", and the like in {len(problems) - 1} others" if len(problems) > 1 else ""
+            tqdm.write(f"warning: {problems[0]}{others}; what is not finite is left out")
         return Evaluation(*(x.reshape(self._shape) for x in (successes, returns, lengths)))
 
     def _finite(self, actions: jax.Array) -> np.ndarray:
@@ -175,7 +188,8 @@ class Evaluator:
 
         try:
             view = pool.start([queue], on_death)
-            for number in numbers:
+            ended += view.finished
+            for number in numbers[len(ended) :]:
                 moment, before = 0, len(ended)
                 while len(ended) == before:
                     action = self._action(policies, number, moment, view)

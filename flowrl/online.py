@@ -1,25 +1,29 @@
 """Learning while acting: vector environments that the training policies act in, and the steps of the online loop."""
 
+import contextlib
 import functools
 import math
-from typing import Any, Literal, NamedTuple
+import signal
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple, TypeVar
 
-import gymnasium
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from flowrl import envs
 from flowrl.agent import Agent, Needs, Spec
 from flowrl.data import replay as buffers
 from flowrl.data.dataset import Dataset
 from flowrl.data.replay import Replay
 from flowrl.data.returns import OpenEpisodes
 from flowrl.devices import ALL, RUNS, Layout
+from flowrl.episodes import NotFinite
 from flowrl.loop import Program, Window
 from flowrl.streams import stream_key
 from flowrl.train_state import TrainState
-from flowrl.workers import EnvFactory, WorkerDied, without_interrupts
+from flowrl.workers import EnvFactory, SideBySide, WorkerDied, begin
+
+T = TypeVar("T")
 
 
 class Options(NamedTuple):
@@ -97,38 +101,50 @@ class Environments:
             keys: Root keys of the runs `[R]`.
             num_envs: E.
             episodes: Numbers of the episodes to begin with `[R, E]`; by default 0.
-            vectorization: Gymnasium's name for all in this process, one after another, or each in a process of its own.
+            vectorization: `sync`, all in this process, one after another, or `async`, each in a process of its own.
+
+        Raises:
+            UserError: An environment cannot be made or reset.
         """
         self._keys, self._num_envs = keys, num_envs
-        make = [functools.partial(without_interrupts, make_env)] * (len(keys) * num_envs)
-        mode = gymnasium.vector.AutoresetMode.DISABLED
-        self._envs: Any
-        with envs.quiet():
-            if vectorization == "async":
-                self._envs = gymnasium.vector.AsyncVectorEnv(make, context="spawn", autoreset_mode=mode)
-            else:
-                self._envs = gymnasium.vector.SyncVectorEnv(make, autoreset_mode=mode)
+        count = len(keys) * num_envs
         self.episodes = np.zeros((len(keys), num_envs), np.int32) if episodes is None else np.array(episodes, np.int32)
-        self._returns, self._lengths = np.zeros(len(make)), np.zeros(len(make), int)
+        self._returns, self._lengths = np.zeros(count), np.zeros(count, int)
         self._finished: list[tuple[int, float, int]] = []
-        self._begin(np.ones(len(make), bool))
+        self._envs: Any = Apart(make_env, count) if vectorization == "async" else SideBySide(make_env, count)
+        try:
+            self._begin(np.ones(count, bool))
+        except BaseException:
+            self.close()
+            raise
 
     def _begin(self, which: np.ndarray) -> None:
         """Begins an episode in the environments that `which` `[N]` marks."""
         seeds = np.asarray(_episode_seeds(self._keys, self.episodes, num_envs=self._num_envs)).reshape(-1).tolist()
-        observations, _ = self._envs.reset(seed=seeds, options={"reset_mask": which})
-        self.observations = np.asarray(observations, np.float32)
+        chosen = [seed if new else None for seed, new in zip(seeds, which, strict=True)]
+        self.observations = self._named(lambda: self._envs.reset(chosen))
+
+    def _named(self, call: Callable[[], T]) -> T:
+        """Returns what a call of the environments returns; what is not finite in one of them is said with its place."""
+        try:
+            return call()
+        except NotFinite as error:
+            run, slot = divmod(error.slot, self._num_envs)
+            raise NotFinite(
+                f"{error} of training episode {self.episodes[run, slot]} (run {run}, environment {slot}); nothing of "
+                "that step was stored"
+            ) from error
 
     def step(self, actions: np.ndarray) -> Transitions:
-        """Steps every environment with its row of `actions` `[N, A]`; those whose episode ends begin the next."""
+        """Steps every environment with its row of `actions` `[N, A]`; those whose episode ends begin the next.
+
+        Raises:
+            NotFinite: What one of them shows, or pays, is not finite.
+            UserError: One of them died, raised an exception, or returned what it must not.
+        """
         before = self.observations
-        try:
-            observations, rewards, terminated, truncated, _ = self._envs.step(actions)
-        except (EOFError, OSError) as error:
-            raise WorkerDied(
-                "the process of a training environment died: it was killed, or memory ran out; continue with --resume"
-            ) from error
-        after, ended = np.asarray(observations, np.float32), terminated | truncated
+        after, rewards, terminated, truncated = self._named(lambda: self._envs.step(actions))
+        ended = terminated | truncated
         self._returns += rewards
         self._lengths += 1
         self.observations = after
@@ -154,15 +170,55 @@ class Environments:
 
     def close(self) -> None:
         """Ends the environments and their processes, also those that died or are in the middle of a step."""
-        processes = getattr(self._envs, "processes", [])
-        if processes:
-            for process in processes:
-                process.kill()
-            for process in processes:
-                process.join()
-            self._envs.closed = True
-        else:
-            self._envs.close()
+        self._envs.close()
+
+
+class Apart:
+    """Environments each in a process of its own; otherwise as `SideBySide`."""
+
+    def __init__(self, make_env: EnvFactory, count: int):
+        """Starts the processes."""
+        build, ignored = functools.partial(SideBySide, make_env, 1), (signal.SIGINT, signal.SIGTERM)
+        self._started: list[tuple[Any, Any]] = []
+        try:
+            for _ in range(count):
+                self._started.append(begin(build, ignored))
+        except BaseException:
+            self.close()
+            raise
+
+    def reset(self, seeds: list[int | None]) -> np.ndarray:
+        """Begins the episode of a seed in each environment that has one; returns all observations, float32 `[N, D]`."""
+        return np.concatenate(self._asked("reset", [[seed] for seed in seeds]))
+
+    def step(self, actions: np.ndarray) -> tuple[np.ndarray, ...]:
+        """Plays actions `[N, A]`; returns observations float32 `[N, D]`, and rewards, terminations and truncations."""
+        return tuple(np.concatenate(x) for x in zip(*self._asked("step", actions[:, None]), strict=True))
+
+    def _asked(self, method: str, arguments: Any) -> list[Any]:
+        for (_, connection), argument in zip(self._started, arguments, strict=True):
+            with contextlib.suppress(OSError):  # one that has failed says why in what it sent last
+                connection.send((method, argument))
+        try:
+            replies = [connection.recv() for _, connection in self._started]
+        except (EOFError, OSError) as error:
+            raise WorkerDied(
+                "the process of a training environment died: it was killed, or memory ran out; continue with --resume"
+            ) from error
+        for i, reply in enumerate(replies):
+            if isinstance(reply, NotFinite):
+                reply.slot = i
+            if isinstance(reply, Exception):
+                raise reply
+        return replies
+
+    def close(self) -> None:
+        """Ends the processes."""
+        for process, connection in self._started:
+            connection.close()
+            process.kill()
+        for process, _ in self._started:
+            process.join()
 
 
 # -------------------------------------------------------------------------------------------------------- loop
@@ -239,7 +295,10 @@ class Collector:
             if updates:
                 arguments = (self._keys, self._dataset, np.int32(updates), self.replays)
                 states, window = self.program.chunk(states, window, *arguments)
-            moved = self.environments.step(np.asarray(actions).reshape(runs * num_envs, -1))
+            played = np.asarray(actions)
+            if not np.isfinite(played).all():  # of a policy that diverges; no simulator is to answer for it
+                actions = played = np.where(np.isfinite(played), played, np.float32(0))
+            moved = self.environments.step(played.reshape(runs * num_envs, -1))
             rows = {name: getattr(moved, name) for name in buffers.FIELDS if name != "actions"}
             rows = {name: array.reshape(runs, num_envs, *array.shape[1:]) for name, array in rows.items()}
             self.replays = self._add(self.replays, rows | {"actions": actions})

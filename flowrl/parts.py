@@ -70,7 +70,8 @@ def with_environment(plan: Plan, source: sources.Source) -> Plan:
     found = minari_sets.environment(source.path)
     if found is None:
         raise UserError(f"{plan.env.name} names no environment; train only, with --eval_episodes=0")
-    env = plan.env._replace(env_id=found.env_id, kwargs=tuple(found.kwargs.items()), module=found.module)
+    kwargs = found.kwargs | dict(plan.env.kwargs)
+    env = plan.env._replace(env_id=found.env_id, kwargs=tuple(kwargs.items()), module=found.module)
     return dataclasses.replace(plan, env=env)
 
 

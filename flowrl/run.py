@@ -18,6 +18,7 @@ from flowrl import config as configs
 from flowrl import devices, envs, estimates, extras, hosts, loggers, loop, progress, resuming, videos
 from flowrl.checkpoint import Checkpoints
 from flowrl.data import replay, sources
+from flowrl.episodes import EnvironmentFailed
 from flowrl.errors import SharedError, UserError
 from flowrl.evaluate import Evaluator
 from flowrl.files import CHECKPOINTS, CONFIG, DIVERGED, LOCK, SUMMARY, claiming, make_folder, unused
@@ -30,7 +31,7 @@ from flowrl.settings import Plan
 from flowrl.signals import AT_ONCE, SAVING, Signals, within
 from flowrl.sinks import Sinks
 from flowrl.streams import root_keys
-from flowrl.summary import evaluation_lines, evaluation_text, print_summary, summarize
+from flowrl.summary import evaluation_lines, evaluation_text, print_summary, summarize, with_success
 from flowrl.train_state import TrainState
 
 SLOW_HOURS = 6
@@ -133,6 +134,11 @@ def _execute(plan: Plan, stored: dict[str, Any] | None, signals: Signals) -> int
             return 128 + max(hosts.gather(int(signals.received or 0)))
         except Diverged as error:
             raise SharedError(_diverged(run, error.divergence)) from error
+        except EnvironmentFailed as error:
+            raise UserError(
+                f"{error}; mend the environment, and --resume --run_dir={plan.folder} goes on from {plan.unit} "
+                f"{run.checkpoints.latest()}"
+            ) from error
         finally:
             run.close()
     return 0
@@ -195,6 +201,7 @@ class Run:
                 workers=settings.workers,
                 slots=envs.most(plan.env),
             )
+        self.told = False  # whether an evaluation episode has said that it reached its goal, or not
         self.collector: Collector | None = None
         self.sinks = Sinks(plan)
         self.bar: Progress | None = None
@@ -380,6 +387,7 @@ class Run:
             step, facts["evaluated"], self.agent.evaluations, max(1, self.tasks), self.checkpoints.steps()
         )
         hosts.agreed(lambda: self._continue_logs(reached) if hosts.first() else None)
+        self.told = any("success" in line for line in loggers.read_lines(self.plan.folder / "eval.jsonl"))
         print(f"resuming from {self.plan.unit} {step:,}")
         return step, evaluated
 
@@ -431,6 +439,8 @@ class Run:
             return False
         lines = [line for own in found for line in own or ()]
         lines.sort(key=lambda line: self.agent.evaluations.index(line["mode"]))  # runs stay in order
+        self.told |= any("success" in line for line in lines)
+        lines = with_success(lines) if self.told else lines
         self._write("eval", lines)
         for mode in self.agent.evaluations:
             tqdm.write(evaluation_text(step, [line for line in lines if line["mode"] == mode], self.plan.unit))

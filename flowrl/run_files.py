@@ -86,7 +86,7 @@ VIDEOS = record(
             record(
                 {"file": text(r"[\w.-]+", "the name of a file"), "task": _STEP, "episode": _COUNT, "length": _STEP}
                 | {"return": _NUMBER, "success": number(0, 1)},
-                optional=("success",),
+                optional=("return", "success"),
             )
         ),
     }
@@ -116,7 +116,7 @@ class Lines(NamedTuple):
 
 
 def _scored(place: str, value: Any) -> None:
-    if not _SCORES.keys() & value.keys():
+    if not _SCORES.keys() & value.keys() and "not_finite" not in value:
         raise Mismatch(f"{' or '.join(_SCORES)} is missing")
 
 

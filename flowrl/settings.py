@@ -76,6 +76,12 @@ class Settings:
     keep_checkpoints: int = configs.setting(
         2, "The newest checkpoints that are kept, at least 2; 0 keeps all.", low=0, high=configs.MOST_COUNT
     )
+    max_episode_steps: int | None = configs.setting(
+        None,
+        "Steps after which an episode is cut off, acting and in evaluations; the environment's own if absent.",
+        low=1,
+        high=configs.MOST_COUNT,
+    )
     normalize_observations: bool = configs.setting(False, "Bring the data's observations to mean 0 and deviation 1.")
     normalize_rewards: bool = configs.setting(False, "Scale rewards by 1000 / (best - worst episode return), as IQL.")
     reward_scale: float = configs.setting(1.0, "Factor of rewards.", zero="makes all rewards equal")
@@ -212,7 +218,7 @@ def plan(given: dict[str, Any], agent_given: dict[str, Any], grid: Sequence[Tria
         UserError: A name is unknown or a value out of range.
     """
     require_names(given)
-    module, env = agents.load(given["agent"]), envs.parse(given["env"])
+    module, env = agents.load(given["agent"]), envs.limited(envs.parse(given["env"]), given.get("max_episode_steps"))
     _check_goals(given["agent"], module, env)
     configs.check(Settings(**given))
     online = bool(given.get("online_steps"))
@@ -447,6 +453,7 @@ def read_plan(folder: Path) -> tuple[Plan, dict[str, Any]]:
         grid = tuple(map(trial, stored.get("grid", ())))
         _require_sweepable(module.Config, grid)
         preset = presets.Preset(stored["preset"]["name"], stored["preset"]["source"], {}, {})
+        env = envs.limited(env, settings.max_episode_steps)
         made = Plan(dataclasses.replace(settings, env=env.name), agent_config, env, preset, folder, grid)
         check(made)
         if made.seeds != stored["seeds"]:

@@ -22,27 +22,61 @@ METRICS = ("success", "normalized_score", "return")
 def evaluation_lines(
     step: int, trials: Sequence[Trial], mode: Mode, outcome: Evaluation, env: EnvName, *, first_run: int = 0
 ) -> list[dict[str, Any]]:
-    """One line per run and task, runs counted from `first_run`; what the environment does not tell is left out."""
+    """One line per run and task, runs counted from `first_run`; what the environment does not tell is left out.
+
+    So are episodes with numbers that are not finite; `not_finite` counts them. A line whose episodes are all like that
+    has no numbers.
+    """
     lines = []
     for row, trial in enumerate(trials):
-        for task, successes in enumerate(outcome.successes[row]):
-            returns, run = outcome.returns[row, task], first_run + row
-            line: dict[str, Any] = {"step": step, "run": run, **trial.labels, "task": task + 1, "mode": mode}
-            if not np.isnan(successes).any():
-                line["success"] = float(successes.mean())
-            if env.d4rl:
+        for task, returns in enumerate(outcome.returns[row]):
+            line: dict[str, Any] = {"step": step, "run": first_run + row, **trial.labels}
+            line |= {"task": task + 1, "mode": mode}
+            good = np.isfinite(returns)
+            returns, told = returns[good], outcome.successes[row, task][good]
+            if not np.isnan(told).all():
+                line["success"] = float(np.nan_to_num(told).mean())
+            if env.d4rl and good.any():
                 line["normalized_score"] = float(d4rl.normalized_score(env.d4rl, returns).mean())
-            line |= {"return": float(returns.mean()), "episodes": len(successes)}
-            lines.append(line | {"length": float(outcome.lengths[row, task].mean())})
+            if good.any():
+                line["return"] = float(returns.mean())
+            line |= {"episodes": len(good), "length": float(outcome.lengths[row, task].mean())}
+            lines.append(line if good.all() else line | {"not_finite": int((~good).sum())})
     return lines
+
+
+def with_success(lines: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Returns lines with success 0 where an environment did not tell it, though it has a return: none was reached."""
+    order = ("normalized_score", "return", "episodes", "length")
+
+    def filled(line: dict[str, Any]) -> dict[str, Any]:
+        if "success" in line or "return" not in line:
+            return line
+        later = {name: value for name, value in line.items() if name in order}
+        return {name: value for name, value in line.items() if name not in order} | {"success": 0.0} | later
+
+    return [filled(line) for line in lines]
+
+
+def judged(lines: Sequence[dict[str, Any]]) -> tuple[str | None, list[dict[str, Any]]]:
+    """Returns what a run's evaluation lines are judged by, chosen once for all of them, and those that have it.
+
+    Environments may tell success only where it was reached; once any line has it, it is 0 in those that have not.
+    """
+    told = with_success(lines) if any("success" in line for line in lines) else [*lines]
+    metric = next((name for name in METRICS if any(name in line for line in told)), None)
+    return metric, [line for line in told if metric in line]
 
 
 def evaluation_text(step: int, lines: list[dict[str, Any]], unit: str = "update") -> str:
     """Returns what the terminal shows of one evaluation in one mode: means over runs, in all and per task."""
-    metric = metric_of(lines[-1])
+    mode = lines[-1]["mode"]
+    metric, lines = judged(lines)
+    if metric is None:
+        return f"{unit} {step:>9,}  no episode had finite numbers"
     tasks = sorted({line["task"] for line in lines})
     means = [float(np.mean([line[metric] for line in lines if line["task"] == task])) for task in tasks]
-    label = f"{metric}{' best of n' if lines[-1]['mode'] == 'best_of_n' else ''}"
+    label = f"{metric}{' best of n' if mode == 'best_of_n' else ''}"
     each = "   " + "  ".join(f"task{task} {shown(metric, mean)}" for task, mean in zip(tasks, means, strict=True))
     return f"{unit} {step:>9,}  {label} {shown(metric, float(np.mean(means)))}{each if len(tasks) > 1 else ''}"
 
@@ -65,29 +99,36 @@ def summarize(plan: Plan, lines: list[dict[str, Any]]) -> dict[str, Any]:
     }
     if not lines:
         return summary | {"metric": None, "rule": "no evaluation was asked for"}
+    metric, told = judged(lines)
+    if metric is None:
+        return summary | {"metric": None, "rule": "no evaluation episode had finite numbers"}
+    lines = [line for line in lines if "return" not in line] + told
     if not plan.grid:
-        return summary | _configuration(plan, {}, lines)
-    configurations = [Trial(0, values).swept | _configuration(plan, values, lines) for values in points(plan.trials)]
-    return summary | {"metric": metric_of(lines[-1]), "configurations": configurations}
+        return summary | _configuration(plan, {}, lines, metric)
+    configurations = [
+        Trial(0, values).swept | _configuration(plan, values, lines, metric) for values in points(plan.trials)
+    ]
+    return summary | {"metric": metric, "configurations": configurations}
 
 
-def _configuration(plan: Plan, values: Mapping[str, float], lines: list[dict[str, Any]]) -> dict[str, Any]:
+def _configuration(plan: Plan, values: Mapping[str, float], lines: list[dict[str, Any]], metric: str) -> dict[str, Any]:
     """Returns the numbers of the runs that have these values of the sweepable fields."""
     runs = [run for run, trial in enumerate(plan.trials) if trial.values == values]
     of_mode = {mode: [line for line in lines if line["mode"] == mode] for mode in ("eval", "best_of_n")}
-    found = _headline(plan, of_mode["eval"], runs)
+    found = _headline(plan, of_mode["eval"], runs, metric)
     if diverged := sorted({line["seed"] for line in lines if line["run"] in runs and "diverged" in line}):
         found["diverged"] = diverged
     if of_mode["best_of_n"]:
         note = {"candidates": plan.agent_config.candidates}
-        found["best_of_n"] = note | _headline(plan, of_mode["best_of_n"], runs)
+        found["best_of_n"] = note | _headline(plan, of_mode["best_of_n"], runs, metric)
     return found
 
 
-def _headline(plan: Plan, lines: list[dict[str, Any]], runs: Sequence[int]) -> dict[str, Any]:
+def _headline(plan: Plan, lines: list[dict[str, Any]], runs: Sequence[int], metric: str) -> dict[str, Any]:
     lines = [line for line in lines if line["run"] in runs]
-    steps = sorted({line["step"] for line in lines})[-HEADLINE_EVALUATIONS:]
-    metric = metric_of(lines[-1])
+    lacking = {line["step"] for line in lines if metric not in line}  # no number of theirs was finite
+    if not (steps := sorted({line["step"] for line in lines} - lacking)[-HEADLINE_EVALUATIONS:]):
+        return {"metric": None, "rule": "no evaluation had finite numbers of all runs and tasks"}
 
     def mean(**where: int) -> float:
         kept = [line for line in lines if line["step"] in steps and where.items() <= line.items()]
@@ -98,6 +139,9 @@ def _headline(plan: Plan, lines: list[dict[str, Any]], runs: Sequence[int]) -> d
     interval = stats.mean_interval(np.array(per_seed))
     known = len(per_seed) > 1
     rule = f"{metric} averaged over tasks and the last {len(steps)} evaluations ({plan.unit}s {steps}), then over seeds"
+    broken = sum(line.get("not_finite", 0) for line in lines)
+    if broken:
+        rule += f"; {broken} evaluation episodes with numbers that are not finite are left out"
     return {
         "metric": metric,
         metric: interval.mean,
@@ -107,11 +151,6 @@ def _headline(plan: Plan, lines: list[dict[str, Any]], runs: Sequence[int]) -> d
         f"{metric}_per_task": {f"task{task}": mean(task=task) for task in tasks},
         "episodes_per_task": lines[-1]["episodes"],
     }
-
-
-def metric_of(line: dict[str, Any]) -> str:
-    """Returns what an evaluation line is judged by."""
-    return next(metric for metric in METRICS if metric in line)
 
 
 def scale(metric: str) -> float:
@@ -136,6 +175,9 @@ def print_summary(summary: dict[str, Any]) -> None:
     if "best_of_n" in summary:
         parts[f", best of {summary['best_of_n']['candidates']} by Q"] = summary["best_of_n"]
     for label, part in parts.items():
+        if part["metric"] is None:
+            print(f"{metric}{label}: {part['rule']}")
+            continue
         bounds = part[f"{metric}_interval_95"]
         spread = f" (95 % interval {shown(metric, bounds[0])} to {shown(metric, bounds[1])})" if bounds else ""
         print(f"{metric}{label} {shown(metric, part[metric])}{spread}: {part['rule']}")

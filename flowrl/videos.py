@@ -75,8 +75,9 @@ def _shown(outcome: Evaluation) -> list[dict[str, Any]]:
     for task, episode in np.ndindex(outcome.lengths.shape[1:]):
         success = float(outcome.successes[0, task, episode])
         film = {"file": camera.file_name(task + 1, episode), "task": task + 1, "episode": episode}
-        film |= {"return": float(outcome.returns[0, task, episode]), "length": int(outcome.lengths[0, task, episode])}
-        found.append(film if np.isnan(success) else film | {"success": success})
+        film["length"] = int(outcome.lengths[0, task, episode])
+        numbers = {"return": float(outcome.returns[0, task, episode]), "success": success}
+        found.append(film | {name: value for name, value in numbers.items() if np.isfinite(value)})
     return found
 
 

@@ -1,17 +1,20 @@
 """Worker processes that each step a share of many seeded environments side by side."""
 
 import contextlib
+import functools
 import multiprocessing
+import pickle
 import signal
 import traceback
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import Connection
 from typing import Any, NamedTuple
 
 import numpy as np
 from tqdm import tqdm
 
+from flowrl.episodes import NotFinite, explained, success
 from flowrl.errors import UserError
 from flowrl.provenance import usable_cores
 
@@ -39,15 +42,17 @@ class Finished(NamedTuple):
 
     Attributes:
         slot: Where it was played.
-        success: Whether its goal was reached; NaN where the environment does not say.
-        total_reward: Sum of its rewards, undiscounted.
+        success: Whether its goal was reached at any step; NaN where the environment does not say.
+        total_reward: Sum of its rewards, undiscounted; NaN where the episode was broken off.
         length: In environment steps.
+        problem: Which number of it was not finite, so that it was broken off; or empty.
     """
 
     slot: int
     success: float
     total_reward: float
     length: int
+    problem: str = ""
 
 
 class Slots(NamedTuple):
@@ -87,7 +92,7 @@ class EnvPool:
             workers: Number of processes; by default one for each usable core.
         """
         workers = min(workers or usable_cores(), slots)
-        self._make_env, self._context = make_env, multiprocessing.get_context("spawn")
+        self._make_env = make_env
         self._shares = [share.tolist() for share in np.array_split(np.arange(slots), workers)]
         self._connections: list[Connection] = []
         self._processes: list[Any] = []
@@ -99,11 +104,7 @@ class EnvPool:
 
     def _begin(self, share: list[int]) -> tuple[Any, Connection]:
         """Starts a process for the slots of a share."""
-        ours, theirs = self._context.Pipe()
-        process = self._context.Process(target=_work, args=(theirs, self._make_env, len(share)), daemon=True)
-        process.start()
-        theirs.close()
-        return process, ours
+        return begin(functools.partial(_Share, self._make_env, len(share)), (signal.SIGINT,))
 
     def start(self, queues: Sequence[Sequence[Episode]], on_death: Callable[[], None] = lambda: None) -> Slots:
         """Starts the first episode of each slot's queue; a slot goes on to its next one by itself.
@@ -115,6 +116,7 @@ class EnvPool:
 
         Raises:
             WorkerDied: A worker ended by itself, or was killed more than `MOST_RESTARTS` times.
+            UserError: An environment cannot be made, raised an exception, or returned what it must not.
         """
         self._left = [list(queue) for queue in queues]  # of each slot, the episode under way first
         self._deaths, self._on_death = [0] * len(self._shares), on_death
@@ -124,7 +126,7 @@ class EnvPool:
         """Steps every slot that still has an episode with its row of `actions` `[S, A]`.
 
         Raises:
-            WorkerDied: As for `start`.
+            UserError: As for `start`.
         """
         busy = [worker for worker, share in enumerate(self._shares) if any(self._left[slot] for slot in share)]
         return self._exchange({worker: ("step", actions[self._shares[worker]]) for worker in busy})
@@ -164,8 +166,8 @@ class EnvPool:
             with contextlib.suppress(EOFError, OSError):
                 replies[worker] = self._connections[worker].recv()
         for reply in replies.values():
-            if isinstance(reply, str):
-                raise RuntimeError(f"an environment worker failed:\n{reply}")
+            if isinstance(reply, Exception):
+                raise reply
         return replies
 
     def _restart(self, worker: int) -> None:
@@ -202,28 +204,61 @@ class EnvPool:
                 process.kill()
 
 
-def without_interrupts(make_env: EnvFactory) -> Any:
-    """Makes an environment; in a process of its own, signals to stop are the parent's to handle."""
-    if multiprocessing.parent_process() is not None:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, signal.SIG_IGN)
-    return make_env()
+def begin(build: Callable[[], Any], ignored: Sequence[signal.Signals]) -> tuple[Any, Connection]:
+    """Starts a process that builds something, and then calls its methods as it is told through a pipe.
+
+    Each message is the name of a method and its argument; the reply is what the method returns, or the exception that
+    ended the process.
+
+    Args:
+        build: Picklable; called in the process.
+        ignored: Signals that are the parent's to handle. Ctrl-C is from the process's first moment on.
+
+    Raises:
+        UserError: What is to be built cannot be sent to a process.
+    """
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    process = context.Process(target=_work, args=(theirs, build, tuple(ignored)), daemon=True)
+    with _interrupts_held():
+        try:
+            process.start()
+        except (pickle.PicklingError, AttributeError, TypeError) as error:
+            raise UserError(
+                f"the environment cannot be sent to a process ({explained(error)}); register it in a module of its own "
+                "and name it module:Name-v0"
+            ) from error
+    theirs.close()
+    return process, ours
 
 
-def _work(connection: Connection, make_env: EnvFactory, slots: int) -> None:
-    """A worker's life: until its connection closes, answers each command with `Slots` or a traceback."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+@contextlib.contextmanager
+def _interrupts_held() -> Iterator[None]:
+    """Holds Ctrl-C back; a process that is started meanwhile does so until it chooses."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _work(connection: Connection, build: Callable[[], Any], ignored: tuple[signal.Signals, ...]) -> None:
+    """A worker's life: until its connection closes, answers each message with what comes of it, or why it ends."""
+    for number in ignored:
+        signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     warnings.simplefilter("ignore")
     try:
-        share = _Share(make_env, slots)
+        built = build()
         while (message := _receive(connection)) is not None:
-            command, argument = message
-            reply = share.start(argument) if command == "start" else share.step(argument)
+            method, argument = message
+            reply = getattr(built, method)(argument)
             with contextlib.suppress(OSError):
                 connection.send(reply)
-    except Exception:
+    except Exception as error:
+        failed = RuntimeError(f"an environment worker failed:\n{traceback.format_exc()}")
         with contextlib.suppress(OSError):
-            connection.send(traceback.format_exc())
+            connection.send(error if isinstance(error, UserError) else failed)
 
 
 def _receive(connection: Connection) -> tuple[str, Any] | None:
@@ -235,51 +270,117 @@ def _receive(connection: Connection) -> tuple[str, Any] | None:
 
 
 class _Share:
-    """One worker's environments."""
+    """One worker's environments, each with a queue of episodes."""
 
     def __init__(self, make_env: EnvFactory, slots: int):
         self._envs = [make_env() for _ in range(slots)]
         self._queues: list[list[Episode]] = [[] for _ in range(slots)]
         self._lengths = [0] * slots
         self._rewards = [0.0] * slots
+        self._successes = [float("nan")] * slots
         self._busy = [False] * slots
         self._rows: list[tuple[np.ndarray, np.ndarray] | None] = [None] * slots
+        self._finished: list[Finished] = []
 
     def start(self, queues: list[list[Episode]]) -> Slots:
-        self._queues = [queue[::-1] for queue in queues]
+        self._queues, self._finished = [queue[::-1] for queue in queues], []
         for slot in range(len(self._envs)):
             self._next_episode(slot)
-        return self._view([])
+        return self._view()
 
     def step(self, actions: np.ndarray) -> Slots:
-        finished = []
+        self._finished = []
         for slot, env in enumerate(self._envs):
             if not self._busy[slot]:
                 continue
-            observation, reward, terminated, truncated, info = env.step(actions[slot])
             self._lengths[slot] += 1
-            self._rewards[slot] += float(reward)
+            try:
+                observation, reward, terminated, truncated, info = env.step(actions[slot])
+            except NotFinite as error:
+                self._finish(slot, str(error))
+                continue
+            self._rewards[slot] += reward
+            told = success(info)
+            if told == told and not self._successes[slot] >= told:  # NaN where nothing is told, or was so far
+                self._successes[slot] = told
             if terminated or truncated:
-                success = float(info.get("success", np.nan))
-                finished.append(Finished(slot, success, self._rewards[slot], self._lengths[slot]))
-                self._next_episode(slot)
+                self._finish(slot)
             else:
                 _, goal = self._rows[slot]  # type: ignore[misc]
                 self._rows[slot] = np.asarray(observation, np.float32), goal
-        return self._view(finished)
+        return self._view()
+
+    def _finish(self, slot: int, problem: str = "") -> None:
+        """Ends an episode, which a number that is not finite may have broken off, and begins the slot's next one."""
+        self._end(slot, problem)
+        self._next_episode(slot)
+
+    def _end(self, slot: int, problem: str) -> None:
+        numbers = (float("nan"), float("nan")) if problem else (self._successes[slot], self._rewards[slot])
+        self._finished.append(Finished(slot, *numbers, self._lengths[slot], problem))
 
     def _next_episode(self, slot: int) -> None:
-        self._busy[slot] = bool(self._queues[slot])
-        self._lengths[slot], self._rewards[slot] = 0, 0.0
-        if self._busy[slot]:
+        while self._queues[slot]:
+            self._lengths[slot], self._rewards[slot], self._successes[slot] = 0, 0.0, float("nan")
             episode = self._queues[slot].pop()
             options = {"task_id": episode.task} if episode.task else None
-            observation, info = self._envs[slot].reset(seed=episode.seed, options=options)
+            try:
+                observation, info = self._envs[slot].reset(seed=episode.seed, options=options)
+            except NotFinite as error:
+                self._end(slot, str(error))
+                continue
             goal = info["goal"] if episode.task else ()
             self._rows[slot] = np.asarray(observation, np.float32), np.asarray(goal, np.float32)
+            self._busy[slot] = True
+            return
+        self._busy[slot] = False
 
-    def _view(self, finished: list[Finished]) -> Slots:
+    def _view(self) -> Slots:
         # A worker started anew has nothing to show for slots that were through; what stands there is not used.
-        anything = next(row for row in self._rows if row is not None)
+        nothing = np.zeros(self._envs[0].observation_space.shape, np.float32), np.zeros(0, np.float32)
+        anything = next((row for row in self._rows if row is not None), nothing)
         observations, goals = zip(*[row or anything for row in self._rows], strict=True)
-        return Slots(np.stack(observations), np.stack(goals), finished)
+        return Slots(np.stack(observations), np.stack(goals), self._finished)
+
+
+class SideBySide:
+    """Environments that all move at a time, and begin episodes when they are told.
+
+    What they show stands in rows, one per environment.
+    """
+
+    def __init__(self, make_env: EnvFactory, count: int):
+        """Makes `count` environments."""
+        self._envs = [make_env() for _ in range(count)]
+        self._rows: list[np.ndarray] = [np.zeros(0, np.float32)] * count
+
+    def reset(self, seeds: Sequence[int | None]) -> np.ndarray:
+        """Begins the episode of a seed in each environment that has one; returns all observations, float32 `[N, D]`."""
+        for i, seed in enumerate(seeds):
+            if seed is not None:
+                try:
+                    self._rows[i] = np.asarray(self._envs[i].reset(seed=seed)[0], np.float32)
+                except NotFinite as error:
+                    error.slot = i
+                    raise
+        return np.stack(self._rows)
+
+    def step(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """Plays actions `[N, A]`; returns observations float32 `[N, D]`, and rewards, terminations and truncations."""
+        told = []
+        for i, env in enumerate(self._envs):
+            try:
+                observation, *others, _ = env.step(actions[i])
+            except NotFinite as error:
+                error.slot = i
+                raise
+            self._rows[i] = np.asarray(observation, np.float32)
+            told.append(others)
+        rewards, terminated, truncated = zip(*told, strict=True)
+        return np.stack(self._rows), np.array(rewards, float), np.array(terminated, bool), np.array(truncated, bool)
+
+    def close(self) -> None:
+        """Ends the environments."""
+        for env in self._envs:
+            with contextlib.suppress(Exception):
+                env.close()

@@ -2,18 +2,24 @@
 
 import functools
 import os
+import re
 import signal
 from collections.abc import Callable
+from pathlib import Path
+from time import sleep
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import own_envs
 import pytest
 
-from flowrl import envs, evaluate
+from flowrl import curves, envs, evaluate, loggers, run, settings, workers
 from flowrl.agent import Agent, Needs
-from flowrl.evaluate import Evaluator
+from flowrl.episodes import EnvironmentFailed
+from flowrl.errors import UserError
+from flowrl.evaluate import Evaluation, Evaluator
 from flowrl.streams import stream_key
 from flowrl.workers import MOST_RESTARTS, WorkerDied
 
@@ -134,9 +140,146 @@ def test_a_failing_worker_is_reported() -> None:
     evaluator = Evaluator(
         wanderer(), functools.partial(envs.make, "no-such-env-v0"), keys_of(3), tasks=1, episodes=1, workers=1
     )
-    with pytest.raises(RuntimeError, match=r"environment worker failed[\s\S]*no-such-env"):
+    with pytest.raises(UserError, match=r"^no-such-env-v0 cannot be made here \(.*\)"):
         evaluator(jnp.full(1, 0.8))
     evaluator.close()
+
+
+def fault() -> None:
+    raise AssertionError("of flowrl's own")
+
+
+def test_a_fault_that_is_not_the_environments_comes_with_its_traceback() -> None:
+    evaluator = Evaluator(wanderer(), fault, keys_of(3), tasks=1, episodes=1, workers=1)
+    with pytest.raises(RuntimeError, match=r"environment worker failed[\s\S]*in fault[\s\S]*of flowrl's own"):
+        evaluator(jnp.full(1, 0.8))
+    evaluator.close()
+
+
+def test_what_cannot_be_sent_to_a_process_is_said() -> None:
+    with pytest.raises(UserError, match=r"cannot be sent to a process.*module:Name-v0"):
+        Evaluator(wanderer(), lambda: None, keys_of(3), tasks=1, episodes=1, workers=1)
+
+
+def test_interrupts_are_the_parents_from_a_process_s_first_moment_on() -> None:
+    """Ctrl-C reaches all processes of a terminal, also one that is still importing what it needs."""
+    process, connection = workers.begin(functools.partial(dict), (signal.SIGINT,))
+    for _ in range(20):
+        os.kill(process.pid, signal.SIGINT)
+        sleep(0.01)
+    connection.send(("__len__", ()))
+    assert process.is_alive()
+    connection.close()
+    process.join()
+    assert process.exitcode == 0
+    assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
+
+
+# -------------------------------------------------------------------------------------- what environments tell
+
+
+OWN = {"hidden_dims": (8,), "batch_size": 8}
+
+
+def own_run(folder: Path, env: str, **given: Any) -> settings.Plan:
+    """A small run in an environment of the test's own, to be executed."""
+    rng, data = np.random.default_rng(0), folder.parent / "own.npz"
+    fields = {"observations": rng.normal(size=(16, 2)), "next_observations": rng.normal(size=(16, 2))}
+    np.savez(data, actions=rng.uniform(-1, 1, (16, 1)), rewards=np.zeros(16), terminals=np.zeros(16), **fields)
+    small: dict[str, Any] = dict(agent="bc", env=env, data=str(data), preset="none", run_dir=str(folder), workers=1)
+    small |= dict(steps=4, eval_interval=2, eval_episodes=4, log_interval=2, checkpoint_interval=2)
+    return settings.plan(small | given, OWN)
+
+
+def test_an_evaluation_goes_on_where_a_simulator_gives_no_numbers(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run.execute(own_run(tmp_path / "some", "own_envs:own/Broken-v0", num_seeds=2)) == 0
+    lines = loggers.read_lines(tmp_path / "some" / "eval.jsonl")
+    assert {line["return"] for line in lines} == {4.0}
+    assert {line["episodes"] for line in lines} == {4}
+    assert 0 < sum(line.get("not_finite", 0) for line in lines) < 16
+    said = capsys.readouterr().out
+    assert re.search(
+        r"warning: own/Broken-v0: the reward is nan.*step 3 of evaluation episode \d \(run \d, task 1\)", said
+    )
+    summary = loggers.read_json(tmp_path / "some" / "summary.json")
+    assert (summary["metric"], summary["return"]) == ("return", 4.0)
+    assert "not finite are left out" in summary["rule"]
+
+
+def test_a_run_without_any_finite_number_ends_well_and_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    env = "own_envs:own/Broken-v0"
+    monkeypatch.setattr(own_envs.Broken, "__init__", lambda self: own_envs.Own.__init__(self))
+    monkeypatch.setattr(Evaluator, "__call__", nothing_finite)
+    for attribute, value in (("where", "none"), ("share", 0.0), ("broken", False)):
+        monkeypatch.setattr(own_envs.Broken, attribute, value, raising=False)
+    assert run.execute(own_run(tmp_path / "run", env)) == 0
+    summary = loggers.read_json(tmp_path / "run" / "summary.json")
+    assert (summary["metric"], summary["rule"]) == (None, "no evaluation episode had finite numbers")
+    plan, stored = settings.resumed_plan({"run_dir": str(tmp_path / "run"), "resume": True, "steps": 6}, {})
+    assert run.execute(plan, stored) == 0
+    lines = loggers.read_lines(tmp_path / "run" / "eval.jsonl")
+    assert [(line["step"], line["not_finite"]) for line in lines] == [(2, 4), (4, 4), (6, 4)]
+    assert not any({"return", "success"} & line.keys() for line in lines)
+
+
+def nothing_finite(self: Evaluator, policies: Any, *arguments: Any, **options: Any) -> Evaluation:
+    nothing = np.full((1, 1, 4), np.nan, np.float32)
+    return Evaluation(nothing, nothing, np.ones((1, 1, 4), np.int32))
+
+
+def test_success_is_judged_once_and_0_where_it_is_not_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first evaluation tells nothing, of the second one episode of one seed, the third again nothing."""
+    outcomes = []
+    for told in (0, 1, 0, 0):
+        successes = np.full((2, 1, 4), np.nan, np.float32)
+        successes[0, 0, :told] = 1
+        outcomes.append(Evaluation(successes, np.zeros((2, 1, 4), np.float32), np.ones((2, 1, 4), np.int32)))
+    monkeypatch.setattr(Evaluator, "__call__", lambda self, *_, **__: outcomes.pop(0))
+    assert run.execute(own_run(tmp_path / "run", "own_envs:own/Own-v0", num_seeds=2, steps=6)) == 0
+    plan, stored = settings.resumed_plan({"run_dir": str(tmp_path / "run"), "resume": True, "steps": 8}, {})
+    assert run.execute(plan, stored) == 0
+    lines = loggers.read_lines(tmp_path / "run" / "eval.jsonl")
+    assert [line.get("success") for line in lines] == [None, None, 0.25, 0, 0, 0, 0, 0]
+    summary = loggers.read_json(tmp_path / "run" / "summary.json")
+    assert (summary["metric"], summary["success_per_seed"]) == ("success", [0.25 / 3, 0.0])
+    assert curves.read_runs(tmp_path / "run", with_minutes=False)[0].curves == {
+        0: {2: 0.0, 4: 0.25, 6: 0.0, 8: 0.0},
+        1: {2: 0.0, 4: 0.0, 6: 0.0, 8: 0.0},
+    }
+
+
+def test_parts_of_a_sweep_that_were_told_no_success_had_none(tmp_path: Path) -> None:
+    settings_of = {"agent": "bc", "env": "own/Own-v0", "preset": "none"}
+    parts = [
+        curves.RunDir(
+            tmp_path / name, {"settings": settings_of, "agent_config": {}}, metric, {0: {2: value}}, {}, 4, 1, ""
+        )
+        for name, metric, value in (("part0", "return", 3.0), ("part1", "success", 0.5))
+    ]
+    (tmp_path / "sweep.json").touch()
+    assert [one.curves for one in curves._sweeps_alike(parts)] == [{0: {2: 0.0}}, {0: {2: 0.5}}]
+
+
+def test_a_limit_of_steps_belongs_to_the_run(tmp_path: Path) -> None:
+    given = dict(num_seeds=1, max_episode_steps=3)
+    assert run.execute(own_run(tmp_path / "run", "own_envs:own/Endless-v0", **given)) == 0
+    plan, stored = settings.resumed_plan({"run_dir": str(tmp_path / "run"), "resume": True, "steps": 6}, {})
+    assert run.execute(plan, stored) == 0
+    assert [line["length"] for line in loggers.read_lines(tmp_path / "run" / "eval.jsonl")] == [3, 3, 3]
+    assert "--max_episode_steps=3" in stored["command"]
+    with pytest.raises(UserError, match="max_episode_steps=0 is too small"):
+        own_run(tmp_path / "other", "own_envs:own/Endless-v0", max_episode_steps=0)
+
+
+def test_a_users_mistake_amid_a_run_says_how_it_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(self: Evaluator, *arguments: Any, **options: Any) -> Evaluation:
+        raise EnvironmentFailed("own/Own-v0 failed in step 3: KeyError (own.py:7)")
+
+    monkeypatch.setattr(Evaluator, "__call__", failing)
+    with pytest.raises(UserError, match=r"own\.py:7\); mend the environment, and --resume --run_dir=.* from update 0"):
+        run.execute(own_run(tmp_path / "run", "own_envs:own/Own-v0"))
 
 
 # ------------------------------------------------------------------------------------------------ dying workers

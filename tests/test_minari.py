@@ -15,6 +15,7 @@ from flowrl import envs
 from flowrl.data import minari_sets, sources
 from flowrl.data.fields import Expected
 from flowrl.errors import UserError
+from flowrl.spaces import vector
 
 ID = "test/pendulum/swing-v0"
 # Minari asks for what a public dataset should say about itself.
@@ -86,11 +87,6 @@ def test_goals_follow_the_observation_in_sorted_order():
     goals = [np.concatenate([p["desired_goal"]["a"], p["desired_goal"]["b"]], axis=1) for p in parts]
     expected = [np.concatenate([p["observation"], goal], axis=1) for p, goal in zip(parts, goals, strict=True)]
     np.testing.assert_array_equal(found, np.concatenate(expected))
-    one = {"observation": np.arange(2), "desired_goal": np.array([7]), "achieved_goal": np.array([9])}
-    np.testing.assert_array_equal(minari_sets.flat(one), [0, 1, 7])
-    np.testing.assert_array_equal(
-        minari_sets.flat({"z": np.array([1]), "a": (np.array([2]), np.array([3]))}), [2, 3, 1]
-    )
 
 
 def test_locating_names_the_folder_and_hashes_it(root, tmp_path):
@@ -169,11 +165,17 @@ def test_a_format_whose_package_is_missing_names_it(root, monkeypatch):
 
 def test_other_spaces_are_refused():
     create(action_space=spaces.Discrete(3), lengths=())
-    with pytest.raises(UserError, match=r"'actions' are of Discrete\(3\); flowrl needs vectors"):
+    with pytest.raises(UserError, match=r"has actions Discrete\(3\); flowrl needs continuous"):
         read()
-    create(dataset_id="test/image-v0", observation_space=spaces.Box(0, 1, (4, 4), np.float32))
-    with pytest.raises(UserError, match=r"episode 0: 'observations' has shape \(5, 4, 4\).*choose another dataset"):
+    create(dataset_id="test/image-v0", observation_space=spaces.Box(0, 1, (4, 4, 3), np.float32))
+    with pytest.raises(UserError, match=r"image-v0 has observations Box.*pixels are not supported"):
         read("test/image-v0")
+    for i, space in enumerate((spaces.Box(0, 9, (2,), np.int64), spaces.Box(0, np.array([1, 0]), dtype=np.float32))):
+        create(dataset_id=f"test/bounds{i}-v0", action_space=space, lengths=())
+        with pytest.raises(
+            UserError, match=r"bounds\d-v0 has actions Box.*(a Box of fractions|number 1 has the bounds)"
+        ):
+            read(f"test/bounds{i}-v0")
 
 
 def test_sizes_that_do_not_fit_name_both_numbers():
@@ -185,11 +187,48 @@ def test_sizes_that_do_not_fit_name_both_numbers():
 def test_the_environment_is_recovered(root):
     create(env="Pendulum-v1", eval_env=gymnasium.make("Pendulum-v1", g=5.0).spec)
     found = minari_sets.environment(root / ID)
-    assert found == ("Pendulum-v1", {"g": 5.0, "max_episode_steps": 200}, "")
+    assert (found.env_id, found.module) == ("Pendulum-v1", "")
     made = envs.make(found.env_id, **found.kwargs)
     assert made.unwrapped.g == 5.0
+    assert made.spec.max_episode_steps == 200
     create(dataset_id="test/none-v0")
     assert minari_sets.environment(root / "test/none-v0") is None
+
+
+def test_the_environment_has_the_wrappers_that_the_set_names(root):
+    wrapped = gymnasium.wrappers.RescaleAction(gymnasium.make("Pendulum-v1"), -1.0, 1.0)
+    wrapped = gymnasium.wrappers.TimeAwareObservation(gymnasium.wrappers.TimeLimit(wrapped, 7))
+    seen, unit = wrapped.observation_space, spaces.Box(-1, 1, (1,), np.float32)
+    create(env=wrapped.spec, eval_env=wrapped.spec, observation_space=seen, action_space=unit)
+    found = minari_sets.environment(root / ID)
+    name = envs.parse(f"minari:{ID}")._replace(env_id=found.env_id, kwargs=tuple(found.kwargs.items()))
+    sizes = envs.sizes(name)
+    assert (sizes.observation_dim, sizes.action_low, sizes.action_high) == (4, (-1.0,), (1.0,))
+    made = envs.factory(name)()
+    made.reset(seed=0)
+    assert [made.step([1.0])[3] for _ in range(7)] == [False] * 6 + [True]
+    assert made.unwrapped.last_u == 2.0
+    with pytest.raises(UserError, match=r"actions are of Box\(-1.*its environment's from \[-2.0\] to \[2.0\]"):
+        read(observation_dim=4, action_low=(-2.0,), action_high=(2.0,))
+
+
+def test_spaces_with_numbers_are_read_as_they_are_shown(root):
+    """Where policies are evaluated the same function makes the same vector of a single observation."""
+    shown = spaces.Dict({"b": spaces.Discrete(3), "a": spaces.Box(-1, 1, (2, 2)), "c": spaces.Box(-1, 1, ())})
+    rng, kinds = np.random.default_rng(0), np.array([2, 0, 1])
+    given = {"a": rng.uniform(-1, 1, (3, 2, 2)).astype(np.float32), "b": kinds, "c": rng.uniform(-1, 1, 3)}
+    actions = rng.uniform(-1, 1, (2, 1, 2)).astype(np.float32)
+    buffer = EpisodeBuffer(
+        observations=given | {"c": given["c"].astype(np.float32)}, actions=actions, rewards=[0.0, 0.0],
+        terminations=[False, True], truncations=[False, False],
+    )  # fmt: skip
+    box = spaces.Box(-1, 1, (1, 2), np.float32)
+    minari.create_dataset_from_buffers(ID, [buffer], observation_space=shown, action_space=box)
+    found = read(action_dim=2)
+    one_hot = np.eye(3)[kinds]
+    expected = np.concatenate([given["a"].reshape(3, 4), one_hot, given["c"][:, None]], axis=1)
+    np.testing.assert_allclose(found["observations"], expected, rtol=1e-6)
+    np.testing.assert_allclose(found["actions"][:2], actions[:, 0], atol=1.1e-5)
 
 
 def test_h5py_and_minari_are_imported_when_needed():
@@ -218,8 +257,8 @@ def test_dictionary_observations_reach_the_policy_as_the_reader_flattens_them():
         def step(self, action):
             return self.reset()[0], 0.0, False, False, {}
 
-    gymnasium.register("Reach-v0", Reach)
+    gymnasium.register("Reach-v0", Reach, max_episode_steps=3)
     env = envs.make("Reach-v0")
     assert len(env.observation_space.shape) == 1
     observation, _ = env.reset(seed=0)
-    np.testing.assert_array_equal(observation, minari_sets.flat(env.unwrapped.shown))
+    np.testing.assert_array_equal(observation, vector(GOALS, env.unwrapped.shown))

@@ -9,6 +9,7 @@ import gymnasium
 import jax
 import jax.numpy as jnp
 import numpy as np
+import own_envs  # noqa: F401, which registers environments
 import pytest
 from programs import main
 
@@ -17,6 +18,7 @@ from flowrl import envs, loggers, loop, online
 from flowrl.agent import Agent, Spec
 from flowrl.data import replay
 from flowrl.data.dataset import Dataset
+from flowrl.episodes import NotFinite
 from flowrl.errors import UserError
 from flowrl.online import Environments, Options
 
@@ -322,9 +324,53 @@ def test_wrong_settings_name_the_remedy(message: str, arguments: tuple[str, ...]
 
 def test_a_dead_environment_is_named_and_closed() -> None:
     acted = environments(0, num_envs=2, vectorization="async")
-    acted._envs.processes[0].kill()
-    acted._envs.processes[0].join()
+    process, _ = acted._envs._started[0]
+    process.kill()
+    process.join()
     with pytest.raises(UserError, match="process of a training environment died"):
         acted.step(np.zeros((2, 1), np.float32))
     acted.close()
-    assert not any(process.is_alive() for process in acted._envs.processes)
+    assert not any(process.is_alive() for process, _ in acted._envs._started)
+
+
+def acting(env: str, vectorization: Any, steps: int, **kwargs: Any) -> list[online.Transitions]:
+    """Acts in two environments of each of two runs, which are ended whatever they do."""
+    make = functools.partial(envs.make, f"own/{env}-v0", spec=gymnasium.spec(f"own/{env}-v0"), **kwargs)
+    acted = Environments(make, keys_of(0, 1), 2, vectorization=vectorization)
+    moves = []
+    try:
+        for _ in range(steps):
+            moves.append(acted.step(np.zeros((4, 1), np.float32)))
+            assert np.isfinite(moves[-1].next_observations).all()
+    finally:
+        acted.close()
+    return moves
+
+
+@pytest.mark.parametrize("vectorization", ["sync", "async"])
+def test_what_is_not_finite_is_named_and_not_stored(vectorization: Any) -> None:
+    named = r"v0: number 1 of the observation is nan.*in step 3 of training episode \d+ \(run \d, environment \d\)"
+    with pytest.raises(NotFinite, match=named):
+        acting("Broken", vectorization, 60, where="observation")
+
+
+@pytest.mark.parametrize("vectorization", ["sync", "async"])
+@pytest.mark.parametrize(("env", "message"), [("Raising", "failed in step 3: KeyError"), ("Unmade", "no such map")])
+def test_mistakes_of_an_environment_are_one_line(vectorization: Any, env: str, message: str) -> None:
+    with pytest.raises(UserError, match=rf"own/{env}-v0 .*{message}.*own_envs\.py:\d+"):
+        acting(env, vectorization, 3)
+
+
+def test_infos_that_are_not_read_break_nothing() -> None:
+    acted = Environments(functools.partial(envs.make, "own/Passing-v0", share=0.5), keys_of(0, 1), 2)
+    for _ in range(8):
+        acted.step(np.zeros((4, 1), np.float32))
+    assert [found["length"] for found in acted.drain()] == [4, 4]
+
+
+def test_actions_of_a_diverging_policy_are_no_fault_of_the_simulator() -> None:
+    """They are played, and stored, as 0."""
+    session = Session(0, options=Options(num_envs=2, updates_per_step=0, capacity=8))
+    session.collector._act = lambda *_: jnp.array([[[jnp.nan], [0.5]]])
+    session.advance(2)
+    np.testing.assert_array_equal(session.collector.replays.fields["actions"][0, :2], [[0], [0.5]])

@@ -1,19 +1,18 @@
 """Minari's datasets, read through the package `minari`, and the environments they belong to.
 
-Observations that are dicts become one vector: `observation` and `desired_goal` where both are there (the goal already
-achieved is a function of the observation), otherwise all entries, in sorted order of their keys; tuples in theirs.
-Actions are brought from the bounds of the dataset's action space to [-1, 1].
+Observations become vectors as `flowrl.spaces` says, as they do where policies are evaluated. Actions are brought from
+the bounds of the dataset's action space to [-1, 1].
 """
 
 import re
 import warnings
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import gymnasium
 import numpy as np
 
+from flowrl import spaces
 from flowrl.data.fields import DAMAGE, Arrays, Expected, Loaded, Reading, told
 from flowrl.data.storage import Hdf5, opened
 from flowrl.data.transitions import EPISODE_FIELDS, ends_amid, episode, join, note_ends_amid
@@ -27,7 +26,7 @@ class Environment(NamedTuple):
 
     Attributes:
         env_id: The id registered with Gymnasium.
-        kwargs: What `gymnasium.make` is called with besides.
+        kwargs: What `flowrl.envs.make` is called with besides: the set's own specification, with all wrappers.
         module: The module whose import registers the id, such as `gymnasium_robotics`, or empty.
     """
 
@@ -73,17 +72,24 @@ def examine(path: Path, expected: Expected | None = None) -> Reading:
         UserError: Minari is not installed; the dataset is damaged or not of continuous observations and actions.
     """
     dataset = _load(path)
-    space, known = dataset.action_space, expected or Expected()
+    space, seen, known = dataset.action_space, dataset.observation_space, expected or Expected()
     remedy = "flowrl needs vectors of numbers for observations and actions; choose another dataset"
-    if not isinstance(space, gymnasium.spaces.Box) or len(space.shape) != 1:
-        raise UserError(f"{path}: 'actions' are of {space}; {remedy}")
-    bounds = known._replace(action_low=tuple(space.low.tolist()), action_high=tuple(space.high.tolist()))
+    spaces.require_box(space, str(path))
+    spaces.observation_size(seen, str(path))
+    low, high = space.low.reshape(-1), space.high.reshape(-1)
+    if known.action_low and not (_equal(low, known.action_low) and _equal(high, known.action_high)):
+        raise UserError(
+            f"{path}: actions are of {spaces.shown(space)}, but its environment's from {list(known.action_low)} to "
+            f"{list(known.action_high)}; train only, with --eval_episodes=0"
+        )
+    bounds = known._replace(action_low=tuple(low.tolist()), action_high=tuple(high.tolist()))
     _check_claims(path, dataset.id)
     parts, amid, unread = [], [], set()
     try:
         for found in dataset.iterate_episodes():
             fields = {name: getattr(found, name) for name in EPISODE_FIELDS}
-            fields["observations"] = flat(found.observations)
+            fields["observations"] = spaces.vector(seen, found.observations)
+            fields["actions"] = np.reshape(found.actions, (-1, len(low)))
             unread |= {f"infos/{name}" for name in found.infos or {}}
             one = Loaded(f"{path}, episode {found.id}", remedy, fields)
             parts.append(episode(one, "", bounds))
@@ -117,22 +123,12 @@ def _check_claims(path: Path, dataset_id: str) -> None:
             file.claim(name)
 
 
-def flat(observation: Any) -> np.ndarray:
-    """Returns an observation, or a batch of them `[..., d]` by key, as one vector or a batch of vectors `[..., D]`."""
-    if isinstance(observation, Mapping):
-        keys = sorted(observation)
-        if {"observation", "desired_goal"} <= set(keys):
-            keys = ["observation", "desired_goal"]
-        return np.concatenate([flat(observation[key]) for key in keys], axis=-1)
-    if isinstance(observation, tuple):
-        return np.concatenate([flat(part) for part in observation], axis=-1)
-    return np.asarray(observation)
+def _equal(bounds: np.ndarray, others: tuple[float, ...]) -> bool:
+    return bounds.shape == np.shape(others) and np.allclose(bounds, others)
 
 
 def environment(path: Path) -> Environment | None:
     """Returns where policies are evaluated, or None where the dataset does not name an environment.
-
-    Its observations may be dicts: `flat` makes of them what `read` has returned.
 
     Raises:
         UserError: Minari is not installed, or the dataset is damaged.
@@ -141,11 +137,8 @@ def environment(path: Path) -> Environment | None:
     spec = getattr(dataset, "_eval_env_spec", None) or dataset.env_spec  # what recover_environment(eval_env=True) reads
     if spec is None:
         return None
-    kwargs = dict(spec.kwargs)
-    if spec.max_episode_steps is not None:
-        kwargs["max_episode_steps"] = spec.max_episode_steps
     module = str(spec.entry_point).split(".")[0].split(":")[0]
-    return Environment(spec.id, kwargs, "" if spec.id in gymnasium.registry else module)
+    return Environment(spec.id, {"spec": spec}, "" if spec.id in gymnasium.registry else module)
 
 
 def _load(path: Path) -> Any:

@@ -1,0 +1,393 @@
+"""Environments as their users see them: spaces, what is played, generators, and what is not as Gymnasium asks."""
+
+import functools
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+import own_envs
+import pytest
+from gymnasium import spaces
+
+from flowrl import envs, workers
+from flowrl.data import sources
+from flowrl.episodes import LARGEST, EnvironmentFailed, NotFinite, SeededEpisodes
+from flowrl.errors import UserError
+from flowrl.spaces import vector
+from flowrl.workers import Episode, Finished
+
+MATRIX = spaces.Box(-1, 1, (2, 2), np.float32)
+
+
+def own(env: gymnasium.Env, steps: int = 4) -> SeededEpisodes:
+    return SeededEpisodes(gymnasium.wrappers.TimeLimit(env, steps), "Own-v0")
+
+
+def begun(env: gymnasium.Env) -> SeededEpisodes:
+    made = own(env)
+    made.reset(seed=0)
+    return made
+
+
+# ---------------------------------------------------------------------------------------------------- observations
+
+
+@pytest.mark.parametrize(
+    ("space", "observation", "expected"),
+    [
+        (spaces.Box(0, 1, (), np.float32), 0.5, [0.5]),
+        (spaces.Box(-9, 9, (2,), np.int64), np.array([3, 4]), [3, 4]),
+        (MATRIX, np.array([[1, 2], [3, 4]], np.float32), [1, 2, 3, 4]),
+        (spaces.Discrete(3, start=5), 6, [0, 1, 0]),
+        (spaces.MultiDiscrete([2, 3]), np.array([1, 0]), [0, 1, 1, 0, 0]),
+        (spaces.MultiBinary(3), np.array([1, 0, 1], np.int8), [1, 0, 1]),
+        (spaces.Tuple((spaces.Discrete(2), MATRIX)), (1, np.eye(2, dtype=np.float32)), [0, 1, 1, 0, 0, 1]),
+        (
+            spaces.Dict(z=spaces.Box(0, 1, ()), a=spaces.Dict(b=spaces.Discrete(2), c=MATRIX)),
+            {"z": np.float32(0.25), "a": {"b": 0, "c": np.zeros((2, 2), np.float32)}, "more": "text"},
+            [1, 0, 0, 0, 0, 0, 0.25],
+        ),
+        (
+            spaces.Dict(
+                observation=own_envs.NUMBERS, achieved_goal=own_envs.UNIT, desired_goal=spaces.Box(-1, 1, (1,))
+            ),
+            {"observation": np.array([1, 2]), "achieved_goal": np.array([3]), "desired_goal": np.array([4])},
+            [1, 2, 4],
+        ),
+    ],
+)
+def test_observations_become_vectors(space: Any, observation: Any, expected: list[float]) -> None:
+    found = vector(space, observation)
+    np.testing.assert_array_equal(found, expected)
+    made = own(own_envs.Sampling(space))
+    assert made.observation_space.shape == found.shape == made.reset(seed=0)[0].shape
+    assert made.step([0.0])[0].shape == found.shape
+
+
+def test_batches_of_observations_keep_their_leading_axes() -> None:
+    space = spaces.Dict(b=spaces.Discrete(2), a=MATRIX, c=spaces.Box(0, 1, ()))
+    batch = {"a": np.arange(12).reshape(3, 2, 2), "b": np.array([0, 1, 0]), "c": np.array([7, 8, 9])}
+    expected = [[0, 1, 2, 3, 1, 0, 7], [4, 5, 6, 7, 0, 1, 8], [8, 9, 10, 11, 1, 0, 9]]
+    np.testing.assert_array_equal(vector(space, batch), expected)
+    assert vector(MATRIX, np.zeros((0, 2, 2))).shape == (0, 4)
+
+
+@pytest.mark.parametrize(
+    ("space", "message"),
+    [
+        (spaces.Box(0, 255, (8, 8, 3), np.uint8), "pixels are not supported"),
+        (spaces.Box(0, 255, (8, 8), np.uint8), "pixels are not supported"),
+        (spaces.Dict(view=spaces.Box(0, 1, (8, 8, 3)), at=own_envs.NUMBERS), r"with \['view'\] of Box.*pixels"),
+        (spaces.Dict(word=spaces.Text(5), at=own_envs.NUMBERS), r"with \['word'\] of Text.*vector of numbers"),
+        (spaces.Tuple((own_envs.NUMBERS, spaces.Sequence(spaces.Discrete(2)))), r"with \[1\] of Sequence"),
+        (spaces.Discrete(10**9), "1,000,000,000 numbers"),
+        (spaces.Dict(), "0 numbers"),
+    ],
+)
+def test_other_observations_are_refused_by_name(space: Any, message: str) -> None:
+    with pytest.raises(UserError, match=f"Own-v0 has observations {re.escape(str(space)[:5])}.*{message}") as caught:
+        own(own_envs.Sampling(space))
+    assert "\n" not in str(caught.value)
+
+
+# --------------------------------------------------------------------------------------------------------- actions
+
+
+@pytest.mark.parametrize(
+    ("space", "message"),
+    [
+        (spaces.Box(0, 10, (1,), np.int64), "a Box of fractions"),
+        (spaces.Discrete(3), "a Box of fractions"),
+        (spaces.Dict(a=own_envs.UNIT), "a Box of fractions"),
+        (spaces.Box(np.float32([-2, 0.5]), np.float32([2, 0.5])), "number 1 has the bounds 0.5 and 0.5"),
+        (spaces.Box(np.float32([[-2], [-np.inf]]), np.float32([[2], [1]])), "number 1 has no finite bounds"),
+        (spaces.Box(-3e38, 3e38, (2,), np.float32), "number 0 has no finite bounds"),
+        (spaces.Box(0, 1e-44, (1,), np.float32), "number 0 has the bounds 0.0 and"),
+        (spaces.Box(0, 1, (0,), np.float32), "at least one number"),
+    ],
+)
+def test_actions_that_cannot_be_played_are_refused_by_name(space: Any, message: str) -> None:
+    with pytest.raises(UserError, match=f"Own-v0 has actions .*{message}"):
+        own(own_envs.Own(action_space=space))
+
+
+@pytest.mark.parametrize(
+    "space",
+    [
+        spaces.Box(-1, 1, (2,), np.float32),
+        spaces.Box(-1, 1, (), np.float32),
+        spaces.Box(-2, 2, (3,), np.float64),
+        spaces.Box(-0.1, 0.3, (2, 3), np.float32),
+        spaces.Box(-0.1, 0.3, (2,), np.float64),
+        spaces.Box(np.float32([0.1, 1e-3, -7.3]), np.float32([0.7, 1e6, 1e-6])),
+        spaces.Box(0.1, 0.7, (1,), np.float16),
+    ],
+)
+def test_what_is_played_lies_inside_the_bounds_to_the_last_bit(space: Any) -> None:
+    env = own_envs.Own(action_space=space)
+    made, size = begun(env), int(np.prod(space.shape))
+    assert made.action_space == spaces.Box(-1, 1, (size,), np.float32)
+    for value in (-1.0, 1.0, 0.0, np.nextafter(np.float32(1), np.float32(2)), -1.5, 0.3):
+        made.reset(seed=0)
+        made.step(np.full(size, value, np.float32))
+        played = env.played[-1]
+        assert space.contains(played)
+        if abs(value) >= 1:
+            np.testing.assert_array_equal(played, space.high if value > 0 else space.low)
+    made.reset(seed=0)
+    made.step(np.zeros(size, np.float32))
+    middle = (space.low.astype(float) + space.high) / 2
+    np.testing.assert_allclose(env.played[-1], middle, rtol=1e-3 if space.dtype == np.float16 else 1e-6)
+
+
+def test_a_matrix_of_actions_is_filled_row_by_row() -> None:
+    env = own_envs.Own(action_space=spaces.Box(0, np.float32([[2, 4], [6, 8]]), dtype=np.float32))
+    begun(env).step(np.array([-1, 0, 0.5, 1]))
+    np.testing.assert_array_equal(env.played[-1], [[0, 2], [4.5, 8]])
+
+
+def test_bounds_are_those_that_users_see(tmp_path: Path) -> None:
+    """Below its wrapper the environment has twice the bounds; data in a user's file are in those seen from outside."""
+    env = own_envs.Own(action_space=spaces.Box(-2, 2, (1,), np.float32))
+    seen = gymnasium.wrappers.RescaleAction(env, np.float32(-0.5), np.float32(0.5))
+    gymnasium.register("own/Halved-v0", entry_point=lambda: seen, max_episode_steps=4)
+    name = envs.parse("own/Halved-v0")
+    sizes = envs.sizes(name)
+    assert (sizes.action_low, sizes.action_high) == ((-0.5,), (0.5,))
+    rows = np.linspace(-0.5, 0.5, 6)[:, None]
+    fields = {"observations": np.random.default_rng(0).normal(size=(6, 2)), "actions": rows, "rewards": np.zeros(6)}
+    fields |= {"next_observations": fields["observations"], "terminals": np.zeros(6)}
+    np.savez(tmp_path / "own.npz", **fields)
+    source = sources.locate(name, str(tmp_path / "own.npz"))
+    read = sources.read(source, name, action_low=sizes.action_low, action_high=sizes.action_high)
+    policy = read["actions"][~read["terminals"]]
+    made = envs.factory(name)()
+    for action, given in zip(policy, rows, strict=True):
+        made.reset(seed=0)
+        made.step(action)
+        np.testing.assert_allclose(env.played[-1], 4 * given, atol=1e-4)  # as an action of the file is played
+
+
+# ------------------------------------------------------------------------------------------------------ generators
+
+
+def test_both_global_generators_are_an_episodes_own() -> None:
+    def episode(env: SeededEpisodes, other: SeededEpisodes | None) -> list[np.ndarray]:
+        rows = [env.reset(seed=5)[0]]
+        for _ in range(3):
+            if other is not None:
+                other.step([0.0])
+            rows.append(env.step([0.0])[0])
+        return rows
+
+    env, other = own(own_envs.Dice()), own(own_envs.Dice(), 100)
+    other.reset(seed=6)
+    alone = episode(env, None)
+    np.testing.assert_array_equal(alone, episode(env, other))
+    assert len(np.unique(alone)) == 8
+    assert not np.array_equal(alone[0], env.reset(seed=6)[0])
+
+
+def test_spaces_that_an_environment_samples_from_are_seeded() -> None:
+    one, two = (own(own_envs.Sampling(spaces.Dict(a=MATRIX))).reset(seed=3)[0] for _ in range(2))
+    np.testing.assert_array_equal(one, two)
+
+
+# -------------------------------------------------------------------------------------------- numbers and success
+
+
+def share_of(env: str, episodes: int = 6, **kwargs: Any) -> list[Finished]:
+    """Plays episodes as a worker does, in this process."""
+    share = workers._Share(functools.partial(envs.make, f"own/{env}-v0", **kwargs), 1)
+    found = [*share.start([[Episode(0, seed) for seed in range(episodes)]]).finished]
+    while len(found) < episodes:
+        found += share.step(np.zeros((1, 1), np.float32)).finished
+    return found
+
+
+@pytest.mark.parametrize("name", ["success", "is_success"])
+def test_success_counts_at_any_step(name: str) -> None:
+    assert [event.success for event in share_of("Passing", name=name)] == [1.0] * 6
+    assert {event.success for event in share_of("Passing", 12, name=name, share=0.5)} == {0.0, 1.0}
+    told = [event.success for event in share_of("Passing", 12, name=name, share=0.5, silent=True)]
+    assert 1.0 in told
+    assert np.isnan(told).any()
+    assert np.isnan([event.success for event in share_of("Own")]).all()
+
+
+def test_arrays_of_one_element_are_numbers_and_flags() -> None:
+    assert {(event.total_reward, event.length) for event in share_of("Columns")} == {(3.0, 2)}
+
+
+@pytest.mark.parametrize(
+    ("where", "what"),
+    [("reward", "the reward"), ("observation", "number 1 of the observation"), ("success", "'success' in the info")],
+)
+def test_numbers_that_are_not_finite_break_off_their_episode_alone(where: str, what: str) -> None:
+    broken, whole = [], []
+    for event in share_of("Broken", 12, where=where):
+        (broken if event.problem else whole).append(event)
+    assert broken
+    assert whole
+    assert {event.problem for event in broken} == {f"own/Broken-v0: {what} is nan, not a finite number, in step 3"}
+    assert {event.length for event in broken} == {3}
+    assert np.isnan([(event.success, event.total_reward) for event in broken]).all()
+    assert {(event.length, event.total_reward) for event in whole} == {(4, 4.0)}
+
+
+def test_an_observation_that_is_not_finite_at_the_reset_is_no_episode() -> None:
+    class Nothing(own_envs.Own):
+        def shown(self) -> Any:
+            return np.array([np.inf, 0])
+
+    share = workers._Share(lambda: own(Nothing()), 1)
+    view = share.start([[Episode(0, 1), Episode(0, 2)]])
+    assert [event.problem[-12:] for event in view.finished] == ["at the reset"] * 2
+    assert view.observations.shape == (1, 2)
+
+
+@pytest.mark.parametrize("paid", [1e31, -np.inf, np.array([np.nan])])
+def test_rewards_that_float32_cannot_sum_are_named(paid: Any) -> None:
+    class Paying(own_envs.Own):
+        def paid(self) -> Any:
+            return paid
+
+    with pytest.raises(NotFinite, match=r"the reward is .* in step 1"):
+        begun(Paying()).step([0.0])
+    assert 0 < LARGEST < 1e31
+
+
+def test_float64_observations_that_leave_float32_are_named() -> None:
+    class Large(own_envs.Own):
+        def shown(self) -> Any:
+            return np.array([0.0, 1e20 if self.steps < 2 else 1e39])
+
+    made = begun(Large())
+    made.step([0.0])
+    with pytest.raises(NotFinite, match=r"number 1 of the observation is 1e\+39.* in step 2"):
+        made.step([0.0])
+
+
+@pytest.mark.parametrize("value", [0.7, "yes", np.ones(3), {}])
+def test_success_that_is_neither_true_nor_false_is_refused(value: Any) -> None:
+    class Vague(own_envs.Own):
+        def told(self) -> dict[str, Any]:
+            return {"success": value}
+
+    with pytest.raises(EnvironmentFailed, match="success"):
+        begun(Vague()).step([0.0])
+
+
+# -------------------------------------------------------------------------------------------------- user's mistakes
+
+
+def line_of(text: str) -> str:
+    lines = Path(own_envs.__file__).read_text().splitlines()
+    return f"own_envs.py:{next(i for i, line in enumerate(lines, 1) if text in line)}"
+
+
+@pytest.mark.parametrize(
+    ("env", "message", "line"),
+    [
+        ("Raising", "failed in step 3: KeyError: 'a mistake", 'raise KeyError("a mistake'),
+        ("Unmade", "cannot be made here (ValueError: no such map", 'raise ValueError("no such map'),
+        ("OtherShape", "an observation is float32 of shape (3,), not of Box(-inf, inf, (2,)", ""),
+        ("FourValues", "not enough values to unpack", ""),
+        ("NoInfo", "its reset returned ndarray", ""),
+        ("NoSeed", "unexpected keyword argument", ""),
+    ],
+)
+def test_a_users_mistake_is_one_line_with_the_place(env: str, message: str, line: str) -> None:
+    with pytest.raises(UserError, match=re.escape(message)) as caught:
+        share_of(env)
+    text = str(caught.value)
+    assert f"own/{env}-v0" in text
+    assert line_of(line) in text if line else re.search(r"own_envs\.py:\d+\)", text)
+    assert "\n" not in text
+    assert ("Gymnasium's form is reset(*, seed" in text) == (env in ("FourValues", "NoInfo", "NoSeed"))
+
+
+def test_mistakes_show_before_the_training() -> None:
+    for env in ("FourValues", "NoInfo", "NoSeed"):
+        with pytest.raises(UserError, match="Gymnasium's form"):
+            envs.sizes(envs.parse(f"own/{env}-v0"))
+
+
+def test_an_environment_without_a_limit_is_refused_with_the_remedy() -> None:
+    name = envs.parse("own/Endless-v0")
+    with pytest.raises(UserError, match=r"own/Endless-v0 has no limit of steps.*--max_episode_steps=N"):
+        envs.sizes(name)
+    made = envs.factory(envs.limited(name, 3))()
+    made.reset(seed=0)
+    assert [made.step([0.0])[3] for _ in range(3)] == [False, False, True]
+    inside = gymnasium.wrappers.TransformReward(gymnasium.wrappers.TimeLimit(own_envs.Own(), 5), abs)
+    gymnasium.register("own/Inside-v0", entry_point=lambda: inside)
+    assert envs.make("own/Inside-v0").reset(seed=0)
+
+
+# ----------------------------------------------------------------------------------------------------------- names
+
+
+@pytest.fixture
+def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """A module in the current folder, which is not on Python's path, that registers environments."""
+    (tmp_path / "own_maze.py").write_text(
+        "import gymnasium\n"
+        "from gymnasium.envs.classic_control.pendulum import PendulumEnv\n"
+        "class Maze(PendulumEnv):\n    pass\n"
+        "gymnasium.register('Maze-v0', entry_point=Maze, max_episode_steps=5)\n"
+        "gymnasium.register('mazes/Maze-v1', entry_point='own_maze:Maze', max_episode_steps=5)\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.setattr(gymnasium.envs.registration, "registry", {**gymnasium.registry})
+    monkeypatch.setattr(gymnasium, "registry", gymnasium.envs.registration.registry)
+    monkeypatch.delitem(sys.modules, "own_maze", raising=False)
+    yield "own_maze"
+    sys.modules.pop("own_maze", None)
+
+
+def test_a_module_of_ones_own_registers_its_environments(module: str) -> None:
+    for name in ("own_maze:Maze-v0", "own_maze:mazes/Maze-v1", "mazes/Maze-v1"):
+        assert envs.sizes(envs.parse(name)).observation_dim == 3
+    pool = workers.EnvPool(envs.factory(envs.parse("own_maze:Maze-v0")), 1, 1)  # whose process knows nothing of it
+    try:
+        assert pool.start([[Episode(0, 1)]]).observations.shape == (1, 3)
+    finally:
+        pool.close()
+    with pytest.raises(UserError, match="importing own_maze registers no 'Mazes-v0'; did you mean Maze-v0"):
+        envs.parse("own_maze:Mazes-v0")
+
+
+def test_names_that_nothing_registers_come_with_the_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(
+        UserError, match=r"did you mean Pendulum-v1\?; one of your own is named module:Name-v0.*data.md"
+    ):
+        envs.parse("Pendulun-v1")
+    with pytest.raises(UserError, match=r"cannot import 'no_such_module'.*PYTHONPATH"):
+        envs.parse("no_such_module:Own-v0")
+    with pytest.raises(UserError, match="cannot import ''"):
+        envs.parse(":Own-v0")
+    (tmp_path / "own_mistake.py").write_text("\n\nnone = missing\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(UserError, match=r"importing own_mistake failed: NameError: .*own_mistake\.py:3"):
+        envs.parse("own_mistake:Own-v0")
+
+
+def test_mujocos_warnings_leave_no_file_and_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    made = envs.make("Hopper-v5")
+    assert sys.modules["mujoco"].get_mju_user_warning() is not None
+    made.reset(seed=0)
+    data = made.unwrapped.data  # type: ignore[attr-defined]
+    for _ in range(2):
+        data.qvel[:] = 1e30  # MuJoCo begins such a simulation anew, and warns
+        made.step(np.zeros(3))
+    assert capsys.readouterr().err.count("warning: MuJoCo: Nan, Inf or huge value in QVEL") == 1
+    assert not [*tmp_path.iterdir()]
