@@ -84,6 +84,7 @@ METRICS, EVALUATIONS, TIMES = LOGS
     [
         (METRICS, edit(lambda lines: lines.__setitem__(2, lines[2][:20])), "metrics.jsonl, line 3: it is damaged"),
         (METRICS, edit(lambda lines: lines.append("garbage")), "line 9: it is damaged"),
+        (METRICS, lambda path: path.write_text(f"{path.read_text()}garbage"), "line 9: it is damaged"),
         (METRICS, edit(lambda lines: lines.insert(3, "")), "line 4: it is damaged"),
         (METRICS, edit(lambda lines: lines.insert(3, "[1]")), r"line 4: all of it is \[1\], not an object"),
         (METRICS, lambda path: path.write_bytes(b"\x80\x00\xff"), "line 1: it is damaged"),
