@@ -1,6 +1,7 @@
 """Checkpoints of whole runs with orbax: all or nothing, and exact."""
 
 import contextlib
+import errno
 import logging
 import sys
 from collections.abc import Callable, Iterator
@@ -16,24 +17,26 @@ from flowrl.files import require_space
 
 
 @contextlib.contextmanager
-def _ignoring_unfinished_reads() -> Iterator[None]:
-    """Silences orbax's reads that are still under way when a restore fails.
+def _ignoring_unfinished() -> Iterator[None]:
+    """Silences orbax's reads and writes that are still under way when one of them fails.
 
     Each one, whenever it ends, finds its event loop closed or its error unheard and says so on stderr; the failure
-    itself was raised. So the silence begins before the restore and, after a failure, lasts.
+    itself was raised. So the silence begins before and, after a failure, lasts.
     """
-    previous, log = sys.unraisablehook, logging.getLogger("asyncio")
-    level = log.level
+    previous, logs = sys.unraisablehook, [logging.getLogger(name) for name in ("asyncio", "absl")]
+    levels = [log.level for log in logs]
 
     def hook(unraisable: Any) -> None:
         if str(unraisable.exc_value) != "Event loop is closed":
             previous(unraisable)
 
     sys.unraisablehook = hook
-    log.setLevel(logging.CRITICAL)
+    for log in logs:
+        log.setLevel(logging.CRITICAL)
     yield
     sys.unraisablehook = previous
-    log.setLevel(level)
+    for log, level in zip(logs, levels, strict=True):
+        log.setLevel(level)
 
 
 class Checkpoints:
@@ -62,18 +65,19 @@ class Checkpoints:
         require_space(self.folder, sum(leaf.nbytes for leaf in jax.tree.leaves(arrays)))
         parts = ocp.args.Composite(arrays=ocp.args.StandardSave(arrays), facts=ocp.args.JsonSave(facts))
         try:
-            if step in self._manager.all_steps():
-                self._manager.delete(step)
-            self._manager.save(step, args=parts, force=True)
-            self._manager.wait_until_finished()
+            with _ignoring_unfinished():
+                if step in self._manager.all_steps():
+                    self._manager.delete(step)
+                self._manager.save(step, args=parts, force=True)
+                self._manager.wait_until_finished()
         except Exception as error:
-            text = str(error)
-            if "No space" in text or "RESOURCE_EXHAUSTED" in text or getattr(error, "errno", None) == 28:
-                whole = f"the one at step {self.latest()} is whole; " if self.latest() is not None else ""
-                raise UserError(
-                    f"no disk space for a checkpoint in {self.folder}; {whole}free space and continue with --resume"
-                ) from error
-            raise
+            if (found := _unwritten(error)) is None:
+                raise
+            reason, remedy = found
+            whole = f"the one at step {self.latest()} is whole; " if self.latest() is not None else ""
+            raise UserError(
+                f"cannot write a checkpoint in {self.folder}: {reason}; {whole}{remedy} and continue with --resume"
+            ) from error
 
     def facts(self) -> dict[str, Any]:
         """Returns the facts saved with the newest checkpoint.
@@ -137,7 +141,7 @@ class Checkpoints:
 
     def _attempt(self, step: int | None, read: Callable[[], Any]) -> Any:
         try:
-            with _ignoring_unfinished_reads():
+            with _ignoring_unfinished():
                 return read()
         except (ValueError, KeyError, TypeError, OSError) as error:
             reason = str(error).strip() or type(error).__name__
@@ -152,6 +156,18 @@ class Checkpoints:
     def close(self) -> None:
         """Releases the manager's threads."""
         self._manager.close()
+
+
+def _unwritten(error: Exception) -> tuple[str, str] | None:
+    """Says why files cannot be written, and what helps; None of any other error."""
+    text, number = " ".join(str(error).split()), getattr(error, "errno", None)
+    if "No space" in text or "RESOURCE_EXHAUSTED" in text or number in (errno.ENOSPC, errno.EDQUOT):
+        return "no disk space", "free space"
+    if "File too large" in text or number == errno.EFBIG:
+        return "files may not grow so large here", "raise ulimit -f"
+    if "PERMISSION_DENIED" in text or isinstance(error, OSError):
+        return text[-200:], "make the folder writable"
+    return None
 
 
 def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
