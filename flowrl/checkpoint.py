@@ -1,6 +1,7 @@
 """Checkpoints of whole runs with orbax: all or nothing, and exact."""
 
 import contextlib
+import errno
 import inspect
 import logging
 import os
@@ -23,21 +24,23 @@ from flowrl.files import require_space
 def _quiet() -> Iterator[None]:
     """Silences what orbax says beside the error that it raises.
 
-    Its reads that are still under way when one fails find, whenever they end, their event loop closed or their error
-    unheard, and say so on stderr. So the silence begins before and, after a failure, lasts.
+    Its reads and writes that are still under way when one fails find, whenever they end, their event loop closed or
+    their error unheard, and say so on stderr. So the silence begins before and, after a failure, lasts.
     """
-    previous, log = sys.unraisablehook, logging.getLogger("asyncio")
-    level = log.level
+    previous, logs = sys.unraisablehook, [logging.getLogger(name) for name in ("asyncio", "absl")]
+    levels = [log.level for log in logs]
 
     def hook(unraisable: Any) -> None:
         if not inspect.iscoroutine(unraisable.object) and str(unraisable.exc_value) != "Event loop is closed":
             previous(unraisable)
 
     sys.unraisablehook = hook
-    log.setLevel(logging.CRITICAL)
+    for log in logs:
+        log.setLevel(logging.CRITICAL)
     yield
     sys.unraisablehook = previous
-    log.setLevel(level)
+    for log, level in zip(logs, levels, strict=True):
+        log.setLevel(level)
 
 
 class Checkpoints:
@@ -98,13 +101,13 @@ class Checkpoints:
                 self._manager.save(step, args=parts, force=True)
                 self._manager.wait_until_finished()
         except Exception as error:
-            text = str(error)
-            if "No space" in text or "RESOURCE_EXHAUSTED" in text or getattr(error, "errno", None) == 28:
-                whole = f"the one at step {self.latest()} is whole; " if self.latest() is not None else ""
-                raise UserError(
-                    f"no disk space for a checkpoint in {self.folder}; {whole}free space and continue with --resume"
-                ) from error
-            raise
+            if (found := _unwritten(error)) is None:
+                raise
+            reason, remedy = found
+            whole = f"the one at step {self.latest()} is whole; " if self.latest() is not None else ""
+            raise UserError(
+                f"cannot write a checkpoint in {self.folder}: {reason}; {whole}{remedy} and continue with --resume"
+            ) from error
 
     @contextlib.contextmanager
     def _without(self, step: int) -> Iterator[None]:
@@ -228,6 +231,18 @@ class Checkpoints:
     def close(self) -> None:
         """Releases the manager's threads."""
         self._manager.close()
+
+
+def _unwritten(error: Exception) -> tuple[str, str] | None:
+    """Says why files cannot be written, and what helps; None of any other error."""
+    text, number = " ".join(str(error).split()), getattr(error, "errno", None)
+    if "No space" in text or "RESOURCE_EXHAUSTED" in text or number in (errno.ENOSPC, errno.EDQUOT):
+        return "no disk space", "free space"
+    if "File too large" in text or number == errno.EFBIG:
+        return "files may not grow so large here", "raise ulimit -f"
+    if "PERMISSION_DENIED" in text or isinstance(error, OSError):
+        return text[-200:], "make the folder writable"
+    return None
 
 
 def shapes_of(tree: Any) -> dict[str, tuple[int, ...]]:

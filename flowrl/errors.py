@@ -3,6 +3,7 @@
 import difflib
 import errno
 import os
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -54,7 +55,10 @@ def remedy(error: OSError, flag: str = "") -> str:
         errno.EEXIST: f"a file stands where a folder is to be; give another place{by}",
         errno.ENAMETOOLONG: f"give a shorter name{by}",
         errno.EMFILE: "too many files are open; raise ulimit -n",
-    }.get(error.errno or 0, f"give a place that you may write to{by}")
+    }.get(
+        error.errno or 0,
+        f"give a place that you may write to{by or ', with --run_dir, --out, or FLOWRL_DATA for data'}",
+    )
     return f"{error.strerror or error}; {advice}"
 
 
@@ -62,15 +66,13 @@ def explained(error: BaseException) -> str | None:
     """Returns one line about a failure of the machine that nobody foresaw, with its remedy; None of any other."""
     text = " ".join(str(error).split())
     if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in text or "bad_alloc" in text:
-        return "there is not enough memory; give smaller networks, batches or buffers, or fewer runs and --workers"
+        return "there is not enough memory; give smaller networks, batches or buffers, or fewer runs or --workers"
     if "can't start new thread" in text or (isinstance(error, OSError) and error.errno == errno.EAGAIN):
         return "no more threads or processes can be started; raise ulimit -u and ulimit -v, or give fewer --workers"
-    if platforms := os.environ.get("JAX_PLATFORMS"):
-        import traceback
-
-        # JAX answers with a RuntimeError, or where there is no device at all with a bare AssertionError.
-        places = [frame.name for frame in traceback.extract_tb(error.__traceback__)]
-        if isinstance(error, (RuntimeError, AssertionError)) and "backends" in places:
+    if (platforms := os.environ.get("JAX_PLATFORMS")) and isinstance(error, (RuntimeError, AssertionError)):
+        try:
+            sys.modules["jax"].devices()
+        except (KeyError, RuntimeError, AssertionError):  # with or without a word
             return f"JAX finds no device for JAX_PLATFORMS={platforms}; unset it, or set cpu"
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EMFILE):
         return f"cannot write{f' {error.filename}' if error.filename else ''}: {remedy(error)}"

@@ -5,11 +5,14 @@ drawn anew every 100 steps; the reward is the distance moved along it, for the h
 stands. The ant with a ball is rewarded for coming nearer to the ball, and the ball to its goal.
 """
 
+import os
+import sys
 from typing import Any
 
 import gymnasium
 
 from flowrl.envs import LOCOMOTION
+from flowrl.errors import UserError
 
 
 def ant(resample_interval: int = 100, **kwargs: Any) -> gymnasium.Env:
@@ -44,8 +47,16 @@ def antball(steps: int = 200, **kwargs: Any) -> gymnasium.Env:
     """
     from ogbench.online_locomotion.ant_ball import AntBallEnv
 
-    made = gymnasium.wrappers.TimeLimit(AntBallEnv(render_mode="rgb_array", **kwargs), steps)
-    return EndsForGood(made)
+    try:
+        env = AntBallEnv(render_mode="rgb_array", **kwargs)
+    except Exception as error:  # of any kind, from as many libraries as there are platforms
+        sys.unraisablehook = lambda _: None  # its half-made camera complains as it goes
+        reason = " ".join(str(error).split())
+        raise UserError(
+            f"antball draws a picture when it is made, and OpenGL cannot be used here with MUJOCO_GL="
+            f"{os.environ.get('MUJOCO_GL', '')} ({reason}); set it to egl or osmesa, and install that library"
+        ) from error
+    return EndsForGood(gymnasium.wrappers.TimeLimit(env, steps))
 
 
 for _name, _maker in zip(LOCOMOTION, ("ant", "humanoid", "antball"), strict=True):
