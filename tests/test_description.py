@@ -137,10 +137,11 @@ def test_the_banner_says_what_was_read(tmp_path: Path, capsys: pytest.CaptureFix
     states: Any = SimpleNamespace(params={"actor": np.zeros((1, 7))})
     print_banner(made, source, states, 1, parts.facts, parts.doubts)
     said = capsys.readouterr().out
+    low, high = observations.min(), observations.max()
     expected = f"""\
         data  file {path}
               120 rows: 114 transitions in 6 episodes of 19 steps each
-              observations of 2 numbers in [{observations.min():.4g}, {observations.max():.4g}]; actions of 2 in [-0.99"""
+              observations of 2 numbers in [{low:.4g}, {high:.4g}]; actions of 2 in [-0.99"""
     assert expected in said
     assert "              not read: qpos, qvel\n" in said
     assert "        note  observations never change in column 1\n" in said

@@ -62,13 +62,12 @@ def _cache(kind: str) -> Path:
     Raises:
         UserError: It cannot be.
     """
-    folder = cache_root() / kind
     try:
-        files.make_folder(folder)
+        files.make_folder(cache_root())
     except UserError as error:
-        problem = f"datasets cannot be kept in {folder}: {error.__cause__}"
+        problem = f"datasets cannot be kept in {cache_root()}: {error.__cause__}"
         raise UserError(f"{problem}; set FLOWRL_DATA to a folder that can be written to") from error
-    return folder
+    return cache_root() / kind
 
 
 def locate(env: envs.EnvName, data: str, *, workers: int | None = None) -> Source:
