@@ -24,6 +24,8 @@ from flowrl.settings import command
 from flowrl.stats import mean_interval
 
 MAIN = Path(__file__).with_name("main.py")
+RELU = "--agent.activation=relu"
+"""What exported policies are read with; OGBench's has GELU."""
 # For the ant half of OGBench's updates, with three times its step size; for the others OGBench's settings.
 DEFAULTS = {"ant": ("--updates_per_step=0.5", "--agent.learning_rate=3e-4")}
 STEPS = 1000
@@ -144,7 +146,7 @@ def draw(paths: Sequence[np.ndarray], path: Path) -> None:
 
 def main(arguments: Sequence[str]) -> int:
     """Runs the program and returns its exit status."""
-    split = programs.own_and_other(Settings, arguments, __doc__ or "", fixed=("agent", "env"))
+    split = programs.own_and_other(Settings, arguments, __doc__ or "", fixed=("agent", "env", "agent.activation"))
     if split is None:
         return 0
     settings, passed_on = split
@@ -154,7 +156,7 @@ def main(arguments: Sequence[str]) -> int:
         raise UserError(f"--episodes={settings.episodes} is too small; the least is 1")
     folder, out = Path(settings.run_dir or f"runs/expert-{settings.body}"), Path(settings.out)
     task, defaults = experts.BODIES[settings.body], DEFAULTS.get(settings.body, ())
-    programs.train(MAIN, folder, ["--agent=sac", f"--env={task}", *defaults, *passed_on])
+    programs.train(MAIN, folder, ["--agent=sac", f"--env={task}", RELU, *defaults, *passed_on])
     path = export(settings.body, folder, out)
     config = loggers.read_json(folder / "config.json")
     policy = experts.read(path)

@@ -75,7 +75,8 @@ def choose(returns: np.ndarray) -> list[int]:
 
 def main(arguments: Sequence[str]) -> int:
     """Runs the program and returns its exit status."""
-    split = programs.own_and_other(Settings, arguments, __doc__ or "", fixed=("agent", "env", "keep_checkpoints"))
+    fixed = ("agent", "env", "keep_checkpoints", "agent.activation")  # policies are read with ReLU, SAC's default
+    split = programs.own_and_other(Settings, arguments, __doc__ or "", fixed=fixed)
     if split is None:
         return 0
     settings, passed_on = split

@@ -184,7 +184,8 @@ def plan(given: dict[str, Any], agent_given: dict[str, Any], grid: Sequence[Tria
     require_names(given)
     module, env = agents.load(given["agent"]), envs.parse(given["env"])
     _check_goals(given["agent"], module, env)
-    preset = presets.lookup(given.get("preset", "paper"), given["agent"], env.name)
+    online = bool(given.get("online_steps"))
+    preset = presets.lookup(given.get("preset", "paper"), given["agent"], env.name, online=online)
     settings = _with_data_or_without(Settings(**(preset.run | given)), env, given)
     fields = {field.name for field in dataclasses.fields(module.Config)}
     preset_fields = {name: value for name, value in preset.agent.items() if name in fields}
@@ -375,7 +376,8 @@ def command(config: dict[str, Any]) -> str:
     A part of a sweep is named by the sweep over its values.
     """
     settings, origin = config["settings"], config["data"]["origin"]
-    preset = presets.lookup(config["preset"]["name"], settings["agent"], settings["env"])
+    online = bool(settings["online_steps"])
+    preset = presets.lookup(config["preset"]["name"], settings["agent"], settings["env"], online=online)
     usual = dataclasses.asdict(Settings()) | preset.run | {"data": None, "preset": "paper"}
     shown = settings | {"data": "FILE" if origin == "file" else origin}
     told = {name: value for name, value in shown.items() if name not in _ELSEWHERE and value != usual.get(name)}

@@ -101,21 +101,21 @@ _ONLINE: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
 }
 _ONLINE_QUICK = dict(online_steps=200_000, eval_interval=10_000)
 _LOCOMOTION = "OGBench's SAC for the experts of its maze datasets, https://arxiv.org/abs/2410.20092, the authors' code"
+_OGBENCH_SAC = dict(learning_rate=1e-4, target_entropy=-0.5, activation="gelu")
 # Those for single environments.
 _ONLINE_OF: dict[tuple[str, str], tuple[str, dict[str, Any], dict[str, Any]]] = {
     ("sac", "online-ant-xy-v0"): (
-        _LOCOMOTION, dict(learning_rate=1e-4, target_entropy=-0.5), dict(online_steps=400_000, warmup_steps=5_000)
+        _LOCOMOTION, _OGBENCH_SAC, dict(online_steps=400_000, warmup_steps=10_000)
     ),
     ("sac", "online-humanoid-xy-v0"): (
         _LOCOMOTION,
-        dict(learning_rate=1e-4, target_entropy=-0.5, critic_layer_norm=True, q_agg="mean")
-        | dict(critic_hidden_dims=(1024, 1024, 1024)),
-        dict(online_steps=40_000_000, warmup_steps=5_000, updates_per_step=0.25),
+        _OGBENCH_SAC | dict(critic_hidden_dims=(1024, 1024, 1024), critic_layer_norm=True, q_agg="mean"),
+        dict(online_steps=40_000_000, warmup_steps=10_000, updates_per_step=0.25),
     ),
     ("sac", "online-antball-ends-v0"): (
         _LOCOMOTION,
-        dict(learning_rate=1e-4, target_entropy=-0.5, critic_layer_norm=True),
-        dict(online_steps=12_000_000, warmup_steps=5_000, updates_per_step=0.25),
+        _OGBENCH_SAC | dict(critic_layer_norm=True),
+        dict(online_steps=12_000_000, warmup_steps=10_000, updates_per_step=0.25),
     ),
 }  # fmt: skip
 
@@ -148,11 +148,18 @@ def datasets(agent: str) -> frozenset[str]:
     )
 
 
-def lookup(name: str, agent: str, dataset: str) -> Preset:
+def lookup(name: str, agent: str, dataset: str, *, online: bool = False) -> Preset:
     """Returns the preset `paper`, `quick` or `none` of an agent for a dataset named without its version.
 
     The quick preset has the same networks, batches and step sizes for all agents and stands on the published one: what
     it does not set itself (subgoal steps, discount, temperatures) is the dataset's published value.
+
+    Args:
+        name: Which preset.
+        agent: The agent.
+        dataset: The dataset.
+        online: Whether the run goes on online after the data: where such runs have published settings, these hold from
+            its beginning.
 
     Raises:
         UserError: There is no such preset; the message names those there are.
@@ -166,7 +173,7 @@ def lookup(name: str, agent: str, dataset: str) -> Preset:
         raise UserError(f"unknown preset {name!r}; choose paper, quick or none")
     if agent in _ONLINE:
         return _online(name, agent, dataset)
-    published = _published(agent, dataset)
+    published = _published(agent, dataset, "offline_to_online" if online else "offline")
     if name == "paper":
         if published is None:
             raise UserError(
@@ -189,16 +196,19 @@ def _online(name: str, agent: str, env: str) -> Preset:
     return Preset("quick", f"quick: {source}; but shorter", published.agent, published.run | _ONLINE_QUICK)
 
 
-def _published(agent: str, dataset: str) -> Preset | None:
-    """Joins the rows on an agent and a dataset; the first table that has one gives the source."""
+def _published(agent: str, dataset: str, setting: str) -> Preset | None:
+    """Joins the rows on an agent and a dataset; the first table that has one gives the source.
+
+    In a table without a row for the setting, that for learning offline holds.
+    """
     found: Preset | None = None
     for table, source, run in _TABLES:
-        for row in _rows(table):
-            if (row["dataset"], row["agent"]) == (dataset, agent) and _is_offline(row):
-                settings = {field: _value(row[column]) for column, field in _COLUMNS.items() if row.get(column)}
-                of_run = {name: settings.pop(name) for name in _OF_RUN if name in settings}
-                found = found or Preset("paper", source, {}, dict(run))
-                found = found._replace(agent=found.agent | settings, run=found.run | of_run)
+        rows = [row for row in _rows(table) if (row["dataset"], row["agent"]) == (dataset, agent)]
+        for row in [row for row in rows if row.get("setting") == setting] or [*filter(_is_offline, rows)]:
+            settings = {field: _value(row[column]) for column, field in _COLUMNS.items() if row.get(column)}
+            of_run = {name: settings.pop(name) for name in _OF_RUN if name in settings}
+            found = found or Preset("paper", source, {}, dict(run))
+            found = found._replace(agent=found.agent | settings, run=found.run | of_run)
     return found
 
 
