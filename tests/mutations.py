@@ -929,7 +929,7 @@ MUTATIONS = (
         _MIRROR,
         "ranked_as_sampled",
     ),
-    Mutation(_DESCENT, "actions = jnp.clip(actions, -1.0, 1.0)\n", "", _MIRROR, "ranked_as_sampled"),
+    Mutation(_DESCENT, "actions = jnp.clip(actions, -1.0, 1.0)\n", "pass\n", _MIRROR, "ranked_as_sampled"),
     Mutation(
         _DESCENT,
         "noisy=not best)",
