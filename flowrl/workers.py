@@ -337,9 +337,11 @@ class _Share:
 
     def _view(self) -> Slots:
         # A worker started anew has nothing to show for slots that were through; what stands there is not used.
-        nothing = np.zeros(self._envs[0].observation_space.shape, np.float32), np.zeros(0, np.float32)
-        anything = next((row for row in self._rows if row is not None), nothing)
-        observations, goals = zip(*[row or anything for row in self._rows], strict=True)
+        if None in self._rows:
+            nothing = np.zeros(self._envs[0].observation_space.shape, np.float32), np.zeros(0, np.float32)
+            anything = next((row for row in self._rows if row is not None), nothing)
+            self._rows = [row or anything for row in self._rows]
+        observations, goals = zip(*self._rows, strict=True)
         return Slots(np.stack(observations), np.stack(goals), self._finished)
 
 
