@@ -220,7 +220,7 @@ def begin(build: Callable[[], Any], ignored: Sequence[signal.Signals]) -> tuple[
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
     process = context.Process(target=_work, args=(theirs, build, tuple(ignored)), daemon=True)
-    with _interrupts_held():
+    with interrupts_held():
         try:
             process.start()
         except (pickle.PicklingError, AttributeError, TypeError) as error:
@@ -233,8 +233,8 @@ def begin(build: Callable[[], Any], ignored: Sequence[signal.Signals]) -> tuple[
 
 
 @contextlib.contextmanager
-def _interrupts_held() -> Iterator[None]:
-    """Holds Ctrl-C back; a process that is started meanwhile does so until it chooses."""
+def interrupts_held() -> Iterator[None]:
+    """Holds Ctrl-C back; a process that is started meanwhile does so until it calls `leave_to_parent`."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
@@ -242,11 +242,16 @@ def _interrupts_held() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _work(connection: Connection, build: Callable[[], Any], ignored: tuple[signal.Signals, ...]) -> None:
-    """A worker's life: until its connection closes, answers each message with what comes of it, or why it ends."""
-    for number in ignored:
+def leave_to_parent(numbers: Sequence[signal.Signals]) -> None:
+    """Ignores signals in a process that was started while Ctrl-C was held back."""
+    for number in numbers:
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+
+
+def _work(connection: Connection, build: Callable[[], Any], ignored: tuple[signal.Signals, ...]) -> None:
+    """A worker's life: until its connection closes, answers each message with what comes of it, or why it ends."""
+    leave_to_parent(ignored)
     warnings.simplefilter("ignore")
     try:
         built = build()

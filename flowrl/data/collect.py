@@ -28,6 +28,7 @@ from flowrl import envs, files
 from flowrl.data import behaviours, experts
 from flowrl.errors import UserError
 from flowrl.provenance import git_commit, usable_cores, versions
+from flowrl.workers import interrupts_held, leave_to_parent
 
 _BLOCK_ROWS = 5_000  # rows per stored block: well under a second of point maze
 
@@ -119,7 +120,9 @@ def _run(parts: Path, job: Job, recipe: behaviours.Recipe, workers: int) -> None
         with tqdm(
             total=total, initial=total - missing, unit="row", unit_scale=True, desc=f"collect {job.env}", disable=None
         ) as bar:
-            for future in as_completed([pool.submit(_collect_block, parts, job, recipe, block) for block in todo]):
+            with interrupts_held():  # the first ones start processes
+                futures = [pool.submit(_collect_block, parts, job, recipe, block) for block in todo]
+            for future in as_completed(futures):
                 bar.update(future.result())
     except BrokenProcessPool as error:
         raise UserError(
@@ -132,8 +135,7 @@ def _run(parts: Path, job: Job, recipe: behaviours.Recipe, workers: int) -> None
 
 def _initialise() -> None:
     """Leaves signals to stop to the parent, and makes this process end when the parent does, however that ends."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
+    leave_to_parent((signal.SIGINT, signal.SIGTERM))
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
