@@ -1,6 +1,7 @@
 """Environment names, and the environments that they stand for, as `flowrl.episodes` presents them."""
 
 import contextlib
+import dataclasses
 import functools
 import importlib
 import importlib.util
@@ -197,7 +198,8 @@ def make(env_id: str, *, module: str = "", spec: EnvSpec | None = None, **kwargs
             if isinstance(spec.entry_point, str):
                 load_env_creator(spec.entry_point)  # before MuJoCo has anything to warn of
             tame_mujoco()
-            made = gymnasium.make(spec, disable_env_checker=True, **kwargs)
+            plain = dataclasses.replace(spec, order_enforce=False)  # flowrl resets before it steps
+            made = gymnasium.make(plain, disable_env_checker=True, **kwargs)
             tame_mujoco()
             limited, fitted = has_limit(made), SeededEpisodes(made, env_id)
         except UserError:

@@ -23,6 +23,7 @@ LARGEST = 1e30
 SUCCESS = ("success", "is_success")
 """What says in an info that the goal is reached."""
 _NOT_TOLD = float("nan")
+_MAPPINGS = (dict, Mapping)  # in this order, for the other takes long to ask
 _PLAIN = (bool, int, float, np.bool_, np.floating)
 _twin = random.Random()
 """Gives the same numbers as Python's global generator, until somebody draws from that."""
@@ -140,7 +141,7 @@ class SeededEpisodes(gymnasium.Wrapper):
         """
         self._steps += 1
         found = self._step(action)
-        if type(found) is not tuple or len(found) != 5 or not isinstance(found[4], dict | Mapping):
+        if type(found) is not tuple or len(found) != 5 or not isinstance(found[4], _MAPPINGS):
             raise self._wrong("step", f"returned {_kind(found)}; {_API}")
         observation, reward, terminated, truncated, info = found
         try:
@@ -154,7 +155,11 @@ class SeededEpisodes(gymnasium.Wrapper):
             raise self._not_finite("the reward", earned)
         if reached is not _NOT_TOLD and reached != 0.0 and reached != 1.0:
             self._refuse_success(reached, info)
-        return self._vector("step", observation), earned, over, cut, info
+        if not (self._plain and type(observation) is np.ndarray and observation.shape == self._shape) or (
+            observation.dtype.kind != "f" or not observation.dot(observation) < LARGEST
+        ):
+            observation = self._vector("step", observation)  # which looks at it closely
+        return observation, earned, over, cut, info
 
     def _step(self, action: Any) -> Any:
         """Plays an action, and once the whole episode anew, where it shows that the environment draws in steps."""
@@ -188,8 +193,7 @@ class SeededEpisodes(gymnasium.Wrapper):
         except (KeyError, TypeError, ValueError, IndexError) as error:
             text = f"lacks {error}" if isinstance(error, KeyError) else str(error)
             raise self._wrong(call, f"returned another observation than its space says: {shown(text)}") from error
-        # A sum of squares that is small is cheaper than to look at each number.
-        if row.dtype.kind == "f" and not row.dot(row) < LARGEST:
+        if row.dtype.kind == "f":
             with np.errstate(over="ignore"):
                 bad = ~np.isfinite(row.astype(np.float32))
             if bad.any():

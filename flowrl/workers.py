@@ -220,7 +220,7 @@ def begin(build: Callable[[], Any], ignored: Sequence[signal.Signals]) -> tuple[
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
     process = context.Process(target=_work, args=(theirs, build, tuple(ignored)), daemon=True)
-    with _interrupts_held():
+    with interrupts_held():
         try:
             process.start()
         except (pickle.PicklingError, AttributeError, TypeError) as error:
@@ -233,8 +233,8 @@ def begin(build: Callable[[], Any], ignored: Sequence[signal.Signals]) -> tuple[
 
 
 @contextlib.contextmanager
-def _interrupts_held() -> Iterator[None]:
-    """Holds Ctrl-C back; a process that is started meanwhile does so until it chooses."""
+def interrupts_held() -> Iterator[None]:
+    """Holds Ctrl-C back; a process that is started meanwhile does so until it calls `leave_to_parent`."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
@@ -242,11 +242,16 @@ def _interrupts_held() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _work(connection: Connection, build: Callable[[], Any], ignored: tuple[signal.Signals, ...]) -> None:
-    """A worker's life: until its connection closes, answers each message with what comes of it, or why it ends."""
-    for number in ignored:
+def leave_to_parent(numbers: Sequence[signal.Signals]) -> None:
+    """Ignores signals in a process that was started while Ctrl-C was held back."""
+    for number in numbers:
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+
+
+def _work(connection: Connection, build: Callable[[], Any], ignored: tuple[signal.Signals, ...]) -> None:
+    """A worker's life: until its connection closes, answers each message with what comes of it, or why it ends."""
+    leave_to_parent(ignored)
     warnings.simplefilter("ignore")
     try:
         built = build()
@@ -337,9 +342,11 @@ class _Share:
 
     def _view(self) -> Slots:
         # A worker started anew has nothing to show for slots that were through; what stands there is not used.
-        nothing = np.zeros(self._envs[0].observation_space.shape, np.float32), np.zeros(0, np.float32)
-        anything = next((row for row in self._rows if row is not None), nothing)
-        observations, goals = zip(*[row or anything for row in self._rows], strict=True)
+        if None in self._rows:
+            nothing = np.zeros(self._envs[0].observation_space.shape, np.float32), np.zeros(0, np.float32)
+            anything = next((row for row in self._rows if row is not None), nothing)
+            self._rows = [row or anything for row in self._rows]
+        observations, goals = zip(*self._rows, strict=True)
         return Slots(np.stack(observations), np.stack(goals), self._finished)
 
 

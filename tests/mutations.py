@@ -43,6 +43,8 @@ _STATS, _COMPARISONS = "tests/test_stats.py", "tests/test_comparisons.py"
 _SETS = "tests/test_mujoco_sets.py"
 _SWEEPS, _SWEPT, _LOOP = "flowrl/sweeps.py", "tests/test_sweep.py", "tests/test_loop.py"
 _WORKERS, _EVALUATED = "flowrl/workers.py", "tests/test_evaluate.py"
+_EPISODES, _SPACES, _ENVS = "flowrl/episodes.py", "flowrl/spaces.py", "flowrl/envs.py"
+_SEEN, _MINARI, _SUMMARY = "tests/test_episodes.py", "tests/test_minari.py", "flowrl/summary.py"
 _KILLED, _SIGNALLED = "killed_amid", "tests/test_signals.py"
 _SINKS, _COPIES, _FILMED = "flowrl/sinks.py", "tests/test_sinks.py", "tests/test_videos.py"
 _DIFFUSION = "tests/test_diffusion.py"
@@ -1125,6 +1127,103 @@ MUTATIONS = (
     Mutation(_WORKERS, "self._deaths[worker] += 1", "pass", _EVALUATED, "again_and_again"),
     Mutation(_WORKERS, "process.exitcode >= 0", "False", _EVALUATED, "by_itself"),
     Mutation("flowrl/evaluate.py", "np.where(good, values, 0)", "values", _EVALUATED, "not_finite"),
+    # environments as their users see them
+    Mutation(_EPISODES, "Actions(env.action_space,", "Actions(env.unwrapped.action_space,", _SEEN, "users_see"),
+    Mutation(_SPACES, "np.minimum(np.maximum(action, self.low), self.high)", "action", _SEEN, "last_bit"),
+    Mutation(_SPACES, "low * (1.0 - share) + high * share", "low + (high - low) * share", _SEEN, "last_bit"),
+    Mutation(_SPACES, ".astype(self._dtype)", "", _SEEN, "last_bit"),
+    Mutation(_SPACES, "played.reshape(self._shape)", "played", _SEEN, "last_bit"),
+    Mutation(_SPACES, "played.reshape(self._shape)", "played.reshape(self._shape, order='F')", _SEEN, "row_by_row"),
+    Mutation(_SPACES, " or not np.issubdtype(space.dtype, np.floating)", "", _SEEN, "cannot_be_played"),
+    Mutation(_SPACES, "    if flat.any():", "    if False:", _SEEN, "cannot_be_played"),
+    Mutation(_SPACES, "if not np.isfinite(room).all():", "if False:", _SEEN, "cannot_be_played"),
+    Mutation(_SPACES, "2 / room", "room", _SEEN, "cannot_be_played"),
+    Mutation(_SPACES, "sorted(space.spaces, key=str)", "[*space.spaces][::-1]", _SEEN, "become_vectors"),
+    Mutation(_SPACES, "array - space.start, int(space.n)", "array, int(space.n)", _SEEN, "become_vectors"),
+    Mutation(_SPACES, "if len(space.shape) > 2 or", "if len(space.shape) > 3 or", _SEEN, "refused_by_name"),
+    Mutation(_SPACES, "0 < size <= LARGEST", "0 < size", _SEEN, "refused_by_name"),
+    Mutation(_SPACES, "array.shape[: array.ndim - len(shape)]", "()", _SEEN, "leading_axes"),
+    Mutation(_EPISODES, "        random.seed(seed)\n", "", _SEEN, "generators_are"),
+    Mutation(_EPISODES, "            random.setstate(self._random)\n", "            pass\n", _SEEN, "generators_are"),
+    Mutation(
+        _EPISODES, "            for before in self._played:", "            for before in ():", _SEEN, "generators_are"
+    ),
+    Mutation(_EPISODES, "                space.seed(seed)\n", "                pass\n", _SEEN, "sample_from"),
+    Mutation(_EPISODES, '("success", "is_success")', '("success",)', _SEEN, "any_step"),
+    Mutation(_WORKERS, "if told == told and not self._successes[slot] >= told:", "if told == told:", _SEEN, "any_step"),
+    Mutation(_WORKERS, "told == told and not", "not", _SEEN, "any_step"),
+    Mutation(
+        _WORKERS, "self._finish(slot, str(error))\n                continue", "raise", _SEEN, "break_off_their_episode"
+    ),
+    Mutation(_WORKERS, "self._end(slot, str(error))\n                continue", "raise", _SEEN, "at_the_reset"),
+    Mutation(_EPISODES, "if not -LARGEST <= earned <= LARGEST:", "if earned != earned:", _SEEN, "cannot_sum"),
+    Mutation(_EPISODES, "not observation.dot(observation) < LARGEST", "False", _SEEN, "leave_float32"),
+    Mutation(_EPISODES, "np.isfinite(row.astype(np.float32))", "np.isfinite(row)", _SEEN, "leave_float32"),
+    Mutation(_EPISODES, "            self._refuse_success(reached, info)", "            pass", _SEEN, "neither_true"),
+    Mutation(_EPISODES, "if array.size != 1 or", "if", _SEEN, "neither_true"),
+    Mutation(_EPISODES, "observation.shape == self._shape)", "True)", _SEEN, "users_mistake"),
+    Mutation(_EPISODES, "        if own:\n", "        if False:\n", _SEEN, "users_mistake"),
+    Mutation(_EPISODES, "len(found) != 2 or", "len(found) > 9 or", _SEEN, "users_mistake"),
+    Mutation(_EPISODES, "code.co_filename.startswith(_OURS)", "not code", _SEEN, "users_mistake"),
+    Mutation(_EPISODES, "return bool(limits) or", "return True or", _SEEN, "without_a_limit"),
+    Mutation(_EPISODES, "return bool(limits) or bool", "return bool", _SEEN, "without_a_limit"),
+    Mutation(_EPISODES, "mujoco.set_mju_user_warning(_mujoco_warning)", "pass", _SEEN, "leave_no_file"),
+    Mutation(_ENVS, "made.step([0.0]", "len([0.0]", _SEEN, "before_the_training"),
+    Mutation(_ENVS, "            sys.path.append(os.getcwd())\n", "            pass\n", _SEEN, "ones_own"),
+    Mutation(_ENVS, "kwargs=kwargs, module=module)", "module='')", _SEEN, "ones_own"),
+    Mutation(_ENVS, "; one of your own is named module:Name-v0, after", ", after", _SEEN, "come_with_the_remedy"),
+    Mutation("flowrl/data/minari_sets.py", '{"spec": spec}', "dict(spec.kwargs)", _MINARI, "wrappers"),
+    Mutation("flowrl/data/minari_sets.py", "if known.action_low and not", "if False and not", _MINARI, "wrappers"),
+    Mutation("flowrl/data/minari_sets.py", "    spaces.require_box(space, str(path))\n", "", _MINARI, "are_refused"),
+    Mutation(_ONLINE, "actions = played = np.where", "np.where", _ACTED, "diverging_policy"),
+    Mutation(_ONLINE, "reply.slot = i", "pass", _ACTED, "named_and_not_stored and async"),
+    Mutation(
+        _WORKERS,
+        "error.slot = i\n                raise\n            self._rows",
+        "raise\n            self._rows",
+        _ACTED,
+        "named_and_not_stored and sync",
+    ),
+    Mutation(_ONLINE, "with contextlib.suppress(OSError):  # one", "if True:  # one", _ACTED, "one_line and async"),
+    Mutation(_WORKERS, "error if isinstance(error, UserError) else failed", "failed", _EVALUATED, "failing_worker"),
+    Mutation(
+        _WORKERS,
+        "            process.start()\n        except (pickle",
+        "            process.start()\n        except (",
+        _EVALUATED,
+        "cannot_be_sent",
+    ),
+    Mutation(
+        _WORKERS, "    with interrupts_held():\n", "    with contextlib.nullcontext():\n", _EVALUATED, "first_moment"
+    ),
+    Mutation(_SUMMARY, "good = np.isfinite(returns)", "good = returns > -np.inf", _EVALUATED, "gives_no_numbers"),
+    Mutation(
+        _SUMMARY,
+        "            if good.any():\n                line",
+        "            if True:\n                line",
+        _EVALUATED,
+        "any_finite",
+    ),
+    Mutation(_SUMMARY, "float(np.nan_to_num(told).mean())", "float(np.nanmean(told))", _EVALUATED, "judged_once"),
+    Mutation(_SUMMARY, "with_success(lines) if any(", "[*lines] if any(", _EVALUATED, "judged_once"),
+    Mutation("flowrl/run.py", "with_success(lines) if self.told else lines", "lines", _EVALUATED, "judged_once"),
+    Mutation("flowrl/run.py", "        self.told = any(", "        any(", _EVALUATED, "judged_once"),
+    Mutation(
+        "flowrl/run.py",
+        "        except EnvironmentFailed as error:",
+        "        except ZeroDivisionError as error:",
+        _EVALUATED,
+        "how_it_goes_on",
+    ),
+    Mutation("flowrl/curves.py", "    runs = _sweeps_alike(runs)\n", "", _EVALUATED, "parts_of_a_sweep"),
+    Mutation("flowrl/settings.py", "settings.max_episode_steps)\n", "None)\n", _EVALUATED, "belongs_to_the_run"),
+    Mutation(
+        "flowrl/evaluate.py",
+        "        done += note(view.finished)\n        while",
+        "        while",
+        _EVALUATED,
+        "from_the_start",
+    ),
     # signals
     Mutation("flowrl/signals.py", "        process.terminate()\n", "        pass\n", _SIGNALLED, "passed_on"),
     Mutation("flowrl/signals.py", "        raise SystemExit(status)", "        return status", _SIGNALLED, "likewise"),

@@ -123,6 +123,7 @@ def test_actions_that_cannot_be_played_are_refused_by_name(space: Any, message: 
         spaces.Box(-2, 2, (3,), np.float64),
         spaces.Box(-0.1, 0.3, (2, 3), np.float32),
         spaces.Box(-0.1, 0.3, (2,), np.float64),
+        spaces.Box(-0.7, 0.1, (2,), np.float64),
         spaces.Box(np.float32([0.1, 1e-3, -7.3]), np.float32([0.7, 1e6, 1e-6])),
         spaces.Box(0.1, 0.7, (1,), np.float16),
     ],

@@ -250,16 +250,39 @@ def test_success_is_judged_once_and_0_where_it_is_not_told(tmp_path: Path, monke
     }
 
 
-def test_parts_of_a_sweep_that_were_told_no_success_had_none(tmp_path: Path) -> None:
-    settings_of = {"agent": "bc", "env": "own/Own-v0", "preset": "none"}
-    parts = [
-        curves.RunDir(
-            tmp_path / name, {"settings": settings_of, "agent_config": {}}, metric, {0: {2: value}}, {}, 4, 1, ""
-        )
-        for name, metric, value in (("part0", "return", 3.0), ("part1", "success", 0.5))
-    ]
-    (tmp_path / "sweep.json").touch()
-    assert [one.curves for one in curves._sweeps_alike(parts)] == [{0: {2: 0.0}}, {0: {2: 0.5}}]
+def test_parts_of_a_sweep_that_were_told_no_success_had_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first of two sweeps has a part that reached nothing, so was told nothing; the other never tells it."""
+    monkeypatch.setattr(curves, "_identity", lambda config: config["agent_config"])
+    parts = []
+    for sweep, metric in (("one", "success"), ("other", "return")):
+        config: dict[str, Any] = {"settings": {"env": sweep}}
+        (tmp_path / sweep).mkdir()
+        (tmp_path / sweep / "sweep.json").touch()
+        for part, judged_by in enumerate(("return", metric)):
+            own = config | {"agent_config": {"sweep": sweep, "part": part}}
+            folder = tmp_path / sweep / f"part{part}"
+            parts.append(curves.RunDir(folder, own, judged_by, {0: {2: 0.5}}, {}, 4, 1, ""))
+    found = [(group.metric, group.final) for group in curves.group_runs(parts)]
+    assert found == [("success", {0: 0.0}), ("success", {0: 0.5}), ("return", {0: 0.5}), ("return", {0: 0.5})]
+
+
+def test_episodes_that_end_from_the_start_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All of a seed's episodes are broken off at their reset; what the other's come to is not moved."""
+
+    def start(self: workers.EnvPool, queues: Any, on_death: Any) -> workers.Slots:
+        broken = [workers.Finished(0, np.nan, np.nan, 0, "nothing") for _ in range(2)]
+        return workers.Slots(np.zeros((2, 2), np.float32), np.zeros((2, 0), np.float32), broken)
+
+    def step(self: workers.EnvPool, actions: Any) -> workers.Slots:
+        return workers.Slots(np.zeros((2, 2), np.float32), np.zeros((2, 0), np.float32), [workers.Finished(1, 1, 5, 1)])
+
+    monkeypatch.setattr(workers.EnvPool, "start", start)
+    monkeypatch.setattr(workers.EnvPool, "step", step)
+    evaluator = Evaluator(wanderer(), fault, keys_of(3, 4), tasks=0, episodes=2, workers=1, slots=2)
+    monkeypatch.setattr(evaluator, "_act", lambda *_, **__: np.zeros((2, 1, 1), np.float32))
+    found = evaluator(jnp.zeros(2))
+    evaluator.close()
+    np.testing.assert_array_equal(found.returns, [[[np.nan, np.nan]], [[5, 5]]])
 
 
 def test_a_limit_of_steps_belongs_to_the_run(tmp_path: Path) -> None:

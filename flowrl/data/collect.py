@@ -28,6 +28,7 @@ from flowrl.data import behaviours, experts
 from flowrl.errors import UserError
 from flowrl.progress import Progress
 from flowrl.provenance import git_commit, usable_cores, versions
+from flowrl.workers import interrupts_held, leave_to_parent
 
 _BLOCK_ROWS = 5_000  # rows per stored block: well under a second of point maze
 
@@ -117,7 +118,9 @@ def _run(parts: Path, job: Job, recipe: behaviours.Recipe, workers: int) -> None
     pool = ProcessPoolExecutor(min(workers, len(todo)), multiprocessing.get_context("spawn"), _initialise)
     try:
         with Progress(f"collect {job.env}", "row", total, total - missing) as bar:
-            for future in as_completed([pool.submit(_collect_block, parts, job, recipe, block) for block in todo]):
+            with interrupts_held():  # the first ones start processes
+                futures = [pool.submit(_collect_block, parts, job, recipe, block) for block in todo]
+            for future in as_completed(futures):
                 bar.advance(future.result())
     except BrokenProcessPool as error:
         raise UserError(
@@ -130,8 +133,7 @@ def _run(parts: Path, job: Job, recipe: behaviours.Recipe, workers: int) -> None
 
 def _initialise() -> None:
     """Leaves signals to stop to the parent, and makes this process end when the parent does, however that ends."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
+    leave_to_parent((signal.SIGINT, signal.SIGTERM))
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
