@@ -658,7 +658,7 @@ MUTATIONS = (
         )
     ),
     Mutation(
-        "flowrl/data/sources.py",
+        "flowrl/data/ogbench_sets.py",
         "marks.check_other_names(file, terminals, remedy)",
         "",
         "tests/test_ends.py",

@@ -153,7 +153,7 @@ def opened(path: Path, remedy: str) -> Iterator[Fields]:
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror or error}); {remedy}") from error
     if not kind:
-        raise UserError(f"{path}: neither a whole .npz nor an HDF5 file; {remedy}")
+        raise UserError(f"{path}: damaged or cannot be read: neither a whole .npz nor an HDF5 file; {remedy}")
     if kind == "npz":
         yield Npz(path, remedy)
         return
