@@ -726,7 +726,7 @@ MUTATIONS = (
         )
     ),
     Mutation(
-        "flowrl/data/sources.py",
+        "flowrl/data/ogbench_sets.py",
         "marks.check_other_names(file, terminals, remedy)",
         "",
         "tests/test_ends.py",
@@ -767,6 +767,7 @@ MUTATIONS = (
             ("held = min(held, _DEFLATION * info.compress_size)", "pass", "compressed_so"),
             ("if claimed > max(_SPARSE", "if 0 > max(_SPARSE", "never_written"),
             ("if not by_columns:", "if True:", "lie_together"),
+            ("(SyntaxError, tokenize.TokenError)", "SyntaxError", "that_are_none"),
         )
     ),
     Mutation(
@@ -795,7 +796,7 @@ MUTATIONS = (
             ("(high - low) / 2", "np.maximum(high, -low)", "implausible"),
             ("(bounds or narrow[~constant].all())", "True", "gentle"),
             ("> 0.9:", "> 9:", "implausible"),
-            ("if rewards.min() == rewards.max()", "if False", "implausible"),
+            ("if rewards.min() == rewards.max():", "if False:", "implausible"),
             ('arrays["masks"][inside].any()', "True", "implausible"),
             ("if transitions >= batch_size:", "if True:", "tiny"),
         )

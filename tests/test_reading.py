@@ -141,7 +141,9 @@ def test_a_file_of_the_users_own_is_never_to_be_deleted(tmp_path, origin, remedy
 
 def test_a_lone_array_is_explained(tmp_path):
     np.save(tmp_path / "data.npy", rows()["observations"])
-    with pytest.raises(UserError, match=r"data\.npy: neither a whole \.npz nor an HDF5 file; mend the file"):
+    with pytest.raises(
+        UserError, match=r"data\.npy: damaged or cannot be read: neither a whole \.npz nor an HDF5 file; mend the file"
+    ):
         read(tmp_path / "data.npy")
 
 

@@ -129,6 +129,14 @@ def test_flags_that_were_never_set_are_zeros(tmp_path):
     assert read(tmp_path / "own.hdf5")["masks"].min() == 1
 
 
+@pytest.mark.parametrize("text", [b"{" * 70, b"{'shape'".ljust(70), b"\xff" * 70, b"", b"1".ljust(70)])
+@pytest.mark.parametrize("version", [b"\x01\x00", b"\x02\x00\x46\x00", b"\x03\x00", b"\x09\x09"])
+def test_headers_of_npz_that_are_none(tmp_path, text, version):
+    path = write_npz(tmp_path / "own.npz", own(), terminals=b"\x93NUMPY" + version + b"\x46\x00" + text)
+    with pytest.raises(UserError, match="'terminals' is not a plain array"):
+        read(path)
+
+
 PAIR = np.zeros(40, [("x", "f4"), ("y", "f4")])
 RAGGED = np.array([np.zeros(3)] * 39 + [np.zeros(2)], object)
 

@@ -46,6 +46,8 @@ def doubts(arrays: Arrays, *, limit: int | None = None, bounds: bool = False) ->
     """
     inside = ~arrays["terminals"]
     lengths = episode_lengths(arrays["terminals"])
+    if lengths.sum() == 1:
+        return _of_lengths(lengths, limit)
     return [
         *_of_lengths(lengths, limit),
         *_of_observations(extent(arrays["observations"])),
@@ -136,11 +138,11 @@ def _of_actions(actions: np.ndarray, inside: np.ndarray, bounds: bool) -> list[s
 
 def _of_rewards(arrays: Arrays, inside: np.ndarray) -> list[str]:
     rewards, found = arrays["rewards"][inside], []
-    if rewards.min() == rewards.max() and len(rewards) > 1:
+    if rewards.min() == rewards.max():
         found.append(f"all rewards are {rewards[0]:g}")
     if (size := float(np.abs(rewards).max())) >= _HUGE:
         found.append(f"rewards reach {size:.3g}: give a smaller --reward_scale")
-    if len(rewards) > 1 and not arrays["masks"][inside].any():
+    if not arrays["masks"][inside].any():
         found.append("every transition ends its episode for good, so that nothing after it counts")
     return found
 

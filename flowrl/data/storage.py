@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import math
+import tokenize
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -82,7 +83,7 @@ def _described(member: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
         raise ValueError(f"version {version} of the format is not for numbers")
     try:
         shape, by_columns, dtype = readers[version](member)
-    except SyntaxError as error:
+    except (SyntaxError, tokenize.TokenError) as error:
         raise ValueError(str(error)) from error
     if any(size < 0 for size in shape):
         raise ValueError(f"it claims to be {shape}")
@@ -153,7 +154,7 @@ def opened(path: Path, remedy: str) -> Iterator[Fields]:
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror or error}); {remedy}") from error
     if not kind:
-        raise UserError(f"{path}: neither a whole .npz nor an HDF5 file; {remedy}")
+        raise UserError(f"{path}: damaged or cannot be read: neither a whole .npz nor an HDF5 file; {remedy}")
     if kind == "npz":
         yield Npz(path, remedy)
         return
