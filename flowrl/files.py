@@ -128,8 +128,8 @@ def claiming(folder: Path) -> Iterator[None]:
         try:
             yield
         finally:
-            if made and unused(folder):
-                with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError):
+                if made and unused(folder):
                     shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
                     (folder / LOCK).unlink()
                     for path in made:
