@@ -61,7 +61,7 @@ def print_banner(plan: Plan, source: sources.Source, states: TrainState, used: i
         "environment": "; ".join(filter(None, (plan.env.env_id or "none: training only", plan.env.note))),
         "data": source.detail,
         "preset": plan.preset.source,
-        "training": f"{_amount(plan)}, batches of {plan.agent_config.batch_size} transitions, seeds {plan.seeds}",
+        "training": f"{_amount(plan)}, batches of {plan.agent_config.batch_size} transitions, {_seeds(plan.seeds)}",
         "sweep": ", ".join(plan.trials[0].swept) if plan.grid else "",
         "device": f"{spread}{jax.devices()[0].device_kind} ({jax.default_backend()}){spread_over}, {hardware()}",
         "run": str(plan.folder),
@@ -69,6 +69,11 @@ def print_banner(plan: Plan, source: sources.Source, states: TrainState, used: i
     for name, text in rows.items():
         if text:
             print(f"{name:>12}  {text}")
+
+
+def _seeds(seeds: list[int]) -> str:
+    """Returns the seeds, which are numbers that follow one another, in words."""
+    return f"seeds {seeds}" if len(seeds) <= 10 else f"{len(seeds):,} seeds from {seeds[0]} to {seeds[-1]}"
 
 
 def _amount(plan: Plan) -> str:
