@@ -28,7 +28,7 @@ EVALUATION, CHECKPOINT, LOG_LINE, FILM = 0.05, 0.02, 1e-4, 5.0
 """Seconds of an evaluation beside its episodes, of a checkpoint, of a run's log line and of an episode's video."""
 LOG_BYTES = 200
 """Bytes of a run's log line."""
-CORE_FLOPS, ACCELERATOR_FLOPS = 2e11, 1e15
+CORE_FLOPS, ACCELERATOR_FLOPS = 4e11, 1e15
 """Operations per second of a processor core and of an accelerator, at most."""
 DAY = 86_400.0
 MOST_DAYS = 366

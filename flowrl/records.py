@@ -70,7 +70,7 @@ def print_banner(
         "data": (source.detail, *facts),
         "note": doubts,
         "preset": plan.preset.source,
-        "training": f"{_amount(plan)}, batches of {plan.agent_config.batch_size} transitions, seeds {plan.seeds}",
+        "training": f"{_amount(plan)}, batches of {plan.agent_config.batch_size} transitions, {_seeds(plan.seeds)}",
         "sweep": ", ".join(plan.trials[0].swept) if plan.grid else "",
         "device": f"{spread}{jax.devices()[0].device_kind} ({jax.default_backend()}){spread_over}, {hardware()}",
         "run": str(plan.folder),
@@ -79,6 +79,11 @@ def print_banner(
         for i, text in enumerate((found,) if isinstance(found, str) else found):
             if text:
                 print(f"{name if name == 'note' or not i else '':>12}  {text}")
+
+
+def _seeds(seeds: list[int]) -> str:
+    """Returns the seeds, which are numbers that follow one another, in words."""
+    return f"seeds {seeds}" if len(seeds) <= 10 else f"{len(seeds):,} seeds from {seeds[0]} to {seeds[-1]}"
 
 
 def _amount(plan: Plan) -> str:

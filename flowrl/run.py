@@ -28,7 +28,7 @@ from flowrl.parts import Parts, build_program, prepare, spec_of
 from flowrl.progress import Progress
 from flowrl.records import describe, print_banner, record_changes, warn_of_changes
 from flowrl.settings import Plan
-from flowrl.signals import AT_ONCE, SAVING, Signals, within
+from flowrl.signals import Signals, promptly, saving, within
 from flowrl.sinks import Sinks
 from flowrl.streams import root_keys
 from flowrl.summary import evaluation_lines, evaluation_text, print_summary, summarize, with_success
@@ -120,7 +120,7 @@ def _execute(plan: Plan, stored: dict[str, Any] | None, signals: Signals) -> int
     hosts.agreed(partial(estimates.require, parts.plan, spec_of(parts.sizes), begun=resume))
     plan, config = parts.plan, describe(parts.plan, source)
     _require_same(config)
-    with signals, within(None if hosts.count() > 1 else AT_ONCE):  # as nothing is learnt yet; hosts wait for each other
+    with signals, within(None) if hosts.count() > 1 else promptly():  # hosts wait for each other
         run = Run(parts, layout)
         try:
             print_banner(plan, source, run.states, run.layout.devices, parts.facts, parts.doubts)
@@ -140,7 +140,8 @@ def _execute(plan: Plan, stored: dict[str, Any] | None, signals: Signals) -> int
                 f"{run.checkpoints.latest()}"
             ) from error
         finally:
-            run.close()
+            with promptly():
+                run.close()
     return 0
 
 
@@ -344,7 +345,7 @@ class Run:
 
     def _patient(self) -> Any:
         """Gives a signal the time until a chunk is over and all is saved; hosts wait for each other."""
-        return within(None if hosts.count() > 1 else SAVING)
+        return within(None) if hosts.count() > 1 else saving()
 
     def _compiled(self, *arguments: Any) -> Any:
         """Returns `chunk`, compiled for these arguments."""

@@ -14,9 +14,9 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 PROMPT = 10.0
-"""Seconds in which SIGTERM ends a program."""
+"""Seconds in which SIGTERM ends a program that has nothing to save."""
 AT_ONCE = 3.0
-"""Seconds where there is nothing to save, or after a second signal."""
+"""Seconds in which a second signal ends it."""
 SAVING = 30.0
 """Seconds in which a run comes to where it can save what it has learnt."""
 _TOLD = {signal.SIGINT: b"interrupted\n", signal.SIGTERM: b"terminated\n"}
@@ -42,6 +42,7 @@ class _Watch:
         reader, writer = os.pipe()
         os.set_blocking(writer, False)
         before, self.heeded = signal.set_wakeup_fd(writer, warn_on_full_buffer=False), False
+        self.limit = PROMPT
         thread = threading.Thread(target=self._run, args=(reader,), daemon=True)
         thread.start()
         try:
@@ -87,6 +88,16 @@ def within(seconds: float | None) -> Iterator[None]:
         yield
     finally:
         _watch.limit, _watch.since = before, time.monotonic()
+
+
+def promptly() -> contextlib.AbstractContextManager[None]:
+    """Gives what happens in the block the time of what has nothing to save."""
+    return within(PROMPT)
+
+
+def saving() -> contextlib.AbstractContextManager[None]:
+    """Gives what happens in the block the time until all can be saved."""
+    return within(SAVING)
 
 
 class Signals:

@@ -45,6 +45,10 @@ _SWEEPS, _SWEPT, _LOOP = "flowrl/sweeps.py", "tests/test_sweep.py", "tests/test_
 _WORKERS, _EVALUATED = "flowrl/workers.py", "tests/test_evaluate.py"
 _EPISODES, _SPACES, _ENVS = "flowrl/episodes.py", "flowrl/spaces.py", "flowrl/envs.py"
 _SEEN, _MINARI, _SUMMARY = "tests/test_episodes.py", "tests/test_minari.py", "flowrl/summary.py"
+_SIGNALS, _FLAGS, _CONFIG, _SETTINGS, _ESTIMATES, _SPREAD_OVER = (
+    f"flowrl/{name}.py" for name in ("signals", "flags", "config", "settings", "estimates", "devices")
+)
+_BAD_INPUT, _LIMITS, _TERMINAL = (f"tests/test_{name}.py" for name in ("cli", "limits", "terminal"))
 _KILLED, _SIGNALLED = "killed_amid", "tests/test_signals.py"
 _SINKS, _COPIES, _FILMED = "flowrl/sinks.py", "tests/test_sinks.py", "tests/test_videos.py"
 _DIFFUSION = "tests/test_diffusion.py"
@@ -1232,7 +1236,52 @@ MUTATIONS = (
         "flowrl/run.py", "            raise loop.Stopped  # before", "            pass  # before", _SWEPT, "Checkpoints"
     ),
     Mutation(_SWEEPS, "if status or stopped:", "if status:", _SWEPT, "any_moment"),
-    Mutation("flowrl/flags.py", "    exit_on_sigterm()\n", "", _SIGNALLED, "a_program_ends"),
+    Mutation(_SIGNALS, "    exit_on_sigterm()\n", "", _SIGNALLED, "a_program_ends"),
+    Mutation(_SIGNALS, "now - second > AT_ONCE", "False", _SIGNALLED, "until_a_second"),
+    Mutation(_SIGNALS, "return now - max(first, self.since) > self.limit", "return False", _SIGNALLED, "compiled_code"),
+    Mutation(_SIGNALS, "            signal.set_wakeup_fd(before)\n", "", _SIGNALLED, "watch_ends"),
+    Mutation(
+        _SIGNALS, "if signal.getsignal(number) is not signal.SIG_IGN:", "if True:", _SIGNALLED, "ignored_interrupt"
+    ),
+    Mutation("flowrl/start.py", "abrupt()\n", "", _TERMINAL, "amid_the_imports"),
+    Mutation("flowrl/start.py", "open_closed()\n", "", _TERMINAL, "place_of_a_closed"),
+    # bad input
+    Mutation(_FLAGS, "if not math.isfinite(value):", "if False:", _LIMITS, "no_numbers"),
+    Mutation(_FLAGS, "return value + 0.0", "return value", _LIMITS, "layers_and_values"),
+    Mutation(_FLAGS, "            return int(number)\n", "            raise\n", _LIMITS, "as_people_write"),
+    Mutation(_FLAGS, 'values[name].value == ""', "values[name].value is None", _BAD_INPUT, "names_the_remedy"),
+    Mutation(_FLAGS, 'if asks(arguments, "version"):', "if False:", _LIMITS, "says_its_version"),
+    Mutation(_CONFIG, "if value == 0 and (reason", "if False and (reason", _BAD_INPUT, "names_the_remedy"),
+    Mutation(_CONFIG, "    if value < low:\n", "    if value <= low:\n", _LIMITS, "bounds_that_messages"),
+    Mutation(_CONFIG, "    if value > high:\n", "    if value >= high:\n", _LIMITS, "bounds_that_messages"),
+    Mutation(_CONFIG, "-MOST_FLOAT) <= value <= high", "-MOST_FLOAT) <= value < high", _LIMITS, "bounds_of_agents"),
+    Mutation(_CONFIG, "if len(value) > MOST_LAYERS:", "if False:", _LIMITS, "refused_at_once"),
+    Mutation(_CONFIG, "if not (math.isfinite(value) and ", "if not (", _LIMITS, "no_float_field"),
+    Mutation(_SETTINGS, "settings.num_seeds - 1 > MAX_SEED", "settings.num_seeds > MAX_SEED", _LIMITS, "last_seed"),
+    Mutation(_SETTINGS, 'dict.fromkeys(preset.run, "the preset\'s")', "{}", _LIMITS, "not_the_user"),
+    Mutation(_SETTINGS, "if updates > configs.MOST_COUNT:", "if False:", _LIMITS, "can_do_online"),
+    Mutation(_ESTIMATES, "if free is not None and total > free:", "if False:", _LIMITS, "refused_at_once"),
+    Mutation(_ESTIMATES, "if need.amount > DAY:", "if False:", _LIMITS, "refused_at_once"),
+    Mutation(_ESTIMATES, "if total > MOST_DAYS * DAY:", "if False:", _LIMITS, "refused_at_once"),
+    Mutation(_ESTIMATES, "for need in needs)) > free:", "for need in needs)) < 0:", _LIMITS, "refused_at_once"),
+    Mutation(_ESTIMATES, "    if not begun:\n", "    if True:\n", _LIMITS, "disk_of_a_resumed"),
+    Mutation("flowrl/memory.py", "*_left_of_cgroups(), ", "", _LIMITS, "narrowest_limit"),
+    Mutation("flowrl/memory.py", ", *_left_of_ulimit()", "", _LIMITS, "narrowest_limit"),
+    Mutation(_SWEEPS, "        estimates.require(made, runs=1)", "        pass", _LIMITS, "million_points"),
+    Mutation(_SPREAD_OVER, "except (RuntimeError, AssertionError)", "except RuntimeError", _LIMITS, "a_platform"),
+    Mutation("flowrl/errors.py", 'sys.modules["jax"].devices()', "pass", _TERMINAL, "jax_without"),
+    Mutation("flowrl/envs.py", "            _import_without_opengl()\n", "            pass\n", _TERMINAL, "opengl"),
+    Mutation(
+        "flowrl/checkpoint.py", "        log.setLevel(logging.CRITICAL)\n", "        pass\n", _TERMINAL, "one_line"
+    ),
+    Mutation("flowrl/terminal.py", "    os.dup2(null, 1)\n", "", _TERMINAL, "nobody_reads"),
+    Mutation("flowrl/terminal.py", '_PLAIN.get(sign, "?")', '"?"', _TERMINAL, "ascii"),
+    Mutation("flowrl/progress.py", "initial=begun", "initial=0", _TERMINAL, "what_was_done_before"),
+    Mutation(
+        "flowrl/progress.py", "if self._bar.disable and", "if not self._bar.disable and", _TERMINAL, "now_and_then"
+    ),
+    Mutation("flowrl/run.py", "begun=step, leave", "begun=0, leave", _BAD_INPUT, "bar_comes"),
+    Mutation("flowrl/run.py", "if rate > float(", "if rate >= float(", _BAD_INPUT, "advice_after"),
     Mutation(
         "flowrl/files.py", "            left.unlink()\n", "            pass\n", "tests/test_resume.py", "before_config"
     ),

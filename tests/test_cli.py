@@ -304,7 +304,8 @@ def test_a_diverging_run_stops_with_a_checkpoint_from_before_it(tmp_path: Path, 
     often = ("--log_interval=1", "--checkpoint_interval=1", "--steps=50", "--num_seeds=2", "--seed=4")
     arguments = ("--agent=gcbc", ENV, f"--data={data}", f"--run_dir={folder}", *TINY, *often)
     message = "diverged: actor/loss of the run with seed 5 is not finite after update 2; the checkpoint at 1 in"
-    assert_program_fails(message, *arguments, "--agent.learning_rate=1e20")
+    assert_program_fails(message, *arguments, "--agent.learning_rate=1e20")  # and so, with what helps:
+    assert_error("try a smaller --agent.learning_rate than 1e+20", "--resume", f"--run_dir={folder}")
     lines = loggers.read_lines(folder / "metrics.jsonl")
     assert [line["step"] for line in lines] == [1, 1]
     assert all(math.isfinite(value) for line in lines for value in line.values())
@@ -316,6 +317,48 @@ def test_a_diverging_run_stops_with_a_checkpoint_from_before_it(tmp_path: Path, 
     checkpoints.close()
     events = [{"step": 2, "metric": "actor/loss", "run": run, "seed": 4 + run} for run in range(2)]
     assert loggers.read_json(folder / "diverged.json") == events
+
+
+@pytest.mark.parametrize(
+    ("rate", "fields", "advice"),
+    [
+        (1e20, {"observations": 1e6}, "try a smaller --agent.learning_rate than 1e+20"),
+        (3e-4, {"observations": 1e6, "rewards": 1.0}, "observations are as large as 1e+06: try --normalize_observ"),
+        (3e-4, {"observations": 1.0, "rewards": 1e9}, "rewards are as large as 1e+09: try a smaller --reward_scale"),
+        (3e-4, {"observations": 1.0, "rewards": 1.0}, "look at what grew before in metrics.jsonl"),
+    ],
+)
+def test_the_advice_after_a_divergence_is_about_what_is_unusual(
+    rate: float, fields: dict[str, float], advice: str
+) -> None:
+    from flowrl import run as runs
+    from flowrl.loop import Divergence
+    from flowrl.settings import Trial
+
+    config, preset = agents.load("bc").Config(learning_rate=rate), SimpleNamespace(agent={})
+    plan = SimpleNamespace(agent_config=config, preset=preset, trials=(Trial(3, {}),), folder="x")
+    dataset = SimpleNamespace(fields={name: np.array([0.0, -size]) for name, size in fields.items()})
+    own: Any = SimpleNamespace(plan=plan, dataset=dataset, checkpoints=SimpleNamespace(latest=lambda: 1))
+    own.largest = lambda: runs.Run.largest(own)
+    told = runs._diverged(own, Divergence(2, "actor/loss", 0))
+    assert advice in told
+    assert ("learning_rate" in told) == (rate > 1)
+
+
+def test_the_bar_comes_after_the_banner_and_counts_what_was_done_for_no_rate(
+    run_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from flowrl import run as runs
+
+    class Told(runs.Progress):
+        def __init__(self, *arguments: Any, **named: Any):
+            super().__init__(*arguments, **named)
+            print(f"bar from {named['begun']}")
+
+    monkeypatch.setattr(runs, "Progress", Told)
+    assert main("--resume", f"--run_dir={run_dir}", "--steps=25") == 0
+    out = capsys.readouterr().out
+    assert out.index("agent  gcbc") < out.index("         run  ") < out.index("bar from 20")
 
 
 def test_metrics_whose_sum_overflows_are_not_logged(tmp_path: Path) -> None:

@@ -139,7 +139,7 @@ def own_handlers() -> Iterator[None]:
 
 @pytest.mark.usefixtures("own_handlers")
 def test_the_watch_ends_with_the_program(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(signals, "PROMPT", 0.0)
+    monkeypatch.setattr(signals, "PROMPT", 600.0)
     with pytest.raises(SystemExit):
         flags.run(lambda _: signal.raise_signal(signal.SIGTERM) or 0)
     before = signal.set_wakeup_fd(-1)

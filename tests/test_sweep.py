@@ -18,7 +18,7 @@ from programs import load, main, sweep
 from run_dirs import make_run
 
 from flowrl import agent as agents
-from flowrl import curves, flags, loggers, memory, sweeps
+from flowrl import curves, flags, loggers, memory, signals, sweeps
 from flowrl.agents import bc
 from flowrl.checkpoint import Checkpoints
 from flowrl.data import sources
@@ -249,9 +249,11 @@ def test_a_broken_sweep_ends_like_an_undisturbed_one(
 
 
 @pytest.fixture
-def own_handlers() -> Iterator[None]:
+def own_handlers(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Puts back what programs do to signals."""
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    monkeypatch.setattr(signals, "PROMPT", 600.0)  # this very process would be ended
+    monkeypatch.setattr(signals, "SAVING", 600.0)
     yield
     for number, handler in before.items():
         signal.signal(number, handler)

@@ -148,3 +148,47 @@ def test_files_that_are_nearly_there(tmp_path: Path) -> None:
     assert nearby(tmp_path / "walk.npz") == f"; did you mean {tmp_path / 'walks.npz'}?"
     assert nearby(tmp_path / "zzz") == ""
     assert nearby(tmp_path / "none" / "walks.npz") == ""
+
+
+# ------------------------------------------------------------------------------------------------- files, OpenGL, JAX
+
+CHECKPOINT = """
+import resource, sys
+import numpy as np
+from pathlib import Path
+from flowrl.checkpoint import Checkpoints
+from flowrl.errors import UserError
+checkpoints = Checkpoints(Path(sys.argv[1]))
+checkpoints.save(1, {"x": np.zeros(10)}, {})
+resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY))
+try:
+    checkpoints.save(2, {f"x{i}": np.random.default_rng(i).normal(size=10_000) for i in range(20)}, {})
+except UserError as error:
+    print(error)
+"""
+
+
+def test_a_checkpoint_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", CHECKPOINT, str(tmp_path / "checkpoints")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    assert done.stderr == ""
+    assert "files may not grow so large here; the one at step 1 is whole; raise ulimit -f and" in done.stdout
+
+
+def test_opengl_does_not_matter_to_who_draws_nothing() -> None:
+    program = "from flowrl import envs; envs.make('InvertedPendulum-v5').reset(seed=0); import os\n"
+    program += "print(os.environ['MUJOCO_GL'])"
+    environment = os.environ | {"MUJOCO_GL": "none_of_these"}
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    assert (done.stdout, done.stderr) == ("none_of_these\n", "")
+
+
+def test_jax_without_a_device_in_any_program() -> None:
+    program = "import jax; from flowrl import flags; flags.run(lambda _: jax.numpy.zeros(1) is None)"
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(
+        command, env=os.environ | {"JAX_PLATFORMS": "cuda"}, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 2
+    assert done.stderr == "error: JAX finds no device for JAX_PLATFORMS=cuda; unset it, or set cpu\n"
