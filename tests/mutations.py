@@ -1060,7 +1060,7 @@ MUTATIONS = (
     ),
     Mutation(_SWEEPS, "curve[group.steps[-1]]", "max(curve.values())", _SWEPT, "by_hand"),
     Mutation(_SWEEPS, "part.trials[begin:end]", "part.trials[begin : end - 1]", _SWEPT, "few_and_equal"),
-    Mutation("flowrl/memory.py", "available // jax.local_device_count()", "available", _SWEPT, "memory_of_a_cpu"),
+    Mutation("flowrl/memory.py", "free // jax.local_device_count()", "free", _SWEPT, "memory_of_a_cpu"),
     Mutation("flowrl/memory.py", "SHARE * free - fixed", "SHARE * free", _SWEPT, "as_many"),
     # devices.py, hosts.py, and what reads their checkpoints
     Mutation(_DEVICES, "self.runs - 1)]", "0)]", _SPREAD, "rows_fill"),
@@ -1265,8 +1265,8 @@ MUTATIONS = (
     Mutation(_ESTIMATES, "if total > MOST_DAYS * DAY:", "if False:", _LIMITS, "refused_at_once"),
     Mutation(_ESTIMATES, "for need in needs)) > free:", "for need in needs)) < 0:", _LIMITS, "refused_at_once"),
     Mutation(_ESTIMATES, "    if not begun:\n", "    if True:\n", _LIMITS, "disk_of_a_resumed"),
-    Mutation("flowrl/memory.py", "*_left_of_cgroups(), ", "", _LIMITS, "narrowest_limit"),
-    Mutation("flowrl/memory.py", ", *_left_of_ulimit()", "", _LIMITS, "narrowest_limit"),
+    Mutation("flowrl/machine.py", "*_left_of_cgroups(), ", "", _LIMITS, "narrowest_limit"),
+    Mutation("flowrl/machine.py", ", *_left_of_ulimit()", "", _LIMITS, "narrowest_limit"),
     Mutation(_SWEEPS, "        estimates.require(made, runs=1)", "        pass", _LIMITS, "million_points"),
     Mutation(_SPREAD_OVER, "except (RuntimeError, AssertionError)", "except RuntimeError", _LIMITS, "a_platform"),
     Mutation("flowrl/errors.py", 'sys.modules["jax"].devices()', "pass", _TERMINAL, "jax_without"),
@@ -1276,11 +1276,7 @@ MUTATIONS = (
     ),
     Mutation("flowrl/terminal.py", "    os.dup2(null, 1)\n", "", _TERMINAL, "nobody_reads"),
     Mutation("flowrl/terminal.py", '_PLAIN.get(sign, "?")', '"?"', _TERMINAL, "ascii"),
-    Mutation("flowrl/progress.py", "initial=begun", "initial=0", _TERMINAL, "what_was_done_before"),
-    Mutation(
-        "flowrl/progress.py", "if self._bar.disable and", "if not self._bar.disable and", _TERMINAL, "now_and_then"
-    ),
-    Mutation("flowrl/run.py", "begun=step, leave", "begun=0, leave", _BAD_INPUT, "bar_comes"),
+    Mutation("flowrl/run.py", "total, step, hidden", "total, 0, hidden", _BAD_INPUT, "bar_comes"),
     Mutation("flowrl/run.py", "if rate > float(", "if rate >= float(", _BAD_INPUT, "advice_after"),
     Mutation(
         "flowrl/files.py", "            left.unlink()\n", "            pass\n", "tests/test_resume.py", "before_config"
@@ -1335,7 +1331,13 @@ MUTATIONS = (
     Mutation(_CHECKPOINTS, "os.rename(self.folder / str(step), aside)", "pass", _RECORDED, "replaced_or_stays"),
     Mutation(_CHECKPOINTS, "                os.rename(aside, self.folder / str(step))\n", "", _RECORDED, "OSError"),
     Mutation(_READ, "        if counts[step] != each:\n", "        if False:\n", _PLOTTED, "averaged_around"),
-    Mutation(_READ, "if any(metric not in line for line in lines):", "if False:", _PLOTTED, "averaged_around"),
+    Mutation(
+        _READ,
+        'if sum("not_finite" not in line for line in told) <',
+        'if 0 * sum("not_finite" not in line for line in told) > 0 *',
+        _PLOTTED,
+        "averaged_around",
+    ),
     Mutation(
         _READ,
         "            except LeftOut as error:\n                left_out.append(error)\n",

@@ -216,7 +216,13 @@ def test_damaged_evaluations_are_not_averaged_around(tmp_path: Path) -> None:
         ([*lines[:3], *lines[4:]], "eval.jsonl has 3 of the 4 lines of step 200; put the right file back"),
         ([line for line in lines if '"step": 100' not in line], "has 0 of the 4 lines of step 100"),
         ([*lines, lines[-1]], "line 13: step 300 of mode eval, run 1, task 2 comes after step 300"),
-        ([line.replace("success", "return") for line in lines[:1]] + lines[1:], "not all lines have success"),
+        (
+            [
+                line.replace("success", name)
+                for line, name in zip(lines, ["return"] + 11 * ["normalized_score"], strict=True)
+            ],
+            "not all lines have normalized_score",
+        ),
     ):
         (folder / "eval.jsonl").write_text("".join(damaged))
         assert_error(message, folder)
