@@ -50,7 +50,6 @@ def test_sliced_wasserstein_of_a_shift() -> None:
     assert shifted == pytest.approx(0.3 * 2 / np.pi, rel=1e-3)  # the mean of |cos|
 
 
-@pytest.mark.slow
 def test_a_run_end_to_end(tmp_path: Path) -> None:
     tiny = ("--steps=2", "--num_seeds=2", "--width=4", "--batch_size=8", "--samples=50", "--datasets=two_modes")
     assert toys.main(["toys.py", *tiny, f"--out={tmp_path}", "--parts=bc"]) == 0

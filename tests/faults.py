@@ -1,20 +1,26 @@
-"""The tests themselves: each fault in `mutations.py`, planted in a copy of the repository, must make its tests fail."""
+"""Plants each fault of `mutations.py` in a copy of the repository, whose tests must fail: `python -m tests.faults [FILE]`.
+
+With names of files, of the product or of tests, only their faults are planted.
+"""
 
 import multiprocessing
 import os
 import re
 import shutil
 import sys
+import tempfile
 from collections import defaultdict
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import jax
 import pytest
-from mutations import MUTATIONS, Mutation
+from tqdm import tqdm
+
+from tests.mutations import MUTATIONS, Mutation
 
 ROOT = Path(__file__).parent.parent
-pytestmark = pytest.mark.slow
 # Makes a run of pytest end with an error of usage, not with failed tests, where it would test another copy.
 GUARD = """
 from pathlib import Path
@@ -93,32 +99,41 @@ def attempt(base: Path, index: int, mutation: Mutation) -> str | None:
     return f"pytest ended with {status}:\n{output[-3000:]}"
 
 
-@pytest.fixture(scope="module")
-def verdicts(tmp_path_factory: pytest.TempPathFactory) -> list[str | None]:
-    base = tmp_path_factory.mktemp("mutants")
-    with ThreadPoolExecutor(2) as pool:
-        return list(pool.map(lambda pair: attempt(base, *pair), enumerate(MUTATIONS)))
-
-
-def test_the_copy_passes_without_a_fault(tmp_path: Path) -> None:
+def spoiled(base: Path, mutations: Sequence[Mutation]) -> list[str]:
+    """Returns which of the tests that faults name fail without any: those would notice whatever is planted."""
     selections: dict[str, set[str]] = defaultdict(set)
-    for mutation in MUTATIONS:
+    for mutation in mutations:
         selections[mutation.tests].add(f"({mutation.select})")
-    for tests, selected in selections.items():
-        status, output = run(copy_to(tmp_path / Path(tests).stem), [tests], " or ".join(sorted(selected)))
-        assert status == 0, output[-3000:]
+
+    def fails(tests: str) -> str | None:
+        status, output = run(
+            copy_to(base / f"whole-{Path(tests).stem}"), [tests], " or ".join(sorted(selections[tests]))
+        )
+        return f"{tests} fails without a fault:\n{output[-3000:]}" if status else None
+
+    with ThreadPoolExecutor(2) as pool:
+        return [*filter(None, pool.map(fails, selections))]
 
 
-def test_all_files_have_faults() -> None:
-    paths = {mutation.path for mutation in MUTATIONS}
-    assert {"flowrl/losses.py", "flowrl/optim.py", "flowrl/networks.py"} <= paths
-    assert {"flowrl/data/goals.py", "flowrl/data/dataset.py"} <= paths
-    assert {f"agents/{file.name}" for file in (ROOT / "agents").glob("[a-z]*.py")} <= paths
+def main(names: Sequence[str]) -> int:
+    """Plants the faults of these files, or all, and returns the exit status: 1 where one goes unnoticed."""
+    wanted = [m for m in MUTATIONS if not names or any(name in (m.path, m.tests) for name in names)]
+    if not wanted:
+        print(f"no faults are known of {', '.join(names)}", file=sys.stderr)
+        return 2
+    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(2) as pool:
+        problems = spoiled(Path(folder), wanted)
+        whole = len(problems)
+        tried = pool.map(lambda pair: attempt(Path(folder), *pair), enumerate(wanted))
+        for mutation, problem in zip(
+            tqdm(wanted, desc="planted faults", unit="fault", disable=None), tried, strict=True
+        ):
+            if problem is not None:
+                problems.append(f"{mutation.path}: {mutation.old!r} -> {mutation.new!r} was not noticed; {problem}")
+    print("\n\n".join(problems))
+    print(f"faults: {len(wanted) - len(problems) + whole} passed, {len(problems)} failed")
+    return int(bool(problems))
 
 
-@pytest.mark.parametrize(
-    "index", range(len(MUTATIONS)), ids=[f"{i}-{Path(m.path).stem}" for i, m in enumerate(MUTATIONS)]
-)
-def test_the_fault_is_noticed(verdicts: list[str | None], index: int) -> None:
-    problem, mutation = verdicts[index], MUTATIONS[index]
-    assert problem is None, f"{mutation.path}: {mutation.old!r} -> {mutation.new!r} was not noticed; {problem}"
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
