@@ -1,6 +1,6 @@
-"""Plants each fault of `mutations.py` in a copy of the repository, whose tests must fail: `python -m tests.faults [FILE]`.
+"""Plants faults in copies of the repository, each of which tests must notice: `python -m tests.faults [FILE …]`.
 
-With names of files, of the product or of tests, only their faults are planted.
+They stand in `mutations.py`. With names of files, of the product or of tests, only theirs are planted.
 """
 
 import multiprocessing
