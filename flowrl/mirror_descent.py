@@ -178,25 +178,26 @@ def update(
         loss = jnp.mean(weights * generator.errors(params["actor"], next_observations, next_actions, actor_key))
         return loss, {"actor/loss": loss, "actor/weight": weights.mean(), "actor/clipped": clipped}
 
-    def temperature_loss(params: Params) -> tuple[jax.Array, Metrics]:
-        """log α · (H − H̄), whose gradient does not depend on α's size."""
-        alpha = temperature(before.params)
-        gap = noise_entropy(alpha, before.hyper["noise_scale"], spec.action_dim)
-        gap -= before.hyper["target_entropy"] * spec.action_dim
-        return params["temperature"]["log"] * gap, {}
-
     def move_policy(state: TrainState) -> tuple[TrainState, Metrics]:
         state, metrics = descend(state, actor_loss, ("actor",), learning_rate(config, state))
         rate = state.hyper["critic_target_rate"]
         return polyak(state, {"critic": rate, "actor": rate}), metrics
 
-    def move_temperature(state: TrainState) -> tuple[TrainState, Metrics]:
-        return descend(state, temperature_loss, ("temperature",), state.hyper["temperature_rate"])
-
     state, actor_metrics = every(config.policy_delay, state, move_policy)
-    state, _ = every(config.temperature_delay, state, move_temperature)
+    state, _ = every(config.temperature_delay, state, partial(_move_temperature, spec))
     metrics = critic_metrics | actor_metrics | {"actor/temperature": temperature(state.params)}
     return state.replace(step=state.step + 1, extras=_statistics(state.extras, values)), metrics
+
+
+def _move_temperature(spec: Spec, state: TrainState) -> tuple[TrainState, Metrics]:
+    """A step of α on log α · (H − H̄), whose gradient does not depend on α's size."""
+    gap = noise_entropy(temperature(state.params), state.hyper["noise_scale"], spec.action_dim)
+    gap -= state.hyper["target_entropy"] * spec.action_dim
+
+    def loss(params: Params) -> tuple[jax.Array, Metrics]:
+        return params["temperature"]["log"] * gap, {}
+
+    return descend(state, loss, ("temperature",), state.hyper["temperature_rate"])
 
 
 def _statistics(extras: Mapping[str, jax.Array], values: jax.Array) -> dict[str, jax.Array]:

@@ -960,7 +960,7 @@ MUTATIONS = (
         _MIRROR,
         "weights_by_hand",
     ),
-    Mutation(_DESCENT, "gap -= before", "gap += before", _MIRROR, "temperature_seeks"),
+    Mutation(_DESCENT, "gap -= state", "gap += state", _MIRROR, "temperature_seeks"),
     Mutation(_DESCENT, "jnp.mean(weights * generator", "jnp.mean(generator", _MIRROR, "weights_scale"),
     Mutation(_DESCENT, 'state.hyper["reward_scale"] * batch', "batch", _MIRROR, "meet_the_critics and fpmd_m"),
     Mutation("agents/fpmd_m.py", "points = points - ", "points = points + ", _MIRROR, "true_field_leads"),
