@@ -795,7 +795,7 @@ MUTATIONS = (
     ),
     Mutation(_SWEEPS, "curve[group.steps[-1]]", "max(curve.values())", _SWEPT, "by_hand"),
     Mutation(_SWEEPS, "part.trials[begin:end]", "part.trials[begin : end - 1]", _SWEPT, "few_and_equal"),
-    Mutation("flowrl/memory.py", "available // jax.local_device_count()", "available", _SWEPT, "memory_of_a_cpu"),
+    Mutation("flowrl/memory.py", "free // jax.local_device_count()", "free", _SWEPT, "memory_of_a_cpu"),
     Mutation("flowrl/memory.py", "SHARE * free - fixed", "SHARE * free", _SWEPT, "as_many"),
     # devices.py, hosts.py, and what reads their checkpoints
     Mutation(_DEVICES, "self.runs - 1)]", "0)]", _SPREAD, "rows_fill"),
