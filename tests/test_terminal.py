@@ -106,7 +106,7 @@ def test_a_signal_amid_the_imports(number: int, told: str, tmp_path: Path) -> No
     for name in ("main", "plot"):
         command = [sys.executable, str(ROOT / "experiments" / f"{name}.py"), "--agent=bc", "--env=Pendulum-v1", "x"]
         with subprocess.Popen(
-            command, env=os.environ | {"PYTHONPATH": str(tmp_path)}, stdout=-1, stderr=-1, text=True
+            command, env=os.environ | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}, stdout=-1, stderr=-1, text=True
         ) as process:
             assert process.stdout is not None
             assert process.stdout.readline() == "importing\n"
