@@ -65,7 +65,7 @@ class Actor(nn.Module):
     @nn.compact
     def __call__(self, observations: jax.Array, goal_reps: jax.Array, noise: Pair, t: int, d: int) -> Pair:
         """Maps `[..., D]`, `[..., R]` and noise to a prediction; `t` and `d` are the same for all rows."""
-        jump = TimePairEmbedding(layer_norm=True, size=self.time_dim)(*(jnp.full((1,), float(x)) for x in (t, d)))
+        jump = TimePairEmbedding(layer_norm=True, size=self.time_dim)(*(jnp.full((1,), x, float) for x in (t, d)))
         out = MLP(self.hidden_dims, self.action_dim + self.rep_dim, activation=mish, layer_norm=True)(
             observations, goal_reps, *noise, jump
         )

@@ -66,7 +66,7 @@ class Method(NamedTuple):
     samplers: dict[str, dict[str, Any]]
 
 
-_SSCP = dict(actor_target_rate=0.005)
+_SSCP = dict(actor_target_rate=0.005, completion_alpha=0.1)
 _OFQL = dict(actor_target_start=0, actor_target_interval=1)
 _FQL = dict(normalize_q=True)
 METHODS = {

@@ -101,10 +101,17 @@ MUTATIONS = (
     Mutation("flowrl/optim.py", "-rate * d", "rate * d", _AGENTS, f"{_STEP} and gcbc"),
     Mutation(
         "flowrl/optim.py",
-        "incremental_update(state.params[name], state.target_params[name], rate)",
-        "incremental_update(state.target_params[name], state.params[name], rate)",
+        "incremental_update(params[name], state.target_params[name], rate)",
+        "incremental_update(state.target_params[name], params[name], rate)",
         _AGENTS,
         f"{_STEP} and gcivl",
+    ),
+    Mutation(
+        "flowrl/optim.py",
+        "state.params if toward is None else toward",
+        "state.params",
+        _AGENTS,
+        "toward_what_it_is_given",
     ),
     Mutation(
         "flowrl/optim.py",
@@ -271,8 +278,35 @@ MUTATIONS = (
         _SSCP, "goal_reps, noise, 0, 2)).actions", "goal_reps, noise, 0, 1)).actions", _AGENTS, "acts_by_the_slow"
     ),
     Mutation(
-        _SSCP, '"actor": state.target_params["actor"]}', '"actor": state.params["actor"]}', _AGENTS, "acts_by_the_slow"
+        _SSCP, "state.params if config.hops == 2 else state.target_params", "state.params", _AGENTS, "acts_by_the_slow"
     ),
+    Mutation(
+        _SSCP,
+        "state.params if config.hops == 2 else state.target_params",
+        "state.target_params",
+        _HELD,
+        "gc_sscp and actions and not embed",
+    ),
+    *(
+        Mutation(path, "state.params if config.lagging_targets else moved.params", "moved.params", _HELD, select)
+        for path, select in (
+            (_GCIVL, "gcivl and after"),
+            (_HIQL, "hiql and after and not rep_grad"),
+            (_SSCP, "gc_sscp and after and not embed"),
+            (_ONE_STEP, "sscp__mean_q and after"),
+            (_DISTILLED, "fql__min_q and after"),
+            ("agents/sac.py", "sac__mean_q and after"),
+        )
+    ),
+    Mutation(
+        _GCIVL,
+        "state.params if config.lagging_targets else moved.params",
+        "state.params",
+        _AGENTS,
+        "before_the_step_or_after_it and gcivl",
+    ),
+    Mutation(_GCBC, "-1.0, 1.0)", "-9.0, 9.0)", _HELD, "gcbc and actions"),
+    Mutation(_SSCP, "x, float)", "x, jnp.float32)", _HELD, "gc_sscp and losses and not embed"),
     Mutation(
         _SSCP,
         '"actor": state.hyper["actor_target_rate"]',
@@ -397,6 +431,19 @@ MUTATIONS = (
         "test_normalized_q_loss and plain",
     ),
     Mutation(
+        "flowrl/losses.py", "jnp.abs(values.mean(axis=0)).mean()", "jnp.abs(values).mean()", _CRITICS, "mean_q_loss"
+    ),
+    Mutation(
+        "flowrl/losses.py",
+        "jnp.abs(values.mean(axis=0)).mean()",
+        "jnp.abs(values).mean()",
+        _HELD,
+        "(fql__normalized or sscp__mean_q) and losses",
+    ),
+    Mutation(
+        "flowrl/losses.py", "jax.lax.stop_gradient(jnp.maximum(size", "(jnp.maximum(size", _CRITICS, "mean_q_loss_holds"
+    ),
+    Mutation(
         "flowrl/optim.py", "jnp.where(max_norm > 0, ", "jnp.where(max_norm >= 0, ", _CRITICS, "clip_norm and plain"
     ),
     Mutation(
@@ -461,6 +508,7 @@ MUTATIONS = (
         _OFFLINE,
         _reference("sscp-bootstrap"),
     ),
+    Mutation(_ONE_STEP, '1.0, "Weight of the completion', '0.1, "Weight of the completion', _TRAINING, "defaults_are"),
     Mutation(_ONE_STEP, "flow.early_times(", "flow.uniform_times(", _OFFLINE, _reference("sscp")),
     Mutation(
         _ONE_STEP,
@@ -557,15 +605,15 @@ MUTATIONS = (
     # fql
     Mutation(
         _DISTILLED,
-        'velocity = partial(networks.flow.apply, state.params["flow"]',
-        'velocity = partial(networks.flow.apply, params["flow"]',
+        'flow_actions(networks, config, state.params["flow"]',
+        'flow_actions(networks, config, params["flow"]',
         _OFFLINE,
         "distillation_gives_the_flow",
     ),
     Mutation(
         _DISTILLED,
-        "targets = jnp.clip(flow.euler(velocity, noise, config.flow_steps), -1.0, 1.0)",
-        "targets = flow.euler(velocity, noise, config.flow_steps)",
+        "return jnp.clip(flow.euler(velocity, noise, config.flow_steps), -1.0, 1.0)",
+        "return flow.euler(velocity, noise, config.flow_steps)",
         _OFFLINE,
         _reference("fql"),
     ),
@@ -578,10 +626,17 @@ MUTATIONS = (
     ),
     Mutation(
         _DISTILLED,
-        "if config.normalize_q else",
-        "if not config.normalize_q else",
+        "mean_q_loss(values, config.normalize_q)",
+        "mean_q_loss(values, not config.normalize_q)",
         _OFFLINE,
         "constant_networks and fql",
+    ),
+    Mutation(
+        _DISTILLED,
+        "mean_q_loss(values, config.normalize_q)",
+        "mean_q_loss(values.min(axis=0, keepdims=True), config.normalize_q)",
+        _HELD,
+        "fql__min_q and losses",
     ),
     Mutation(
         _DISTILLED,
@@ -679,6 +734,29 @@ MUTATIONS = (
         _LEARNT,
         "squashed_density",
     ),
+    Mutation(
+        "flowrl/presets/__init__.py",
+        '"offline_to_online" if online else "offline"',
+        '"offline"',
+        "tests/test_presets.py",
+        "goes_online_with_every",
+    ),
+    Mutation(
+        "flowrl/settings.py",
+        'online = bool(given.get("online_steps"))',
+        "online = False",
+        "tests/test_presets.py",
+        "goes_online_starts",
+    ),
+    Mutation(
+        "flowrl/presets/__init__.py",
+        "online_steps=400_000, warmup_steps=10_000",
+        "online_steps=400_000, warmup_steps=5_000",
+        "tests/test_presets.py",
+        "experts_have",
+    ),
+    Mutation("agents/sac.py", "getattr(nn, config.activation)", "nn.relu", _HELD, "sac__mean_q and losses"),
+    Mutation("flowrl/gaussian.py", "side_by_side(2, ", "side_by_side(1, ", _NETWORKS, "heads_of_a_squashed"),
     Mutation("agents/sac.py", "- temperature(state.params) * log_probs\n", "\n", _LEARNT, f"{_REFERENCES} and sac"),
     Mutation(
         "flowrl/maximum_entropy.py",

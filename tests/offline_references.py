@@ -228,7 +228,7 @@ def sscp_reference(case: Case) -> Reference:
         else:
             sizes, targets = half_steps()
             completion_loss = ((jump(params["actor"], s, x, tau, sizes) - targets) ** 2).mean()
-        q_loss = -values(params).mean() / np.abs(values(case.params)).mean()
+        q_loss = -values(params).mean() / np.abs((values(case.params)[0] + values(case.params)[1]) / 2).mean()
         weights = hyper["flow_alpha"], hyper["completion_alpha"], hyper["q_alpha"]
         return {
             "critic/loss": case.td_loss(params, next_values),
@@ -322,7 +322,7 @@ def fql_reference(case: Case) -> Reference:
         distill_loss = ((field(np, params["actor"], s, z) - targets) ** 2).mean()
         q_loss = -values(params).mean()
         if case.config.normalize_q:
-            q_loss = q_loss / np.abs(values(case.params)).mean()
+            q_loss = q_loss / np.abs((values(case.params)[0] + values(case.params)[1]) / 2).mean()
         return {
             "critic/loss": case.td_loss(params, combined(case, next_values)),
             "actor/flow_loss": flow_loss,

@@ -212,8 +212,9 @@ def sscp_high(ref: Reference, params: Params) -> jax.Array:
     return (weights * errors).mean()
 
 
-def sscp_two_hops(ref: Reference) -> tuple[np.ndarray, np.ndarray]:
-    slow, s = ref.state.target_params["actor"], ref.batch["observations"]
+def sscp_two_hops(ref: Reference, actor: Params | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """Two hops of an actor, by default of the slow one."""
+    slow, s = actor or ref.state.target_params["actor"], ref.batch["observations"]
     psi = double(ref.rep(ref.state.params, s, ref.batch["high_actor_goals"]))
     middle = normalized(double(jump(ref, slow, psi, pair_of(1), 0, 1).reps))
     last = jump(ref, slow, middle, pair_of(2), 1, 1)
@@ -364,6 +365,14 @@ def toy_state() -> TrainState:
     return state.replace(target_params=jax.tree.map(lambda x: x - 2, state.target_params))
 
 
+def test_polyak_moves_targets_toward_what_it_is_given() -> None:
+    # 0.75·1 + 0.25·7 = 2.5.
+    toward = {name: {"x": jnp.full((2,), 7.0)} for name in ("one", "two")}
+    state = polyak(toy_state(), {"one": jnp.float32(0.25)}, toward)
+    np.testing.assert_allclose(state.target_params["one"]["x"], 2.5)
+    np.testing.assert_array_equal(state.params["one"]["x"], 3)
+
+
 def test_descend_takes_adam_steps() -> None:
     # A gradient of 1, then ten of 0: after step k the averages are 0.1·0.9^(k−1) and 0.001·0.999^(k−1), each divided by
     # 1 − β^k; the step is the first over the root of the second.
@@ -390,6 +399,22 @@ def test_polyak_moves_targets_toward_parameters() -> None:
     np.testing.assert_allclose(state.target_params["one"]["x"], 1.5)
     np.testing.assert_array_equal(state.target_params["two"]["x"], 1)
     np.testing.assert_array_equal(state.params["one"]["x"], 3)
+
+
+@pytest.mark.parametrize("lagging", [True, False])
+@pytest.mark.parametrize("name", ["gcivl", "hiql", "gc_sscp"])
+def test_targets_move_toward_the_parameters_before_the_step_or_after_it(name: str, lagging: bool) -> None:
+    state = state_of(name)
+    after, _ = jax.jit(agent_of(name, lagging_targets=lagging).update)(state, batch_of(), jax.random.key(0))
+    toward = state if lagging else after
+    for network in TARGETS[name]:
+        rate = {"value": 0.1, "actor": 0.3}[network]
+        expected = jax.tree.map(
+            lambda old, new, rate=rate: (1 - rate) * old + rate * new,
+            state.target_params[network],
+            toward.params[network],
+        )
+        assert_close(after.target_params[network], expected, rtol=1e-6, atol=1e-6)
 
 
 def update_with_noise(name: str, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
@@ -463,14 +488,14 @@ def test_a_step_is_adam_on_the_sum_of_all_gradients_at_the_same_parameters(
             if jax.tree.leaves(state.params[network])[0].tolist() != jax.tree.leaves(after.params[network])[0].tolist()
         }
         assert moved == TRAINED[name] == set(state.params)
-        # Slow copies move after the step, toward the new parameters, each at its own rate.
+        # Slow copies move toward the parameters before the step, each at its own rate.
         assert set(after.target_params) == TARGETS[name]
         for network, rate in {"value": 0.1, "actor": 0.3}.items():
             if network in TARGETS[name]:
                 expected = jax.tree.map(
                     lambda old, new, rate=rate: (1 - rate) * old + rate * new,
                     state.target_params[network],
-                    after.params[network],
+                    state.params[network],
                 )
                 assert_close(after.target_params[network], expected, atol=1e-6)
         assert int(after.step) == step + 1
@@ -536,6 +561,7 @@ def test_defaults_are_the_published_ones() -> None:
     shared = {"learning_rate": 3e-4, "batch_size": 1024, "hidden_dims": (512, 512, 512)}
     shared |= {"actor_p_trajectory": 1.0, "actor_p_random": 0.0}
     value = {"discount": 0.99, "value_target_rate": 0.005, "value_p_trajectory": 0.5, "value_p_random": 0.3}
+    value |= {"lagging_targets": True}
     hierarchy = {"subgoal_steps": 25, "rep_dim": 10, "expectile": 0.7}
     published = {
         "gcbc": shared,
@@ -549,6 +575,7 @@ def test_defaults_are_the_published_ones() -> None:
             "high_alpha": 5.0,
             "actor_target_rate": 0.001,
             "hops": 1,
+            "time_dim": 128,
         },
     }
     for name, expected in published.items():
@@ -629,14 +656,16 @@ def hops_agent(hops: int) -> Agent:
 
 @pytest.mark.parametrize("mode", ["eval", "explore"])
 @pytest.mark.parametrize("hops", [1, 2])
-def test_gc_sscp_acts_by_the_slow_actor(hops: int, mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gc_sscp_acts_by_the_slow_actor_in_one_hop_and_by_the_trained_one_in_two(
+    hops: int, mode: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     noises = iter([pair_of(1), pair_of(2)])
     monkeypatch.setattr(gc_sscp, "draw_noise", lambda key, like: next(noises))
     state, agent = state_of("gc_sscp"), hops_agent(hops)
     batch = {**batch_of(), "high_actor_goals": batch_of()["actor_goals"]}
     ref = Reference("gc_sscp", state, batch)
     if hops == 2:
-        expected, _ = sscp_two_hops(ref)
+        expected, _ = sscp_two_hops(ref, state.params["actor"])
     else:
         reps = ref.rep(state.params, batch["observations"], batch["high_actor_goals"])
         leap = jump(ref, state.target_params["actor"], reps, pair_of(1), 0, 2)

@@ -8,6 +8,7 @@ import pytest
 
 from flowrl.agent import Spec
 from flowrl.agents import gc_sscp
+from flowrl.gaussian import SquashedGaussian
 from flowrl.networks import (
     MLP,
     FourierFeatures,
@@ -20,6 +21,7 @@ from flowrl.networks import (
     mish,
     represent,
     represented_value,
+    side_by_side,
     truncated,
 )
 
@@ -150,6 +152,19 @@ def test_truncated_kernels_are_narrower_than_their_fan_in_says() -> None:
     kernel = np.asarray(truncated(KEY, (100, 400)))
     assert 0.199 < np.abs(kernel).max() <= 0.2
     np.testing.assert_allclose(kernel.std(), 0.08796, rtol=0.02)
+
+
+def test_the_heads_of_a_squashed_gaussian_start_as_layers_of_their_own() -> None:
+    # A uniform kernel of variance 0.01 / mean(fan-in, fan-out) ends at the root of thrice that, 0.01·2·3 / (2 + 6); as
+    # one layer of twelve outputs it would end at 0.01·2·3 / (2 + 12).
+    actor = SquashedGaussian((2,), 6)
+    kernel = actor.init(KEY, jnp.zeros((1, 5)))["params"]["MLP_0"]["Dense_0"]["kernel"]
+    assert kernel.shape == (2, 12)
+    many = np.stack([side_by_side(2, glorot(1e-2))(jax.random.key(i), (2, 12)) for i in range(200)])
+    for half in (many[..., :6], many[..., 6:]):
+        np.testing.assert_allclose(np.abs(half).max(), np.sqrt(0.06 / 8), rtol=0.01)
+    assert np.abs(kernel).max() > np.sqrt(0.06 / 14)
+    assert not np.allclose(many[..., :6], many[..., 6:])
 
 
 def test_kernels_have_the_initialisation_that_is_asked_for() -> None:

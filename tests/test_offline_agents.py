@@ -251,7 +251,8 @@ def test_nothing_follows_a_terminal(name: str) -> None:
 
 
 @each_agent
-def test_a_step_is_adam_and_slow_copies_follow_the_new_parameters(name: str) -> None:
+def test_a_step_is_adam_and_slow_copies_follow(name: str) -> None:
+    # Toward the parameters before the step in the code of SSCP and FQL, toward the new ones in that of DQL.
     optimizer = optax.adam(0.01, b1=0.9, b2=0.999, eps=1e-8)
     state = with_hyper(state_of(name), actor_target_start=0, actor_target_interval=1) if name == "ofql" else (
         state_of(name)
@@ -270,12 +271,26 @@ def test_a_step_is_adam_and_slow_copies_follow_the_new_parameters(name: str) -> 
             expected = jax.tree.map(
                 lambda old, new, rate=rates[network]: (1 - rate) * old + rate * new,
                 state.target_params[network],
-                after.params[network],
+                (after if name == "ofql" else state).params[network],
             )
             assert_close(after.target_params[network], expected, rtol=1e-9)
         assert int(after.step) == step + 1
         assert_same(after.hyper, state.hyper)
         state = after
+
+
+@pytest.mark.parametrize("name", ["sscp", "fql"])
+def test_slow_copies_can_follow_the_new_parameters(name: str) -> None:
+    state = state_of(name)
+    after, _ = step_of(name, lagging_targets=False)(state, batch_of(), jax.random.key(KEY))
+    for network in TARGETS[name]:
+        rate = {"critic": 0.2, "actor": 0.3}[network]
+        expected = jax.tree.map(
+            lambda old, new, rate=rate: (1 - rate) * old + rate * new,
+            state.target_params[network],
+            after.params[network],
+        )
+        assert_close(after.target_params[network], expected, rtol=1e-9)
 
 
 def test_ofql_slow_policy_moves_at_due_steps_only() -> None:

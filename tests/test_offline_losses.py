@@ -1,6 +1,7 @@
 """TD errors, normalised Q and clipped gradients against numbers derived by hand, as written, under jit and vmap."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -8,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from flowrl.losses import critic_loss, normalized_q_loss, td_target
+from flowrl.losses import critic_loss, mean_q_loss, normalized_q_loss, td_target
 from flowrl.optim import clip_norm, descend
 from flowrl.train_state import Params, TrainState, new_state
 
@@ -99,6 +100,20 @@ def test_normalized_q_loss_holds_its_scale_constant() -> None:
     value, slope = jax.value_and_grad(lambda q: normalized_q_loss(q, q))(array(2, 6))
     np.testing.assert_allclose(value, -1)
     np.testing.assert_allclose(slope, [-1 / 8, -1 / 8])
+
+
+@variants
+def test_mean_q_loss(variant: Variant) -> None:
+    # Critics (2, 6) and (4, −8): their mean is (3, −1), whose mean is 1 and whose size 2; the critics' own size is 5.
+    values = array([2, 6], [4, -8])
+    np.testing.assert_allclose(variant(partial(mean_q_loss, normalize=False))(values), -1)
+    np.testing.assert_allclose(variant(partial(mean_q_loss, normalize=True))(values), -1 / 2)
+
+
+def test_mean_q_loss_holds_its_scale_constant_and_is_finite_at_zero() -> None:
+    slopes = jax.grad(lambda q: mean_q_loss(q, normalize=True))(array([1, 5], [3, -9]))
+    np.testing.assert_allclose(slopes, [[-1 / 8, -1 / 8]] * 2)
+    assert mean_q_loss(jnp.zeros((2, 3)), normalize=True) == 0
 
 
 def test_normalized_q_loss_is_finite_at_zero() -> None:

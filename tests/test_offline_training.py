@@ -73,13 +73,15 @@ def test_defaults_are_the_published_ones() -> None:
         "candidate_temperature": 0.0,
     }
     sscp = {"batch_size": 1024, "completion_target": "data", "q_sample": "completion", "completion_steps": 1}
+    sscp |= {"lagging_targets": True, "time_dim": 128, "completion_alpha": 1.0}
+    fql = {"lagging_targets": True, "flow_steps": 10}
     ofql = {"hidden_dims": (256,) * 3, "time_sampler": "logit_normal", "max_q_backup": False, "q_scale": "policy"}
     ofql |= {"critic_layer_norm": False, "adaptive_power": 0.0, "adaptive_constant": 1e-3, "max_grad_norm": 0.0}
     ofql |= {"actor_target_start": 1000, "actor_target_interval": 5, "candidate_noise": 0.5}
     published = {
-        "sscp": {**q, **sscp, "flow_alpha": 1.0, "completion_alpha": 0.1, "q_alpha": 1.0, "actor_target_rate": 0.0005},
+        "sscp": {**q, **sscp, "flow_alpha": 1.0, "q_alpha": 1.0, "actor_target_rate": 0.0005},
         "ofql": {**q, **ofql, "q_alpha": 0.1, "flow_ratio": 0.5, "actor_target_rate": 0.005},
-        "fql": {**q, "flow_steps": 10, "q_agg": "mean", "normalize_q": False, "alpha": 10.0, "q_alpha": 1.0},
+        "fql": {**q, **fql, "q_agg": "mean", "normalize_q": False, "alpha": 10.0, "q_alpha": 1.0},
         "bc": {**base, "distribution": "gaussian", "flow_steps": 10},
     }
     for name, expected in published.items():

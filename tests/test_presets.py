@@ -16,6 +16,7 @@ from flowrl import config as configs
 from flowrl import loop, presets
 from flowrl.agent import Agent, Spec
 from flowrl.errors import UserError
+from flowrl.settings import plan
 
 AGENTS = ("bc", "fql", "gc_sscp", "gcbc", "gcivl", "hiql", "ofql", "sscp")
 PUBLISHED = {
@@ -156,6 +157,31 @@ def test_fql_has_every_published_offline_row_and_nothing_else() -> None:
         assert run.get("reward_shift", 0.0) == (-1.0 if re.fullmatch("antmaze-.*-v2", row["dataset"]) else 0.0)
 
 
+def test_fql_goes_online_with_every_published_row() -> None:
+    table = rows_of(PRESETS / "fql.csv")
+    rows = [row for row in table if row["agent"] == "fql" and row["setting"] == "offline_to_online"]
+    assert len(rows) == 15
+    for row in rows:
+        preset = presets.lookup("paper", "fql", row["dataset"], online=True)
+        config = agents.load("fql").Config(**preset.agent)
+        assert config.alpha == float(row["alpha"])
+        assert config.discount == (float(row["discount"]) if row["discount"] else 0.99)
+        assert config.q_agg == (row["q_agg"] or "mean")
+        assert preset.run["steps"] == 1_000_000  # also where half of them are published for learning offline
+        assert preset.run.get("reward_shift", 0.0) == (-1.0 if row["dataset"].startswith("antmaze") else 0.0)
+    # Where none is published, and for agents without such rows, those for learning offline hold.
+    for agent, dataset in (("fql", "cube-single-play-singletask"), ("sscp", "hopper-medium-v2")):
+        assert presets.lookup("paper", agent, dataset, online=True) == presets.lookup("paper", agent, dataset)
+
+
+def test_a_run_that_goes_online_starts_from_the_settings_for_it() -> None:
+    given = {"agent": "fql", "env": "humanoidmaze-medium-navigate-singletask"}
+    assert plan(given, {}).agent_config.alpha == 30
+    online = plan({**given, "online_steps": 1_000_000}, {})
+    assert (online.agent_config.alpha, online.settings.steps) == (100, 1_000_000)
+    assert plan({**given, "online_steps": 1_000_000}, {"alpha": 5.0}).agent_config.alpha == 5
+
+
 @pytest.mark.parametrize(
     ("dataset", "alpha2"),
     [
@@ -225,3 +251,9 @@ def test_experts_have_ogbenchs_settings() -> None:
     assert humanoid.agent["critic_hidden_dims"] == (1024, 1024, 1024)
     assert (humanoid.agent["q_agg"], humanoid.run["updates_per_step"]) == ("mean", 0.25)
     assert (ball.run["online_steps"], ball.agent["critic_layer_norm"]) == (12_000_000, True)
+    for body in ("ant-xy", "humanoid-xy", "antball-ends"):
+        preset = presets.lookup("paper", "sac", f"online-{body}-v0")
+        config = agents.load("sac").Config(**preset.agent)
+        assert (config.activation, config.learning_rate, config.target_entropy) == ("gelu", 1e-4, -0.5)
+        assert preset.run["warmup_steps"] == 10_000
+    assert agents.load("sac").Config().activation == "relu"

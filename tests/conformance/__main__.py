@@ -1,11 +1,11 @@
-"""Prints docs/fidelity.md's table: `python -m tests.conformance`."""
+"""Prints the tables of docs/fidelity.md: `python -m tests.conformance`."""
 
 from .harness import PARTS, File, measure, names
 
 
 def table() -> str:
     """Returns the largest relative difference per file and part, in Markdown."""
-    lines = [f"| agent, file | {' | '.join(PARTS)} |", "|---|" + "---|" * len(PARTS)]
+    lines = [f"| file | {' | '.join(PARTS)} |", "|---|" + "---|" * len(PARTS)]
     for name in names():
         report = measure(name)
         cells = [f"{report.worst(part):.0e}" for part in PARTS]
@@ -15,13 +15,15 @@ def table() -> str:
 
 def sources() -> str:
     """Returns the repositories and commits that the files were made from, in Markdown."""
-    lines = ["| files | repository | commit | path |", "|---|---|---|---|"]
+    rows = {}
     for name in names():
         meta = File(name).meta
-        path = meta["path"].split(" (")[0]
-        lines.append(f"| `{name}` | {meta['repository']} | `{meta['commit'][:10]}` | {path} |")
-    return "\n".join(lines)
+        address, path = meta["repository"], meta["path"].split(" (")[0]
+        repository = address.removeprefix("https://github.com/")
+        rows.setdefault(meta["agent"], f"[{repository}]({address}) | `{meta['commit']}` | {path}")
+    lines = ["| agent | repository | commit | files |", "|---|---|---|---|"]
+    return "\n".join([*lines, *(f"| `{agent}` | {row} |" for agent, row in rows.items())])
 
 
 if __name__ == "__main__":
-    print(sources(), table(), sep="\n\n")
+    print(table(), sources(), sep="\n\n")
