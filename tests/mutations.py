@@ -895,7 +895,7 @@ MUTATIONS = (
     Mutation("flowrl/settings.py", 'if made.seeds != stored["seeds"]:', "if False:", _RECORDED, "changed_config"),
     Mutation("flowrl/settings.py", "_require_sweepable(module.Config, grid)\n", "pass\n", _RECORDED, "changed_config"),
     Mutation(_SWEEPS, "if _runs(parts) != _runs(groups(before)):", "if False:", _RECORDED, "changed_sweep"),
-    Mutation(_SWEEPS, "(folder / SWEEP).unlink(missing_ok=True)", "pass", _RECORDED, "never_began and sweep"),
+    Mutation(_SWEEPS, "(folder / SWEEP).unlink(missing_ok=True)", "pass", _RECORDED, "never_began and recorded"),
     Mutation(_FILES, "if made and unused(folder):", "if False:", _RECORDED, "never_began"),
     Mutation(_FILES, "if not os.path.samestat(", "if False and os.path.samestat(", _RECORDED, "takes_away"),
     Mutation(_CHECKPOINTS, "inspect.iscoroutine(unraisable.object)", "False", _RECORDED, "any_part"),

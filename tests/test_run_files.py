@@ -530,11 +530,17 @@ def test_readers_leave_the_folder_as_it_is(saved: Path, tmp_path: Path) -> None:
 # ------------------------------------------------------------------------------------------------ what never began
 
 
-@pytest.mark.parametrize("program", [main, sweep])
-def test_a_run_that_never_began_leaves_no_folder(program: Callable[..., int], data: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("program", "extra"),
+    [(main, ()), (sweep, ()), (sweep, ("--runs_at_once=2",))],
+    ids=["a run", "a sweep", "a sweep whose parts are recorded before data are read"],
+)
+def test_a_run_that_never_began_leaves_no_folder(
+    program: Callable[..., int], extra: tuple[str, ...], data: str, tmp_path: Path
+) -> None:
     bad = np.load(data.removeprefix("--data="))
     np.savez(tmp_path / "bad.npz", **{name: bad[name] for name in bad if name != "actions"})
-    folder, command = tmp_path / "runs" / "new", (*RUN, "--steps=20", f"--data={tmp_path / 'bad.npz'}")
+    folder, command = tmp_path / "runs" / "new", (*RUN, *extra, "--steps=20", f"--data={tmp_path / 'bad.npz'}")
     assert_refused("'actions' is missing", lambda: program(*command, f"--run_dir={folder}"))
     assert not folder.parent.exists()
     folder.mkdir(parents=True)
