@@ -258,9 +258,8 @@ def _layers(env: gymnasium.Env) -> Iterator[gymnasium.Env]:
 
 
 def has_limit(env: gymnasium.Env) -> bool:
-    """Whether one of an environment's wrappers, or what it was registered with, limits the steps of an episode."""
-    limits = [layer for layer in _layers(env) if isinstance(layer, gymnasium.wrappers.TimeLimit)]
-    return bool(limits) or bool(env.spec and env.spec.max_episode_steps)
+    """Whether one of an environment's wrappers limits the steps of an episode, as Gymnasium's own does."""
+    return any(isinstance(layer, gymnasium.wrappers.TimeLimit) for layer in _layers(env))
 
 
 def _innermost(env: gymnasium.Env) -> gymnasium.Env:

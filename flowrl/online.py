@@ -1,4 +1,4 @@
-"""Learning while acting: environments side by side that the training policies act in, and the steps of the online loop."""
+"""Learning while acting: the environments that training policies act in, and the steps of the online loop."""
 
 import contextlib
 import functools

@@ -1,5 +1,6 @@
 """Small environments of a user's own, importing which registers them; each has one thing that others stumble over."""
 
+import json
 import random
 from typing import Any
 
@@ -109,6 +110,13 @@ class Raising(Own):
         if self.steps == 2:
             raise KeyError("a mistake\nof two lines")
         return super().step(action)
+
+
+class Parsing(Own):
+    """Raises in the standard library."""
+
+    def told(self) -> dict[str, Any]:
+        return json.loads("{")
 
 
 class Unmade(Own):

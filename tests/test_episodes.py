@@ -295,6 +295,7 @@ def line_of(text: str) -> str:
     ("env", "message", "line"),
     [
         ("Raising", "failed in step 3: KeyError: 'a mistake", 'raise KeyError("a mistake'),
+        ("Parsing", "failed in step 1: JSONDecodeError", 'json.loads("{")'),
         ("Unmade", "cannot be made here (ValueError: no such map", 'raise ValueError("no such map'),
         ("OtherShape", "an observation is float32 of shape (3,), not of Box(-inf, inf, (2,)", ""),
         ("FourValues", "not enough values to unpack", ""),
