@@ -329,7 +329,7 @@ def test_a_dead_environment_is_named_and_closed() -> None:
 def acting(env: str, vectorization: Any, steps: int, **kwargs: Any) -> list[online.Transitions]:
     """Acts in two environments of each of two runs, which are ended whatever they do."""
     make = functools.partial(envs.make, f"own/{env}-v0", spec=gymnasium.spec(f"own/{env}-v0"), **kwargs)
-    acted = Environments(make, keys_of(0, 1), 2, vectorization=vectorization)
+    acted = Environments(make, keys_of(4, 5), 2, vectorization=vectorization)
     moves = []
     try:
         for _ in range(steps):
@@ -342,7 +342,7 @@ def acting(env: str, vectorization: Any, steps: int, **kwargs: Any) -> list[onli
 
 @pytest.mark.parametrize("vectorization", ["sync", "async"])
 def test_what_is_not_finite_is_named_and_not_stored(vectorization: Any) -> None:
-    named = r"v0: number 1 of the observation is nan.*in step 3 of training episode \d+ \(run \d, environment \d\)"
+    named = r"v0: number 1 of the observation is nan.*in step 3 of training episode 0 \(run 0, environment 1\)"
     with pytest.raises(NotFinite, match=named):
         acting("Broken", vectorization, 60, where="observation")
 
