@@ -6,6 +6,9 @@ they differ, the first metric that does is named. Both run on this machine with 
 only there.
 """
 
+if __name__ == "__main__":
+    import flowrl.start  # noqa: F401 - before the other imports, which take seconds
+
 import dataclasses
 import json
 import os

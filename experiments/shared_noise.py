@@ -5,6 +5,9 @@ the first entries of the second are the first. A trained run acts both ways in t
 where episodes begin, to see how much of an action is noise at all.
 """
 
+if __name__ == "__main__":
+    import flowrl.start  # noqa: F401 - before the other imports, which take seconds
+
 import dataclasses
 from collections.abc import Sequence
 from functools import partial

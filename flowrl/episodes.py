@@ -258,7 +258,7 @@ def _layers(env: gymnasium.Env) -> Iterator[gymnasium.Env]:
 
 
 def has_limit(env: gymnasium.Env) -> bool:
-    """Whether one of an environment's wrappers limits the steps of an episode, as Gymnasium's own do when it is made."""
+    """Whether one of an environment's wrappers limits the steps of an episode, as Gymnasium's own does."""
     return any(isinstance(layer, gymnasium.wrappers.TimeLimit) for layer in _layers(env))
 
 

@@ -1,9 +1,7 @@
-"""Learning while acting: environments that the training policies act in, and the steps of the online loop."""
+"""Learning while acting: the environments that training policies act in, and the steps of the online loop."""
 
-import contextlib
 import functools
 import math
-import signal
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple, TypeVar
 
@@ -19,9 +17,10 @@ from flowrl.data.returns import OpenEpisodes
 from flowrl.devices import ALL, RUNS, Layout
 from flowrl.episodes import NotFinite
 from flowrl.loop import Program, Window
+from flowrl.side_by_side import Apart, SideBySide
 from flowrl.streams import stream_key
 from flowrl.train_state import TrainState
-from flowrl.workers import EnvFactory, SideBySide, WorkerDied, begin
+from flowrl.workers import EnvFactory
 
 T = TypeVar("T")
 
@@ -171,70 +170,6 @@ class Environments:
     def close(self) -> None:
         """Ends the environments and their processes, also those that died or are in the middle of a step."""
         self._envs.close()
-
-
-class Alone(SideBySide):
-    """The one environment of a process, which tells a step in bytes; arrays take longer to send."""
-
-    def __init__(self, make_env: EnvFactory):
-        """Makes it."""
-        super().__init__(make_env, 1)
-
-    def step(self, action: bytes) -> bytes:  # type: ignore[override]
-        """Plays an action float32 `[A]`; returns observation, reward, termination and truncation, float64 `[D + 3]`."""
-        observation, *others, _ = self._envs[0].step(np.frombuffer(action, np.float32))
-        self._rows[0] = np.asarray(observation, np.float32)
-        return np.concatenate((observation, others)).tobytes()
-
-
-class Apart:
-    """Environments each in a process of its own; otherwise as `SideBySide`."""
-
-    def __init__(self, make_env: EnvFactory, count: int):
-        """Starts the processes."""
-        build, ignored = functools.partial(Alone, make_env), (signal.SIGINT, signal.SIGTERM)
-        self._started: list[tuple[Any, Any]] = []
-        try:
-            for _ in range(count):
-                self._started.append(begin(build, ignored))
-        except BaseException:
-            self.close()
-            raise
-
-    def reset(self, seeds: list[int | None]) -> np.ndarray:
-        """Begins the episode of a seed in each environment that has one; returns all observations, float32 `[N, D]`."""
-        return np.concatenate(self._asked("reset", [[seed] for seed in seeds]))
-
-    def step(self, actions: np.ndarray) -> tuple[np.ndarray, ...]:
-        """Plays actions `[N, A]`; returns observations float32 `[N, D]`, and rewards, terminations and truncations."""
-        given = [row.tobytes() for row in np.asarray(actions, np.float32)]
-        told = np.frombuffer(b"".join(self._asked("step", given)), np.float64).reshape(len(given), -1)
-        return told[:, :-3].astype(np.float32), told[:, -3], told[:, -2].astype(bool), told[:, -1].astype(bool)
-
-    def _asked(self, method: str, arguments: Any) -> list[Any]:
-        for (_, connection), argument in zip(self._started, arguments, strict=True):
-            with contextlib.suppress(OSError):  # one that has failed says why in what it sent last
-                connection.send((method, argument))
-        try:
-            replies = [connection.recv() for _, connection in self._started]
-        except (EOFError, OSError) as error:
-            raise WorkerDied(
-                "the process of a training environment died: it was killed, or memory ran out; continue with --resume"
-            ) from error
-        for i, reply in enumerate(replies):
-            if isinstance(reply, NotFinite):
-                reply.slot = i
-            if isinstance(reply, Exception):
-                raise reply
-        return replies
-
-    def close(self) -> None:
-        """Ends the processes."""
-        for process, connection in self._started:
-            connection.close()
-            process.kill()
-        for process, _ in self._started:
-            process.join()
 
 
 # -------------------------------------------------------------------------------------------------------- loop

@@ -495,7 +495,7 @@ def command(config: dict[str, Any]) -> str:
     A part of a sweep is named by the sweep over its values.
     """
     settings, origin = config["settings"], config["data"]["origin"]
-    online = bool(settings["online_steps"])
+    online = bool(settings.get("online_steps"))
     preset = presets.lookup(config["preset"]["name"], settings["agent"], settings["env"], online=online)
     usual = dataclasses.asdict(Settings()) | preset.run | {"data": None, "preset": "paper"}
     shown = settings | {"data": "FILE" if origin == "file" else origin}

@@ -43,7 +43,7 @@ _STATS, _COMPARISONS = "tests/test_stats.py", "tests/test_comparisons.py"
 _SETS = "tests/test_mujoco_sets.py"
 _SWEEPS, _SWEPT, _LOOP = "flowrl/sweeps.py", "tests/test_sweep.py", "tests/test_loop.py"
 _WORKERS, _EVALUATED = "flowrl/workers.py", "tests/test_evaluate.py"
-_EPISODES, _SPACES, _ENVS = "flowrl/episodes.py", "flowrl/spaces.py", "flowrl/envs.py"
+_EPISODES, _SPACES, _ENVS, _SIDE = (f"flowrl/{name}.py" for name in ("episodes", "spaces", "envs", "side_by_side"))
 _SEEN, _MINARI, _SUMMARY = "tests/test_episodes.py", "tests/test_minari.py", "flowrl/summary.py"
 _SIGNALS, _FLAGS, _CONFIG, _SETTINGS, _ESTIMATES, _SPREAD_OVER = (
     f"flowrl/{name}.py" for name in ("signals", "flags", "config", "settings", "estimates", "devices")
@@ -1179,15 +1179,15 @@ MUTATIONS = (
     Mutation("flowrl/data/minari_sets.py", "if known.action_low and not", "if False and not", _MINARI, "wrappers"),
     Mutation("flowrl/data/minari_sets.py", "    spaces.require_box(space, str(path))\n", "", _MINARI, "are_refused"),
     Mutation(_ONLINE, "actions = played = np.where", "np.where", _ACTED, "diverging_policy"),
-    Mutation(_ONLINE, "reply.slot = i", "pass", _ACTED, "named_and_not_stored and async"),
+    Mutation(_SIDE, "reply.slot = i", "pass", _ACTED, "named_and_not_stored and async"),
     Mutation(
-        _WORKERS,
+        _SIDE,
         "error.slot = i\n                raise\n            self._rows",
         "raise\n            self._rows",
         _ACTED,
         "named_and_not_stored and sync",
     ),
-    Mutation(_ONLINE, "with contextlib.suppress(OSError):  # one", "if True:  # one", _ACTED, "one_line and async"),
+    Mutation(_SIDE, "with contextlib.suppress(OSError):  # one", "if True:  # one", _ACTED, "one_line and async"),
     Mutation(_WORKERS, "error if isinstance(error, UserError) else failed", "failed", _EVALUATED, "failing_worker"),
     Mutation(
         _WORKERS,

@@ -311,10 +311,10 @@ def test_two_collections_of_one_file_take_turns(tmp_path):
         (["--env=humanoidmaze-large-navigate"], "--data=PATH"),
         (["--evn=x"], "unknown flag --evn; did you mean --env?"),
         (["pointmaze-medium-navigate"], "unexpected argument 'pointmaze-medium-navigate'"),
-        ([f"--env={STITCH}", "--episodes=0"], "episodes must be at least 1, not 0"),
+        ([f"--env={STITCH}", "--episodes=0"], "--episodes=0 is too small; the least is 1"),
         ([f"--env={STITCH}", "--episodes=many"], "--episodes=many"),
-        ([f"--env={STITCH}", "--workers=0"], "workers must be at least 1, not 0"),
-        ([f"--env={STITCH}", "--seed=-1"], "seed must be at least 0, not -1"),
+        ([f"--env={STITCH}", "--workers=0"], "--workers=0 is too small; the least is 1"),
+        ([f"--env={STITCH}", "--seed=-1"], "--seed=-1 is too small; the least is 0"),
         ([f"--env={STITCH}", "--out=/dev/null/x"], "cannot write to /dev/null/x"),
     ],
 )

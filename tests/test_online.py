@@ -307,13 +307,13 @@ def test_offline_training_goes_on_online(tmp_path: Path) -> None:
         ("--steps=5 are updates on offline data", ("--agent=sac", "--env=Pendulum-v1", "--steps=5")),
         ("learn offline only", ("--agent=gc_sscp", "--env=pointmaze-medium-navigate", "--online_steps=5")),
         ("no multiple of --num_envs=3", ("--agent=sac", "--env=Pendulum-v1", "--num_envs=3")),
-        ("--offline_share=1.5 is too large", ("--agent=sac", "--env=Pendulum-v1", "--offline_share=1.5")),
+        ("--offline_share=1.5 is out of range", ("--agent=sac", "--env=Pendulum-v1", "--offline_share=1.5")),
         ("choose sync or async", ("--agent=sac", "--env=Pendulum-v1", "--vectorization=fork")),
         ("take their numbers from offline data", ("--agent=sac", *PENDULUM, *SHORT, "--normalize_observations")),
-        ("--updates_per_step=-1.0 is too small", ("--agent=sac", "--env=Pendulum-v1", "--updates_per_step=-1")),
+        ("--updates_per_step=-1.0 is out of range", ("--agent=sac", "--env=Pendulum-v1", "--updates_per_step=-1")),
         ("leaves nothing of --online_steps=40", ("--agent=sac", *PENDULUM, *SHORT, "--warmup_steps=40")),
         ("--offline_share needs offline data", ("--agent=sac", *PENDULUM, *SHORT, "--offline_share=0.5")),
-        ("must be a finite number", ("--agent=sac", *PENDULUM, *SHORT, "--updates_per_step=nan")),
+        ("is not a finite number", ("--agent=sac", *PENDULUM, *SHORT, "--updates_per_step=nan")),
         ("flowrl needs continuous, bounded ones", ("--agent=sac", "--env=CartPole-v1")),
     ],
 )  # fmt: skip
@@ -336,7 +336,7 @@ def test_a_dead_environment_is_named_and_closed() -> None:
 def acting(env: str, vectorization: Any, steps: int, **kwargs: Any) -> list[online.Transitions]:
     """Acts in two environments of each of two runs, which are ended whatever they do."""
     make = functools.partial(envs.make, f"own/{env}-v0", spec=gymnasium.spec(f"own/{env}-v0"), **kwargs)
-    acted = Environments(make, keys_of(0, 1), 2, vectorization=vectorization)
+    acted = Environments(make, keys_of(4, 5), 2, vectorization=vectorization)
     moves = []
     try:
         for _ in range(steps):
@@ -349,7 +349,7 @@ def acting(env: str, vectorization: Any, steps: int, **kwargs: Any) -> list[onli
 
 @pytest.mark.parametrize("vectorization", ["sync", "async"])
 def test_what_is_not_finite_is_named_and_not_stored(vectorization: Any) -> None:
-    named = r"v0: number 1 of the observation is nan.*in step 3 of training episode \d+ \(run \d, environment \d\)"
+    named = r"v0: number 1 of the observation is nan.*in step 3 of training episode 0 \(run 0, environment 1\)"
     with pytest.raises(NotFinite, match=named):
         acting("Broken", vectorization, 60, where="observation")
 
