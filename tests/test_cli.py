@@ -353,7 +353,7 @@ def test_the_bar_comes_after_the_banner_and_counts_what_was_done_for_no_rate(
     class Told(runs.Progress):
         def __init__(self, *arguments: Any, **named: Any):
             super().__init__(*arguments, **named)
-            print(f"bar from {named['begun']}")
+            print(f"bar from {self.n}")
 
     monkeypatch.setattr(runs, "Progress", Told)
     assert main("--resume", f"--run_dir={run_dir}", "--steps=25") == 0

@@ -489,7 +489,7 @@ def test_the_last_checkpoint_has_none_to_fall_back_to(saved: Path, tmp_path: Pat
     checkpoints.close()
 
 
-@pytest.mark.parametrize(("error", "left"), [(SystemExit, 10), (OSError, 20)])
+@pytest.mark.parametrize(("error", "left"), [(SystemExit, 10), (RuntimeError, 20)])
 def test_a_checkpoint_is_replaced_or_stays(
     saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: type[BaseException], left: int
 ) -> None:

@@ -263,8 +263,8 @@ def own_handlers(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 @pytest.mark.parametrize(
     ("number", "place", "name", "told"),
     [
-        (signal.SIGTERM, sources, "read", "terminated"),
-        (signal.SIGINT, sources, "read", "interrupted"),
+        (signal.SIGTERM, sources, "examine", "terminated"),
+        (signal.SIGINT, sources, "examine", "interrupted"),
         (signal.SIGTERM, Checkpoints, "save", "stopped at update 0;"),
         (signal.SIGTERM, Run, "_compiled", "stopped at update 0;"),
         (signal.SIGTERM, Evaluator, "__call__", "stopped at update 10;"),
@@ -466,7 +466,7 @@ def test_plots_and_reports_see_the_grid_points(made_up: sweeps.Sweep, tmp_path: 
         ("2 grid points × 6,000 seeds are more than 10,000 runs", [RATES, "--num_seeds=6000"]),
         ("--runs_at_once=0 is too small", ["--runs_at_once=0"]),
         ("--select=median is unknown; choose final, last or best", ["--select=median"]),
-        ("--agent is missing", ["--agent="]),
+        ("--agent= is empty; give a value", ["--agent="]),
         ("--resume needs --run_dir=DIR", ["--resume"]),
         ("holds no sweep", ["--resume", "--run_dir=."]),
         ("is not empty and holds no sweep", ["--run_dir=."]),
