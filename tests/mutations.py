@@ -1327,7 +1327,9 @@ MUTATIONS = (
     Mutation(_CHECKPOINTS, "            if not path.is_dir():", "            if False:", _RECORDED, "is_no_checkpoint"),
     Mutation(_CHECKPOINTS, "        if not read_only:\n", "        if True:\n", _RECORDED, "leave_the_folder"),
     Mutation(_CHECKPOINTS, "os.rename(self.folder / str(step), aside)", "pass", _RECORDED, "replaced_or_stays"),
-    Mutation(_CHECKPOINTS, "                os.rename(aside, self.folder / str(step))\n", "", _RECORDED, "RuntimeError"),
+    Mutation(
+        _CHECKPOINTS, "                os.rename(aside, self.folder / str(step))\n", "", _RECORDED, "RuntimeError"
+    ),
     Mutation(_READ, "        if counts[step] != each:\n", "        if False:\n", _PLOTTED, "averaged_around"),
     Mutation(
         _READ,
