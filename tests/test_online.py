@@ -9,8 +9,8 @@ import gymnasium
 import jax
 import jax.numpy as jnp
 import numpy as np
-import own_envs  # noqa: F401, which registers environments
 import pytest
+from own_envs import make_counter
 from programs import main
 
 from flowrl import agent as agents
@@ -26,39 +26,12 @@ SPEC = Spec(2, 1, 0)
 BATCH = 8
 
 
-class Counter(gymnasium.Env[np.ndarray, np.ndarray]):
-    """Shows (steps, number / 1024), the number drawn at the reset; the reward is the step.
-
-    Episodes end at 3, with an even number by the limit of time, with an odd one by termination.
-    """
-
-    observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (2,), np.float32)
-    action_space = gymnasium.spaces.Box(-1.0, 1.0, (1,), np.float32)
-
-    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
-        super().reset(seed=seed)
-        self.steps, self.number = 0, int(self.np_random.integers(1024))
-        return self._view(), {}
-
-    def step(self, action: np.ndarray) -> Any:
-        self.steps += 1
-        over, odd = self.steps == 3, self.number % 2 == 1
-        return self._view(), float(self.steps), over and odd, over and not odd, {}
-
-    def _view(self) -> np.ndarray:
-        return np.array([self.steps, self.number / 1024], np.float32)
-
-
 def keys_of(*seeds: int) -> jax.Array:
     return jnp.stack([jax.random.key(seed) for seed in seeds])
 
 
 def environments(*seeds: int, num_envs: int = 2, **kwargs: Any) -> Environments:
     return Environments(make_counter, keys_of(*seeds), num_envs, **kwargs)
-
-
-def make_counter() -> envs.SeededEpisodes:
-    return envs.SeededEpisodes(Counter())
 
 
 def numbers_of(acted: Environments, steps: int) -> np.ndarray:
