@@ -897,7 +897,7 @@ MUTATIONS = (
         _ACTED,
         "named_and_not_stored and sync",
     ),
-    Mutation(_SIDE, "with contextlib.suppress(OSError):  # one", "if True:  # one", _ACTED, "one_line and async"),
+    Mutation(_SIDE, "with contextlib.suppress(OSError):  # one", "if True:  # one", _ACTED, "still_says_which"),
     Mutation(_WORKERS, "error if isinstance(error, UserError) else failed", "failed", _EVALUATED, "failing_worker"),
     Mutation(
         _WORKERS,

@@ -21,6 +21,7 @@ from flowrl.data.dataset import Dataset
 from flowrl.episodes import NotFinite
 from flowrl.errors import UserError
 from flowrl.online import Environments, Options
+from flowrl.side_by_side import Apart
 
 SPEC = Spec(2, 1, 0)
 BATCH = 8
@@ -325,6 +326,16 @@ def test_what_is_not_finite_is_named_and_not_stored(vectorization: Any) -> None:
 def test_mistakes_of_an_environment_are_one_line(vectorization: Any, env: str, message: str) -> None:
     with pytest.raises(UserError, match=rf"own/{env}-v0 .*{message}.*own_envs\.py:\d+"):
         acting(env, vectorization, 3)
+
+
+def test_a_process_that_has_ended_by_a_mistake_still_says_which() -> None:
+    apart = Apart(functools.partial(envs.make, "own/Unmade-v0", spec=gymnasium.spec("own/Unmade-v0")), 1)
+    try:
+        apart._started[0][0].join()
+        with pytest.raises(UserError, match="no such map"):
+            apart.reset([1])
+    finally:
+        apart.close()
 
 
 def test_infos_that_are_not_read_break_nothing() -> None:
