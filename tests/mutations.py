@@ -1187,19 +1187,21 @@ MUTATIONS = (
         _ACTED,
         "named_and_not_stored and sync",
     ),
-    Mutation(_SIDE, "with contextlib.suppress(OSError):  # one", "if True:  # one", _ACTED, "one_line and async"),
+    Mutation(_SIDE, "with contextlib.suppress(OSError):  # one", "if True:  # one", _ACTED, "still_says_which"),
     Mutation(_WORKERS, "error if isinstance(error, UserError) else failed", "failed", _EVALUATED, "failing_worker"),
     Mutation(
         _WORKERS,
-        "            process.start()\n        except (pickle",
-        "            process.start()\n        except (",
+        "except (pickle.PicklingError, AttributeError, TypeError) as error",
+        "except ZeroDivisionError as error",
         _EVALUATED,
         "cannot_be_sent",
     ),
     Mutation(
         _WORKERS, "    with interrupts_held():\n", "    with contextlib.nullcontext():\n", _EVALUATED, "first_moment"
     ),
-    Mutation(_SUMMARY, "good = np.isfinite(returns)", "good = returns > -np.inf", _EVALUATED, "gives_no_numbers"),
+    Mutation(
+        _SUMMARY, "good = np.isfinite(returns)", "good = np.isfinite(returns) | True", _EVALUATED, "gives_no_numbers"
+    ),
     Mutation(
         _SUMMARY,
         "            if good.any():\n                line",

@@ -8,6 +8,8 @@ import gymnasium
 import numpy as np
 from gymnasium import spaces
 
+from flowrl.episodes import SeededEpisodes
+
 NUMBERS = spaces.Box(-np.inf, np.inf, (2,), np.float32)
 UNIT = spaces.Box(-1, 1, (1,), np.float32)
 
@@ -153,6 +155,34 @@ class OtherShape(Own):
 
     def shown(self) -> Any:
         return np.zeros(2 if self.steps < 2 else 3, np.float32)
+
+
+class Counter(gymnasium.Env[np.ndarray, np.ndarray]):
+    """Shows (steps, number / 1024), the number drawn at the reset; the reward is the step.
+
+    Episodes end at 3, with an even number by the limit of time, with an odd one by termination.
+    """
+
+    observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (2,), np.float32)
+    action_space = gymnasium.spaces.Box(-1.0, 1.0, (1,), np.float32)
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        super().reset(seed=seed)
+        self.steps, self.number = 0, int(self.np_random.integers(1024))
+        return self._view(), {}
+
+    def step(self, action: np.ndarray) -> Any:
+        self.steps += 1
+        over, odd = self.steps == 3, self.number % 2 == 1
+        return self._view(), float(self.steps), over and odd, over and not odd, {}
+
+    def _view(self) -> np.ndarray:
+        return np.array([self.steps, self.number / 1024], np.float32)
+
+
+def make_counter() -> SeededEpisodes:
+    """Makes one; a process that is to make it imports nothing but this file, so no JAX."""
+    return SeededEpisodes(Counter())
 
 
 REGISTERED = {cls.__name__: cls for cls in (*Own.__subclasses__(), Own)}

@@ -9,8 +9,8 @@ import gymnasium
 import jax
 import jax.numpy as jnp
 import numpy as np
-import own_envs  # noqa: F401, which registers environments
 import pytest
+from own_envs import make_counter
 from programs import main
 
 from flowrl import agent as agents
@@ -21,32 +21,10 @@ from flowrl.data.dataset import Dataset
 from flowrl.episodes import NotFinite
 from flowrl.errors import UserError
 from flowrl.online import Environments, Options
+from flowrl.side_by_side import Apart
 
 SPEC = Spec(2, 1, 0)
 BATCH = 8
-
-
-class Counter(gymnasium.Env[np.ndarray, np.ndarray]):
-    """Shows (steps, number / 1024), the number drawn at the reset; the reward is the step.
-
-    Episodes end at 3, with an even number by the limit of time, with an odd one by termination.
-    """
-
-    observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (2,), np.float32)
-    action_space = gymnasium.spaces.Box(-1.0, 1.0, (1,), np.float32)
-
-    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
-        super().reset(seed=seed)
-        self.steps, self.number = 0, int(self.np_random.integers(1024))
-        return self._view(), {}
-
-    def step(self, action: np.ndarray) -> Any:
-        self.steps += 1
-        over, odd = self.steps == 3, self.number % 2 == 1
-        return self._view(), float(self.steps), over and odd, over and not odd, {}
-
-    def _view(self) -> np.ndarray:
-        return np.array([self.steps, self.number / 1024], np.float32)
 
 
 def keys_of(*seeds: int) -> jax.Array:
@@ -55,10 +33,6 @@ def keys_of(*seeds: int) -> jax.Array:
 
 def environments(*seeds: int, num_envs: int = 2, **kwargs: Any) -> Environments:
     return Environments(make_counter, keys_of(*seeds), num_envs, **kwargs)
-
-
-def make_counter() -> envs.SeededEpisodes:
-    return envs.SeededEpisodes(Counter())
 
 
 def numbers_of(acted: Environments, steps: int) -> np.ndarray:
@@ -359,6 +333,16 @@ def test_what_is_not_finite_is_named_and_not_stored(vectorization: Any) -> None:
 def test_mistakes_of_an_environment_are_one_line(vectorization: Any, env: str, message: str) -> None:
     with pytest.raises(UserError, match=rf"own/{env}-v0 .*{message}.*own_envs\.py:\d+"):
         acting(env, vectorization, 3)
+
+
+def test_a_process_that_has_ended_by_a_mistake_still_says_which() -> None:
+    apart = Apart(functools.partial(envs.make, "own/Unmade-v0", spec=gymnasium.spec("own/Unmade-v0")), 1)
+    try:
+        apart._started[0][0].join()
+        with pytest.raises(UserError, match="no such map"):
+            apart.reset([1])
+    finally:
+        apart.close()
 
 
 def test_infos_that_are_not_read_break_nothing() -> None:
