@@ -120,7 +120,8 @@ def main(arguments: Sequence[str]) -> int:
     found = compare(settings)
     if settings.out:
         record = {
-            "settings": dataclasses.asdict(settings) | {"before": None, "data": Path(str(settings.data)).name},
+            "settings": dataclasses.asdict(settings)
+            | {"before": None, "out": None, "data": Path(str(settings.data)).name},
             "commits": {"before": commit_of(Path(str(settings.before))), "after": git_commit()},
             "hardware": hardware(),
             "versions": versions("jax", "jaxlib", "numpy"),
