@@ -95,6 +95,29 @@ def test_no_float_field_takes_what_is_no_number(value: float) -> None:
                 configs.check(dataclasses.replace(config, **{name: value}))
 
 
+@pytest.mark.parametrize(
+    ("message", "arguments"),
+    [
+        ("give a value in [0, 3.40282e+38]", ["--agent.learning_rate=1e39"]),
+        ("--agent.learning_rate=inf is not a finite number", ["--agent.learning_rate=inf"]),
+        ("--agent.learning_rate=nan is not a finite number", ["--agent.learning_rate=nan"]),
+        ("--agent.learning_rate=1e-400 is too small to be told", ["--agent.learning_rate=1e-400"]),
+        ("--agent.learning_rate=1e-50 is too small to be told", ["--agent.learning_rate=1e-50"]),
+        ("--reward_shift=-inf is not a finite number", ["--reward_shift=-inf"]),
+        ("--reward_scale=0 makes all rewards equal", ["--reward_scale=-0.0"]),
+        ("--seed=4294967296 is too large; the most is 4,294,967,295", ["--seed=4294967296"]),
+        ("goes beyond the last seed, 4294967295", ["--seed=4294967295", "--num_seeds=2"]),
+        ("--steps=1e999999999 is too large", ["--steps=1e999999999"]),
+        ("--steps=100000000000000000000 is too large; the most is 2,147,", ["--steps=1e20"]),
+        ("unknown flag --learning_rate; did you mean --agent.learning", ["--learning_rate=1"]),
+        ("--run_dir= is empty", ["--run_dir="]),
+        ("--map=vmaps is unknown; choose auto, vmap or serial; did you", ["--map=vmaps"]),
+    ],
+)
+def test_numbers_and_texts_that_cannot_be(message: str, arguments: list[str]) -> None:
+    assert message in refusal(*OFFLINE, *arguments)
+
+
 # ------------------------------------------------------------------------------------------------------------- bounds
 
 
