@@ -342,9 +342,10 @@ class _Share:
 
     def _view(self) -> Slots:
         # A worker started anew has nothing to show for slots that were through; what stands there is not used.
-        if None in self._rows:
+        rows: list[Any] = self._rows
+        if None in rows:
             nothing = np.zeros(self._envs[0].observation_space.shape, np.float32), np.zeros(0, np.float32)
-            anything = next((row for row in self._rows if row is not None), nothing)
-            self._rows = [row or anything for row in self._rows]
-        observations, goals = zip(*self._rows, strict=True)
+            anything = next((row for row in rows if row is not None), nothing)
+            rows = [row or anything for row in rows]
+        observations, goals = zip(*rows, strict=True)
         return Slots(np.stack(observations), np.stack(goals), self._finished)

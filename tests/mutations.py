@@ -1126,9 +1126,7 @@ MUTATIONS = (
     Mutation(_WORKERS, "in self._shares[worker]]\n\n", "in self._shares[0]]\n\n", _EVALUATED, _KILLED),
     Mutation(_WORKERS, "restarted |= {*self._shares[worker]}", "restarted |= {worker}", _EVALUATED, _KILLED),
     Mutation(_WORKERS, "self._shown |= replies", "self._shown = replies", _EVALUATED, _KILLED),
-    Mutation(
-        _WORKERS, "row or anything for row in self._rows", "row for row in self._rows if row", _EVALUATED, _KILLED
-    ),
+    Mutation(_WORKERS, "row or anything for row in rows", "row for row in rows if row", _EVALUATED, _KILLED),
     Mutation(_WORKERS, "self._deaths[worker] += 1", "pass", _EVALUATED, "again_and_again"),
     Mutation(_WORKERS, "process.exitcode >= 0", "False", _EVALUATED, "by_itself"),
     Mutation("flowrl/evaluate.py", "np.where(good, values, 0)", "values", _EVALUATED, "not_finite"),
