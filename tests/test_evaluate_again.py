@@ -140,7 +140,7 @@ def test_what_cannot_be_loaded_is_named(run_dir: Path, tmp_path: Path) -> None:
         ("which run", []),
         ("choose eval_steps or candidates", ["--vary=learning_rate"]),
         ("has no checkpoint at step 7; give --step=0 or 20", ["--step=7"]),
-        ("no episodes to evaluate", ["--eval_episodes=0"]),
+        ("--eval_episodes=0 is too small; the least is 1", ["--eval_episodes=0"]),
         ("--eval_episodes=-1 is too small", ["--eval_episodes=-1"]),
         ("--workers=0 is too small", ["--workers=0"]),
         ("holds no run", ["--run_dir=."]),
