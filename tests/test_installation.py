@@ -129,7 +129,9 @@ def test_ogbench_without_its_packages_is_an_error_with_the_remedy(monkeypatch: p
     with pytest.raises(UserError, match=f"needs the package ogbench .*; install it with: {NEEDS_OGBENCH}, or"):
         envs.make("pointmaze-medium-v0")
     gymnasium.register("Asks-v0", entry_point=asking)
-    with pytest.raises(UserError, match=f"Asks-v0 cannot be made here .*; install it with: {NEEDS_OGBENCH}, mend it or"):
+    with pytest.raises(
+        UserError, match=f"Asks-v0 cannot be made here .*; install it with: {NEEDS_OGBENCH}, mend it or"
+    ):
         envs.make("Asks-v0")
     gymnasium.registry.pop("Asks-v0")
     assert extras.remedy(ModuleNotFoundError("x", name="mujoco_py")) == "install what it asks for"
