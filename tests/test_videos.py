@@ -240,7 +240,7 @@ def test_the_report_shows_the_first_video_of_each_task(tmp_path: Path, monkeypat
         name = f"task{task}_episode{number}.mp4"
         (folder / "videos" / name).write_bytes(bytes([task]) * 1000)
         films.append(
-            {"file": name, "task": task, "episode": number, "success": 2.0 - task, "return": 1, "length": 1234}
+            {"file": name, "task": task, "episode": number, "success": float(task == 1), "return": 1, "length": 1234}
         )
     (folder / "videos" / "task3_episode0.mp4").unlink()
     index = {"step": 400, "unit": "update", "seed": 0, "agent.alpha": 0.5, "episodes": 2, "videos": films}
