@@ -3,15 +3,18 @@
 import json
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from programs import load, main
 
 from flowrl import loggers
+from flowrl.agents import gc_sscp
 from flowrl.errors import UserError
 
 again, weights = load("experiments/evaluate.py"), load("experiments/mirror_weights.py")
+noises = load("experiments/shared_noise.py")
 
 
 @pytest.fixture(scope="module")
@@ -82,3 +85,11 @@ def test_a_runs_weights_are_measured(run_dir: Path) -> None:
     assert set(report["per_seed"]) == {"0", "1"}
     assert report["mean"]["deviation_between_actions"] > 0
     assert str(run_dir) not in json.dumps(report)
+
+
+def test_shared_noise_begins_alike_and_is_normal() -> None:
+    like = gc_sscp.Pair(jnp.zeros((2000, 2)), jnp.zeros((2000, 5)))
+    actions, reps = noises.shared(jax.random.key(0), like)
+    np.testing.assert_array_equal(actions, reps[:, :2])
+    assert reps.shape == (2000, 5)
+    assert abs(float(reps.std()) - 1) < 0.03
