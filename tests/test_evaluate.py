@@ -179,6 +179,16 @@ def test_interrupts_are_the_parents_from_a_process_s_first_moment_on() -> None:
         signal.signal(signal.SIGINT, before)
 
 
+def test_interrupts_are_held_once_nothing_lets_them_through(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python's resource tracker, which starts with the first process, unblocks them."""
+    masks: list[Any] = []
+    mask = functools.partial(signal.pthread_sigmask, signal.SIG_BLOCK, ())
+    monkeypatch.setattr(workers.resource_tracker, "ensure_running", lambda: masks.append(mask()))
+    with workers.interrupts_held():
+        masks.append(mask())
+    assert [signal.SIGINT in held for held in masks] == [False, True]
+
+
 # -------------------------------------------------------------------------------------- what environments tell
 
 
