@@ -8,6 +8,7 @@ import signal
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from typing import Any, NamedTuple
 
@@ -235,6 +236,7 @@ def begin(build: Callable[[], Any], ignored: Sequence[signal.Signals]) -> tuple[
 @contextlib.contextmanager
 def interrupts_held() -> Iterator[None]:
     """Holds Ctrl-C back; a process that is started meanwhile does so until it calls `leave_to_parent`."""
+    resource_tracker.ensure_running()  # which starting the first process does otherwise, and then lets Ctrl-C through
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield

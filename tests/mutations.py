@@ -1194,6 +1194,7 @@ MUTATIONS = (
         _EVALUATED,
         "cannot_be_sent",
     ),
+    Mutation(_WORKERS, "    resource_tracker.ensure_running()", "    pass", _EVALUATED, "lets_them_through"),
     Mutation(
         _WORKERS, "    with interrupts_held():\n", "    with contextlib.nullcontext():\n", _EVALUATED, "first_moment"
     ),

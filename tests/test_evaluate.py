@@ -163,16 +163,30 @@ def test_what_cannot_be_sent_to_a_process_is_said() -> None:
 
 def test_interrupts_are_the_parents_from_a_process_s_first_moment_on() -> None:
     """Ctrl-C reaches all processes of a terminal, also one that is still importing what it needs."""
-    process, connection = workers.begin(functools.partial(dict), (signal.SIGINT,))
-    for _ in range(20):
-        os.kill(process.pid, signal.SIGINT)
-        sleep(0.01)
-    connection.send(("__len__", ()))
-    assert process.is_alive()
-    connection.close()
-    process.join()
-    assert process.exitcode == 0
-    assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # which may be ignored where tests are started
+    try:
+        process, connection = workers.begin(functools.partial(dict), (signal.SIGINT,))
+        for _ in range(20):
+            os.kill(process.pid, signal.SIGINT)
+            sleep(0.01)
+        connection.send(("copy", None))
+        with pytest.raises(RuntimeError, match="takes no arguments"):
+            raise connection.recv()
+        process.join()
+        assert process.exitcode == 0
+        assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def test_interrupts_are_held_once_nothing_lets_them_through(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python's resource tracker, which starts with the first process, unblocks them."""
+    masks: list[Any] = []
+    mask = functools.partial(signal.pthread_sigmask, signal.SIG_BLOCK, ())
+    monkeypatch.setattr(workers.resource_tracker, "ensure_running", lambda: masks.append(mask()))
+    with workers.interrupts_held():
+        masks.append(mask())
+    assert [signal.SIGINT in held for held in masks] == [False, True]
 
 
 # -------------------------------------------------------------------------------------- what environments tell
