@@ -167,7 +167,7 @@ def _check_count(setting: str, value: float, low: float, high: float) -> None:
 
 def _check_number(setting: str, value: float, low: float, high: float) -> None:
     """Checks a number that programs hold as float32 or int32."""
-    if not (math.isfinite(value) and max(low, -MOST_FLOAT) <= value <= high):
+    if not max(low, -MOST_FLOAT) <= value <= high:  # nor for NaN
         interval = f"[{max(low, -MOST_FLOAT):g}, {high:g}]" if high != MOST_COUNT else f"[{low:g}, {MOST_COUNT}]"
         raise UserError(f"{setting} is out of range; give a value in {interval}")
     if value and isinstance(value, float) and struct.unpack("f", struct.pack("f", value))[0] == 0:

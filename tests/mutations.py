@@ -1253,9 +1253,9 @@ MUTATIONS = (
     Mutation(_CONFIG, "if value == 0 and (reason", "if False and (reason", _LIMITS, "that_cannot_be"),
     Mutation(_CONFIG, "    if value < low:\n", "    if value <= low:\n", _LIMITS, "bounds_that_messages"),
     Mutation(_CONFIG, "    if value > high:\n", "    if value >= high:\n", _LIMITS, "bounds_that_messages"),
-    Mutation(_CONFIG, "-MOST_FLOAT) <= value <= high", "-MOST_FLOAT) <= value < high", _LIMITS, "bounds_of_agents"),
+    Mutation(_CONFIG, "-MOST_FLOAT) <= value <= high:", "-MOST_FLOAT) <= value < high:", _LIMITS, "bounds_of_agents"),
     Mutation(_CONFIG, "if len(value) > MOST_LAYERS:", "if False:", _LIMITS, "refused_at_once"),
-    Mutation(_CONFIG, "if not (math.isfinite(value) and ", "if not (", _LIMITS, "no_float_field"),
+    Mutation(_CONFIG, "if not max(low, -MOST_FLOAT) <=", "if not low <=", _LIMITS, "no_float_field"),
     Mutation(_SETTINGS, "settings.num_seeds - 1 > MAX_SEED", "settings.num_seeds > MAX_SEED", _LIMITS, "last_seed"),
     Mutation(_SETTINGS, 'dict.fromkeys(preset.run, "the preset\'s")', "{}", _LIMITS, "not_the_user"),
     Mutation(_SETTINGS, "if updates > configs.MOST_COUNT:", "if False:", _LIMITS, "can_do_online"),
@@ -1273,7 +1273,7 @@ MUTATIONS = (
     Mutation(
         "flowrl/checkpoint.py", "        log.setLevel(logging.CRITICAL)\n", "        pass\n", _TERMINAL, "one_line"
     ),
-    Mutation("flowrl/terminal.py", "    os.dup2(null, 1)\n", "", _TERMINAL, "nobody_reads"),
+    Mutation("flowrl/terminal.py", "isinstance(error.__cause__, BrokenPipeError)", "False", _TERMINAL, "nobody_reads"),
     Mutation("flowrl/terminal.py", '_PLAIN.get(sign, "?")', '"?"', _TERMINAL, "ascii"),
     Mutation("flowrl/run.py", "total, step, hidden", "total, 0, hidden", _BAD_INPUT, "bar_comes"),
     Mutation("flowrl/run.py", "if rate > float(", "if rate >= float(", _BAD_INPUT, "advice_after"),
