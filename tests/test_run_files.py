@@ -538,8 +538,8 @@ def test_readers_leave_the_folder_as_it_is(saved: Path, tmp_path: Path) -> None:
 def test_a_run_that_never_began_leaves_no_folder(
     program: Callable[..., int], extra: tuple[str, ...], data: str, tmp_path: Path
 ) -> None:
-    bad = np.load(data.removeprefix("--data="))
-    np.savez(tmp_path / "bad.npz", **{name: bad[name] for name in bad if name != "actions"})
+    with np.load(data.removeprefix("--data=")) as whole:
+        np.savez(tmp_path / "bad.npz", **{name: whole[name] for name in whole if name != "actions"})
     folder, command = tmp_path / "runs" / "new", (*RUN, *extra, "--steps=20", f"--data={tmp_path / 'bad.npz'}")
     assert_refused("'actions' is missing", lambda: program(*command, f"--run_dir={folder}"))
     assert not folder.parent.exists()
