@@ -21,26 +21,24 @@ from flowrl.files import require_space
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Silences what orbax says beside the error that it raises.
 
     Its reads and writes that are still under way when one fails find, whenever they end, their event loop closed or
     their error unheard, and say so on stderr. So the silence begins before and, after a failure, lasts.
     """
-    previous, logs = sys.unraisablehook, [logging.getLogger(name) for name in ("asyncio", "absl")]
-    levels = [log.level for log in logs]
+    previous, log = sys.unraisablehook, logging.getLogger("asyncio")
+    level = log.level
 
     def hook(unraisable: Any) -> None:
         if not inspect.iscoroutine(unraisable.object) and str(unraisable.exc_value) != "Event loop is closed":
             previous(unraisable)
 
     sys.unraisablehook = hook
-    for log in logs:
-        log.setLevel(logging.CRITICAL)
+    log.setLevel(logging.CRITICAL)
     yield
     sys.unraisablehook = previous
-    for log, level in zip(logs, levels, strict=True):
-        log.setLevel(level)
+    log.setLevel(level)
 
 
 class Checkpoints:
@@ -97,7 +95,7 @@ class Checkpoints:
         require_space(self.folder, sum(leaf.nbytes for leaf in jax.tree.leaves(arrays)))
         parts = ocp.args.Composite(arrays=ocp.args.StandardSave(arrays), facts=ocp.args.JsonSave(facts))
         try:
-            with _quiet(), self._without(step):
+            with quiet(), self._without(step):
                 self._manager.save(step, args=parts, force=True)
                 self._manager.wait_until_finished()
         except Exception as error:
@@ -213,7 +211,7 @@ class Checkpoints:
         if step is None:
             raise UserError(f"there is no checkpoint in {self.folder}; put it back, or start a new run")
         try:
-            with _quiet():
+            with quiet():
                 return read()
         except Exception as error:  # orbax and what it stands on raise anything over damaged files
             reason = str(error).strip() or type(error).__name__

@@ -1270,9 +1270,7 @@ MUTATIONS = (
     Mutation(_SPREAD_OVER, "except (RuntimeError, AssertionError)", "except RuntimeError", _LIMITS, "a_platform"),
     Mutation("flowrl/errors.py", 'sys.modules["jax"].devices()', "pass", _TERMINAL, "jax_without"),
     Mutation("flowrl/envs.py", "            _import_without_opengl()\n", "            pass\n", _TERMINAL, "opengl"),
-    Mutation(
-        "flowrl/checkpoint.py", "        log.setLevel(logging.CRITICAL)\n", "        pass\n", _TERMINAL, "one_line"
-    ),
+    Mutation(_CHECKPOINTS, "    log.setLevel(logging.CRITICAL)\n", "    pass\n", _RECORDED, "not_heard"),
     Mutation("flowrl/terminal.py", "isinstance(error.__cause__, BrokenPipeError)", "False", _TERMINAL, "nobody_reads"),
     Mutation("flowrl/terminal.py", '_PLAIN.get(sign, "?")', '"?"', _TERMINAL, "ascii"),
     Mutation("flowrl/run.py", "total, step, hidden", "total, 0, hidden", _BAD_INPUT, "bar_comes"),
@@ -1323,7 +1321,7 @@ MUTATIONS = (
     Mutation(_SWEEPS, "(folder / SWEEP).unlink(missing_ok=True)", "pass", _RECORDED, "never_began and recorded"),
     Mutation(_FILES, "if made and unused(folder):", "if False:", _RECORDED, "never_began"),
     Mutation(_FILES, "if not os.path.samestat(", "if False and os.path.samestat(", _RECORDED, "takes_away"),
-    Mutation(_CHECKPOINTS, "inspect.iscoroutine(unraisable.object)", "False", _RECORDED, "any_part"),
+    Mutation(_CHECKPOINTS, "inspect.iscoroutine(unraisable.object)", "False", _RECORDED, "not_heard"),
     Mutation(_CHECKPOINTS, "Exception as error:  # orbax", "OSError as error:  # orbax", _RECORDED, "any_part"),
     Mutation(_CHECKPOINTS, "            if not path.is_dir():", "            if False:", _RECORDED, "is_no_checkpoint"),
     Mutation(_CHECKPOINTS, "        if not read_only:\n", "        if True:\n", _RECORDED, "leave_the_folder"),

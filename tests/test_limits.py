@@ -229,6 +229,7 @@ def test_a_grid_of_a_million_points_is_not_written_out() -> None:
         sweep(*OFFLINE, "--num_seeds=1e8")
     with pytest.raises(UserError, match=r"not enough memory: at least 12\.0 TB"):
         sweep(*OFFLINE, "--agent.hidden_dims=8:1e6,1e6")
+    assert not plans  # not even those that fit
     assert not Path("runs").exists()
 
 

@@ -1,7 +1,10 @@
 """Files of a run that a person or a crash has changed: right, or one line with file, place and remedy."""
 
 import json
+import logging
 import shutil
+import sys
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,7 +14,7 @@ import numpy as np
 import pytest
 from programs import main, sweep
 
-from flowrl import files, loggers, resuming, run, run_files, schema, sweeps
+from flowrl import checkpoint, files, loggers, resuming, run, run_files, schema, sweeps
 from flowrl.checkpoint import Checkpoints
 from flowrl.errors import UserError
 from flowrl.resuming import Reached
@@ -255,7 +258,7 @@ def test_a_run_whose_checkpoints_are_gone_is_not_begun_anew(run_dir: Path) -> No
         ("agent_config.hidden_dims", [4, "x"], r'agent_config.hidden_dims\[1\] is "x"'),
         ("agent_config.hidden_dims", [], r"agent_config.hidden_dims is \[\], not a list of at least 1"),
         ("agent_config.batch_size", -4, "--agent.batch_size=-4 is too small"),
-        ("agent_config.batch_size", ..., "agent_config.batch_size is missing; put the right file back, or check out"),
+        ("agent_config.batch_size", ..., "agent_config.batch_size is missing; put the right file back"),
         ("agent_config.learning_rate", "fast", 'agent_config.learning_rate is "fast", not a number'),
         ("agent_config.learning_rate", -1.0, "--agent.learning_rate=-1.0 is out of range"),
         ("agent_config.other", 1, "agent_config.other is no setting"),
@@ -457,6 +460,35 @@ def test_any_part_of_a_checkpoint_may_be_damaged(
     assert {"arrays lost", "facts lost", "facts/metadata empty", "facts/metadata a list"} <= refused
     assert {"arrays/_METADATA cut", "arrays/_METADATA a list", "_CHECKPOINT_METADATA a list"} <= refused
     assert any(name.startswith("arrays/") and name.endswith(" cut") and "/d/" in name for name in refused)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_what_orbax_says_beside_its_error_is_not_heard(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it says comes at any time, so a damaged checkpoint alone does not show that nothing is heard."""
+    heard: list[str] = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda unraisable: heard.append(str(unraisable.exc_value)))
+    log = logging.getLogger("asyncio")
+    monkeypatch.setattr(log, "level", logging.ERROR)
+
+    async def read() -> None: ...
+
+    def say(message: str) -> None:
+        class Dying:
+            def __del__(self) -> None:
+                raise RuntimeError(message)
+
+        Dying()
+        log.error(message)
+
+    with warnings.catch_warnings(), checkpoint.quiet():
+        warnings.simplefilter("error")
+        read()  # Python complains of a coroutine that nobody awaited
+        say("Event loop is closed")
+        say("another")
+    assert heard == ["another"]
+    assert log.level == logging.ERROR
     assert capfd.readouterr() == ("", "")
 
 
