@@ -4,144 +4,113 @@ A velocity field learns the data by flow matching, noise at time 0 and data at t
 regressed on the field's Euler integral from the same noise, and maximises Q. Only μ acts.
 """
 
-import dataclasses
-from collections.abc import Mapping
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from flowrl import acting, flow, losses
-from flowrl import config as configs
-from flowrl.agent import Agent, Needs, Spec
-from flowrl.networks import MLP, Network, Value, ensemble
+from flowrl import critics
+from flowrl.agent import Agent, make_agent
+from flowrl.config import MOST_COUNT, config, nested, static, traced
+from flowrl.critics import Critic
+from flowrl.data.samplers import Transitions
+from flowrl.generative import Flow
+from flowrl.losses import q_size
+from flowrl.networks import MLP, Network, Spec, named
 from flowrl.optim import descend, polyak
-from flowrl.train_state import Batch, Metrics, Mode, Params, TrainState, new_state
+from flowrl.policies import BestOfN, best_of_n, one_and_best, with_critic
+from flowrl.train_state import Batch, Loss, Metrics, Params, Policy, TrainState
 
 
-@dataclasses.dataclass(frozen=True)
-class Config(configs.OfflineQ):
+@config
+class Config:
     """The settings of the released code."""
 
-    flow_steps: int = configs.static(10, "Euler steps of the flow that the one-step policy is distilled from.")
-    q_agg: str = configs.static("mean", "How the target critics' values are combined.", ("min", "mean"))
-    normalize_q: bool = configs.static(False, "Divide the policy's Q by its mean size.")
-    alpha: float = configs.sweepable(10.0, "Weight of distillation; depends on the scale of rewards.")
-    q_alpha: float = configs.sweepable(1.0, "Weight of Q in the policy's loss; 0 is behaviour cloning.")
-    lagging_targets: bool = configs.targets_lag()
+    critic: Critic = nested(Critic(aggregate="mean"))
+    behaviour: Flow = nested(Flow(steps=10))
+    choice: BestOfN = nested(BestOfN())
+    hidden_dims: tuple[int, ...] = static((512, 512, 512, 512), "Hidden layers of every network.")
+    batch_size: int = static(256, "Transitions per update.", high=MOST_COUNT)
+    learning_rate: float = traced(3e-4, "Adam's step size, for every network.")
+    discount: float = traced(0.99, "Discount per environment step.", high=1.0)
+    alpha: float = traced(10.0, "Weight of distillation; depends on the scale of rewards.")
+    q_alpha: float = traced(1.0, "Weight of Q in the policy's loss; 0 is behaviour cloning.")
+    normalize_q: bool = static(False, "Divide the policy's Q by its mean size.")
+    lagging_targets: bool = static(True, "Targets move toward the parameters before each step, as the authors' do.")
+
+
+State = TrainState[Config]
 
 
 class Networks(NamedTuple):
-    """The behaviour flow, the one-step policy and twin critics."""
+    """The behaviour flow, the one-step policy and the critics."""
 
-    flow: Network  # [B, D], [B, A], [B, 1] -> [B, A], a velocity
-    actor: Network  # [B, D], [B, A] -> [B, A], from noise
-    critic: Network  # [B, D], [B, A] -> [2, B]
-
-
-def sample_actions(networks: Networks, actor_params: Any, observations: jax.Array, key: jax.Array) -> jax.Array:
-    """μ(s, z), clipped: `[..., D]` to `[..., A]`."""
-    noise = jax.random.normal(key, (*observations.shape[:-1], networks.actor.out_dim))
-    return jnp.clip(networks.actor.apply(actor_params, observations, noise), -1.0, 1.0)
+    spec: Spec
+    flow: Network  # s [B, D], x [B, A], t [B, 1] -> velocity [B, A]
+    actor: Network  # s [B, D], z [B, A] -> action [B, A]
+    critic: Network  # s [B, D], a [B, A] -> [heads, B]
 
 
-def flow_actions(
-    networks: Networks, config: Config, flow_params: Any, observations: jax.Array, noise: jax.Array
-) -> jax.Array:
-    """The behaviour flow's Euler integral from noise, clipped: `[..., D]` and `[..., A]` to `[..., A]`."""
-    velocity = partial(networks.flow.apply, flow_params, observations)
-    return jnp.clip(flow.euler(velocity, noise, config.flow_steps), -1.0, 1.0)
+def networks(config: Config, spec: Spec) -> Networks:
+    """Builds the networks."""
+    s, a, _, t = spec.inputs()
+    field, critic = MLP(config.hidden_dims, spec.action_dim), critics.module(config.critic, config.hidden_dims)
+    return Networks(spec, **named(flow=(field, s, a, t), actor=(field, s, a), critic=(critic, s, a)))
 
 
-def critic_loss(
-    networks: Networks, config: Config, params: Params, state: TrainState, batch: Batch, key: jax.Array
-) -> tuple[jax.Array, Metrics]:
-    """TD error against r + γ m agg Q̄(s', μ(s', z'))."""
-    next_actions = sample_actions(networks, state.params["actor"], batch["next_observations"], key)
-    next_values = networks.critic.apply(state.target_params["critic"], batch["next_observations"], next_actions)
-    return losses.critic_loss(networks.critic, params, state, batch, losses.aggregate(next_values, config.q_agg))
+def sample(nets: Networks, params: Params, s: jax.Array, key: jax.Array) -> jax.Array:
+    """One action μ(s, z) per state, clipped: `[..., D]` to `[..., A]`."""
+    return jnp.clip(nets.actor(params, s, nets.spec.noise(key, s)), -1.0, 1.0)
 
 
-def actor_loss(
-    networks: Networks, config: Config, params: Params, state: TrainState, batch: Batch, key: jax.Array
-) -> tuple[jax.Array, Metrics]:
-    """Flow matching, α · distillation − Q; the flow's integral and the critics are constants."""
-    flow_key, noise_key = jax.random.split(key)
-    observations = batch["observations"]
-    bc_loss = flow.matching_loss(partial(networks.flow.apply, params["flow"], observations), batch["actions"], flow_key)
-    noise = jax.random.normal(noise_key, batch["actions"].shape)
-    targets = flow_actions(networks, config, state.params["flow"], observations, noise)
-    actions = networks.actor.apply(params["actor"], observations, noise)
-    distill_loss = jnp.mean((actions - targets) ** 2)
-    values = networks.critic.apply(state.params["critic"], observations, jnp.clip(actions, -1.0, 1.0))
-    q_loss = losses.mean_q_loss(values, config.normalize_q)
-    loss = bc_loss + state.hyper["alpha"] * distill_loss + state.hyper["q_alpha"] * q_loss
-    return loss, {
-        "actor/loss": loss,
-        "actor/flow_loss": bc_loss,
-        "actor/distill_loss": distill_loss,
-        "actor/q_loss": q_loss,
-        "actor/q_mean": values.mean(),
-    }
+def critic_loss(nets: Networks, params: Params, state: State, batch: Batch, key: jax.Array) -> Loss:
+    """E (Q(s, a) − r − γ m Q̄(s', μ(s', z)))² (eq. 4)."""
+    next_s = batch["next_observations"]
+    next_q = nets.critic(state.target_params, next_s, sample(nets, state.params, next_s, key))
+    targets = batch["rewards"] + batch["discounts"] * critics.combine(state.config.critic, next_q)
+    q = nets.critic(params, batch["observations"], batch["actions"])
+    errors, metrics = critics.td_errors(q, targets, batch)
+    return errors.mean(), metrics
 
 
-def update(
-    networks: Networks, config: Config, state: TrainState, batch: Batch, key: jax.Array
-) -> tuple[TrainState, Metrics]:
-    """One joint step of all losses at the same parameters, then the target critics."""
-    critic_key, actor_key = jax.random.split(key)
+def actor_loss(nets: Networks, params: Params, state: State, batch: Batch, key: jax.Array) -> Loss:
+    """Flow matching + α ‖μ(s, z) − flow(s, z)‖² − Q(s, μ(s, z)) (eqs. 3, 8); Q and the integral are constants."""
+    flow_key, z_key = jax.random.split(key)
+    config, s = state.config, batch["observations"]
+    flow = config.behaviour.errors(partial(nets.flow, params, s), batch["actions"], flow_key).mean()
+    z = nets.spec.noise(z_key, s)
+    a = nets.actor(params, s, z)
+    integral = jnp.clip(config.behaviour.sample(partial(nets.flow, state.params, s), z), -1.0, 1.0)
+    distill = jnp.mean((a - integral) ** 2)
+    values = nets.critic(state.params, s, jnp.clip(a, -1.0, 1.0))
+    q = values.mean() / q_size(values) if config.normalize_q else values.mean()
+    loss = flow + config.alpha * distill - config.q_alpha * q
+    metrics = {"flow_loss": flow, "distill_loss": distill, "q_loss": -q, "q_mean": values.mean(), "loss": loss}
+    return loss, {f"actor/{name}": value for name, value in metrics.items()}
 
-    def loss_fn(params: Params) -> tuple[jax.Array, Metrics]:
-        critic, critic_metrics = critic_loss(networks, config, params, state, batch, critic_key)
-        actor, actor_metrics = actor_loss(networks, config, params, state, batch, actor_key)
-        return critic + actor, critic_metrics | actor_metrics
 
-    moved, metrics = descend(state, loss_fn, ("flow", "actor", "critic"))
+def update(nets: Networks, state: State, batch: Batch, key: jax.Array) -> tuple[State, Metrics]:
+    """One joint step of both losses at the same parameters, then the target critics."""
+    config = state.config
+    rates = dict.fromkeys(("flow", "actor", "critic"), config.learning_rate)
+    moved, metrics = descend(nets, state, batch, key, (critic_loss, actor_loss), rates)
     toward = state.params if config.lagging_targets else moved.params
-    moved = polyak(moved, {"critic": state.hyper["critic_target_rate"]}, toward)
-    return moved.replace(step=state.step + 1), metrics
+    return polyak(moved, toward, critic=config.critic.target_rate), metrics
 
 
-def act(
-    networks: Networks,
-    config: Config,
-    policy: Params,
-    observations: jax.Array,
-    goals: jax.Array,
-    key: jax.Array,
-    *,
-    mode: Mode,
-) -> jax.Array:
-    """One draw of noise through μ, or the best of several by Q."""
-    del goals
-    sample = partial(sample_actions, networks, policy["actor"], observations)
-    return acting.choose(sample, networks.critic, config.candidates, policy, observations, key, mode)
+def act(nets: Networks, policy: Policy[Config], inputs: Batch, key: jax.Array, *, explore: bool = False) -> jax.Array:
+    """One draw of noise through μ, which explores by itself, or the best of several by Q."""
+    s, params = inputs["observations"], policy.params
+    return best_of_n(policy.config.choice, partial(sample, nets, params, s), partial(nets.critic, params, s), key)
 
 
-def init(
-    networks: Networks, config: Config, spec: Spec, key: jax.Array, hyper: Mapping[str, Any] | None = None
-) -> TrainState:
-    """Returns the state before the first update."""
-    flow_key, actor_key, critic_key = jax.random.split(key, 3)
-    observations, actions = jnp.zeros((1, spec.observation_dim)), jnp.zeros((1, spec.action_dim))
-    params = {
-        "flow": networks.flow.init(flow_key, observations, actions, jnp.zeros((1, 1))),
-        "actor": networks.actor.init(actor_key, observations, actions),
-        "critic": networks.critic.init(critic_key, observations, actions),
-    }
-    return new_state(params, ("critic",), configs.hyper(config, hyper))
-
-
-def make(config: Config, spec: Spec) -> Agent:
+def make(config: Config, spec: Spec) -> Agent[Config]:
     """Builds the agent."""
-    field = MLP(config.hidden_dims, spec.action_dim)
-    networks = Networks(field, field, ensemble(Value)(config.hidden_dims))
-    return Agent(
-        init=partial(init, networks, config, spec),
-        update=partial(update, networks, config),
-        policy=partial(acting.policy, config, "params"),
-        act=partial(act, networks, config),
-        needs=Needs(("observations", "actions", "rewards", "masks", "next_observations")),
-        evaluations=acting.evaluations(config),
-    )
+    return make_agent(
+        config, networks(config, spec), update, act,
+        batch=lambda config: Transitions(config.discount),
+        acting=lambda state: with_critic(state.config.choice, state.params["actor"], state.target_params["critic"]),
+        targets=("critic",),
+        evaluations=one_and_best,
+    )  # fmt: skip

@@ -6,52 +6,53 @@ below. Jumps of depth 1 are regressed on data; the jump of depth 2 from the goal
 actor, and is what acts.
 """
 
-import dataclasses
-from collections.abc import Mapping
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from flowrl import config as configs
-from flowrl.agent import Agent, Needs, Spec
-from flowrl.losses import awr_weight, goal_value_loss, mse
-from flowrl.networks import (
-    MLP,
-    GoalRep,
-    Network,
-    TimePairEmbedding,
-    Value,
-    ensemble,
-    length_normalize,
-    mish,
-    represent,
-    represented_value,
-)
+from flowrl.agent import Agent, make_agent
+from flowrl.config import MOST_COUNT, config, nested, static, traced
+from flowrl.data.goals import GoalMix
+from flowrl.data.samplers import Goals
+from flowrl.encoders import GoalRep, TimePairEmbedding, length_normalize, represented_value
+from flowrl.losses import GoalValue, awr_weight, goal_advantage, goal_value_loss, mse
+from flowrl.networks import MLP, Network, Spec, Value, ensemble, mish, named, vector
 from flowrl.optim import descend, polyak
-from flowrl.train_state import Batch, Metrics, Mode, Params, TrainState, new_state
+from flowrl.train_state import Batch, Loss, Metrics, Params, Policy, TrainState
 
 
-@dataclasses.dataclass(frozen=True)
-class Config(configs.GoalValue):
+@config
+class Config:
     """The settings of the released code."""
 
-    rep_dim: int = configs.static(10, "Size of the goal representation.")
-    hops: int = configs.static(1, "Calls of the actor per action: 1 is the shortcut, 2 goes by a subgoal.", (1, 2))
-    low_alpha: float = configs.sweepable(5.0, "Inverse temperature of the advantage weights at the subgoal.")
-    high_alpha: float = configs.sweepable(5.0, "Inverse temperature of the advantage weights at the goal.")
-    actor_target_rate: float = configs.sweepable(0.001, "Polyak rate of the acting copy of the actor.", 0, 1)
-    subgoal_steps: int = configs.sweepable(25, "Environment steps to a subgoal.", 1)
-    time_dim: int = configs.static(128, "Size of the embedding of levels and depths.")
+    value: GoalValue = nested(GoalValue())
+    value_goals: GoalMix = nested(GoalMix(p_trajectory=0.5, p_random=0.3, geometric=True))
+    actor_goals: GoalMix = nested(GoalMix())
+    hidden_dims: tuple[int, ...] = static((512, 512, 512), "Hidden layers of every network.")
+    batch_size: int = static(1024, "Transitions per update.", high=MOST_COUNT)
+    learning_rate: float = traced(3e-4, "Adam's step size, for every network.")
+    discount: float = traced(0.99, "Discount per environment step.", high=1.0)
+    lagging_targets: bool = static(True, "Targets move toward the parameters before each step, as the authors' do.")
+    rep_dim: int = static(10, "Size of the goal representation.")
+    time_dim: int = static(128, "Size of the embedding of levels and depths.")
+    hops: int = static(1, "Calls of the actor per action: 1 is the shortcut, 2 goes by a subgoal.", choices=(1, 2))
+    subgoal_steps: int = traced(25, "Environment steps to a subgoal.", low=1)
+    low_alpha: float = traced(5.0, "Inverse temperature of the advantage weights at the subgoal.")
+    high_alpha: float = traced(5.0, "Inverse temperature of the advantage weights at the goal.")
+    actor_target_rate: float = traced(0.001, "Polyak rate of the acting copy of the actor.", high=1.0)
+
+
+State = TrainState[Config]
 
 
 class Pair(NamedTuple):
     """An action `[B, A]` and a goal representation `[B, R]`: the actor's noise, its prediction or their target."""
 
-    actions: jax.Array
-    reps: jax.Array
+    a: jax.Array
+    rep: jax.Array
 
 
 class Actor(nn.Module):
@@ -63,168 +64,119 @@ class Actor(nn.Module):
     time_dim: int = 128
 
     @nn.compact
-    def __call__(self, observations: jax.Array, goal_reps: jax.Array, noise: Pair, t: int, d: int) -> Pair:
+    def __call__(self, s: jax.Array, goal_rep: jax.Array, noise: Pair, t: int, d: int) -> Pair:
         """Maps `[..., D]`, `[..., R]` and noise to a prediction; `t` and `d` are the same for all rows."""
         jump = TimePairEmbedding(layer_norm=True, size=self.time_dim)(*(jnp.full((1,), x, float) for x in (t, d)))
-        out = MLP(self.hidden_dims, self.action_dim + self.rep_dim, activation=mish, layer_norm=True)(
-            observations, goal_reps, *noise, jump
-        )
-        return Pair(noise.actions + out[..., : self.action_dim], noise.reps + out[..., self.action_dim :])
+        mlp = MLP(self.hidden_dims, self.action_dim + self.rep_dim, activation=mish, layer_norm=True)
+        out = mlp(s, goal_rep, *noise, jump)
+        return Pair(noise.a + out[..., : self.action_dim], noise.rep + out[..., self.action_dim :])
 
 
 class Networks(NamedTuple):
     """Shared goal representation, twin values and the actor."""
 
-    goal_rep: Network  # [B, D], [B, G] -> [B, R]
-    value: Network  # [B, D], [B, R] -> [2, B]
+    spec: Spec
+    rep_dim: int
+    goal_rep: Network  # s [B, D], g [B, G] -> [B, R]
+    value: Network  # s [B, D], φ [B, R] -> [2, B]
     actor: Network  # Actor
+
+
+def networks(config: Config, spec: Spec) -> Networks:
+    """Builds the networks."""
+    s, a, g, _ = spec.inputs()
+    rep = vector(1, config.rep_dim)
+    actor = Actor(config.hidden_dims, spec.action_dim, config.rep_dim, config.time_dim)
+    return Networks(spec, config.rep_dim, **named(
+        goal_rep=(GoalRep(config.hidden_dims, config.rep_dim), s, g),
+        value=(ensemble(Value)(config.hidden_dims), s, rep),
+        actor=(actor, s, rep, Pair(a, rep), 0, 2),
+    ))  # fmt: skip
 
 
 def bounded(pair: Pair) -> Pair:
     """Clips actions to [−1, 1] and scales representations to length √R."""
-    return Pair(jnp.clip(pair.actions, -1.0, 1.0), length_normalize(pair.reps))
+    return Pair(jnp.clip(pair.a, -1.0, 1.0), length_normalize(pair.rep))
 
 
-def draw_noise(key: jax.Array, like: Pair) -> Pair:
-    """Returns unit Gaussian noise of the shapes of `like`."""
-    action_key, rep_key = jax.random.split(key)
-    return Pair(jax.random.normal(action_key, like.actions.shape), jax.random.normal(rep_key, like.reps.shape))
+def noise(nets: Networks, s: jax.Array, key: jax.Array) -> Pair:
+    """Unit Gaussian noise for each observation of `s` `[..., D]`."""
+    a_key, rep_key = jax.random.split(key)
+    a = nets.spec.noise(a_key, s)
+    return Pair(a, jax.random.normal(rep_key, (*a.shape[:-1], nets.rep_dim)))
 
 
-def two_hops(
-    networks: Networks, actor_params: Any, observations: jax.Array, goal_reps: jax.Array, noises: tuple[Pair, Pair]
-) -> Pair:
+def two_hops(nets: Networks, params: Params, s: jax.Array, goal_rep: jax.Array, noises: tuple[Pair, Pair]) -> Pair:
     """Goes from the goal to a subgoal and from there to an action, each hop from its own noise; bounded."""
-    subgoal = networks.actor.apply(actor_params, observations, goal_reps, noises[0], 0, 1)
-    return bounded(networks.actor.apply(actor_params, observations, bounded(subgoal).reps, noises[1], 1, 1))
+    subgoal = bounded(nets.actor(params, s, goal_rep, noises[0], 0, 1))
+    return bounded(nets.actor(params, s, subgoal.rep, noises[1], 1, 1))
 
 
-def low_loss(
-    networks: Networks, params: Params, state: TrainState, batch: Batch, noise: Pair
-) -> tuple[jax.Array, Metrics]:
+def low_loss(nets: Networks, params: Params, state: State, batch: Batch, key: jax.Array, *, x: Pair) -> Loss:
     """A hop (t=1, d=1) from the subgoal w to the action and φ([s; s']), weighted by V(s', w) − V(s, w)."""
-    observations, next_observations, subgoals = (
-        batch[name] for name in ("observations", "next_observations", "low_actor_goals")
-    )
-    values = represented_value(networks, state.params, observations, subgoals).mean(axis=0)
-    next_values = represented_value(networks, state.params, next_observations, subgoals).mean(axis=0)
-    weights = awr_weight(next_values - values, state.hyper["low_alpha"])
-    subgoal_reps = represent(networks, state.params, observations, subgoals)
-    target_reps = represent(networks, state.params, observations, next_observations)
-    hop = networks.actor.apply(params["actor"], observations, subgoal_reps, noise, 1, 1)
-    action_errors = mse(hop.actions, batch["actions"])
-    loss = (weights * (action_errors + mse(hop.reps, target_reps))).mean()
-    return loss, {"low/loss": loss, "low/weight": weights.mean(), "low/action_mse": action_errors.mean()}
+    s, next_s, w = batch["observations"], batch["next_observations"], batch["low_actor_goals"]
+    weights = awr_weight(goal_advantage(represented_value, nets, state.params, s, next_s, w), state.config.low_alpha)
+    hop = nets.actor(params, s, nets.goal_rep(state.params, s, w), x, 1, 1)
+    a_errors = mse(hop.a, batch["actions"])
+    loss = (weights * (a_errors + mse(hop.rep, nets.goal_rep(state.params, s, next_s)))).mean()
+    return loss, {"low/loss": loss, "low/weight": weights.mean(), "low/action_mse": a_errors.mean()}
 
 
-def high_loss(
-    networks: Networks, params: Params, state: TrainState, batch: Batch, noise: Pair
-) -> tuple[jax.Array, Metrics]:
+def high_loss(nets: Networks, params: Params, state: State, batch: Batch, key: jax.Array, *, x: Pair) -> Loss:
     """A hop (t=0, d=1) from the goal g to the action and φ([s; w]), weighted by V(w, g) − V(s, g)."""
-    observations, goals, targets = (batch[name] for name in ("observations", "high_actor_goals", "high_actor_targets"))
-    values = represented_value(networks, state.params, observations, goals).mean(axis=0)
-    target_values = represented_value(networks, state.params, targets, goals).mean(axis=0)
-    weights = awr_weight(target_values - values, state.hyper["high_alpha"])
-    target_reps = represent(networks, state.params, observations, targets)
-    hop = networks.actor.apply(
-        params["actor"], observations, represent(networks, params, observations, goals), noise, 0, 1
-    )
-    rep_errors = mse(hop.reps, target_reps)
-    loss = (weights * (mse(hop.actions, batch["actions"]) + rep_errors)).mean()
+    s, g, w = batch["observations"], batch["high_actor_goals"], batch["high_actor_targets"]
+    weights = awr_weight(goal_advantage(represented_value, nets, state.params, s, w, g), state.config.high_alpha)
+    hop = nets.actor(params, s, nets.goal_rep(params, s, g), x, 0, 1)
+    rep_errors = mse(hop.rep, nets.goal_rep(state.params, s, w))
+    loss = (weights * (mse(hop.a, batch["actions"]) + rep_errors)).mean()
     return loss, {"high/loss": loss, "high/weight": weights.mean(), "high/rep_mse": rep_errors.mean()}
 
 
 def shortcut_loss(
-    networks: Networks, params: Params, state: TrainState, batch: Batch, noises: tuple[Pair, Pair]
-) -> tuple[jax.Array, Metrics]:
+    nets: Networks, params: Params, state: State, batch: Batch, key: jax.Array, *, noises: tuple[Pair, Pair]
+) -> Loss:
     """The jump (t=0, d=2) from the first hop's noise, regressed on two hops of the slow actor."""
-    observations, goals = batch["observations"], batch["high_actor_goals"]
-    constant_reps = represent(networks, state.params, observations, goals)
-    target = two_hops(networks, state.target_params["actor"], observations, constant_reps, noises)
-    goal_reps = represent(networks, params, observations, goals)
-    jump = bounded(networks.actor.apply(params["actor"], observations, goal_reps, noises[0], 0, 2))
-    action_errors = mse(jump.actions, target.actions)
-    loss = (action_errors + mse(jump.reps, target.reps)).mean()
-    return loss, {"shortcut/loss": loss, "shortcut/action_mse": action_errors.mean()}
+    s, g = batch["observations"], batch["high_actor_goals"]
+    target = two_hops(nets, state.target_params, s, nets.goal_rep(state.params, s, g), noises)
+    jump = bounded(nets.actor(params, s, nets.goal_rep(params, s, g), noises[0], 0, 2))
+    a_errors = mse(jump.a, target.a)
+    loss = (a_errors + mse(jump.rep, target.rep)).mean()
+    return loss, {"shortcut/loss": loss, "shortcut/action_mse": a_errors.mean()}
 
 
-def update(
-    networks: Networks, config: Config, state: TrainState, batch: Batch, key: jax.Array
-) -> tuple[TrainState, Metrics]:
+def update(nets: Networks, state: State, batch: Batch, key: jax.Array) -> tuple[State, Metrics]:
     """One joint step of all losses at the same parameters, then the target value and the slow actor."""
-    like = Pair(batch["actions"], jnp.zeros((len(batch["actions"]), networks.actor.rep_dim)))
-    hop_noise, first_noise, second_noise = (draw_noise(k, like) for k in jax.random.split(key, 3))
-
-    def loss_fn(params: Params) -> tuple[jax.Array, Metrics]:
-        value, value_metrics = goal_value_loss(partial(represented_value, networks), params, state, batch)
-        low, low_metrics = low_loss(networks, params, state, batch, hop_noise)
-        high, high_metrics = high_loss(networks, params, state, batch, hop_noise)
-        shortcut, shortcut_metrics = shortcut_loss(networks, params, state, batch, (first_noise, second_noise))
-        metrics = value_metrics | low_metrics | high_metrics | shortcut_metrics
-        return value + low + high + shortcut, metrics
-
-    moved, metrics = descend(state, loss_fn, ("goal_rep", "value", "actor"))
-    rates = {"value": state.hyper["value_target_rate"], "actor": state.hyper["actor_target_rate"]}
-    moved = polyak(moved, rates, state.params if config.lagging_targets else moved.params)
-    return moved.replace(step=state.step + 1), metrics
+    config = state.config
+    hop, first, second = (noise(nets, batch["observations"], k) for k in jax.random.split(key, 3))
+    value, low, high = partial(goal_value_loss, represented_value), partial(low_loss, x=hop), partial(high_loss, x=hop)
+    losses = (value, low, high, partial(shortcut_loss, noises=(first, second)))
+    rates = dict.fromkeys(("goal_rep", "value", "actor"), config.learning_rate)
+    moved, metrics = descend(nets, state, batch, key, losses, rates)
+    toward = state.params if config.lagging_targets else moved.params
+    return polyak(moved, toward, value=config.value.target_rate, actor=config.actor_target_rate), metrics
 
 
-def act(
-    networks: Networks,
-    config: Config,
-    policy: Params,
-    observations: jax.Array,
-    goals: jax.Array,
-    key: jax.Array,
-    *,
-    mode: Mode,
-) -> jax.Array:
-    """One draw of noise, in one jump of the slow actor or (`hops=2`) by the subgoal; both modes alike."""
-    del mode  # exploration is the policy's own noise
-    goal_reps = represent(networks, policy, observations, goals)
-    like = Pair(jnp.zeros((*observations.shape[:-1], networks.actor.action_dim)), goal_reps)
-    first_key, second_key = jax.random.split(key)
-    noise = draw_noise(first_key, like)
-    if config.hops == 2:
-        noises = noise, draw_noise(second_key, like)
-        return two_hops(networks, policy["actor"], observations, goal_reps, noises).actions
-    return bounded(networks.actor.apply(policy["actor"], observations, goal_reps, noise, 0, 2)).actions
+def act(nets: Networks, policy: Policy[Config], inputs: Batch, key: jax.Array, *, explore: bool = False) -> jax.Array:
+    """One draw of noise, which explores by itself, in one jump of the slow actor or (`hops=2`) by the subgoal."""
+    s, params = inputs["observations"], policy.params
+    goal_rep = nets.goal_rep(params, s, inputs["goals"])
+    first, second = (noise(nets, s, k) for k in jax.random.split(key))
+    if policy.config.hops == 2:
+        return two_hops(nets, params, s, goal_rep, (first, second)).a
+    return bounded(nets.actor(params, s, goal_rep, first, 0, 2)).a
 
 
-def policy(config: Config, state: TrainState) -> dict[str, Any]:
+def acting(state: State) -> Params:
     """What acting needs: the shortcut is the slow actor's, two hops are the trained one's, as in the authors' code."""
-    actors = state.params if config.hops == 2 else state.target_params
+    actors = state.params if state.config.hops == 2 else state.target_params
     return {"goal_rep": state.params["goal_rep"], "actor": actors["actor"]}
 
 
-def init(
-    networks: Networks, config: Config, spec: Spec, key: jax.Array, hyper: Mapping[str, Any] | None = None
-) -> TrainState:
-    """Returns the state before the first update."""
-    rep_key, value_key, actor_key = jax.random.split(key, 3)
-    observations, reps = jnp.zeros((1, spec.observation_dim)), jnp.zeros((1, config.rep_dim))
-    noise = Pair(jnp.zeros((1, spec.action_dim)), reps)
-    params = {
-        "goal_rep": networks.goal_rep.init(rep_key, observations, jnp.zeros((1, spec.goal_dim))),
-        "value": networks.value.init(value_key, observations, reps),
-        "actor": networks.actor.init(actor_key, observations, reps, noise, 0, 2),
-    }
-    return new_state(params, ("value", "actor"), configs.hyper(config, hyper))
-
-
-def make(config: Config, spec: Spec) -> Agent:
+def make(config: Config, spec: Spec) -> Agent[Config]:
     """Builds the agent."""
-    networks = Networks(
-        goal_rep=GoalRep(config.hidden_dims, config.rep_dim),
-        value=ensemble(Value)(config.hidden_dims),
-        actor=Actor(config.hidden_dims, spec.action_dim, config.rep_dim, config.time_dim),
-    )
-    fields = ("observations", "actions", "next_observations", "rewards", "masks")
-    goals = ("value_goals", "low_actor_goals", "high_actor_goals", "high_actor_targets")
-    return Agent(
-        init=partial(init, networks, config, spec),
-        update=partial(update, networks, config),
-        policy=partial(policy, config),
-        act=partial(act, networks, config),
-        needs=Needs(fields + goals, geometric=("value_goals",)),
-    )
+    return make_agent(
+        config, networks(config, spec), update, act,
+        batch=lambda config: Goals(config.actor_goals, config.value_goals, config.discount, config.subgoal_steps),
+        acting=acting,
+        targets=("value", "actor"),
+    )  # fmt: skip

@@ -1,103 +1,89 @@
 """GCIVL: goal-conditioned implicit V-learning (IQL without Q, https://arxiv.org/abs/2110.06169), as in OGBench."""
 
-import dataclasses
-from collections.abc import Mapping
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from flowrl import config as configs
-from flowrl.agent import Agent, Needs, Spec
-from flowrl.losses import awr_weight, goal_value_loss, unit_gaussian_log_prob
-from flowrl.networks import MLP, Network, Value, ensemble, gaussian_draw
+from flowrl.agent import Agent, make_agent
+from flowrl.config import MOST_COUNT, config, nested, static, traced
+from flowrl.data.goals import GoalMix
+from flowrl.data.samplers import Goals
+from flowrl.losses import GoalValue, awr_weight, goal_advantage, goal_value_loss, unit_gaussian_log_prob
+from flowrl.networks import MLP, Network, Spec, Value, ensemble, named
 from flowrl.optim import descend, polyak
-from flowrl.train_state import Batch, Metrics, Mode, Params, TrainState, new_state
+from flowrl.policies import unit_gaussian
+from flowrl.train_state import Batch, Loss, Metrics, Params, Policy, TrainState
 
 
-@dataclasses.dataclass(frozen=True)
-class Config(configs.GoalValue):
+@config
+class Config:
     """OGBench's defaults."""
 
-    expectile: float = configs.sweepable(0.9, "Expectile of the value loss; 0.5 is the mean.", 0, 1)
-    alpha: float = configs.sweepable(10.0, "Inverse temperature of the policy's advantage weights.")
+    value: GoalValue = nested(GoalValue(expectile=0.9))
+    value_goals: GoalMix = nested(GoalMix(p_trajectory=0.5, p_random=0.3, geometric=True))
+    actor_goals: GoalMix = nested(GoalMix())
+    hidden_dims: tuple[int, ...] = static((512, 512, 512), "Hidden layers of every network.")
+    batch_size: int = static(1024, "Transitions per update.", high=MOST_COUNT)
+    learning_rate: float = traced(3e-4, "Adam's step size, for every network.")
+    discount: float = traced(0.99, "Discount per environment step.", high=1.0)
+    lagging_targets: bool = static(True, "Targets move toward the parameters before each step, as the authors' do.")
+    alpha: float = traced(10.0, "Inverse temperature of the policy's advantage weights.")
+
+
+State = TrainState[Config]
 
 
 class Networks(NamedTuple):
     """Twin values, and the mean of a Gaussian policy of unit standard deviation."""
 
-    value: Network  # [B, D], [B, G] -> [2, B]
-    actor: Network  # [B, D], [B, G] -> [B, A]
+    value: Network  # s [B, D], g [B, G] -> [2, B]
+    actor: Network  # s [B, D], g [B, G] -> [B, A]
 
 
-def v(networks: Networks, params: Params, observations: jax.Array, goals: jax.Array) -> jax.Array:
-    """Returns the twin values V(s, g) `[2, B]`."""
-    return networks.value.apply(params["value"], observations, goals)
+def networks(config: Config, spec: Spec) -> Networks:
+    """Builds the networks."""
+    s, _, g, _ = spec.inputs()
+    value, actor = ensemble(Value)(config.hidden_dims), MLP(config.hidden_dims, spec.action_dim, final_scale=1e-2)
+    return Networks(**named(value=(value, s, g), actor=(actor, s, g)))
 
 
-def actor_loss(networks: Networks, params: Params, state: TrainState, batch: Batch) -> tuple[jax.Array, Metrics]:
+def v(nets: Networks, params: Params, s: jax.Array, g: jax.Array) -> jax.Array:
+    """The twin values V(s, g) `[2, B]`."""
+    return nets.value(params, s, g)
+
+
+def actor_loss(nets: Networks, params: Params, state: State, batch: Batch, key: jax.Array) -> Loss:
     """Advantage-weighted regression: −E min(exp(α (V(s', g) − V(s, g))), 100) log π(a | s, g)."""
-    goals = batch["actor_goals"]
-    values = v(networks, state.params, batch["observations"], goals).mean(axis=0)
-    next_values = v(networks, state.params, batch["next_observations"], goals).mean(axis=0)
-    weights = awr_weight(next_values - values, state.hyper["alpha"])
-    means = networks.actor.apply(params["actor"], batch["observations"], goals)
-    loss = -(weights * unit_gaussian_log_prob(batch["actions"], means)).mean()
-    return loss, {
-        "actor/loss": loss,
-        "actor/weight": weights.mean(),
-        "actor/mse": jnp.mean((means - batch["actions"]) ** 2),
-    }
+    s, a, g = batch["observations"], batch["actions"], batch["actor_goals"]
+    advantages = goal_advantage(v, nets, state.params, s, batch["next_observations"], g)
+    weights = awr_weight(advantages, state.config.alpha)
+    means = nets.actor(params, s, g)
+    loss = -(weights * unit_gaussian_log_prob(a, means)).mean()
+    return loss, {"actor/loss": loss, "actor/weight": weights.mean(), "actor/mse": jnp.mean((means - a) ** 2)}
 
 
-def update(
-    networks: Networks, config: Config, state: TrainState, batch: Batch, key: jax.Array
-) -> tuple[TrainState, Metrics]:
+def update(nets: Networks, state: State, batch: Batch, key: jax.Array) -> tuple[State, Metrics]:
     """One joint step of value and actor at the same parameters, then the target value."""
-    del key
-
-    def loss_fn(params: Params) -> tuple[jax.Array, Metrics]:
-        value_loss, value_metrics = goal_value_loss(partial(v, networks), params, state, batch)
-        policy_loss, policy_metrics = actor_loss(networks, params, state, batch)
-        return value_loss + policy_loss, value_metrics | policy_metrics
-
-    moved, metrics = descend(state, loss_fn, ("value", "actor"))
+    config = state.config
+    losses = (partial(goal_value_loss, v), actor_loss)
+    moved, metrics = descend(nets, state, batch, key, losses, dict.fromkeys(("value", "actor"), config.learning_rate))
     toward = state.params if config.lagging_targets else moved.params
-    moved = polyak(moved, {"value": state.hyper["value_target_rate"]}, toward)
-    return moved.replace(step=state.step + 1), metrics
+    return polyak(moved, toward, value=config.value.target_rate), metrics
 
 
-def act(
-    networks: Networks, policy: Params, observations: jax.Array, goals: jax.Array, key: jax.Array, *, mode: Mode
-) -> jax.Array:
+def act(nets: Networks, policy: Policy[Config], inputs: Batch, key: jax.Array, *, explore: bool = False) -> jax.Array:
     """The Gaussian's mode, or with `explore` a sample; clipped to [−1, 1]."""
-    return jnp.clip(gaussian_draw(networks.actor.apply(policy["actor"], observations, goals), key, mode), -1.0, 1.0)
+    means = nets.actor(policy.params, inputs["observations"], inputs["goals"])
+    return jnp.clip(unit_gaussian(means, key, explore), -1.0, 1.0)
 
 
-def init(
-    networks: Networks, config: Config, spec: Spec, key: jax.Array, hyper: Mapping[str, Any] | None = None
-) -> TrainState:
-    """Returns the state before the first update."""
-    value_key, actor_key = jax.random.split(key)
-    inputs = jnp.zeros((1, spec.observation_dim)), jnp.zeros((1, spec.goal_dim))
-    params = {"value": networks.value.init(value_key, *inputs), "actor": networks.actor.init(actor_key, *inputs)}
-    return new_state(params, ("value",), configs.hyper(config, hyper))
-
-
-def make(config: Config, spec: Spec) -> Agent:
+def make(config: Config, spec: Spec) -> Agent[Config]:
     """Builds the agent."""
-    networks = Networks(
-        value=ensemble(Value)(config.hidden_dims),
-        actor=MLP(config.hidden_dims, spec.action_dim, final_scale=1e-2),
-    )
-    return Agent(
-        init=partial(init, networks, config, spec),
-        update=partial(update, networks, config),
-        policy=lambda state: {"actor": state.params["actor"]},
-        act=partial(act, networks),
-        needs=Needs(
-            ("observations", "actions", "next_observations", "rewards", "masks", "value_goals", "actor_goals"),
-            geometric=("value_goals",),
-        ),
-    )
+    return make_agent(
+        config, networks(config, spec), update, act,
+        batch=lambda config: Goals(config.actor_goals, config.value_goals, config.discount),
+        acting=lambda state: {"actor": state.params["actor"]},
+        targets=("value",),
+    )  # fmt: skip

@@ -4,177 +4,133 @@ The policy network u(a_t, r, t; s) is the mean velocity between times r ≤ t on
 noise (time 1). An action is one step from noise, ε − u(ε, 0, 1; s), in training and at test.
 """
 
-import dataclasses
-from collections.abc import Mapping
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from flowrl import acting, flow, losses
-from flowrl import config as configs
-from flowrl.agent import Agent, Needs, Spec
-from flowrl.losses import mse, normalized_q_loss
-from flowrl.networks import Network, TimedMLP, Value, ensemble, mish
+from flowrl import critics
+from flowrl.agent import Agent, make_agent
+from flowrl.config import MOST_COUNT, config, nested, static, traced
+from flowrl.critics import Critic
+from flowrl.data.samplers import Transitions
+from flowrl.encoders import TimedMLP
+from flowrl.generative import MeanFlow
+from flowrl.networks import Network, Spec, named
 from flowrl.optim import descend, polyak
-from flowrl.train_state import Batch, Metrics, Mode, Params, TrainState, new_state
+from flowrl.policies import BestOfN, best_of_n, one_and_best, with_critic
+from flowrl.train_state import Batch, Loss, Metrics, Params, Policy, Scalar, TrainState
 
 BACKUP_ACTIONS = 10
-SAMPLERS = {"logit_normal": flow.logit_normal_times, "uniform": flow.uniform_times}
 
 
-@dataclasses.dataclass(frozen=True)
-class Config(configs.OfflineQ):
+@config
+class Config:
     """The paper's settings."""
 
-    hidden_dims: tuple[int, ...] = configs.static((256, 256, 256), "Hidden layers of every network.")
-    time_sampler: str = configs.static("logit_normal", "Distribution of r and t.", tuple(SAMPLERS))
-    max_q_backup: bool = configs.static(False, "Bootstrap from each critic's best of 10 next actions (AntMaze).")
-    critic_layer_norm: bool = configs.static(False, "LayerNorm in the critics, which the paper's do not have.")
-    q_scale: str = configs.static("policy", "Actions whose mean |Q| divides the policy's Q.", ("policy", "data"))
-    q_alpha: float = configs.sweepable(0.1, "Weight η of the normalised Q; 0 is behaviour cloning.")
-    flow_ratio: float = configs.sweepable(0.5, "Share of rows with r = t; 1 is plain flow matching.", 0, 1)
-    adaptive_power: float = configs.sweepable(0.0, "p of the weight 1/(error + c)^p of each row; 0 is off.")
-    adaptive_constant: float = configs.sweepable(1e-3, "c of that weight.", 1e-12)
-    actor_target_rate: float = configs.sweepable(0.005, "Polyak rate of the acting copy of the policy.", 0, 1)
-    actor_target_start: int = configs.sweepable(1000, "Updates before the acting copy first moves.")
-    actor_target_interval: int = configs.sweepable(5, "Updates between moves of the acting copy.", 1)
-    max_grad_norm: float = configs.sweepable(0.0, "Each network's gradient is clipped to this norm; 0 is off.")
-    candidate_noise: float = configs.sweepable(0.5, "Standard deviation of the noise that candidates start from.")
+    critic: Critic = nested(Critic(activation="mish", layer_norm=False))
+    flow: MeanFlow = nested(MeanFlow())
+    choice: BestOfN = nested(BestOfN())
+    hidden_dims: tuple[int, ...] = static((256, 256, 256), "Hidden layers of every network.")
+    batch_size: int = static(256, "Transitions per update.", high=MOST_COUNT)
+    learning_rate: float = traced(3e-4, "Adam's step size, for every network.")
+    max_grad_norm: float = traced(0.0, "Each network's gradient is clipped to this norm; 0 is off.")
+    discount: float = traced(0.99, "Discount per environment step.", high=1.0)
+    max_q_backup: bool = static(False, "Bootstrap from each critic's best of 10 next actions (AntMaze).")
+    q_alpha: float = traced(0.1, "Weight η of the normalised Q; 0 is behaviour cloning.")
+    q_scale: str = static("policy", "Actions whose mean |Q| divides the policy's Q.", choices=("policy", "data"))
+    candidate_noise: float = traced(0.5, "Standard deviation of the noise that candidates start from.")
+    actor_target_rate: float = traced(0.005, "Polyak rate of the acting copy of the policy.", high=1.0)
+    actor_target_start: int = traced(1000, "Updates before the acting copy first moves.")
+    actor_target_interval: int = traced(5, "Updates between moves of the acting copy.", low=1)
+
+
+State = TrainState[Config]
 
 
 class Networks(NamedTuple):
-    """The policy and twin critics."""
+    """The policy and the critics."""
 
-    actor: Network  # [B, D], [B, A], r [B, 1], t [B, 1] -> [B, A]
-    critic: Network  # [B, D], [B, A] -> [2, B]
+    spec: Spec
+    actor: Network  # s [B, D], x [B, A], r [B, 1], t [B, 1] -> mean velocity [B, A]
+    critic: Network  # s [B, D], a [B, A] -> [heads, B]
 
 
-def sample_actions(
-    networks: Networks, actor_params: Any, observations: jax.Array, key: jax.Array, noise_scale: Any = 1.0
+def networks(config: Config, spec: Spec) -> Networks:
+    """Builds the networks."""
+    s, a, _, t = spec.inputs()
+    actor = TimedMLP(config.hidden_dims, spec.action_dim, config.flow.times)
+    return Networks(
+        spec, **named(actor=(actor, s, a, t, t), critic=(critics.module(config.critic, config.hidden_dims), s, a))
+    )
+
+
+def sample(
+    nets: Networks, flow: MeanFlow, params: Params, s: jax.Array, key: jax.Array, scale: Scalar = 1.0
 ) -> jax.Array:
     """One step from noise, ε − u(ε, 0, 1; s), clipped: `[..., D]` to `[..., A]`."""
-    noise = noise_scale * jax.random.normal(key, (*observations.shape[:-1], networks.actor.out_dim))
-    begins = jnp.zeros((*observations.shape[:-1], 1))
-    averages = networks.actor.apply(actor_params, observations, noise, begins, begins + 1)
-    return jnp.clip(noise - averages, -1.0, 1.0)
+    z = scale * nets.spec.noise(key, s)
+    return jnp.clip(flow.sample(partial(nets.actor, params, s), z), -1.0, 1.0)
 
 
-def critic_loss(
-    networks: Networks, config: Config, params: Params, state: TrainState, batch: Batch, key: jax.Array
-) -> tuple[jax.Array, Metrics]:
-    """TD error against r + γ m agg Q̄(s', a') with a' from the slow policy, or each critic's best of several."""
-    next_observations = batch["next_observations"]
+def critic_loss(nets: Networks, params: Params, state: State, batch: Batch, key: jax.Array) -> Loss:
+    """E (Q(s, a) − r − γ m agg Q̄(s', a'))², a' from the slow policy, or each critic's best of several."""
+    config, next_s, slow = state.config, batch["next_observations"], state.target_params
 
-    def next_values(key: jax.Array) -> jax.Array:
-        actions = sample_actions(networks, state.target_params["actor"], next_observations, key)
-        return networks.critic.apply(state.target_params["critic"], next_observations, actions)
+    def next_q(key: jax.Array) -> jax.Array:
+        return nets.critic(slow, next_s, sample(nets, config.flow, slow, next_s, key))
 
-    count = BACKUP_ACTIONS if config.max_q_backup else 1
-    best = jax.vmap(next_values)(jax.random.split(key, count)).max(axis=0)
-    mean, metrics = losses.critic_loss(networks.critic, params, state, batch, losses.aggregate(best, config.q_agg))
-    loss = 2 * mean  # the sum over both critics, as in DQL's code: published gradient norms belong to it
+    best = jax.vmap(next_q)(jax.random.split(key, BACKUP_ACTIONS if config.max_q_backup else 1)).max(axis=0)
+    targets = batch["rewards"] + batch["discounts"] * critics.combine(config.critic, best)
+    errors, metrics = critics.td_errors(nets.critic(params, batch["observations"], batch["actions"]), targets, batch)
+    loss = errors.mean(axis=-1).sum()  # over critics, as in DQL's code: published gradient norms belong to it
     return loss, metrics | {"critic/loss": loss}
 
 
-def flow_loss(
-    networks: Networks, config: Config, params: Params, state: TrainState, batch: Batch, key: jax.Array
-) -> jax.Array:
-    """Regression of u on the MeanFlow target, each row weighted by sg(1 / (error + c)^p)."""
-    noise_key, time_key = jax.random.split(key)
-    actions, hyper = batch["actions"], state.hyper
-    begins, times = flow.interval_times(time_key, len(actions), hyper["flow_ratio"], SAMPLERS[config.time_sampler])
-    path = flow.straight(actions, jax.random.normal(noise_key, actions.shape), times)
-    average = partial(networks.actor.apply, params["actor"], batch["observations"])
-    errors = mse(*flow.average_velocity_target(average, path, begins, times))
-    weights = (jax.lax.stop_gradient(errors) + hyper["adaptive_constant"]) ** -hyper["adaptive_power"]
-    return jnp.mean(weights * errors)
-
-
-def actor_loss(
-    networks: Networks, config: Config, params: Params, state: TrainState, batch: Batch, key: jax.Array
-) -> tuple[jax.Array, Metrics]:
+def actor_loss(nets: Networks, params: Params, state: State, batch: Batch, key: jax.Array) -> Loss:
     """L_FBC − η mean Q_i / mean |Q_j|, where a coin says which of the two critics is i."""
-    flow_key, noise_key, coin_key = jax.random.split(key, 3)
-    bc_loss = flow_loss(networks, config, params, state, batch, flow_key)
-    actions = sample_actions(networks, params["actor"], batch["observations"], noise_key)
-    critics = partial(networks.critic.apply, state.params["critic"], batch["observations"])
-    values = critics(actions)
-    scale_values = values if config.q_scale == "policy" else critics(batch["actions"])
-    head = jax.random.bernoulli(coin_key).astype(jnp.int32)
-    q_loss = normalized_q_loss(values[head], scale_values[1 - head])
-    loss = bc_loss + state.hyper["q_alpha"] * q_loss
-    return loss, {
-        "actor/loss": loss,
-        "actor/flow_loss": bc_loss,
-        "actor/q_loss": q_loss,
-        "actor/q_mean": values.mean(),
-    }
+    flow_key, z_key, coin_key = jax.random.split(key, 3)
+    config, s = state.config, batch["observations"]
+    flow = config.flow.errors(partial(nets.actor, params, s), batch["actions"], flow_key).mean()
+    q = nets.critic(state.params, s, sample(nets, config.flow, params, s, z_key))
+    scales = q if config.q_scale == "policy" else nets.critic(state.params, s, batch["actions"])
+    i = jax.random.bernoulli(coin_key).astype(jnp.int32)
+    q_loss = -q[i].mean() / jax.lax.stop_gradient(jnp.abs(scales[1 - i]).mean() + 1e-8)
+    loss = flow + config.q_alpha * q_loss
+    return loss, {"actor/loss": loss, "actor/flow_loss": flow, "actor/q_loss": q_loss, "actor/q_mean": q.mean()}
 
 
-def move_targets(state: TrainState) -> TrainState:
-    """Moves the target critics at every update, and the acting policy at some after a start."""
-    hyper, step = state.hyper, state.step
-    due = (step >= hyper["actor_target_start"]) & (step % hyper["actor_target_interval"] == 0)
-    actor_rate = jnp.where(due, hyper["actor_target_rate"], 0.0)
-    return polyak(state, {"critic": hyper["critic_target_rate"], "actor": actor_rate})
-
-
-def update(
-    networks: Networks, config: Config, state: TrainState, batch: Batch, key: jax.Array
-) -> tuple[TrainState, Metrics]:
+def update(nets: Networks, state: State, batch: Batch, key: jax.Array) -> tuple[State, Metrics]:
     """A step of the critics, a step of the policy on the moved critics, then the slow copies, as in DQL's code."""
-    critic_key, actor_key = jax.random.split(key)
-    state, critic_metrics = descend(
-        state, lambda params: critic_loss(networks, config, params, state, batch, critic_key), ("critic",)
-    )
-    moved = state
-    state, actor_metrics = descend(
-        state, lambda params: actor_loss(networks, config, params, moved, batch, actor_key), ("actor",)
-    )
-    state = move_targets(state)
-    return state.replace(step=state.step + 1), critic_metrics | actor_metrics
+    config, (critic_key, actor_key) = state.config, jax.random.split(key)
+    rate, clip = config.learning_rate, config.max_grad_norm
+    state, metrics = descend(nets, state, batch, critic_key, (critic_loss,), {"critic": rate}, clip)
+    state, more = descend(nets, state, batch, actor_key, (actor_loss,), {"actor": rate}, clip)
+    due = (state.step >= config.actor_target_start) & (state.step % config.actor_target_interval == 0)
+    actor_rate = jnp.where(due, config.actor_target_rate, 0.0)
+    return polyak(state, state.params, critic=config.critic.target_rate, actor=actor_rate), metrics | more
 
 
-def act(
-    networks: Networks, config: Config, policy: Params, observations: jax.Array, goals: jax.Array, key: jax.Array, *,
-    mode: Mode,
-) -> jax.Array:  # fmt: skip
-    """One step from unit noise, or the best of several from smaller noise."""
-    del goals
-    scale = policy["noise"] if mode == "best_of_n" else 1.0
-    sample = partial(sample_actions, networks, policy["actor"], observations, noise_scale=scale)
-    return acting.choose(sample, networks.critic, config.candidates, policy, observations, key, mode)
+def act(nets: Networks, policy: Policy[Config], inputs: Batch, key: jax.Array, *, explore: bool = False) -> jax.Array:
+    """One step from unit noise, which explores by itself, or the best of several from smaller noise."""
+    s, params, config = inputs["observations"], policy.params, policy.config
+    scale = 1.0 if config.choice.num_samples == 1 else config.candidate_noise
+    one = partial(sample, nets, config.flow, params, s, scale=scale)
+    return best_of_n(config.choice, one, partial(nets.critic, params, s), key)
 
 
-def policy(config: Config, state: TrainState) -> dict[str, Any]:
-    """What acting needs: the slow policy, and for a choice of candidates the critics."""
-    return acting.policy(config, "target_params", state) | {"noise": state.hyper["candidate_noise"]}
+def acting(state: State) -> Params:
+    """What acting needs: the slow policy, and for a choice of candidates the slow critics."""
+    return with_critic(state.config.choice, state.target_params["actor"], state.target_params["critic"])
 
 
-def init(
-    networks: Networks, config: Config, spec: Spec, key: jax.Array, hyper: Mapping[str, Any] | None = None
-) -> TrainState:
-    """Returns the state before the first update."""
-    actor_key, critic_key = jax.random.split(key)
-    observations, actions = jnp.zeros((1, spec.observation_dim)), jnp.zeros((1, spec.action_dim))
-    params = {
-        "actor": networks.actor.init(actor_key, observations, actions, jnp.zeros((1, 1)), jnp.ones((1, 1))),
-        "critic": networks.critic.init(critic_key, observations, actions),
-    }
-    return new_state(params, ("actor", "critic"), configs.hyper(config, hyper))
-
-
-def make(config: Config, spec: Spec) -> Agent:
+def make(config: Config, spec: Spec) -> Agent[Config]:
     """Builds the agent."""
-    critic = ensemble(Value)(config.hidden_dims, activation=mish, layer_norm=config.critic_layer_norm)
-    networks = Networks(TimedMLP(config.hidden_dims, spec.action_dim, ("begin", "time")), critic)
-    return Agent(
-        init=partial(init, networks, config, spec),
-        update=partial(update, networks, config),
-        policy=partial(policy, config),
-        act=partial(act, networks, config),
-        needs=Needs(("observations", "actions", "rewards", "masks", "next_observations")),
-        evaluations=acting.evaluations(config),
-    )
+    return make_agent(
+        config, networks(config, spec), update, act,
+        batch=lambda config: Transitions(config.discount),
+        acting=acting,
+        targets=("actor", "critic"),
+        evaluations=one_and_best,
+    )  # fmt: skip

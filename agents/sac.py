@@ -1,78 +1,99 @@
 """SAC: off-policy maximum-entropy learning with a squashed Gaussian (https://arxiv.org/abs/1812.05905)."""
 
-import dataclasses
-from collections.abc import Mapping
-from functools import partial
-from typing import Any
+from typing import NamedTuple
 
-import flax.linen as nn
 import jax
+import jax.numpy as jnp
 
-from flowrl import config as configs
-from flowrl import losses, maximum_entropy
-from flowrl.agent import Agent, Needs, Spec
-from flowrl.gaussian import SquashedGaussian
-from flowrl.losses import temperature
-from flowrl.maximum_entropy import Networks, actor_loss, initial_state, sample_actions
-from flowrl.networks import Value, ensemble
+from flowrl import critics
+from flowrl.agent import Agent, make_agent
+from flowrl.config import MOST_COUNT, config, nested, static, traced
+from flowrl.critics import Critic
+from flowrl.data.samplers import Transitions
+from flowrl.losses import multiplier
+from flowrl.networks import ACTIVATIONS, Network, Spec, named
 from flowrl.optim import descend, polyak
-from flowrl.train_state import Batch, Metrics, Params, TrainState
+from flowrl.policies import SquashedGaussian, act_squashed, squashed
+from flowrl.train_state import Batch, Loss, Metrics, Params, Policy, TrainState
 
 
-@dataclasses.dataclass(frozen=True)
-class Config(maximum_entropy.Config):
+@config
+class Config:
     """The paper's settings."""
 
-    critic_hidden_dims: tuple[int, ...] = configs.static((), "Hidden layers of the critics; by default hidden_dims.")
-    q_agg: str = configs.static("min", "How the critics' values are combined in both losses.", ("min", "mean"))
-    activation: str = configs.static("relu", "Nonlinearity of both networks; OGBench's is GELU.", ("relu", "gelu"))
-    lagging_targets: bool = configs.targets_lag()
-
-
-def critic_loss(
-    networks: Networks, config: Config, params: Params, state: TrainState, batch: Batch, key: jax.Array
-) -> tuple[jax.Array, Metrics]:
-    """TD error against r + γ m (min Q̄(s', a') − α log π(a' | s')), a' from the current policy (eq. 5 and 7)."""
-    next_actions, log_probs = sample_actions(networks, state.params["actor"], batch["next_observations"], key)
-    next_values = networks.critic.apply(state.target_params["critic"], batch["next_observations"], next_actions)
-    soft_values = losses.aggregate(next_values, config.q_agg) - temperature(state.params) * log_probs
-    return losses.critic_loss(networks.critic, params, state, batch, soft_values)
-
-
-def update(
-    networks: Networks, config: Config, spec: Spec, state: TrainState, batch: Batch, key: jax.Array
-) -> tuple[TrainState, Metrics]:
-    """One joint step of all losses at the same parameters, then the target critics."""
-    critic_key, actor_key = jax.random.split(key)
-
-    def loss_fn(params: Params) -> tuple[jax.Array, Metrics]:
-        critic, critic_metrics = critic_loss(networks, config, params, state, batch, critic_key)
-        actor, actor_metrics = actor_loss(networks, spec, params, state, batch, actor_key, config.q_agg)
-        return critic + actor, critic_metrics | actor_metrics
-
-    moved, metrics = descend(state, loss_fn, ("actor", "critic", "temperature"))
-    toward = state.params if config.lagging_targets else moved.params
-    moved = polyak(moved, {"critic": state.hyper["critic_target_rate"]}, toward)
-    return moved.replace(step=state.step + 1), metrics
-
-
-def init(
-    networks: Networks, config: Config, spec: Spec, key: jax.Array, hyper: Mapping[str, Any] | None = None
-) -> TrainState:
-    """Returns the state before the first update."""
-    return initial_state(networks, spec, key, configs.hyper(config, hyper))
-
-
-def make(config: Config, spec: Spec) -> Agent:
-    """Builds the agent."""
-    hidden_dims = config.critic_hidden_dims or config.hidden_dims
-    activation = getattr(nn, config.activation)
-    critic = ensemble(Value)(hidden_dims, activation=activation, layer_norm=config.critic_layer_norm)
-    networks = Networks(SquashedGaussian(config.hidden_dims, spec.action_dim, activation), critic)
-    return Agent(
-        init=partial(init, networks, config, spec),
-        update=partial(update, networks, config, spec),
-        policy=lambda state: {"actor": state.params["actor"]},
-        act=partial(maximum_entropy.act, networks),
-        needs=Needs(("observations", "actions", "rewards", "masks", "next_observations")),
+    critic: Critic = nested(Critic(activation="relu", layer_norm=False))
+    hidden_dims: tuple[int, ...] = static((256, 256), "Hidden layers of every network.")
+    activation: str = static("relu", "Nonlinearity of the policy.", choices=tuple(ACTIVATIONS))
+    batch_size: int = static(256, "Transitions per update.", high=MOST_COUNT)
+    learning_rate: float = traced(3e-4, "Adam's step size, for networks and temperature.")
+    discount: float = traced(0.99, "Discount per environment step.", high=1.0)
+    target_entropy: float = traced(
+        -1.0, "Entropy that the temperature aims at, per dimension of actions.", low=float("-inf")
     )
+    initial_temperature: float = traced(1.0, "Temperature before the first update.", low=1e-8)
+    lagging_targets: bool = static(True, "Targets move toward the parameters before each step, as OGBench's do.")
+
+
+State = TrainState[Config]
+
+
+class Networks(NamedTuple):
+    """The actor and the critics; the temperature is a multiplier beside them."""
+
+    spec: Spec
+    actor: Network  # s [B, D] -> μ [B, A], log σ [B, A]
+    critic: Network  # s [B, D], a [B, A] -> [heads, B]
+
+
+def networks(config: Config, spec: Spec) -> Networks:
+    """Builds the networks."""
+    s, a, _, _ = spec.inputs()
+    actor = SquashedGaussian(config.hidden_dims, spec.action_dim, ACTIVATIONS[config.activation])
+    critic = critics.module(config.critic, config.hidden_dims)
+    return Networks(spec, **named(actor=(actor, s), critic=(critic, s, a)))
+
+
+def critic_loss(nets: Networks, params: Params, state: State, batch: Batch, key: jax.Array) -> Loss:
+    """E (Q(s, a) − r − γ m (min Q̄(s', a') − α log π(a' | s')))², a' from the current policy (eqs. 5, 7)."""
+    next_s, config = batch["next_observations"], state.config
+    next_a, log_probs = squashed(nets.actor(state.params, next_s), key)
+    next_q = critics.combine(config.critic, nets.critic(state.target_params, next_s, next_a))
+    targets = batch["rewards"] + batch["discounts"] * (next_q - multiplier(state.params) * log_probs)
+    errors, metrics = critics.td_errors(nets.critic(params, batch["observations"], batch["actions"]), targets, batch)
+    return errors.mean(), metrics
+
+
+def actor_loss(nets: Networks, params: Params, state: State, batch: Batch, key: jax.Array) -> Loss:
+    """E[α log π(a | s) − min Q(s, a)] (eq. 9), and for α: E[−α log π(a | s) − α H̄] (eq. 18)."""
+    s, config = batch["observations"], state.config
+    a, log_probs = squashed(nets.actor(params, s), key)
+    q = critics.combine(config.critic, nets.critic(state.params, s, a))
+    actor = jnp.mean(multiplier(state.params) * log_probs - q)
+    entropy, target = -log_probs.mean(), config.target_entropy * nets.spec.action_dim
+    loss = actor + multiplier(params) * jax.lax.stop_gradient(entropy - target)
+    return loss, {"actor/loss": actor, "actor/entropy": entropy, "actor/temperature": multiplier(params)}
+
+
+def update(nets: Networks, state: State, batch: Batch, key: jax.Array) -> tuple[State, Metrics]:
+    """One joint step of all losses at the same parameters, then the target critics."""
+    config = state.config
+    rates = dict.fromkeys(("actor", "critic", "temperature"), config.learning_rate)
+    moved, metrics = descend(nets, state, batch, key, (critic_loss, actor_loss), rates)
+    toward = state.params if config.lagging_targets else moved.params
+    return polyak(moved, toward, critic=config.critic.target_rate), metrics
+
+
+def act(nets: Networks, policy: Policy[Config], inputs: Batch, key: jax.Array, *, explore: bool = False) -> jax.Array:
+    """The policy's mode, or with `explore` a sample."""
+    return act_squashed(nets.actor(policy.params, inputs["observations"]), key, explore)
+
+
+def make(config: Config, spec: Spec) -> Agent[Config]:
+    """Builds the agent."""
+    return make_agent(
+        config, networks(config, spec), update, act,
+        batch=lambda config: Transitions(config.discount),
+        acting=lambda state: {"actor": state.params["actor"]},
+        targets=("critic",),
+        multipliers=lambda config: {"temperature": jnp.log(config.initial_temperature)},
+    )  # fmt: skip

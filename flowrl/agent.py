@@ -1,99 +1,99 @@
-"""What an algorithm is: a bundle of pure functions."""
+"""What an algorithm is: a bundle of pure functions, put together from its networks, losses and update."""
 
-import importlib
-import pkgutil
-from collections.abc import Callable, Mapping
-from types import ModuleType
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any, Generic, NamedTuple
 
 import jax
+import jax.numpy as jnp
 
-import flowrl.agents
-from flowrl.errors import UserError, suggestion
-from flowrl.train_state import Batch, Metrics, Mode, TrainState
-
-
-class Spec(NamedTuple):
-    """Sizes of one observation, goal and action; actions lie in [−1, 1].
-
-    Attributes:
-        observation_dim: D, of observations `[..., D]`.
-        action_dim: A, of actions `[..., A]`.
-        goal_dim: G, of goals `[..., G]`; 0 where there is a single task.
-    """
-
-    observation_dim: int
-    action_dim: int
-    goal_dim: int
+from flowrl.config import as_arrays
+from flowrl.networks import Network
+from flowrl.optim import ADAM
+from flowrl.train_state import Batch, C, Metrics, Params, Policy, TrainState
 
 
-class Needs(NamedTuple):
-    """What an agent's update reads from a batch.
+class Agent(NamedTuple, Generic[C]):
+    """An algorithm with its networks built in; every function can be jitted, mapped and differentiated.
 
     Attributes:
-        fields: Names of the batch's fields, in OGBench's terms.
-        geometric: Those goal fields whose offset within the episode is geometric(1 − discount) instead of uniform.
-        returns_discount: Discount of the Monte-Carlo `returns`, and of their `horizons`, where the agent reads them
-            (`flowrl.data.returns`).
-    """
-
-    fields: tuple[str, ...]
-    geometric: tuple[str, ...] = ()
-    returns_discount: float | None = None
-
-    @property
-    def goals(self) -> bool:
-        """Whether the agent is goal-conditioned."""
-        return any("goals" in field for field in self.fields)
-
-
-class Agent(NamedTuple):
-    """An algorithm; every function can be jitted, mapped and differentiated.
-
-    Attributes:
-        init: `(key, hyper=None) -> TrainState`; `hyper` replaces some of the configuration's sweepable values.
+        init: `(key, config) -> state`; the config's traced fields may be traced.
         update: `(state, batch, key) -> (state, metrics)`: one training step.
-        policy: `state -> arrays`: exactly what acting needs.
-        act: `(policy, observations [..., D], goals [..., G], key, *, mode) -> actions [..., A]` in [−1, 1]. Mode
-            `eval` is the mode of a Gaussian policy, and one draw of unit noise for a policy that maps noise;
-            `best_of_n` chooses among several draws by Q.
-        needs: What `update` reads from a batch.
-        evaluations: The modes in which the agent is evaluated; their results are reported apart.
+        policy: `state -> policy`: exactly what acting needs.
+        act: `(policy, inputs, key, *, explore=False) -> actions [..., A]` in [−1, 1]. Inputs are `observations`
+            `[..., D]` and, of a goal-conditioned agent, `goals` `[..., G]`. Without `explore` it is the mode of a
+            Gaussian policy, and one draw of unit noise for a policy that maps noise.
+        batch: `config -> kind`: what kind of batches `update` reads (`flowrl.data.samplers`).
+        evaluations: `config -> {name: config}`: as what the agent is evaluated; the results are reported apart.
     """
 
-    init: Callable[..., TrainState]
-    update: Callable[[TrainState, Batch, jax.Array], tuple[TrainState, Metrics]]
-    policy: Callable[[TrainState], Any]
+    init: Callable[[jax.Array, C], TrainState[C]]
+    update: Callable[[TrainState[C], Batch, jax.Array], tuple[TrainState[C], Metrics]]
+    policy: Callable[[TrainState[C]], Policy[C]]
     act: Callable[..., jax.Array]
-    needs: Needs
-    evaluations: tuple[Mode, ...] = ("eval",)
+    batch: Callable[[C], Any]
+    evaluations: Callable[[C], Mapping[str, C]]
 
 
-def names() -> list[str]:
-    """Returns the names of all agents, sorted."""
-    return sorted(module.name for module in pkgutil.iter_modules(flowrl.agents.__path__))
+def _nothing(config: Any) -> dict[str, Any]:
+    return {}
 
 
-def load(name: str) -> ModuleType:
-    """Imports `flowrl.agents.<name>`, a module with a `Config` dataclass and `make(config, spec) -> Agent`.
+def _as_it_is(config: Any) -> dict[str, Any]:
+    return {"eval": config}
 
-    Raises:
-        UserError: There is no such agent.
+
+def make_agent(
+    config: C,
+    nets: Any,
+    update: Callable[..., tuple[TrainState[C], Metrics]],
+    act: Callable[..., jax.Array],
+    *,
+    batch: Callable[[C], Any],
+    acting: Callable[[TrainState[C]], Params],
+    targets: Sequence[str] = (),
+    multipliers: Callable[[C], Mapping[str, Any]] = _nothing,
+    extras: Callable[[C], Mapping[str, Any]] = _nothing,
+    evaluations: Callable[[C], Mapping[str, C]] = _as_it_is,
+) -> Agent[C]:
+    """Puts an agent together; every network is initialised in the same way, and updates are counted here alone.
+
+    Args:
+        config: The configuration that the networks were built for.
+        nets: A named tuple of networks, and of whatever else the functions read.
+        update: `(nets, state, batch, key) -> (state, metrics)`.
+        act: `(nets, policy, inputs, key, *, explore) -> actions`.
+        batch: What kind of batches `update` reads.
+        acting: The parameters that leave training.
+        targets: The networks that have slow copies.
+        multipliers: Names of learnt multipliers and the logarithms `[]` that they begin with.
+        extras: Other arrays at the beginning.
+        evaluations: As what it is evaluated; by default as it is configured.
     """
-    if name not in names():
-        raise UserError(f"unknown agent {name!r}{suggestion(name, names())}")
-    return importlib.import_module(f"flowrl.agents.{name}")
+    networks = [net for name, net in nets._asdict().items() if isinstance(net, Network) and net.name == name]
+    structure = jax.tree.structure(config)
 
-
-def check_needs(needs: Needs, available: Mapping[str, Any]) -> None:
-    """Checks that a batch carries every field that an update reads.
-
-    Raises:
-        UserError: A field is missing; the message names it.
-    """
-    missing = [field for field in needs.fields if field not in available]
-    if missing:
-        raise UserError(
-            f"the batch lacks {', '.join(missing)}, which this agent reads; it has {', '.join(sorted(available))}; "
-            "choose data or a sampler that provides them"
+    def init(key: jax.Array, config: C) -> TrainState[C]:
+        if jax.tree.structure(config) != structure:
+            raise ValueError("the networks were built for other static settings; call make with this configuration")
+        config = as_arrays(config)
+        params = {net.name: net.init(k) for net, k in zip(networks, jax.random.split(key, len(networks)), strict=True)}
+        params |= {name: {"log": jnp.asarray(log, jnp.float32)} for name, log in multipliers(config).items()}
+        return TrainState(
+            step=jnp.zeros((), jnp.int32),
+            config=config,
+            params=params,
+            # Copies, not aliases: a donated state may not hold one buffer twice.
+            target_params={name: jax.tree.map(jnp.copy, params[name]) for name in targets},
+            opt_state={name: ADAM.init(params[name]) for name in params},
+            extras=extras(config),
         )
+
+    def counted(state: TrainState[C], batch: Batch, key: jax.Array) -> tuple[TrainState[C], Metrics]:
+        state, metrics = update(nets, state, batch, key)
+        return state.replace(step=state.step + 1), metrics
+
+    def policy(state: TrainState[C]) -> Policy[C]:
+        return Policy(state.config, acting(state))
+
+    return Agent(init, counted, policy, partial(act, nets), batch, evaluations)

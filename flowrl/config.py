@@ -1,16 +1,21 @@
-"""Configurations as frozen dataclasses: which fields a sweep may vary, their ranges and their help text."""
+"""Configuration records: frozen dataclasses that nest, and are pytrees.
+
+A `static` field is structure: another value compiles another program. A `traced` field is a leaf: runs that are mapped
+together may differ in it. A `nested` field is a record of its own, declared beside the functions that read it. What an
+agent can be told, and what a run can be told, are compositions of such records; `flatten` is the one source of their
+flags, help, ranges, labels, presets and JSON.
+"""
 
 import dataclasses
 import math
 import struct
 import types
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, TypeVar, dataclass_transform
 
 from flowrl.errors import UserError, suggestion
 
-if TYPE_CHECKING:
-    import jax
+T = TypeVar("T")
 
 MOST_COUNT = 2**31 - 1
 """The largest number that counters of programs hold, int32."""
@@ -26,136 +31,216 @@ MOST_UNITS, MOST_LAYERS = 1_000_000, 100
 """The most units of a hidden layer, and the most layers."""
 
 
-def setting(
+# ------------------------------------------------------------------------------------------------------- records
+
+
+def static(
     default: Any,
     help: str,
-    choices: tuple[str, ...] = (),
-    low: float = float("-inf"),
-    high: float = float("inf"),
+    *,
+    choices: tuple[Any, ...] = (),
+    low: float = 1,
+    high: float = MOST_OF_SIZE,
     zero: str = "",
+    resumable: bool = False,
+    learning: bool = True,
 ) -> Any:
-    """Declares a field of a program's own settings, with its help text.
+    """Declares a field that shapes the program, or stays outside of it.
 
     Args:
         default: Its value if it is not given.
         help: For `--help`.
-        choices: What a text may be, where not anything.
+        choices: What it may be, where not anything.
         low: The least that a number may be.
         high: The most.
         zero: Why a number may not be 0, where that is so.
+        resumable: Whether it may be another when a run is resumed.
+        learning: Whether what is learnt depends on it.
     """
-    return dataclasses.field(
-        default=default, metadata={"help": help, "choices": choices, "range": (low, high), "zero": zero}
-    )
+    told = {"kind": "static", "help": help, "choices": choices, "range": (low, high), "zero": zero}
+    return dataclasses.field(default=default, metadata=told | {"resumable": resumable, "learning": learning})
 
 
-def static(
-    default: Any, help: str, choices: tuple[Any, ...] = (), low: float = float("-inf"), high: float = float("inf")
-) -> Any:
-    """Declares a field that shapes the program; another value compiles another program.
+def traced(default: float | int, help: str, *, low: float = 0.0, high: float = math.inf) -> Any:
+    """Declares a number in [`low`, `high`] that mapped runs may differ in, and a sweep may vary."""
+    told = {"kind": "traced", "help": help, "choices": (), "range": (low, high), "zero": ""}
+    return dataclasses.field(default=default, metadata=told | {"resumable": False, "learning": True})
 
-    A number with a fraction must lie in [`low`, `high`], a whole one in [1, `MOST_OF_SIZE`], or from `low` or to `high`
-    where given.
+
+def nested(default: Any, help: str = "") -> Any:
+    """Declares a record in a record, whose settings are told by dotted names: `--agent.critic.heads=10`."""
+    return dataclasses.field(default=default, metadata={"kind": "nested", "help": help})
+
+
+@dataclass_transform(frozen_default=True, kw_only_default=True, field_specifiers=(static, traced, nested))
+def record(cls: type[T]) -> type[T]:
+    """Makes a class of annotated fields a frozen record of settings.
+
+    Nothing is checked when one is made; `check` does that. A record whose fields must agree with each other has a
+    method `problem(self, flag: str) -> str`, which says what is wrong with them, their flags beginning with `flag`.
     """
-    metadata = {"help": help, "sweepable": False, "choices": choices, "range": (low, high)}
-    return dataclasses.field(default=default, metadata=metadata)
+    return dataclasses.dataclass(frozen=True, kw_only=True)(cls)
 
 
-def sweepable(default: float | int, help: str, low: float = 0.0, high: float = float("inf")) -> Any:
-    """Declares a traced scalar that mapped runs may differ in; it must lie in [`low`, `high`]."""
-    return dataclasses.field(default=default, metadata={"help": help, "sweepable": True, "range": (low, high)})
+@dataclass_transform(frozen_default=True, kw_only_default=True, field_specifiers=(static, traced, nested))
+def config(cls: type[T]) -> type[T]:
+    """Makes a record that is a pytree too: what an agent reads, and the state of a training holds."""
+    import jax  # here, so that programs which only read run folders do without
+
+    made = record(cls)
+    kinds = {field.name: field.metadata["kind"] for field in dataclasses.fields(made)}  # type: ignore[arg-type]
+    leaves = [name for name, kind in kinds.items() if kind != "static"]
+    structure = [name for name, kind in kinds.items() if kind == "static"]
+    return jax.tree_util.register_dataclass(made, leaves, structure)
 
 
-def targets_lag() -> Any:
-    """Declares the field of agents whose authors' code averages the parameters from before the step."""
-    return static(True, "Targets move toward the parameters before each step, as the authors' do; else those after it.")
+# ------------------------------------------------------------------------------------------------ names and values
 
 
-def hyper(config: Any, replacements: Mapping[str, Any] | None = None) -> "dict[str, jax.Array]":
-    """Returns the sweepable fields of a configuration as strongly typed scalars: int32 or float32, as declared.
+class Entry(NamedTuple):
+    """One setting of a record, or of a record in it.
 
-    A weakly typed scalar in the state would cost a second trace.
+    Attributes:
+        name: With dots: `critic.heads`.
+        field: Its declaration.
+        value: Its value.
+    """
+
+    name: str
+    field: "dataclasses.Field[Any]"
+    value: Any
+
+    @property
+    def kind(self) -> Any:
+        """The declared type, without `None` where that is allowed too."""
+        return bare(self.field.type)
+
+    @property
+    def traced(self) -> bool:
+        """Whether mapped runs may differ in it."""
+        return bool(self.field.metadata["kind"] == "traced")
+
+
+def bare(kind: Any) -> Any:
+    """Returns the type inside an optional one."""
+    if isinstance(kind, types.UnionType):
+        (kind,) = [option for option in kind.__args__ if option is not type(None)]
+    return kind
+
+
+def flatten(record: Any, prefix: str = "") -> Iterator[Entry]:
+    """Yields all that can be set in a record, by dotted name."""
+    for field in dataclasses.fields(record):
+        value = getattr(record, field.name)
+        if field.metadata["kind"] == "nested":
+            yield from flatten(value, f"{prefix}{field.name}.")
+        else:
+            yield Entry(prefix + field.name, field, value)
+
+
+def values(record: Any) -> dict[str, Any]:
+    """Returns all values of a record by dotted name."""
+    return {entry.name: entry.value for entry in flatten(record)}
+
+
+def put(record: T, values: Mapping[str, Any]) -> T:
+    """Returns a record with other values: `put(config, {"critic.heads": 10})`.
+
+    Raises:
+        KeyError: A name is none of the record's settings.
+    """
+    if unknown := values.keys() - {entry.name for entry in flatten(record)}:
+        raise KeyError(f"no such settings: {', '.join(sorted(unknown))}")
+    own: dict[str, dict[str, Any]] = {}
+    for name, value in values.items():
+        first, _, rest = name.partition(".")
+        own.setdefault(first, {})[rest] = value
+    changed = {name: new[""] if "" in new else put(getattr(record, name), new) for name, new in own.items()}
+    return dataclasses.replace(record, **changed)  # type: ignore[type-var]
+
+
+# ------------------------------------------------------------------------------------------------------- arrays
+
+
+def as_arrays(config: T) -> T:
+    """Returns a configuration whose traced fields are strongly typed arrays, int32 or float32, as declared.
+
+    So `alpha=10` and `alpha=10.0` share a program, and nothing is traced twice.
+    """
+    import jax.numpy as jnp
+
+    def cast(entry: Entry) -> Any:
+        return jnp.asarray(entry.value, jnp.int32 if entry.kind is int else jnp.float32)
+
+    return put(config, {entry.name: cast(entry) for entry in flatten(config) if entry.traced})
+
+
+def stacked(config: T, values: Sequence[Mapping[str, float]]) -> T:
+    """Returns the configurations of R runs in one, its traced fields `[R]`.
 
     Args:
-        config: An agent's configuration.
-        replacements: Values, possibly traced, to use instead of the configuration's.
+        config: What they have in common.
+        values: For each run the values of traced fields, by dotted name, where they are its own.
 
     Raises:
-        KeyError: A replacement is not a sweepable field.
+        KeyError: A value is not of a traced field.
     """
-    import jax.numpy as jnp  # here, so that a program's --help needs no JAX
-
-    fields = {field.name: field for field in dataclasses.fields(config) if field.metadata["sweepable"]}
-    values = {name: getattr(config, name) for name in fields} | dict(replacements or {})
-    unknown = sorted(set(values) - set(fields))
-    if unknown:
-        raise KeyError(f"not sweepable fields of {type(config).__module__}.Config: {', '.join(unknown)}")
-    return {
-        name: jnp.asarray(value, jnp.int32 if fields[name].type is int else jnp.float32)
-        for name, value in values.items()
-    }
+    shared = {entry.name: entry.value for entry in flatten(config) if entry.traced}
+    if unknown := {name for own in values for name in own} - shared.keys():
+        raise KeyError(f"not traced fields of {type(config).__module__}: {', '.join(sorted(unknown))}")
+    rows = {name: [own.get(name, value) for own in values] for name, value in shared.items()}
+    return as_arrays(put(config, rows))
 
 
-def hypers(config: Any, values: Sequence[Mapping[str, float]]) -> "dict[str, jax.Array]":
-    """Returns the sweepable fields of R runs, each `[R]`, one mapping of values other than the configuration's per run.
-
-    Raises:
-        KeyError: A value is not of a sweepable field.
-    """
-    names = [field.name for field in dataclasses.fields(config) if field.metadata["sweepable"]]
-    names += sorted({name for own in values for name in own} - set(names))
-    return hyper(config, {name: [own.get(name, getattr(config, name, None)) for own in values] for name in names})
+# ------------------------------------------------------------------------------------------------------- ranges
 
 
-def check(config: Any) -> None:
-    """Checks declared ranges and choices, of an agent's configuration or of a program's settings.
+def check(record: Any, prefix: str = "") -> None:
+    """Checks declared ranges and choices, and what records say themselves.
 
-    Shares of goals must be at most 1 in all.
+    Args:
+        record: Settings of a run, or an agent's.
+        prefix: What stands before their names in flags: `agent.`.
 
     Raises:
         UserError: A value is out of range; the message names its flag.
     """
-    for field in dataclasses.fields(config):
-        _check_value(field, getattr(config, field.name))
-    for role in ("actor", "value"):
-        shares = {
-            f"--agent.{role}_p_{kind}": getattr(config, f"{role}_p_{kind}", 0) for kind in ("trajectory", "random")
-        }
-        if sum(shares.values()) > 1 + 1e-6:
-            given = " and ".join(f"{flag}={share}" for flag, share in shares.items())
-            raise UserError(f"{given} are shares of the same goals; leave at most 1 in all")
+    for entry in flatten(record, prefix):
+        _check_value(entry)
+    for flag, part in _records(record, f"--{prefix}"):
+        if hasattr(part, "problem") and (problem := part.problem(flag)):
+            raise UserError(problem)
 
 
-def _check_value(field: dataclasses.Field, value: Any) -> None:
-    of_agent = "sweepable" in field.metadata
-    flag, choices = f"--{'agent.' * of_agent}{field.name}", field.metadata.get("choices", ())
+def _records(record: Any, flag: str) -> Iterator[tuple[str, Any]]:
+    yield flag, record
+    for field in dataclasses.fields(record):
+        if field.metadata["kind"] == "nested":
+            yield from _records(getattr(record, field.name), f"{flag}{field.name}.")
+
+
+def _check_value(entry: Entry) -> None:
+    field, value, flag = entry.field, entry.value, f"--{entry.name}"
+    low, high = field.metadata["range"]
     if value is None:
         return
-    if choices:
+    if choices := field.metadata["choices"]:
         if value not in choices:
-            known = " or ".join(map(str, choices)) if of_agent else f"{', '.join(choices[:-1])} or {choices[-1]}"
-            near = "" if of_agent or "?" not in (told := suggestion(str(value), choices)) else told
-            raise UserError(f"{flag}={value} {'must be' if of_agent else 'is unknown; choose'} {known}{near}")
+            near = told if "?" in (told := suggestion(str(value), [str(choice) for choice in choices])) else ""
+            known = " or ".join(filter(None, [", ".join(map(str, choices[:-1])), str(choices[-1])]))
+            raise UserError(f"{flag}={value} is unknown; choose {known}{near}")
     elif isinstance(value, tuple):
         if len(value) > MOST_LAYERS:
             raise UserError(f"{flag} has {len(value)} layers; the most is {MOST_LAYERS}")
         for size in value:
             _check_count(f"{flag}={value}", size, 1, MOST_UNITS)
     elif isinstance(value, (int, float)) and not isinstance(value, bool):
-        low, high = field.metadata["range"]
-        if value == 0 and (reason := field.metadata.get("zero")):
+        if value == 0 and (reason := field.metadata["zero"]):
             raise UserError(f"{flag}=0 {reason}; give another number, or leave it out")
-        if field.metadata.get("sweepable") or _is_float(field.type):
-            _check_number(f"{flag}={value}", value, low, min(high, MOST_COUNT if field.type is int else MOST_FLOAT))
-        elif of_agent:
-            least, most = (1 if low == -math.inf else low), (MOST_OF_SIZE if high == math.inf else high)
-            _check_count(f"{flag}={value}", value, least, most)
+        if entry.traced or entry.kind is float:
+            _check_number(f"{flag}={value}", value, low, min(high, MOST_COUNT if entry.kind is int else MOST_FLOAT))
         else:
             _check_count(f"{flag}={value}", value, low, high)
-
-
-def _is_float(kind: Any) -> bool:
-    return kind is float or (isinstance(kind, types.UnionType) and float in kind.__args__)
 
 
 def _check_count(setting: str, value: float, low: float, high: float) -> None:
@@ -172,64 +257,3 @@ def _check_number(setting: str, value: float, low: float, high: float) -> None:
         raise UserError(f"{setting} is out of range; give a value in {interval}")
     if value and isinstance(value, float) and struct.unpack("f", struct.pack("f", value))[0] == 0:
         raise UserError(f"{setting} is too small to be told from 0; give 0 or a larger number")
-
-
-@dataclasses.dataclass(frozen=True)
-class GoalConditioned:
-    """Settings that every goal-conditioned agent has; the defaults are OGBench's."""
-
-    hidden_dims: tuple[int, ...] = static((512, 512, 512), "Hidden layers of every network.")
-    batch_size: int = static(1024, "Transitions per update.", high=MOST_COUNT)
-    learning_rate: float = sweepable(3e-4, "Adam's step size, for every network.")
-    actor_p_trajectory: float = sweepable(1.0, "Share of actor goals from the rest of the episode.", 0, 1)
-    actor_p_random: float = sweepable(
-        0.0, "Share of actor goals from anywhere; what remains is the state itself.", 0, 1
-    )
-
-
-@dataclasses.dataclass(frozen=True)
-class GoalValue(GoalConditioned):
-    """Settings of agents with a goal-conditioned value function; the defaults are OGBench's."""
-
-    discount: float = sweepable(0.99, "Discount per environment step.", 0, 1)
-    expectile: float = sweepable(0.7, "Expectile of the value loss; 0.5 is the mean.", 0, 1)
-    value_target_rate: float = sweepable(0.005, "Polyak rate of the target value network.", 0, 1)
-    lagging_targets: bool = targets_lag()
-    value_p_trajectory: float = sweepable(0.5, "Share of value goals from the rest of the episode.", 0, 1)
-    value_p_random: float = sweepable(
-        0.3, "Share of value goals from anywhere; what remains is the state itself.", 0, 1
-    )
-
-
-@dataclasses.dataclass(frozen=True)
-class Offline:
-    """Settings that every agent for a single task has; the defaults are FQL's."""
-
-    hidden_dims: tuple[int, ...] = static((512, 512, 512, 512), "Hidden layers of every network.")
-    batch_size: int = static(256, "Transitions per update.", high=MOST_COUNT)
-    learning_rate: float = sweepable(3e-4, "Adam's step size, for every network.")
-
-
-@dataclasses.dataclass(frozen=True)
-class OfflineQ(Offline):
-    """Settings of agents with a critic and a policy that maps noise to actions."""
-
-    discount: float = sweepable(0.99, "Discount per environment step.", 0, 1)
-    critic_target_rate: float = sweepable(0.005, "Polyak rate of the target critics.", 0, 1)
-    q_agg: str = static("min", "How the target critics' values are combined in the TD target.", ("min", "mean"))
-    candidates: int = static(1, "With more than 1, also evaluates the best of that many actions by Q.")
-    candidate_temperature: float = sweepable(
-        0.0, "Candidates are drawn by softmax(temperature x Q), as in DQL's code; 0 takes the best."
-    )
-
-
-@dataclasses.dataclass(frozen=True)
-class Online:
-    """Settings that every agent made for online learning has; the defaults are SAC's."""
-
-    hidden_dims: tuple[int, ...] = static((256, 256), "Hidden layers of every network.")
-    batch_size: int = static(256, "Transitions per update.", high=MOST_COUNT)
-    critic_layer_norm: bool = static(False, "LayerNorm after each hidden layer of the critics.")
-    learning_rate: float = sweepable(3e-4, "Adam's step size, for every network.")
-    discount: float = sweepable(0.99, "Discount per environment step.", 0, 1)
-    critic_target_rate: float = sweepable(0.005, "Polyak rate of the target critics.", 0, 1)

@@ -1,5 +1,6 @@
-"""Network modules (flax.linen) that agents share, and the functions that call several of them in a row."""
+"""Network modules (flax.linen) that agents share, and how agents call them: `nets.critic(params, s, a)`."""
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -8,14 +9,83 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from flowrl.train_state import Mode, Params
+from flowrl.train_state import Params
 
 Activation = Callable[[jax.Array], jax.Array]
 Initializer = nn.initializers.Initializer
-Features = Callable[[jax.Array, int], jax.Array]
-"""`(times [..., 1], size) -> features [..., size]`."""
-Network = Any
-"""A flax module; flax's own type of `apply` is a union with the variables it may have changed."""
+Shape = jax.ShapeDtypeStruct
+"""Shape and type of an array that need not exist."""
+
+
+def vector(*sizes: int) -> Shape:
+    """Returns the shape of float32 numbers `[*sizes]`."""
+    return Shape(sizes, jnp.float32)
+
+
+@dataclasses.dataclass(frozen=True)
+class Spec:
+    """Shapes of one observation, action and goal, without batch axes; actions lie in [−1, 1].
+
+    Attributes:
+        observation: Of observations, `[D]`.
+        action: Of actions, `[A]`.
+        goal: Of goals, `[G]`; None where there is a single task.
+    """
+
+    observation: Shape
+    action: Shape
+    goal: Shape | None = None
+
+    @classmethod
+    def of_sizes(cls, observation: int, action: int, goal: int = 0) -> "Spec":
+        """Returns the shapes of vectors of D, A and G numbers; with G = 0 there are no goals."""
+        return cls(vector(observation), vector(action), vector(goal) if goal else None)
+
+    @property
+    def action_dim(self) -> int:
+        """A."""
+        return int(self.action.shape[-1])
+
+    def inputs(self) -> tuple[Shape, Shape, Shape, Shape]:
+        """Returns the shapes of networks' inputs, in batches of 1: observations, actions, goals and times `[1, 1]`."""
+        goal = vector(0) if self.goal is None else self.goal
+        observation, action, goal = (Shape((1, *one.shape), one.dtype) for one in (self.observation, self.action, goal))
+        return observation, action, goal, vector(1, 1)
+
+    def noise(self, key: jax.Array, s: jax.Array) -> jax.Array:
+        """Unit Gaussian noise in the shape of an action for each observation of `s` `[..., *observation]`."""
+        return jax.random.normal(key, (*s.shape[: s.ndim - len(self.observation.shape)], *self.action.shape))
+
+
+@dataclasses.dataclass(frozen=True)
+class Network:
+    """A flax module that knows its entry among the parameters and the shapes of its inputs.
+
+    Attributes:
+        name: Its entry.
+        module: What computes.
+        inputs: Shapes of its inputs, in batches of 1; numbers stand for themselves.
+    """
+
+    name: str
+    module: nn.Module
+    inputs: tuple[Any, ...]
+
+    def init(self, key: jax.Array) -> Any:
+        """Returns fresh parameters; no array is made for the inputs."""
+        return self.module.lazy_init(key, *self.inputs)
+
+    def __call__(self, params: Params, *inputs: Any) -> Any:
+        """Applies the module with its own entry of `params`."""
+        return self.module.apply(params[self.name], *inputs)
+
+
+def named(**networks: tuple[Any, ...]) -> dict[str, Network]:
+    """Names networks, each given as its module and the shapes of its inputs.
+
+    So `Networks(spec, **named(critic=(module, s, a)))`.
+    """
+    return {name: Network(name, module, tuple(inputs)) for name, (module, *inputs) in networks.items()}
 
 
 def glorot(scale: float = 1.0) -> Initializer:
@@ -46,6 +116,10 @@ def mish(x: jax.Array) -> jax.Array:
     e = jnp.exp(jnp.minimum(x, 20.0))
     n = e * (e + 2.0)
     return x * (n / (n + 2.0))
+
+
+ACTIVATIONS: dict[str, Activation] = {"relu": nn.relu, "gelu": nn.gelu, "mish": mish, "tanh": nn.tanh}
+"""Nonlinearities by name."""
 
 
 class SplitDense(nn.Module):
@@ -133,123 +207,3 @@ def ensemble(module: type[nn.Module], size: int = 2, in_axes: Any = None) -> Any
         in_axes: Axes of the inputs along which each set has inputs of its own, as for `jax.vmap`.
     """
     return nn.vmap(module, variable_axes={"params": 0}, split_rngs={"params": True}, in_axes=in_axes, axis_size=size)
-
-
-def gaussian_draw(means: jax.Array, key: jax.Array, mode: Mode) -> jax.Array:
-    """Returns the mode of Gaussians of unit standard deviation, or with `explore` a sample: `[...]` like `means`."""
-    return means + jax.random.normal(key, means.shape) if mode == "explore" else means
-
-
-def length_normalize(x: jax.Array) -> jax.Array:
-    """Scales vectors `[..., R]` to length √R; zero stays zero.
-
-    Before training φ([0; 0]) is exactly zero, because biases start at zero.
-    """
-    squared_length = jnp.maximum(jnp.sum(x**2, axis=-1, keepdims=True), 1e-12)
-    return x / jnp.sqrt(squared_length) * jnp.sqrt(x.shape[-1])
-
-
-class GoalRep(nn.Module):
-    """Representation φ([s; g]) of a goal seen from a state, of length √rep_dim (HIQL in OGBench).
-
-    Attributes:
-        hidden_dims: Sizes of the hidden layers.
-        rep_dim: Output size R.
-    """
-
-    hidden_dims: Sequence[int]
-    rep_dim: int
-
-    @nn.compact
-    def __call__(self, observations: jax.Array, goals: jax.Array) -> jax.Array:
-        """Maps `[B, D]` and `[B, G]` to `[B, R]`."""
-        return length_normalize(MLP(self.hidden_dims, self.rep_dim, layer_norm=True)(observations, goals))
-
-
-class FourierFeatures(nn.Module):
-    """Learnable Fourier features [cos 2πWx, sin 2πWx] of a scalar.
-
-    Attributes:
-        frequencies: Number of rows of W, initially N(0, 0.2²).
-    """
-
-    frequencies: int = 64
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """Maps `[..., 1]` to `[..., 2·frequencies]`."""
-        kernel = self.param("kernel", nn.initializers.normal(0.2), (1, self.frequencies))
-        angles = 2 * jnp.pi * x @ kernel
-        return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
-
-
-class TimePairEmbedding(nn.Module):
-    """Sum of two scalars' embeddings: Fourier features that both share, then an MLP each (SSCP).
-
-    Attributes:
-        layer_norm: Whether LayerNorm follows the activation, as in GC-SSCP.
-        size: Size of the features and of the embedding.
-    """
-
-    layer_norm: bool = False
-    size: int = 128
-
-    @nn.compact
-    def __call__(self, first: jax.Array, second: jax.Array) -> jax.Array:
-        """Maps `[..., 1]` and `[..., 1]` to `[..., size]`."""
-        features = FourierFeatures(self.size // 2)
-        embed = partial(MLP, (self.size,), self.size, activation=mish, layer_norm=self.layer_norm)
-        return embed(name="first")(features(first)) + embed(name="second")(features(second))
-
-
-def sinusoidal_features(x: jax.Array, size: int) -> jax.Array:
-    """Fixed features [sin ωx, cos ωx] with ω falling geometrically from 1 to 1/10,000: `[..., 1]` to `[..., size]`."""
-    half = size // 2
-    angles = x * jnp.exp(-jnp.log(10_000.0) * jnp.arange(half) / (half - 1))
-    return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
-
-
-def scaled_sinusoidal_features(x: jax.Array, size: int) -> jax.Array:
-    """Fixed features [sin ωx, cos ωx]/√size, ω = 10,000^(−2j/size) (FPMD's code): `[..., 1]` to `[..., size]`."""
-    angles = x * 10_000.0 ** (-jnp.arange(size // 2) / (size // 2))
-    return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1) / jnp.sqrt(size)
-
-
-class TimedMLP(nn.Module):
-    """A field over points of a flow: features of each time through layers of its own, then an MLP.
-
-    Attributes:
-        hidden_dims: Sizes of the hidden layers.
-        out_dim: Output size.
-        times: Names of the times.
-        time_dim: Size of a time's features and of what its layers make of them; their hidden layer has twice that.
-        features: Of a time.
-        kernel_init: Initialisation of all kernels.
-    """
-
-    hidden_dims: Sequence[int]
-    out_dim: int
-    times: tuple[str, ...]
-    time_dim: int = 64
-    features: Features = sinusoidal_features
-    kernel_init: Initializer = glorot()
-
-    @nn.compact
-    def __call__(self, observations: jax.Array, points: jax.Array, *times: jax.Array) -> jax.Array:
-        """Maps `[..., D]`, `[..., A]` and `[..., 1]` for each time to `[..., A]`."""
-        mlp = partial(MLP, activation=mish, kernel_init=self.kernel_init, final_init=self.kernel_init)
-        embeddings = [
-            mlp((2 * self.time_dim,), self.time_dim, name=name)(self.features(x, self.time_dim))
-            for name, x in zip(self.times, times, strict=True)
-        ]
-        return mlp(self.hidden_dims, self.out_dim)(points, observations, *embeddings)
-
-
-def represent(networks: Any, params: Params, observations: jax.Array, goals: jax.Array) -> jax.Array:
-    """Returns φ([s; g]) `[B, R]`, for agents with the networks `goal_rep` and `value`."""
-    return networks.goal_rep.apply(params["goal_rep"], observations, goals)
-
-
-def represented_value(networks: Any, params: Params, observations: jax.Array, goals: jax.Array) -> jax.Array:
-    """Returns the twin values V(s, φ([s; g])) `[2, B]`, for agents with the networks `goal_rep` and `value`."""
-    return networks.value.apply(params["value"], observations, represent(networks, params, observations, goals))

@@ -1,19 +1,29 @@
-"""Normalised observations and rescaled rewards as a wrapper around any agent; the statistics live in its state."""
+"""Normalised observations and rescaled rewards: statistics of a dataset, applied once as data are loaded or gathered."""
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import TypeVar
 
 import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from flowrl.agent import Agent
-from flowrl.data.returns import episode_returns
+from flowrl.config import record, static
 from flowrl.errors import UserError
-from flowrl.train_state import Batch, Metrics, Mode, TrainState
 
-_STATES = ("observations", "next_observations")
+Array = TypeVar("Array", np.ndarray, jax.Array)
+
+
+@record
+class Normalization:
+    """What to normalise."""
+
+    observations: bool = static(False, "Bring the data's observations to mean 0 and deviation 1.")
+    rewards: bool = static(False, "Scale rewards by 1000 / (best - worst episode return), as IQL.")
+    reward_scale: float = static(1.0, "Factor of rewards.", low=-np.inf, high=np.inf, zero="makes all rewards equal")
+    reward_shift: float = static(
+        0.0, "Added to rewards after scaling; the return in evaluations is unscaled.", low=-np.inf, high=np.inf
+    )
 
 
 class Normalizer(flax.struct.PyTreeNode):
@@ -24,58 +34,74 @@ class Normalizer(flax.struct.PyTreeNode):
         std: What remains is divided by this, float32 `[D]`.
         reward_scale: Rewards are multiplied by this, float32 `[]`.
         reward_shift: And then this is added, float32 `[]`.
+        goals_are_states: Whether goals are observations, and normalised like them.
     """
 
-    mean: jax.Array
-    std: jax.Array
-    reward_scale: jax.Array
-    reward_shift: jax.Array
+    mean: Array
+    std: Array
+    reward_scale: Array
+    reward_shift: Array
+    goals_are_states: bool = flax.struct.field(pytree_node=False, default=True)
+
+    def observations(self, x: Array) -> Array:
+        """Normalises observations `[..., D]`."""
+        return (x - self.mean) / self.std
+
+    def rewards(self, x: Array) -> Array:
+        """Rescales rewards `[...]`."""
+        return self.reward_scale * x + self.reward_shift
+
+    def returns(self, x: Array, horizons: Array) -> Array:
+        """Rescales discounted sums `[...]` of rewards over `horizons` steps; one that is not known, −∞, stays so."""
+        known = abs(x) < np.inf
+        return jnp.where(known, self.reward_scale * jnp.where(known, x, 0.0) + self.reward_shift * horizons, x)
+
+    def inputs(self, inputs: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+        """Normalises what a policy acts on: `observations`, and `goals` if they are states."""
+        names = ("observations", "goals") if self.goals_are_states else ("observations",)
+        return {name: self.observations(x) if name in names else x for name, x in inputs.items()}
+
+    def arrays(self, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Normalises a dataset `[N, ...]` in OGBench's layout, with `returns` and their `horizons` if it has them."""
+        own: Normalizer = jax.tree.map(np.asarray, self)
+        found = {**arrays, "observations": own.observations(arrays["observations"].astype(np.float32))}
+        if "rewards" in arrays:
+            found["rewards"] = own.rewards(arrays["rewards"].astype(np.float32))
+        if "returns" in arrays:
+            found["returns"] = np.asarray(own.returns(arrays["returns"], arrays["horizons"]))
+        return found
 
 
-class Options(NamedTuple):
-    """What to normalise.
-
-    Attributes:
-        observations: Whether to bring the data's observations to mean 0 and standard deviation 1.
-        rewards: Whether to scale rewards by 1000 / (best − worst return of the data's episodes), IQL's rule.
-        reward_scale: Further factor of rewards.
-        reward_shift: Added to rewards at last.
-    """
-
-    observations: bool = False
-    rewards: bool = False
-    reward_scale: float = 1.0
-    reward_shift: float = 0.0
-
-
-def fit(arrays: Mapping[str, np.ndarray], options: Options) -> Normalizer | None:
+def fit(
+    arrays: Mapping[str, np.ndarray], normalization: Normalization, *, goals_are_states: bool = True
+) -> Normalizer | None:
     """Returns the normaliser of a dataset `[N, ...]` in OGBench's layout, or None where nothing is to be done.
 
     Raises:
         UserError: Rewards are to be divided by the spread of returns, and there is none; or what becomes of the data is
             not finite in 32 bits.
     """
-    if options == Options():
+    if normalization == Normalization():
         return None
     observations, rewards = arrays["observations"], arrays.get("rewards")
     size = observations.shape[1]
     mean, std = np.zeros(size), np.ones(size)
-    if options.observations:
+    if normalization.observations:
         mean, std = observations.mean(axis=0, dtype=np.float64), observations.std(axis=0, dtype=np.float64) + 1e-3
-    scale = options.reward_scale
-    if options.rewards and rewards is not None:
+    scale = normalization.reward_scale
+    if normalization.rewards and rewards is not None:
         returns = episode_returns(rewards, arrays["terminals"])
         rounding = 1e-10 * np.abs(rewards, dtype=np.float64).sum()
         if returns.max() - returns.min() <= rounding:
             raise UserError(
-                f"every episode of the data has the return {returns.max():g}: --normalize_rewards has no spread to "
-                "divide by; leave it out, or give --reward_scale"
+                f"every episode of the data has the return {returns.max():g}: --normalize.rewards has no spread to "
+                "divide by; leave it out, or give --normalize.reward_scale"
             )
         scale *= 1000.0 / float(returns.max() - returns.min())
     with np.errstate(over="ignore"):  # which is refused
-        values = [np.asarray(x, np.float32) for x in (mean, std, scale, options.reward_shift)]
+        values = [np.asarray(x, np.float32) for x in (mean, std, scale, normalization.reward_shift)]
     _require_finite(arrays, *values)
-    return Normalizer(*(jnp.asarray(x) for x in values))
+    return Normalizer(*(jnp.asarray(x) for x in values), goals_are_states=goals_are_states)
 
 
 def _require_finite(
@@ -100,48 +126,12 @@ def _require_finite(
             if not np.isfinite(scale * arrays.get(field, nothing) + shift * steps).all():
                 raise UserError(
                     f"{field} are not finite once they are multiplied by {scale:g} and {shift:g} is added; give a "
-                    "--reward_scale and --reward_shift nearer to 0"
+                    "--normalize.reward_scale and --normalize.reward_shift nearer to 0"
                 )
 
 
-def normalized(agent: Agent, normalizer: Normalizer, *, goals_are_states: bool = True) -> Agent:
-    """Wraps an agent so that it sees normalised observations, goals, rewards and returns, in training and in acting.
-
-    Args:
-        agent: Any agent.
-        normalizer: The statistics; they become part of the state, and so of checkpoints and of the policy.
-        goals_are_states: Whether goals are observations, and normalised like them.
-    """
-
-    def states(normalizer: Normalizer, x: jax.Array) -> jax.Array:
-        return (x - normalizer.mean) / normalizer.std
-
-    def returns(normalizer: Normalizer, raw: jax.Array, horizons: jax.Array) -> jax.Array:
-        """Returns of rescaled rewards; one that is not known, −∞, stays so, also where the scale is 0 or negative."""
-        known = jnp.isfinite(raw)
-        scaled = normalizer.reward_scale * jnp.where(known, raw, 0.0) + normalizer.reward_shift * horizons
-        return jnp.where(known, scaled, raw)
-
-    def init(key: jax.Array, hyper: Mapping[str, Any] | None = None) -> TrainState:
-        state = agent.init(key, hyper)
-        return state.replace(extras={**state.extras, "normalizer": normalizer})
-
-    def update(state: TrainState, batch: Batch, key: jax.Array) -> tuple[TrainState, Metrics]:
-        own: Normalizer = state.extras["normalizer"]
-        names = [n for n in batch if n in _STATES or (goals_are_states and n.endswith(("_goals", "_targets")))]
-        batch = {**batch, **{name: states(own, batch[name]) for name in names}}
-        if "rewards" in batch:
-            batch["rewards"] = own.reward_scale * batch["rewards"] + own.reward_shift
-        if "returns" in batch:
-            batch["returns"] = returns(own, batch["returns"], batch["horizons"])
-        return agent.update(state, batch, key)
-
-    def policy(state: TrainState) -> dict[str, Any]:
-        return {"agent": agent.policy(state), "normalizer": state.extras["normalizer"]}
-
-    def act(policy: Any, observations: jax.Array, goals: jax.Array, key: jax.Array, *, mode: Mode) -> jax.Array:
-        own = policy["normalizer"]
-        goals = states(own, goals) if agent.needs.goals and goals_are_states else goals
-        return agent.act(policy["agent"], states(own, observations), goals, key, mode=mode)
-
-    return agent._replace(init=init, update=update, policy=policy, act=act)
+def episode_returns(rewards: np.ndarray, terminals: np.ndarray) -> np.ndarray:
+    """Returns the sum of rewards of each episode; its last row, which has no transition, does not count."""
+    ends = np.flatnonzero(terminals)
+    sums = np.concatenate([[0.0], np.cumsum(np.where(terminals, 0.0, rewards), dtype=np.float64)])
+    return np.diff(sums[np.concatenate([[0], ends + 1])])

@@ -1,69 +1,79 @@
 """The one place that takes gradients and applies an optimizer, and the one place that averages parameters."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from flowrl.train_state import ADAM, Metrics, Params, TrainState
+from flowrl.train_state import Batch, C, Loss, Metrics, Params, Scalar, TrainState
+
+ADAM = optax.scale_by_adam()
+LossFn = Callable[[Any, Params, TrainState[C], Batch, jax.Array], Loss]
+"""`(nets, params, state, batch, key) -> (loss, metrics)`: `params` are differentiated, all of `state` is constant."""
 
 
 def descend(
-    state: TrainState,
-    loss_fn: Callable[[Params], tuple[jax.Array, Metrics]],
-    names: tuple[str, ...],
-    learning_rate: jax.Array | None = None,
-) -> tuple[TrainState, Metrics]:
-    """Takes one Adam step on the networks in `names`; all others are constants.
+    nets: Any,
+    state: TrainState[C],
+    batch: Batch,
+    key: jax.Array,
+    losses: Sequence[LossFn[C]],
+    rates: Mapping[str, Scalar],
+    max_norm: Scalar | None = None,
+) -> tuple[TrainState[C], Metrics]:
+    """Takes one joint Adam step: the losses are taken at the same parameters and summed.
 
-    The gradient is joint: a representation that several losses share receives the sum of theirs. Where there is a
-    `hyper["max_grad_norm"]`, each network's gradient is clipped to it.
+    The gradient is joint: a representation that several losses share receives the sum of theirs.
 
     Args:
-        state: State whose `params` the loss is differentiated at.
-        loss_fn: Maps parameters of all networks to a scalar loss and metrics.
-        names: The networks to train.
-        learning_rate: Size of the step `[]`; by default `hyper["learning_rate"]`.
+        nets: The networks, for the losses.
+        state: State whose `params` the losses are differentiated at.
+        batch: For the losses.
+        key: Random key, split over the losses if they are several.
+        losses: What to descend.
+        rates: Size of the step `[]` of each network to train; all others are constants.
+        max_norm: The norm `[]` to which each network's gradient is clipped; 0 leaves it as it is.
 
     Returns:
         The state with moved parameters and moments, its step counter and targets untouched, and the metrics.
     """
-    grads, metrics = gradients(state, loss_fn, names)
-    return step(state, grads, learning_rate), metrics
+    grads, metrics = gradients(nets, state, batch, key, losses, tuple(rates))
+    return step(state, grads, rates, max_norm), metrics
 
 
 def gradients(
-    state: TrainState, loss_fn: Callable[[Params], tuple[jax.Array, Metrics]], names: tuple[str, ...]
+    nets: Any, state: TrainState[C], batch: Batch, key: jax.Array, losses: Sequence[LossFn[C]], names: Sequence[str]
 ) -> tuple[dict[str, Any], Metrics]:
-    """Returns the gradient of a loss by the networks in `names`, one entry each, and the loss's metrics."""
-    trained = {name: state.params[name] for name in names}
-    return jax.grad(lambda params: loss_fn({**state.params, **params}), has_aux=True)(trained)
+    """Returns the gradient of the sum of losses by the networks in `names`, one entry each, and the metrics."""
+    keys = jax.random.split(key, len(losses)) if len(losses) > 1 else [key]
+
+    def total(trained: Params) -> Loss:
+        params = {**state.params, **trained}
+        found = [loss(nets, params, state, batch, keys[i]) for i, loss in enumerate(losses)]
+        metrics = {name: value for _, own in found for name, value in own.items()}
+        return sum((value for value, _ in found[1:]), found[0][0]), metrics
+
+    return jax.grad(total, has_aux=True)({name: state.params[name] for name in names})
 
 
-def step(state: TrainState, grads: Mapping[str, Any], learning_rate: jax.Array | None = None) -> TrainState:
-    """Takes one Adam step along gradients of some networks, clipped as `descend` says.
-
-    Args:
-        state: State whose `params` and moments move.
-        grads: One entry for each network to move.
-        learning_rate: Size of the step `[]`; by default `hyper["learning_rate"]`.
-    """
-    rate = state.hyper["learning_rate"] if learning_rate is None else learning_rate
+def step(
+    state: TrainState[C], grads: Mapping[str, Any], rates: Mapping[str, Scalar], max_norm: Scalar | None = None
+) -> TrainState[C]:
+    """Takes one Adam step along gradients of some networks; arguments as for `descend`."""
     params, opt_state = dict(state.params), dict(state.opt_state)
-    for name in grads:
-        clips = "max_grad_norm" in state.hyper
-        gradient = clip_norm(grads[name], state.hyper["max_grad_norm"]) if clips else grads[name]
+    for name, rate in rates.items():
+        gradient = grads[name] if max_norm is None else clip_norm(grads[name], max_norm)
         direction, opt_state[name] = ADAM.update(gradient, state.opt_state[name])
-        updates = jax.tree.map(lambda d: -rate * d, direction)
+        updates = jax.tree.map(lambda d, rate=rate: -rate * d, direction)
         params[name] = optax.apply_updates(state.params[name], updates)
     return state.replace(params=params, opt_state=opt_state)
 
 
 def every(
-    interval: int, state: TrainState, move: Callable[[TrainState], tuple[TrainState, Metrics]]
-) -> tuple[TrainState, Metrics]:
+    interval: int, state: TrainState[C], move: Callable[[TrainState[C]], tuple[TrainState[C], Metrics]]
+) -> tuple[TrainState[C], Metrics]:
     """Does `move(state)` at updates 0, `interval`, 2·`interval`, …, and nothing at the others.
 
     Its metrics are `interval` times too large where it is done and 0 elsewhere, so that their mean over updates is the
@@ -72,34 +82,33 @@ def every(
     if interval == 1:
         return move(state)
 
-    def due(state: TrainState) -> tuple[TrainState, Metrics]:
+    def due(state: TrainState[C]) -> tuple[TrainState[C], Metrics]:
         state, metrics = move(state)
         return state, {name: interval * value for name, value in metrics.items()}
 
-    def idle(state: TrainState) -> tuple[TrainState, Metrics]:
+    def idle(state: TrainState[C]) -> tuple[TrainState[C], Metrics]:
         names = jax.eval_shape(move, state)[1]
         return state, {name: jnp.zeros(value.shape, value.dtype) for name, value in names.items()}
 
     return jax.lax.cond(state.step % interval == 0, due, idle, state)
 
 
-def clip_norm(grads: Params, max_norm: jax.Array) -> Params:
+def clip_norm(grads: Params, max_norm: Scalar) -> Params:
     """Scales a gradient down to the norm `max_norm` `[]` where it is larger; 0 leaves it as it is."""
     norm = optax.global_norm(grads)
-    scale = jnp.where(max_norm > 0, jnp.minimum(1.0, max_norm / (norm + 1e-6)), 1.0)
+    scale = jnp.where(jnp.asarray(max_norm) > 0, jnp.minimum(1.0, max_norm / (norm + 1e-6)), 1.0)
     return jax.tree.map(lambda g: g * scale, grads)
 
 
-def polyak(state: TrainState, rates: Mapping[str, jax.Array], toward: Params | None = None) -> TrainState:
-    """Moves target networks toward trained ones: p̄ ← (1 − ρ) p̄ + ρ p.
+def polyak(state: TrainState[C], toward: Params, **rates: Scalar) -> TrainState[C]:
+    """Moves target networks, p̄ ← (1 − ρ) p̄ + ρ p: `polyak(state, state.params, critic=0.005)`.
 
     Args:
-        state: State after the gradient step.
+        state: State whose targets move.
+        toward: The p. Code that follows OGBench's gives the parameters from before the gradient step.
         rates: ρ `[]` for each target network to move.
-        toward: The p; by default the parameters in `state`. Code that follows OGBench's gives those before the step.
     """
-    params = state.params if toward is None else toward
     moved = {
-        name: optax.incremental_update(params[name], state.target_params[name], rate) for name, rate in rates.items()
+        name: optax.incremental_update(toward[name], state.target_params[name], rate) for name, rate in rates.items()
     }
     return state.replace(target_params={**state.target_params, **moved})

@@ -4,7 +4,7 @@ import numpy as np
 
 from flowrl.data.columns import BLOCK, extent
 from flowrl.data.fields import ACTION_LIMIT, Arrays, Reading
-from flowrl.data.returns import episode_returns
+from flowrl.normalize import episode_returns
 
 _HUGE = 1e6  # beyond which a 32-bit float resolves less than a tenth
 _NARROW = 0.5  # of the bounds

@@ -66,13 +66,6 @@ def _unsolved(rewards: np.ndarray, masks: np.ndarray, terminals: np.ndarray) -> 
     return np.repeat(unsolved, np.diff(firsts, append=len(terminals)))
 
 
-def episode_returns(rewards: np.ndarray, terminals: np.ndarray) -> np.ndarray:
-    """Returns the sum of rewards of each episode; its last row, which has no transition, does not count."""
-    ends = np.flatnonzero(terminals)
-    sums = np.concatenate([[0.0], np.cumsum(np.where(terminals, 0.0, rewards), dtype=np.float64)])
-    return np.diff(sums[np.concatenate([[0], ends + 1])])
-
-
 class Known(NamedTuple):
     """What has become known of R runs' transitions, at L places each.
 

@@ -1,0 +1,62 @@
+"""Ensembles of critics Q(s, a): what can be chosen about them, and the functions that read it."""
+
+from typing import Any
+
+import chex
+import flax.linen as nn
+import jax
+
+from flowrl.config import config, static, traced
+from flowrl.networks import ACTIVATIONS, Value, ensemble
+from flowrl.train_state import Batch, Metrics
+
+
+@config
+class Critic:
+    """Choices about the critics."""
+
+    heads: int = static(2, "Independent critics.")
+    aggregate: str = static("min", "How the heads are combined in TD targets.", choices=("min", "mean"))
+    hidden_dims: tuple[int, ...] = static((), "Hidden layers; by default those of the policy.")
+    activation: str = static("gelu", "Nonlinearity.", choices=tuple(ACTIVATIONS))
+    layer_norm: bool = static(True, "LayerNorm after each hidden layer.")
+    target_rate: float = traced(0.005, "Polyak rate of the target critics.", high=1.0)
+
+
+def module(choices: Critic, hidden_dims: tuple[int, ...], **options: Any) -> nn.Module:
+    """Returns the network, `[B, D]`, `[B, A]` to `[heads, B]`.
+
+    Args:
+        choices: What it is to be.
+        hidden_dims: Its hidden layers where the choices name none.
+        options: Further ones of `Value`, such as initialisations, and `in_axes` of `ensemble`.
+    """
+    in_axes = options.pop("in_axes", None)
+    layers, activation = choices.hidden_dims or hidden_dims, ACTIVATIONS[choices.activation]
+    return ensemble(Value, choices.heads, in_axes)(layers, activation, choices.layer_norm, **options)
+
+
+def combine(choices: Critic, q: jax.Array) -> jax.Array:
+    """Combines the values of heads for a TD target: `[heads, ...]` to `[...]`."""
+    return q.min(axis=0) if choices.aggregate == "min" else q.mean(axis=0)
+
+
+def td_errors(q: jax.Array, targets: jax.Array, batch: Batch) -> tuple[jax.Array, Metrics]:
+    """Squared errors of critics against constant targets, such as `r + batch["discounts"] * next_q`.
+
+    Args:
+        q: Q(s, a) `[heads, B]`.
+        targets: `[B]`, or of each head `[heads, B]`.
+        batch: Its `valid` `[B]` says which rows count.
+
+    Returns:
+        `[heads, B]`, 0 in rows that do not count, and metrics.
+    """
+    chex.assert_equal_shape_suffix([q, targets, batch["valid"]], 1)
+    errors = batch["valid"] * (q - jax.lax.stop_gradient(targets)) ** 2
+    return errors, {
+        "critic/loss": errors.mean(),
+        "critic/q_mean": q.mean(),
+        "critic/q_max": q.max(),
+        "critic/q_min": q.min(),
+    }

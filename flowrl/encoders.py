@@ -1,0 +1,125 @@
+"""What networks make of goals and of times before they mix them with observations."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from flowrl.networks import MLP, Initializer, glorot, mish
+from flowrl.train_state import Params
+
+Features = Callable[[jax.Array, int], jax.Array]
+"""`(times [..., 1], size) -> features [..., size]`."""
+
+
+def length_normalize(x: jax.Array) -> jax.Array:
+    """Scales vectors `[..., R]` to length √R; zero stays zero.
+
+    Before training φ([0; 0]) is exactly zero, because biases start at zero.
+    """
+    squared_length = jnp.maximum(jnp.sum(x**2, axis=-1, keepdims=True), 1e-12)
+    return x / jnp.sqrt(squared_length) * jnp.sqrt(x.shape[-1])
+
+
+class GoalRep(nn.Module):
+    """Representation φ([s; g]) of a goal seen from a state, of length √rep_dim (HIQL in OGBench).
+
+    Attributes:
+        hidden_dims: Sizes of the hidden layers.
+        rep_dim: Output size R.
+    """
+
+    hidden_dims: Sequence[int]
+    rep_dim: int
+
+    @nn.compact
+    def __call__(self, observations: jax.Array, goals: jax.Array) -> jax.Array:
+        """Maps `[B, D]` and `[B, G]` to `[B, R]`."""
+        return length_normalize(MLP(self.hidden_dims, self.rep_dim, layer_norm=True)(observations, goals))
+
+
+class FourierFeatures(nn.Module):
+    """Learnable Fourier features [cos 2πWx, sin 2πWx] of a scalar.
+
+    Attributes:
+        frequencies: Number of rows of W, initially N(0, 0.2²).
+    """
+
+    frequencies: int = 64
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps `[..., 1]` to `[..., 2·frequencies]`."""
+        kernel = self.param("kernel", nn.initializers.normal(0.2), (1, self.frequencies))
+        angles = 2 * jnp.pi * x @ kernel
+        return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
+
+
+class TimePairEmbedding(nn.Module):
+    """Sum of two scalars' embeddings: Fourier features that both share, then an MLP each (SSCP).
+
+    Attributes:
+        layer_norm: Whether LayerNorm follows the activation, as in GC-SSCP.
+        size: Size of the features and of the embedding.
+    """
+
+    layer_norm: bool = False
+    size: int = 128
+
+    @nn.compact
+    def __call__(self, first: jax.Array, second: jax.Array) -> jax.Array:
+        """Maps `[..., 1]` and `[..., 1]` to `[..., size]`."""
+        features = FourierFeatures(self.size // 2)
+        embed = partial(MLP, (self.size,), self.size, activation=mish, layer_norm=self.layer_norm)
+        return embed(name="first")(features(first)) + embed(name="second")(features(second))
+
+
+def sinusoidal_features(x: jax.Array, size: int) -> jax.Array:
+    """Fixed features [sin ωx, cos ωx] with ω falling geometrically from 1 to 1/10,000: `[..., 1]` to `[..., size]`."""
+    half = size // 2
+    angles = x * jnp.exp(-jnp.log(10_000.0) * jnp.arange(half) / (half - 1))
+    return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
+
+
+def scaled_sinusoidal_features(x: jax.Array, size: int) -> jax.Array:
+    """Fixed features [sin ωx, cos ωx]/√size, ω = 10,000^(−2j/size) (FPMD's code): `[..., 1]` to `[..., size]`."""
+    angles = x * 10_000.0 ** (-jnp.arange(size // 2) / (size // 2))
+    return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1) / jnp.sqrt(size)
+
+
+class TimedMLP(nn.Module):
+    """A field over points of a flow: features of each time through layers of its own, then an MLP.
+
+    Attributes:
+        hidden_dims: Sizes of the hidden layers.
+        out_dim: Output size.
+        times: Names of the times.
+        time_dim: Size of a time's features and of what its layers make of them; their hidden layer has twice that.
+        features: Of a time.
+        kernel_init: Initialisation of all kernels.
+    """
+
+    hidden_dims: Sequence[int]
+    out_dim: int
+    times: tuple[str, ...]
+    time_dim: int = 64
+    features: Features = sinusoidal_features
+    kernel_init: Initializer = glorot()
+
+    @nn.compact
+    def __call__(self, observations: jax.Array, points: jax.Array, *times: jax.Array) -> jax.Array:
+        """Maps `[..., D]`, `[..., A]` and `[..., 1]` for each time to `[..., A]`."""
+        mlp = partial(MLP, activation=mish, kernel_init=self.kernel_init, final_init=self.kernel_init)
+        embeddings = [
+            mlp((2 * self.time_dim,), self.time_dim, name=name)(self.features(x, self.time_dim))
+            for name, x in zip(self.times, times, strict=True)
+        ]
+        return mlp(self.hidden_dims, self.out_dim)(points, observations, *embeddings)
+
+
+def represented_value(nets: Any, params: Params, s: jax.Array, g: jax.Array) -> jax.Array:
+    """Returns the twin values V(s, φ([s; g])) `[2, B]`, of agents with networks `goal_rep` and `value`."""
+    return nets.value(params, s, nets.goal_rep(params, s, g))

@@ -1,0 +1,346 @@
+"""Generative models of actions: each a record of its choices with the errors of its rows, and its samples.
+
+A model is used through a field, the network with everything else given: `field = partial(nets.actor, params, s)`. Its
+points are `[..., A]` and its times `[..., 1]`, one for each name in the model's `times`. `errors(field, a, key)` says
+how far the field is from the data on each row, `[B, A]` to `[B]`; `sample(field, z, key)` makes actions of unit noise,
+which may leave [−1, 1].
+
+The functions below are what the models are made of. A path runs from time 0 to time 1. Which end is noise is the
+model's choice: SSCP and FQL put the data at time 1 (`straight(noise, actions, times)`), OFQL and MeanFlow put the noise
+there (`straight(actions, noise, times)`).
+"""
+
+import math
+from collections.abc import Callable
+from typing import ClassVar, NamedTuple, Protocol
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from flowrl.config import config, static, traced
+from flowrl.losses import mse
+from flowrl.train_state import Scalar
+
+Field = Callable[..., jax.Array]
+"""`(points [..., A], times [..., 1], ...) -> [..., A]`."""
+Velocity = Callable[[jax.Array, jax.Array], jax.Array]
+"""`(points [..., A], times [..., 1]) -> velocities [..., A]`, instantaneous."""
+Jump = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
+"""`(points [..., A], times [..., 1], sizes [..., 1]) -> [..., A]`: mean velocity over a step of that size; the
+instantaneous velocity where the size is 0."""
+AverageVelocity = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
+"""`(points [..., A], begins r [..., 1], times t [..., 1]) -> [..., A]`: mean velocity between times r ≤ t on the path
+that is at `points` at time t."""
+TimeSampler = Callable[[jax.Array, tuple[int, ...]], jax.Array]
+"""`(key, shape) -> times` in (0, 1)."""
+NoiseModel = Callable[[jax.Array, jax.Array], jax.Array]
+"""`(points [..., A], levels [..., 1]) -> the noise that is in them [..., A]`."""
+
+
+class Model(Protocol):
+    """What all models here have."""
+
+    times: ClassVar[tuple[str, ...]]
+
+    def errors(self, field: Field, a: jax.Array, key: jax.Array) -> jax.Array:
+        """Errors of data `[B, A]`: `[B]`."""
+
+    def sample(self, field: Field, z: jax.Array, key: jax.Array) -> jax.Array:
+        """Actions `[..., A]` of noise `[..., A]`, with further noise from the key if the model needs some."""
+
+
+@config
+class Flow:
+    """Flow matching on straight paths, noise at time 0 and data at time 1 (https://arxiv.org/abs/2209.03003)."""
+
+    times: ClassVar[tuple[str, ...]] = ("time",)
+
+    steps: int = static(10, "Euler steps per action.")
+
+    def errors(self, field: Velocity, a: jax.Array, key: jax.Array) -> jax.Array:
+        """‖v(x_t, t) − (a − z)‖² at unit noise z and uniform t, averaged over dimensions: `[B, A]` to `[B]`."""
+        noise_key, time_key = jax.random.split(key)
+        t = uniform_times(time_key, (*a.shape[:-1], 1))
+        path = straight(jax.random.normal(noise_key, a.shape), a, t)
+        return mse(field(path.points, t), path.velocities)
+
+    def sample(self, field: Velocity, z: jax.Array, key: jax.Array | None = None) -> jax.Array:
+        """Carries noise `[..., A]` to time 1."""
+        return euler(field, z, self.steps)
+
+
+@config
+class MeanFlow:
+    """Average velocities between two times, data at time 0 and noise at time 1 (https://arxiv.org/abs/2505.13447)."""
+
+    times: ClassVar[tuple[str, ...]] = ("begin", "time")
+
+    steps: int = static(1, "Steps per action.")
+    divide_steps: bool = static(
+        True, "Each of several steps takes its share of the path, not all of it, as in FPMD's code for one step."
+    )
+    time_sampler: str = static("logit_normal", "Distribution of the two times.", choices=("logit_normal", "uniform"))
+    flow_ratio: float = traced(0.5, "Share of rows with equal times; 1 is plain flow matching.", high=1.0)
+    adaptive_power: float = traced(0.0, "p of the weight 1/(error + c)^p of each row; 0 is off.")
+    adaptive_constant: float = traced(1e-3, "c of that weight.", low=1e-12)
+
+    def errors(self, field: AverageVelocity, a: jax.Array, key: jax.Array) -> jax.Array:
+        """Errors against the MeanFlow target, each weighted by sg(1 / (error + c)^p): `[B, A]` to `[B]`."""
+        noise_key, time_key = jax.random.split(key)
+        begins, times = interval_times(time_key, len(a), self.flow_ratio, TIME_SAMPLERS[self.time_sampler])
+        path = straight(a, jax.random.normal(noise_key, a.shape), times)
+        errors = mse(*average_velocity_target(field, path, begins, times))
+        return errors * (jax.lax.stop_gradient(errors) + self.adaptive_constant) ** -self.adaptive_power
+
+    def sample(self, field: AverageVelocity, z: jax.Array, key: jax.Array | None = None) -> jax.Array:
+        """Carries noise `[..., A]` to time 0."""
+        x, share = z, self.steps if self.divide_steps else 1
+        for i in range(self.steps):
+            t = jnp.full((*z.shape[:-1], 1), 1 - i / self.steps)
+            x = x - field(x, t - 1 / self.steps, t) / share
+        return x
+
+
+@config
+class Diffusion:
+    """Denoising diffusion in discrete time (DDPM, https://arxiv.org/abs/2006.11239)."""
+
+    times: ClassVar[tuple[str, ...]] = ("level",)
+
+    levels: int = static(20, "Noise levels.", low=2)
+    steps: int = static(0, "Denoising steps per action; 0 takes every level.", low=0)
+    schedule: str = static("linear", "How the variance of noise grows.", choices=("linear", "cosine"))
+    schedule_scale: float = static(0.8, "Factor of that variance's growth.", low=0.001, high=1.0)
+
+    def problem(self, flag: str) -> str:
+        """Says that there cannot be more steps than levels."""
+        told = f"{flag}steps={self.steps} is more than the {self.levels} noise levels; give fewer, or more {flag}levels"
+        return told if self.steps > self.levels else ""
+
+    def variance_left(self) -> np.ndarray:
+        """Returns ᾱ of each level `[levels]`, the share of the data's variance that is left; level 0 is the last."""
+        return SCHEDULES[self.schedule](self.levels, self.schedule_scale)
+
+    def errors(self, field: NoiseModel, a: jax.Array, key: jax.Array) -> jax.Array:
+        """Squared error of the noise at uniform levels, averaged over dimensions: `[B, A]` to `[B]` (eq. 14)."""
+        noise_key, level_key = jax.random.split(key)
+        noise = jax.random.normal(noise_key, a.shape)
+        levels = jax.random.randint(level_key, (*a.shape[:-1], 1), 0, self.levels)
+        return mse(field(noised(self.variance_left(), a, noise, levels), levels), noise)
+
+    def sample(self, field: NoiseModel, z: jax.Array, key: jax.Array) -> jax.Array:
+        """Denoises `[..., A]` into actions in [−1, 1]."""
+        return ancestral(field, z, key, self.variance_left(), self.steps or self.levels)
+
+
+# ----------------------------------------------------------------------------------------------------------- paths
+
+
+class Path(NamedTuple):
+    """Points on paths and the velocities there, `[..., A]` both."""
+
+    points: jax.Array
+    velocities: jax.Array
+
+
+def straight(starts: jax.Array, ends: jax.Array, times: jax.Array) -> Path:
+    """Straight paths x_t = (1 − t) x₀ + t x₁ with velocity x₁ − x₀ (https://arxiv.org/abs/2209.03003).
+
+    Args:
+        starts: x₀ `[..., A]`.
+        ends: x₁ `[..., A]`.
+        times: t `[..., 1]`.
+    """
+    chex.assert_equal_shape([starts, ends])
+    chex.assert_axis_dimension(times, -1, 1)
+    return Path((1 - times) * starts + times * ends, ends - starts)
+
+
+def euler(velocity: Velocity, starts: jax.Array, steps: int) -> jax.Array:
+    """Integrates a velocity field from time 0 to 1 in equal explicit steps.
+
+    Args:
+        velocity: The field.
+        starts: x₀ `[..., A]`.
+        steps: Number of steps; unrolled, so that the compiler counts and fuses them.
+
+    Returns:
+        x₁ `[..., A]`.
+    """
+    points = starts
+    for i in range(steps):
+        points = points + velocity(points, jnp.full((*starts.shape[:-1], 1), i / steps)) / steps
+    return points
+
+
+def complete(jump: Jump, points: jax.Array, times: jax.Array) -> jax.Array:
+    """Goes to the end of the path in one step: x + (1 − t) h(x, t, 1 − t) (https://arxiv.org/abs/2506.21427).
+
+    Args:
+        jump: h; the mean velocity over the step that it is asked for.
+        points: x `[..., A]`.
+        times: t `[..., 1]`.
+
+    Returns:
+        `[..., A]`; exact where h is right, for any t on a straight path.
+    """
+    return points + (1 - times) * jump(points, times, 1 - times)
+
+
+def complete_in_steps(jump: Jump, starts: jax.Array, steps: int) -> jax.Array:
+    """Completes a path from time 0, re-aiming at the end after each of several equal steps; one step is `complete`."""
+    points = starts
+    for i in range(steps):
+        times = jnp.full((*starts.shape[:-1], 1), i / steps)
+        points = points + jump(points, times, 1 - times) / steps
+    return points
+
+
+def bootstrap_target(jump: Jump, points: jax.Array, times: jax.Array, sizes: jax.Array, floor: float) -> jax.Array:
+    """Mean velocity of two half steps, the self-consistency target of shortcut models (https://arxiv.org/abs/2410.12557).
+
+    Args:
+        jump: The slow copy's steps.
+        points: x `[..., A]` at `times`.
+        times: t `[..., 1]`.
+        sizes: Size of the whole step, t + size ≤ 1, `[..., 1]`.
+        floor: Half steps up to this share of what remains of the path, 1 − t, follow the instantaneous velocity, on
+            which the recursion rests.
+
+    Returns:
+        `[..., A]`, without gradient.
+    """
+    halves = sizes / 2
+    asked = jnp.where(halves > floor * (1 - times) * (1 + 1e-3), halves, 0.0)  # slack for rounding
+    first = jump(points, times, asked)
+    second = jump(points + halves * first, times + halves, asked)
+    return jax.lax.stop_gradient((first + second) / 2)
+
+
+def average_velocity_target(
+    average: AverageVelocity, path: Path, begins: jax.Array, times: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """The MeanFlow identity, u = v − (t − r)(v·∂ₓu + ∂ₜu) (https://arxiv.org/abs/2505.13447), by one `jax.jvp`.
+
+    Args:
+        average: u, with the parameters to train.
+        path: Points `[B, A]` at `times` and the conditional velocities v there.
+        begins: r `[B, 1]`.
+        times: t `[B, 1]`, r ≤ t.
+
+    Returns:
+        u(x_t, r, t) `[B, A]`, and its target `[B, A]` without gradient; the target is v where r = t.
+    """
+    chex.assert_equal_shape([begins, times])
+    tangents = (path.velocities, jnp.zeros_like(begins), jnp.ones_like(times))
+    averages, derivatives = jax.jvp(average, (path.points, begins, times), tangents)
+    return averages, jax.lax.stop_gradient(path.velocities - (times - begins) * derivatives)
+
+
+# -------------------------------------------------------------------------------------------------- time samplers
+
+
+def uniform_times(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """Times uniform over [0, 1)."""
+    return jax.random.uniform(key, shape)
+
+
+def early_times(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """Squares of uniform times: more of them near 0 (SSCP's released code)."""
+    return jax.random.uniform(key, shape) ** 2
+
+
+def logit_normal_times(key: jax.Array, shape: tuple[int, ...], mean: float = -0.4, std: float = 1.0) -> jax.Array:
+    """Times whose logit is normal; the defaults are MeanFlow's and OFQL's."""
+    return jax.nn.sigmoid(mean + std * jax.random.normal(key, shape))
+
+
+TIME_SAMPLERS: dict[str, TimeSampler] = {"logit_normal": logit_normal_times, "uniform": uniform_times}
+
+
+def interval_times(key: jax.Array, rows: int, flow_ratio: Scalar, sampler: TimeSampler) -> tuple[jax.Array, jax.Array]:
+    """Draws pairs r ≤ t, the two in order; in a share of the rows r := t, where a mean velocity is a velocity.
+
+    Args:
+        key: Random key.
+        rows: Number of pairs B.
+        flow_ratio: Share of rows with r = t, `[]`; as many rows from the first on, rounded up.
+        sampler: Distribution of both before they are put in order.
+
+    Returns:
+        r and t, `[B, 1]` each.
+    """
+    draws = sampler(key, (2, rows, 1))
+    times = draws.max(axis=0)
+    equal = jnp.arange(rows)[:, None] < flow_ratio * rows
+    return jnp.where(equal, times, draws.min(axis=0)), times
+
+
+# ------------------------------------------------------------------------------------------------------- diffusion
+
+
+def linear_schedule(levels: int, scale: float, first: float = 1e-4, last: float = 0.999) -> np.ndarray:
+    """ᾱ `[levels]` of noise whose variance grows linearly, β = `scale` × `first` … `last`."""
+    return np.cumprod(1 - scale * np.linspace(first, last, levels))
+
+
+def cosine_schedule(levels: int, scale: float) -> np.ndarray:
+    """ᾱ `[levels]` along a squared cosine (https://arxiv.org/abs/2102.09672, eq. 17), β ≤ 0.999 and times `scale`."""
+    angles = (np.linspace(0, 1, levels + 1) + 0.008) / 1.008 * np.pi / 2
+    left = np.cos(angles) ** 2
+    return np.cumprod(1 - scale * np.clip(1 - left[1:] / left[:-1], 0, 0.999))
+
+
+SCHEDULES: dict[str, Callable[[int, float], np.ndarray]] = {"linear": linear_schedule, "cosine": cosine_schedule}
+"""Schedules by name: `(levels, scale) -> ᾱ [levels]`, the share of variance left at each level, falling."""
+
+
+def noised(schedule: np.ndarray, data: jax.Array, noise: jax.Array, levels: jax.Array) -> jax.Array:
+    """√ᾱ x + √(1 − ᾱ) ε, equation 4.
+
+    Args:
+        schedule: ᾱ `[T]`.
+        data: x `[..., A]`.
+        noise: ε `[..., A]`, standard normal.
+        levels: Whole numbers from 0 `[..., 1]`.
+    """
+    left = jnp.asarray(schedule)[levels]
+    return jnp.sqrt(left) * data + jnp.sqrt(1 - left) * noise
+
+
+def sampled_levels(levels: int, steps: int) -> np.ndarray:
+    """The levels that `steps` ≤ `levels` steps visit, from the last one to the first, evenly spaced: `[steps]`."""
+    return np.round(np.linspace(levels - 1, 0, steps)).astype(int)
+
+
+def ancestral(model: NoiseModel, starts: jax.Array, key: jax.Array, schedule: np.ndarray, steps: int) -> jax.Array:
+    """Samples by ancestral steps, each toward the data that the model sees, cut to [−1, 1] (algorithm 2).
+
+    With fewer steps than levels the process is that of the visited levels alone (https://arxiv.org/abs/2102.09672,
+    section 4).
+
+    Args:
+        model: Predicts the noise.
+        starts: Points at the last level `[..., A]`.
+        key: Random key.
+        schedule: ᾱ `[T]`.
+        steps: Evaluations of the model, 1 … T.
+
+    Returns:
+        `[..., A]` in [−1, 1].
+    """
+    points = starts
+    levels = sampled_levels(len(schedule), steps)
+    draws = jax.random.normal(key, (len(levels), *starts.shape))
+    for i, level in enumerate(levels):
+        left = float(schedule[level])
+        before = float(schedule[levels[i + 1]]) if i + 1 < len(levels) else 1.0  # at the level that this step leads to
+        noise = model(points, jnp.full((*starts.shape[:-1], 1), level))
+        data = jnp.clip((points - math.sqrt(1 - left) * noise) / math.sqrt(left), -1.0, 1.0)
+        beta = 1 - left / before
+        mean = (math.sqrt(before) * beta * data + math.sqrt(left / before) * (1 - before) * points) / (1 - left)
+        std = math.sqrt(beta * (1 - before) / (1 - left))
+        points = mean + std * draws[i]
+    return points

@@ -1,0 +1,131 @@
+"""Parts of stochastic policies that agents share: Gaussian heads, and choosing among several actions by Q."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from flowrl.config import config, put, static, traced
+from flowrl.networks import MLP, Activation, glorot, side_by_side
+from flowrl.train_state import Params, Scalar
+
+T = TypeVar("T")
+LOG_STD_RANGE = (-5.0, 2.0)
+
+
+# --------------------------------------------------------------------------------------------- the best of several
+
+
+@config
+class BestOfN:
+    """How many actions are drawn, and how one of them is chosen."""
+
+    num_samples: int = static(1, "With more than 1, also evaluates the best of that many actions by Q.")
+    temperature: float = traced(0.0, "Draws by softmax(temperature x Q), as in DQL's code; 0 takes the best.")
+
+
+def best_of_n(
+    choice: BestOfN, sample: Callable[[jax.Array], jax.Array], critic: Callable[[jax.Array], jax.Array], key: jax.Array
+) -> jax.Array:
+    """Draws several actions per state and keeps one by min Q: the best, or a draw from softmax(temperature · Q).
+
+    Args:
+        choice: How many are drawn, and the temperature in units of 1/Q.
+        sample: The policy, `key -> actions [..., A]`.
+        critic: The critics in the same states, `actions [..., A] -> values [heads, ...]`.
+        key: Random key; that of the only draw where one is drawn.
+
+    Returns:
+        Actions `[..., A]`.
+    """
+    if choice.num_samples == 1:
+        return sample(key)
+    sample_key, choice_key = jax.random.split(key)
+    actions = jax.vmap(sample)(jax.random.split(sample_key, choice.num_samples))
+    values = jax.vmap(critic)(actions).min(axis=1)
+    drawn = jax.random.categorical(choice_key, choice.temperature * values, axis=0)
+    chosen = jnp.where(jnp.asarray(choice.temperature) > 0, drawn, values.argmax(axis=0))
+    return jnp.take_along_axis(actions, chosen[None, ..., None], axis=0)[0]
+
+
+def with_critic(choice: BestOfN, actor: Any, critic: Any) -> Params:
+    """Returns the parameters that act: of the actor, and where one of several actions is chosen of the critics."""
+    return {"actor": actor} if choice.num_samples == 1 else {"actor": actor, "critic": critic}
+
+
+def one_and_best(config: T) -> dict[str, T]:
+    """Returns what an agent with a `choice` is evaluated as: one draw, and if it has more the best of them."""
+    one = {"eval": put(config, {"choice.num_samples": 1})}
+    return one if config.choice.num_samples == 1 else one | {"best_of_n": config}  # type: ignore[attr-defined]
+
+
+# ------------------------------------------------------------------------------------------------------- Gaussians
+
+
+def unit_gaussian(means: jax.Array, key: jax.Array, explore: bool) -> jax.Array:
+    """Returns the mode of Gaussians of unit standard deviation, or with `explore` a sample: `[...]` like `means`."""
+    return means + jax.random.normal(key, means.shape) if explore else means
+
+
+class SquashedGaussian(nn.Module):
+    """Means and log standard deviations of actions before tanh, each by a head of its own.
+
+    The two heads are one layer, whose halves start as two layers do.
+
+    Attributes:
+        hidden_dims: Sizes of the hidden layers.
+        action_dim: Number of actions A.
+        activation: Nonlinearity of the hidden layers.
+    """
+
+    hidden_dims: Sequence[int]
+    action_dim: int
+    activation: Activation = nn.relu
+
+    @nn.compact
+    def __call__(self, observations: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Maps `[..., D]` to means and log standard deviations `[..., A]`, the latter clipped to [−5, 2]."""
+        heads = side_by_side(2, glorot(1e-2))
+        mlp = MLP(self.hidden_dims, 2 * self.action_dim, activation=self.activation, final_init=heads)
+        means, log_stds = jnp.split(mlp(observations), 2, axis=-1)
+        return means, jnp.clip(log_stds, *LOG_STD_RANGE)
+
+
+def squash(means: jax.Array, log_stds: jax.Array, noise: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Returns actions tanh(μ + σ·noise) and their log densities (SAC, https://arxiv.org/abs/1801.01290, appendix C).
+
+    Args:
+        means: μ `[..., A]`.
+        log_stds: log σ `[..., A]`.
+        noise: Standard normal `[..., A]`.
+
+    Returns:
+        Actions `[..., A]` in (−1, 1) and log π(a | s) `[...]`.
+    """
+    before = means + jnp.exp(log_stds) * noise
+    log_normal = -0.5 * (noise**2 + jnp.log(2 * jnp.pi)) - log_stds
+    # log(1 − tanh²(x)), without rounding to log(0) where tanh saturates
+    log_slope = 2 * (jnp.log(2.0) - before - jax.nn.softplus(-2 * before))
+    return jnp.tanh(before), jnp.sum(log_normal - log_slope, axis=-1)
+
+
+def squashed(
+    gaussian: tuple[jax.Array, jax.Array], key: jax.Array, sizes: tuple[int, ...] = ()
+) -> tuple[jax.Array, jax.Array]:
+    """Draws actions `[*sizes, ..., A]` of squashed Gaussians, each μ and log σ `[..., A]`, with their log densities."""
+    means, log_stds = gaussian
+    return squash(means, log_stds, jax.random.normal(key, (*sizes, *means.shape)))
+
+
+def act_squashed(gaussian: tuple[jax.Array, jax.Array], key: jax.Array, explore: bool) -> jax.Array:
+    """Returns tanh of the mode of Gaussians, or with `explore` a draw: `[..., A]`."""
+    means, log_stds = gaussian
+    noise = jax.random.normal(key, means.shape) if explore else jnp.zeros_like(means)
+    return squash(means, log_stds, noise)[0]
+
+
+def noise_entropy(deviation: Scalar, action_dim: int) -> jax.Array:
+    """Entropy of Gaussian noise on actions, |A|/2 · log(2πe σ²)."""
+    return 0.5 * action_dim * jnp.log(2 * jnp.pi * jnp.e * jnp.asarray(deviation) ** 2)
