@@ -1,7 +1,7 @@
-"""Paths between noise and data in one time dimension: points on them, steps along them, and the times to learn them at.
+"""Paths between noise and data in one time dimension: points on them, steps along them, times to learn them at.
 
-Every function is pure and knows no agent. Points are `[..., A]` and times `[..., 1]`, so that they broadcast; a path runs
-from time 0 to time 1. Which end is noise is the caller's choice: SSCP and FQL put the data at time 1
+Every function is pure and knows no agent. Points are `[..., A]` and times `[..., 1]`, so that they broadcast; a path
+runs from time 0 to time 1. Which end is noise is the caller's choice: SSCP and FQL put the data at time 1
 (`straight(noise, actions, times)`), OFQL and MeanFlow put the noise there (`straight(actions, noise, times)`).
 """
 
@@ -27,7 +27,7 @@ TimeSampler = Callable[[jax.Array, tuple[int, ...]], jax.Array]
 
 
 def one_each(rows: jax.Array) -> tuple[int, ...]:
-    """Returns the shape of one number for each row of `[B, ...]`, or for a single `[A]`, which broadcasts against it."""
+    """Returns the shape of one number for each row of `[B, ...]`, or for a single `[A]`; it broadcasts."""
     return (*rows.shape[:-1][:1], *[1] * max(1, rows.ndim - 1))
 
 
