@@ -176,10 +176,10 @@ def critic_loss(nets: Networks, params: Params, state: State, batch: Batch, keys
     target_keys, gap_keys = jax.vmap(jax.random.split, out_axes=1)(keys)
     td, metrics = td_losses(nets, params, state, batch, target_keys)
     gaps, more = gaps_of(nets, params, state, batch, gap_keys)
-    weight, excess = config.conservative_weight, gaps
+    excess = gaps
     if config.lagrange:
-        weight, excess = lagrangian(state.params) * weight, gaps - config.target_gap
-    loss = jnp.sum(td + weight * excess)
+        excess = lagrangian(state.params) * (gaps - config.target_gap)
+    loss = jnp.sum(td + config.conservative_weight * excess)
     return loss, metrics | more | {"critic/loss": loss, "critic/td_loss": td.sum()}
 
 
