@@ -45,14 +45,18 @@ def state_with(config: Any, params: Params, targets: Params, extras: Mapping[str
     )
 
 
+QUICKLY: Any = {"xla_backend_optimization_level": 0}
+"""Options where compiling takes longer than running."""
+
+
 @functools.cache
-def compiled(agent: Agent) -> Callable[..., Any]:
+def compiled(agent: Agent, optimised: bool = False) -> Callable[..., Any]:
     """The compiled update of an agent."""
-    return jax.jit(agent.update)
+    return jax.jit(agent.update, compiler_options=None if optimised else QUICKLY)
 
 
 @functools.cache
-def compiled_mapped(agent: Agent, batches: bool = False) -> Callable[..., Any]:
+def compiled_mapped(agent: Agent, batches: bool = False, optimised: bool = False) -> Callable[..., Any]:
     """The same for states with one step counter, and keys; with `batches` each state has its own batch."""
 
     def update(states: TrainState, batch: Batch, keys: jax.Array) -> Any:
@@ -60,7 +64,7 @@ def compiled_mapped(agent: Agent, batches: bool = False) -> Callable[..., Any]:
         mapped = jax.vmap(agent.update, in_axes=(axes, 0 if batches else None, 0), out_axes=(axes, 0))
         return mapped(states, batch, keys)
 
-    return jax.jit(update)
+    return jax.jit(update, compiler_options=None if optimised else QUICKLY)
 
 
 def networks_of(agent: Agent) -> Any:
