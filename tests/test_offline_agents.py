@@ -40,7 +40,6 @@ from small_agents import (
 )
 from small_agents import transitions as batch_of
 
-from flowrl.config import values
 from flowrl.train_state import Params, TrainState
 
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
