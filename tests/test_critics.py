@@ -105,8 +105,9 @@ def test_the_module_is_what_the_choices_say() -> None:
     s, a, _, _ = Spec.of_sizes(3, 2).inputs()
 
     def shapes(choices: Critic) -> Any:
-        params = Network("critic", critics.module(choices, (8,)), (s, a)).init(jax.random.key(0))
-        return jax.tree.map(jnp.shape, params["params"]["MLP_0"])
+        net = Network("critic", critics.module(choices, (8,)), (s, a))
+        params = jax.eval_shape(net.init, jax.random.key(0))
+        return jax.tree.map(lambda leaf: leaf.shape, params["params"]["MLP_0"])
 
     plain = shapes(Critic(heads=3, layer_norm=False))
     assert plain["SplitDense_0"]["kernel"] == (3, 5, 8)
@@ -119,9 +120,10 @@ def test_the_module_is_what_the_choices_say() -> None:
 
 @pytest.mark.parametrize("activation", ["relu", "mish"])
 def test_the_module_has_the_activation_that_is_chosen(activation: str) -> None:
-    net = Network("critic", critics.module(Critic(activation=activation, layer_norm=False), (8,)), ())
-    s, a = jnp.ones((1, 3)), jnp.ones((1, 2))
-    params = {"critic": jax.tree.map(lambda x: -jnp.ones_like(x), net.module.init(jax.random.key(0), s, a))}
+    shapes, (s, a) = Spec.of_sizes(3, 2).inputs()[:2], (jnp.ones((1, 3)), jnp.ones((1, 2)))
+    net = Network("critic", critics.module(Critic(activation=activation, layer_norm=False), (8,)), shapes)
+    fresh = jax.eval_shape(net.init, jax.random.key(0))
+    params = {"critic": jax.tree.map(lambda leaf: -jnp.ones(leaf.shape), fresh)}
     # Each hidden unit is act(−6); the output −8 · act(−6) − 1.
     hidden = {"relu": 0.0, "mish": -6 * np.tanh(np.log1p(np.exp(-6)))}[activation]
     np.testing.assert_allclose(net(params, s, a), np.full((2, 1), -8 * hidden - 1), rtol=1e-5)
