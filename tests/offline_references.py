@@ -14,9 +14,8 @@ from unittest import mock
 import jax
 import jax.numpy as jnp
 import numpy as np
-from small_agents import SPEC, A, B, D
+from small_agents import SPEC, A, B, D, state_with
 from small_agents import config_of as told_config
-from small_agents import state_with
 
 from flowrl import agents
 from flowrl.agent import Agent

@@ -53,9 +53,7 @@ def linear_average(rate: Any, x: Any, r: Any, t: Any) -> Any:
 # --- paths and Euler steps ---
 
 
-@pytest.mark.parametrize(
-    ("rows", "shape"), [((2,), (1,)), ((5, 2), (5, 1)), ((5, 4, 2), (5, 1, 1)), ((5, 4, 3, 2), (5, 1, 1, 1))], ids=str
-)
+@pytest.mark.parametrize(("rows", "shape"), [((2,), (1,)), ((5, 2), (5, 1)), ((5, 4, 2), (5, 1, 1))], ids=str)
 def test_one_number_for_each_row_broadcasts_over_all_else(rows: tuple[int, ...], shape: tuple[int, ...]) -> None:
     assert paths.one_each(jnp.zeros(rows)) == shape
     assert jnp.broadcast_shapes(rows, shape) == rows
@@ -174,10 +172,8 @@ def test_rounding_does_not_move_the_floor() -> None:
 
 def test_bootstrap_targets_give_no_gradient() -> None:
     def total(scale: jax.Array) -> jax.Array:
-        jump = lambda x, t, d: scale * gaussian_jump(x, t, d)  # noqa: E731
-        return paths.bootstrap_target(
-            jump, scale * column(*POINTS), column(*[0.2] * 4), column(*[0.4] * 4), 1 / 8
-        ).sum()
+        points, times, sizes = scale * column(*POINTS), column(*[0.2] * 4), column(*[0.4] * 4)
+        return paths.bootstrap_target(lambda *at: scale * gaussian_jump(*at), points, times, sizes, 1 / 8).sum()
 
     assert jax.grad(total)(1.3) == 0
 
