@@ -113,7 +113,7 @@ def config_of(name: str, told: dict[str, Any]) -> Any:
 @functools.cache
 def _agent(name: str, structure: Any) -> Agent:
     module, leaves = agents.load(name), [0.0] * structure.num_leaves
-    with mock.patch.object(module, "networks", lambda config, spec: NETWORKS[name]):
+    with mock.patch.object(module, "networks", return_value=NETWORKS[name]):
         return module.make(jax.tree.unflatten(structure, leaves), SPEC)
 
 

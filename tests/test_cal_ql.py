@@ -211,7 +211,7 @@ def test_losses_and_gradients_equal_their_references(seed: int, told: dict[str, 
 def test_every_loss_has_draws_of_its_own_unless_told() -> None:
     """Twin critics with equal parameters: at the same draws their gradients are equal, at others they are not."""
     for one_draw in (True, False):
-        state = state_of()
+        state = state_of(0, {"one_draw": one_draw})
         twins = jax.tree.map(lambda x: jnp.stack([x[0]] * 2), state.params["critic"])
         state = state.replace(params={**state.params, "critic": twins})
         after, _ = update_of({"one_draw": one_draw})(state, with_returns(), jax.random.key(0))
@@ -295,7 +295,7 @@ def test_a_bandit_whose_values_stay_at_the_returns() -> None:
     """
     with jax.enable_x64(False):
         config = put(Config(), {
-            "hidden_dims": (16,), "critic.hidden_dims": (16, 16), "learning_rate": 3e-3, "actor_learning_rate": 3e-3,
+            "hidden_dims": (32,), "critic.hidden_dims": (32, 32), "learning_rate": 3e-3, "actor_learning_rate": 3e-3,
             "proposals": 4, "initial_temperature": 0.05, "max_target_backup": False,
         })  # fmt: skip
         agent = agents.build("cal_ql", config, Spec.of_sizes(1, 1))

@@ -217,9 +217,8 @@ def test_mapped_runs_equal_single_ones(name: str) -> None:
 @pytest.mark.parametrize(("asked", "expected"), [(0, 4), (1, 1)])
 @each_agent
 def test_evaluation_takes_the_steps_of_training_unless_told(name: str, asked: int, expected: int) -> None:
-    config = config_of(
-        name, {"policy.steps": 4, "eval_steps": asked} | ({"policy.levels": 9} if name == "dpmd" else {})
-    )
+    levels = {"policy.levels": 9} if name == "dpmd" else {}
+    config = config_of(name, {"policy.steps": 4, "eval_steps": asked, **levels})
     check(config)
     ways = agent_of(name).evaluations(config)
     assert {way: (one.policy.steps, one.choice.num_samples) for way, one in ways.items()} == {
