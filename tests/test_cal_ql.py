@@ -16,6 +16,7 @@ from offline_references import config_of as stub_config
 from offline_references import state_of as stub_state
 from programs import main
 from small_agents import (
+    SPEC,
     A,
     B,
     assert_close,
@@ -217,6 +218,15 @@ def test_every_loss_has_draws_of_its_own_unless_told() -> None:
         after, _ = update_of({"one_draw": one_draw})(state, with_returns(), jax.random.key(0))
         same = jax.tree.map(lambda g: np.allclose(g[0], g[1]), gradients(after)["critic"])
         assert all(jax.tree.leaves(same)) is one_draw
+
+
+def test_there_may_be_any_number_of_critics_combined_in_any_way() -> None:
+    config = put(Config(), {"critic.heads": 3, "critic.aggregate": "mean", "lagrange": True, "hidden_dims": (8,)})
+    agent = agents.build("cal_ql", config, SPEC)
+    state = jax.eval_shape(agent.init, jax.random.key(0), config)
+    after, metrics = jax.eval_shape(agent.update, state, with_returns(), jax.random.key(0))
+    assert {leaf.shape[0] for leaf in jax.tree.leaves(after.params["critic"])} == {3}
+    assert metrics["critic/gap"].shape == ()
 
 
 def test_the_multiplier_rises_while_gaps_are_above_their_target() -> None:

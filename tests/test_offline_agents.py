@@ -40,6 +40,8 @@ from small_agents import (
 )
 from small_agents import transitions as batch_of
 
+from flowrl.config import check
+from flowrl.errors import UserError
 from flowrl.train_state import Params, TrainState
 
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -353,3 +355,10 @@ def test_ofql_draws_each_head_half_of_the_time() -> None:
     low = np.isclose(losses, -0.1)
     assert (low | np.isclose(losses, -10)).all()
     assert abs(low.mean() - 0.5) < 0.12  # standard error 0.035
+
+
+@pytest.mark.parametrize("heads", [1, 3])
+def test_ofql_has_two_critics(heads: int) -> None:
+    with pytest.raises(UserError, match=f"--agent.critic.heads={heads} must be 2"):
+        check(config_of("ofql", {"critic.heads": heads}), "agent.")
+    check(config_of("fql", {"critic.heads": heads}), "agent.")
