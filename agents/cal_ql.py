@@ -47,7 +47,7 @@ class Config:
     conservative_weight: float = traced(5.0, "Weight of the conservative term beside the TD error.")
     proposals: int = static(10, "Actions of each kind in the conservative term, and in the target's maximum.")
     max_target_backup: bool = static(
-        True, "The target takes the best of `proposals` next actions by the smaller slow critic, instead of one action."
+        True, "The target takes the best of `proposals` next actions by the slow critics, instead of one action."
     )
     lagrange: bool = static(
         False,
@@ -85,8 +85,8 @@ class Networks(NamedTuple):
 
     spec: Spec
     actor: Network  # s [B, D] -> μ [B, A], log σ [B, A]
-    critic: Network  # s [B, D], a [B, A] -> [2, B]
-    apart: Network  # s [B, D], a [2, B, A] -> [2, B], with the same parameters
+    critic: Network  # s [B, D], a [B, A] -> [heads, B]
+    apart: Network  # s [B, D], a [heads, B, A] -> [heads, B], with the same parameters
 
 
 def networks(config: Config, spec: Spec) -> Networks:
@@ -106,14 +106,14 @@ def conservative_gap(
     pushed below a return that was observed; where G is −∞ this is CQL (https://arxiv.org/abs/2006.04779).
 
     Args:
-        proposal_values: Q(s, aₙ) `[2, N, B]`, those of uniform actions first.
-        log_densities: log p(aₙ) `[N, B]`, or `[2, N, B]` where each critic has proposals of its own.
-        data_values: Q(s, a) `[2, B]`.
+        proposal_values: Q(s, aₙ) `[heads, N, B]`, those of uniform actions first.
+        log_densities: log p(aₙ) `[N, B]`, or `[heads, N, B]` where each critic has proposals of its own.
+        data_values: Q(s, a) `[heads, B]`.
         returns: G, the return from the data's row on `[B]`.
         uniform: How many of the N actions are uniform.
 
     Returns:
-        `[2, B]`.
+        `[heads, B]`.
     """
     calibrated = jnp.maximum(proposal_values[:, uniform:], returns)
     values = jnp.concatenate([proposal_values[:, :uniform], calibrated], axis=1)
@@ -134,7 +134,7 @@ def propose(nets: Networks, state: State, batch: Batch, key: jax.Array) -> tuple
 def gaps_of(
     nets: Networks, params: Params, state: State, batch: Batch, keys: jax.Array
 ) -> tuple[jax.Array, Metrics]:  # fmt: skip
-    """Each critic's mean gap `[2]`, at proposals of its own key in `keys` `[2]`.
+    """Each critic's mean gap `[heads]`, at proposals of its own key in `keys` `[heads]`.
 
     Actions and densities are of `state.params`, so that only the critics receive gradients.
     """
@@ -151,14 +151,14 @@ def gaps_of(
 def td_losses(
     nets: Networks, params: Params, state: State, batch: Batch, keys: jax.Array
 ) -> tuple[jax.Array, Metrics]:  # fmt: skip
-    """Each critic's squared error `[2]` against r + γ m max min Q̄(s', a'), a' of its own key in `keys` `[2]`."""
+    """Each critic's squared error `[heads]` against r + γ m max Q̄(s', a'), a' of its own key in `keys` `[heads]`."""
     config, next_s = state.config, batch["next_observations"]
     sizes = (config.proposals if config.max_target_backup else 1,)
 
     def targets(key: jax.Array) -> jax.Array:
         next_a, _ = squashed(nets.actor(state.params, next_s), key, sizes)
-        next_q = jax.vmap(partial(nets.critic, state.target_params, next_s))(next_a).min(axis=1).max(axis=0)
-        return batch["rewards"] + batch["discounts"] * next_q
+        next_q = jax.vmap(lambda a: critics.combine(config.critic, nets.critic(state.target_params, next_s, a)))(next_a)
+        return batch["rewards"] + batch["discounts"] * next_q.max(axis=0)
 
     q = nets.critic(params, batch["observations"], batch["actions"])
     errors, metrics = critics.td_errors(q, jax.vmap(targets)(keys), batch)
@@ -176,10 +176,10 @@ def critic_loss(nets: Networks, params: Params, state: State, batch: Batch, keys
     target_keys, gap_keys = jax.vmap(jax.random.split, out_axes=1)(keys)
     td, metrics = td_losses(nets, params, state, batch, target_keys)
     gaps, more = gaps_of(nets, params, state, batch, gap_keys)
-    weight, excess = config.conservative_weight, gaps
+    excess = gaps
     if config.lagrange:
-        weight, excess = lagrangian(state.params) * weight, gaps - config.target_gap
-    loss = jnp.sum(td + weight * excess)
+        excess = lagrangian(state.params) * (gaps - config.target_gap)
+    loss = jnp.sum(td + config.conservative_weight * excess)
     return loss, metrics | more | {"critic/loss": loss, "critic/td_loss": td.sum()}
 
 
@@ -193,10 +193,11 @@ def multiplier_loss(nets: Networks, params: Params, state: State, batch: Batch, 
 
 
 def actor_loss(nets: Networks, params: Params, state: State, batch: Batch, key: jax.Array) -> Loss:
-    """E[α log π(a | s) − min Q(s, a)]."""
+    """E[α log π(a | s) − Q(s, a)], Q of all heads."""
     s = batch["observations"]
     a, log_probs = squashed(nets.actor(params, s), key)
-    loss = jnp.mean(multiplier(state.params) * log_probs - nets.critic(state.params, s, a).min(axis=0))
+    q = critics.combine(state.config.critic, nets.critic(state.params, s, a))
+    loss = jnp.mean(multiplier(state.params) * log_probs - q)
     return loss, {"actor/loss": loss, "actor/entropy": -log_probs.mean()}
 
 
@@ -210,13 +211,13 @@ def temperature_loss(nets: Networks, params: Params, state: State, batch: Batch,
 
 def update(nets: Networks, state: State, batch: Batch, key: jax.Array) -> tuple[State, Metrics]:
     """A step of all losses at the same parameters, at two step sizes, then the target critics."""
-    config = state.config
-    # Of actor, temperature, either critic, multiplier.
-    keys = jnp.stack([key] * 5) if config.one_draw else jax.random.split(key, 5)
-    losses, own = [critic_loss, actor_loss, temperature_loss], [keys[2:4], keys[0], keys[1]]
+    config, heads = state.config, state.config.critic.heads
+    # Of actor, temperature, each critic, multiplier.
+    keys = jnp.stack([key] * (3 + heads)) if config.one_draw else jax.random.split(key, 3 + heads)
+    losses, own = [critic_loss, actor_loss, temperature_loss], [keys[2:-1], keys[0], keys[1]]
     rates = dict.fromkeys(("actor", "temperature"), config.actor_learning_rate) | {"critic": config.learning_rate}
     if config.lagrange:
-        losses, own = [critic_loss, multiplier_loss, *losses[1:]], [own[0], jnp.stack([keys[4]] * 2), *own[1:]]
+        losses, own = [critic_loss, multiplier_loss, *losses[1:]], [own[0], jnp.stack([keys[-1]] * heads), *own[1:]]
         rates |= {"multiplier": config.learning_rate}
     moved, metrics = descend(nets, state, batch, own, losses, rates)
     return polyak(moved, moved.params, critic=config.critic.target_rate), metrics

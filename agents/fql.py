@@ -69,8 +69,7 @@ def critic_loss(nets: Networks, params: Params, state: State, batch: Batch, key:
     next_s = batch["next_observations"]
     next_q = nets.critic(state.target_params, next_s, sample(nets, state.params, next_s, key))
     targets = batch["rewards"] + batch["discounts"] * critics.combine(state.config.critic, next_q)
-    q = nets.critic(params, batch["observations"], batch["actions"])
-    errors, metrics = critics.td_errors(q, targets, batch)
+    errors, metrics = critics.td_errors(nets.critic(params, batch["observations"], batch["actions"]), targets, batch)
     return errors.mean(), metrics
 
 
@@ -95,8 +94,8 @@ def update(nets: Networks, state: State, batch: Batch, key: jax.Array) -> tuple[
     config = state.config
     rates = dict.fromkeys(("flow", "actor", "critic"), config.learning_rate)
     moved, metrics = descend(nets, state, batch, key, (critic_loss, actor_loss), rates)
-    toward = state.params if config.lagging_targets else moved.params
-    return polyak(moved, toward, critic=config.critic.target_rate), metrics
+    toward = state if config.lagging_targets else moved
+    return polyak(moved, toward.params, critic=config.critic.target_rate), metrics
 
 
 def act(nets: Networks, policy: Policy[Config], inputs: Batch, key: jax.Array, *, explore: bool = False) -> jax.Array:

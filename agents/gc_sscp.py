@@ -9,7 +9,6 @@ actor, and is what acts.
 from functools import partial
 from typing import NamedTuple
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
@@ -17,9 +16,9 @@ from flowrl.agent import Agent, make_agent
 from flowrl.config import MOST_COUNT, config, nested, static, traced
 from flowrl.data.goals import GoalMix
 from flowrl.data.samplers import Goals
-from flowrl.encoders import GoalRep, TimePairEmbedding, length_normalize, represented_value
+from flowrl.encoders import GoalRep, JumpMLP, length_normalize, represented_value
 from flowrl.losses import GoalValue, awr_weight, goal_advantage, goal_value_loss, mse
-from flowrl.networks import MLP, Network, Spec, Value, ensemble, mish, named, vector
+from flowrl.networks import Network, Spec, Value, ensemble, named, vector
 from flowrl.optim import descend, polyak
 from flowrl.train_state import Batch, Loss, Metrics, Params, Policy, TrainState
 
@@ -55,23 +54,6 @@ class Pair(NamedTuple):
     rep: jax.Array
 
 
-class Actor(nn.Module):
-    """f(s, ψ, x_a, x_φ, t, d): from noise, the action and the goal representation `d` levels below level `t`."""
-
-    hidden_dims: tuple[int, ...]
-    action_dim: int
-    rep_dim: int
-    time_dim: int = 128
-
-    @nn.compact
-    def __call__(self, s: jax.Array, goal_rep: jax.Array, noise: Pair, t: int, d: int) -> Pair:
-        """Maps `[..., D]`, `[..., R]` and noise to a prediction; `t` and `d` are the same for all rows."""
-        jump = TimePairEmbedding(layer_norm=True, size=self.time_dim)(*(jnp.full((1,), x, float) for x in (t, d)))
-        mlp = MLP(self.hidden_dims, self.action_dim + self.rep_dim, activation=mish, layer_norm=True)
-        out = mlp(s, goal_rep, *noise, jump)
-        return Pair(noise.a + out[..., : self.action_dim], noise.rep + out[..., self.action_dim :])
-
-
 class Networks(NamedTuple):
     """Shared goal representation, twin values and the actor."""
 
@@ -79,18 +61,17 @@ class Networks(NamedTuple):
     rep_dim: int
     goal_rep: Network  # s [B, D], g [B, G] -> [B, R]
     value: Network  # s [B, D], φ [B, R] -> [2, B]
-    actor: Network  # Actor
+    actor: Network  # s [B, D], ψ [B, R], x_a [B, A], x_φ [B, R], t [1], d [1] -> [B, A + R]
 
 
 def networks(config: Config, spec: Spec) -> Networks:
     """Builds the networks."""
-    s, a, g, _ = spec.inputs()
-    rep = vector(1, config.rep_dim)
-    actor = Actor(config.hidden_dims, spec.action_dim, config.rep_dim, config.time_dim)
+    (s, a, g, _), rep, layers = spec.inputs(), vector(1, config.rep_dim), config.hidden_dims
+    actor = JumpMLP(layers, spec.action_dim + config.rep_dim, config.time_dim, layer_norm=True)
     return Networks(spec, config.rep_dim, **named(
-        goal_rep=(GoalRep(config.hidden_dims, config.rep_dim), s, g),
-        value=(ensemble(Value)(config.hidden_dims), s, rep),
-        actor=(actor, s, rep, Pair(a, rep), 0, 2),
+        goal_rep=(GoalRep(layers, config.rep_dim), s, g),
+        value=(ensemble(Value)(layers), s, rep),
+        actor=(actor, s, rep, a, rep, vector(1), vector(1)),
     ))  # fmt: skip
 
 
@@ -106,17 +87,23 @@ def noise(nets: Networks, s: jax.Array, key: jax.Array) -> Pair:
     return Pair(a, jax.random.normal(rep_key, (*a.shape[:-1], nets.rep_dim)))
 
 
+def jump(nets: Networks, params: Params, s: jax.Array, goal_rep: jax.Array, x: Pair, t: int, d: int) -> Pair:
+    """f(s, ψ, x_a, x_φ, t, d): from noise x, the action and the goal representation `d` levels below level `t`."""
+    out = nets.actor(params, s, goal_rep, *x, *(jnp.full((1,), n, float) for n in (t, d)))
+    return Pair(x.a + out[..., : -nets.rep_dim], x.rep + out[..., -nets.rep_dim :])
+
+
 def two_hops(nets: Networks, params: Params, s: jax.Array, goal_rep: jax.Array, noises: tuple[Pair, Pair]) -> Pair:
     """Goes from the goal to a subgoal and from there to an action, each hop from its own noise; bounded."""
-    subgoal = bounded(nets.actor(params, s, goal_rep, noises[0], 0, 1))
-    return bounded(nets.actor(params, s, subgoal.rep, noises[1], 1, 1))
+    subgoal = bounded(jump(nets, params, s, goal_rep, noises[0], 0, 1))
+    return bounded(jump(nets, params, s, subgoal.rep, noises[1], 1, 1))
 
 
 def low_loss(nets: Networks, params: Params, state: State, batch: Batch, key: jax.Array, *, x: Pair) -> Loss:
     """A hop (t=1, d=1) from the subgoal w to the action and φ([s; s']), weighted by V(s', w) − V(s, w)."""
     s, next_s, w = batch["observations"], batch["next_observations"], batch["low_actor_goals"]
     weights = awr_weight(goal_advantage(represented_value, nets, state.params, s, next_s, w), state.config.low_alpha)
-    hop = nets.actor(params, s, nets.goal_rep(state.params, s, w), x, 1, 1)
+    hop = jump(nets, params, s, nets.goal_rep(state.params, s, w), x, 1, 1)
     a_errors = mse(hop.a, batch["actions"])
     loss = (weights * (a_errors + mse(hop.rep, nets.goal_rep(state.params, s, next_s)))).mean()
     return loss, {"low/loss": loss, "low/weight": weights.mean(), "low/action_mse": a_errors.mean()}
@@ -126,7 +113,7 @@ def high_loss(nets: Networks, params: Params, state: State, batch: Batch, key: j
     """A hop (t=0, d=1) from the goal g to the action and φ([s; w]), weighted by V(w, g) − V(s, g)."""
     s, g, w = batch["observations"], batch["high_actor_goals"], batch["high_actor_targets"]
     weights = awr_weight(goal_advantage(represented_value, nets, state.params, s, w, g), state.config.high_alpha)
-    hop = nets.actor(params, s, nets.goal_rep(params, s, g), x, 0, 1)
+    hop = jump(nets, params, s, nets.goal_rep(params, s, g), x, 0, 1)
     rep_errors = mse(hop.rep, nets.goal_rep(state.params, s, w))
     loss = (weights * (mse(hop.a, batch["actions"]) + rep_errors)).mean()
     return loss, {"high/loss": loss, "high/weight": weights.mean(), "high/rep_mse": rep_errors.mean()}
@@ -138,9 +125,9 @@ def shortcut_loss(
     """The jump (t=0, d=2) from the first hop's noise, regressed on two hops of the slow actor."""
     s, g = batch["observations"], batch["high_actor_goals"]
     target = two_hops(nets, state.target_params, s, nets.goal_rep(state.params, s, g), noises)
-    jump = bounded(nets.actor(params, s, nets.goal_rep(params, s, g), noises[0], 0, 2))
-    a_errors = mse(jump.a, target.a)
-    loss = (a_errors + mse(jump.rep, target.rep)).mean()
+    leap = bounded(jump(nets, params, s, nets.goal_rep(params, s, g), noises[0], 0, 2))
+    a_errors = mse(leap.a, target.a)
+    loss = (a_errors + mse(leap.rep, target.rep)).mean()
     return loss, {"shortcut/loss": loss, "shortcut/action_mse": a_errors.mean()}
 
 
@@ -152,8 +139,8 @@ def update(nets: Networks, state: State, batch: Batch, key: jax.Array) -> tuple[
     losses = (value, low, high, partial(shortcut_loss, noises=(first, second)))
     rates = dict.fromkeys(("goal_rep", "value", "actor"), config.learning_rate)
     moved, metrics = descend(nets, state, batch, key, losses, rates)
-    toward = state.params if config.lagging_targets else moved.params
-    return polyak(moved, toward, value=config.value.target_rate, actor=config.actor_target_rate), metrics
+    toward = state if config.lagging_targets else moved
+    return polyak(moved, toward.params, value=config.value.target_rate, actor=config.actor_target_rate), metrics
 
 
 def act(nets: Networks, policy: Policy[Config], inputs: Batch, key: jax.Array, *, explore: bool = False) -> jax.Array:
@@ -163,7 +150,7 @@ def act(nets: Networks, policy: Policy[Config], inputs: Batch, key: jax.Array, *
     first = noise(nets, s, first_key)
     if policy.config.hops == 2:
         return two_hops(nets, params, s, goal_rep, (first, noise(nets, s, second_key))).a
-    return bounded(nets.actor(params, s, goal_rep, first, 0, 2)).a
+    return bounded(jump(nets, params, s, goal_rep, first, 0, 2)).a
 
 
 def acting(state: State) -> Params:

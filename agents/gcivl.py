@@ -69,8 +69,8 @@ def update(nets: Networks, state: State, batch: Batch, key: jax.Array) -> tuple[
     config = state.config
     losses = (partial(goal_value_loss, v), actor_loss)
     moved, metrics = descend(nets, state, batch, key, losses, dict.fromkeys(("value", "actor"), config.learning_rate))
-    toward = state.params if config.lagging_targets else moved.params
-    return polyak(moved, toward, value=config.value.target_rate), metrics
+    toward = state if config.lagging_targets else moved
+    return polyak(moved, toward.params, value=config.value.target_rate), metrics
 
 
 def act(nets: Networks, policy: Policy[Config], inputs: Batch, key: jax.Array, *, explore: bool = False) -> jax.Array:

@@ -87,8 +87,8 @@ def update(nets: Networks, state: State, batch: Batch, key: jax.Array) -> tuple[
     losses = (partial(goal_value_loss, represented_value), low_loss, high_loss)
     rates = dict.fromkeys(("goal_rep", "value", "low_actor", "high_actor"), config.learning_rate)
     moved, metrics = descend(nets, state, batch, key, losses, rates)
-    toward = state.params if config.lagging_targets else moved.params
-    return polyak(moved, toward, value=config.value.target_rate), metrics
+    toward = state if config.lagging_targets else moved
+    return polyak(moved, toward.params, value=config.value.target_rate), metrics
 
 
 def act(nets: Networks, policy: Policy[Config], inputs: Batch, key: jax.Array, *, explore: bool = False) -> jax.Array:

@@ -45,6 +45,11 @@ class Config:
     actor_target_start: int = traced(1000, "Updates before the acting copy first moves.")
     actor_target_interval: int = traced(5, "Updates between moves of the acting copy.", low=1)
 
+    def problem(self, flag: str) -> str:
+        """Says that the policy meets one of two critics, and is scaled by the other."""
+        heads = self.critic.heads
+        return "" if heads == 2 else f"{flag}critic.heads={heads} must be 2: a coin chooses between two; leave it out"
+
 
 State = TrainState[Config]
 

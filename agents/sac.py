@@ -54,7 +54,7 @@ def networks(config: Config, spec: Spec) -> Networks:
 
 
 def critic_loss(nets: Networks, params: Params, state: State, batch: Batch, key: jax.Array) -> Loss:
-    """E (Q(s, a) − r − γ m (min Q̄(s', a') − α log π(a' | s')))², a' from the current policy (eqs. 5, 7)."""
+    """E (Q(s, a) − r − γ m (Q̄(s', a') − α log π(a' | s')))², a' from the current policy (eqs. 5, 7)."""
     next_s, config = batch["next_observations"], state.config
     next_a, log_probs = squashed(nets.actor(state.params, next_s), key)
     next_q = critics.combine(config.critic, nets.critic(state.target_params, next_s, next_a))
@@ -64,7 +64,7 @@ def critic_loss(nets: Networks, params: Params, state: State, batch: Batch, key:
 
 
 def actor_loss(nets: Networks, params: Params, state: State, batch: Batch, key: jax.Array) -> Loss:
-    """E[α log π(a | s) − min Q(s, a)] (eq. 9), and for α: E[−α log π(a | s) − α H̄] (eq. 18)."""
+    """E[α log π(a | s) − Q(s, a)] (eq. 9), Q of all heads, and for α: E[−α log π(a | s) − α H̄] (eq. 18)."""
     s, config = batch["observations"], state.config
     a, log_probs = squashed(nets.actor(params, s), key)
     q = critics.combine(config.critic, nets.critic(state.params, s, a))
@@ -79,8 +79,8 @@ def update(nets: Networks, state: State, batch: Batch, key: jax.Array) -> tuple[
     config = state.config
     rates = dict.fromkeys(("actor", "critic", "temperature"), config.learning_rate)
     moved, metrics = descend(nets, state, batch, key, (critic_loss, actor_loss), rates)
-    toward = state.params if config.lagging_targets else moved.params
-    return polyak(moved, toward, critic=config.critic.target_rate), metrics
+    toward = state if config.lagging_targets else moved
+    return polyak(moved, toward.params, critic=config.critic.target_rate), metrics
 
 
 def act(nets: Networks, policy: Policy[Config], inputs: Batch, key: jax.Array, *, explore: bool = False) -> jax.Array:

@@ -7,7 +7,6 @@ Noise is at time 0, data at time 1. An action is one completion from noise.
 from functools import partial
 from typing import NamedTuple
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
@@ -16,9 +15,9 @@ from flowrl.agent import Agent, make_agent
 from flowrl.config import MOST_COUNT, config, nested, static, traced
 from flowrl.critics import Critic
 from flowrl.data.samplers import Transitions
-from flowrl.encoders import TimePairEmbedding
+from flowrl.encoders import JumpMLP
 from flowrl.losses import mse, q_size
-from flowrl.networks import MLP, Network, Spec, mish, named
+from flowrl.networks import Network, Spec, named
 from flowrl.optim import descend, polyak
 from flowrl.paths import Path, bootstrap_target, complete, complete_in_steps, early_times, straight
 from flowrl.policies import BestOfN, best_of_n, one_and_best, with_critic
@@ -58,32 +57,18 @@ class Config:
 State = TrainState[Config]
 
 
-class Actor(nn.Module):
-    """h(s, x, τ, d): the mean velocity over a step of size d from the point x at time τ."""
-
-    hidden_dims: tuple[int, ...]
-    action_dim: int
-    time_dim: int = 128
-
-    @nn.compact
-    def __call__(self, s: jax.Array, x: jax.Array, t: jax.Array, d: jax.Array) -> jax.Array:
-        """Maps `[..., D]`, `[..., A]`, `[..., 1]` and `[..., 1]` to `[..., A]`."""
-        embedding = TimePairEmbedding(size=self.time_dim)(t, d)
-        return MLP(self.hidden_dims, self.action_dim, activation=mish)(s, x, embedding)
-
-
 class Networks(NamedTuple):
     """The actor and the critics."""
 
     spec: Spec
-    actor: Network  # Actor
+    actor: Network  # s [B, D], x [B, A], τ [B, 1], d [B, 1] -> mean velocity over the step [B, A]
     critic: Network  # s [B, D], a [B, A] -> [heads, B]
 
 
 def networks(config: Config, spec: Spec) -> Networks:
     """Builds the networks."""
     s, a, _, t = spec.inputs()
-    actor = Actor(config.hidden_dims, spec.action_dim, config.time_dim)
+    actor = JumpMLP(config.hidden_dims, spec.action_dim, config.time_dim)
     return Networks(
         spec, **named(actor=(actor, s, a, t, t), critic=(critics.module(config.critic, config.hidden_dims), s, a))
     )
@@ -141,8 +126,8 @@ def update(nets: Networks, state: State, batch: Batch, key: jax.Array) -> tuple[
     config = state.config
     rates = dict.fromkeys(("actor", "critic"), config.learning_rate)
     moved, metrics = descend(nets, state, batch, key, (critic_loss, actor_loss), rates)
-    toward = state.params if config.lagging_targets else moved.params
-    return polyak(moved, toward, critic=config.critic.target_rate, actor=config.actor_target_rate), metrics
+    toward = state if config.lagging_targets else moved
+    return polyak(moved, toward.params, critic=config.critic.target_rate, actor=config.actor_target_rate), metrics
 
 
 def act(nets: Networks, policy: Policy[Config], inputs: Batch, key: jax.Array, *, explore: bool = False) -> jax.Array:

@@ -59,7 +59,7 @@ def mean(nets: Networks, params: Params, s: jax.Array) -> jax.Array:
 
 
 def critic_loss(nets: Networks, params: Params, state: State, batch: Batch, key: jax.Array) -> Loss:
-    """E (Q(s, a) − r − γ m min Q̄(s', clip(π̄(s') + clip(noise))))² (algorithm 1)."""
+    """E (Q(s, a) − r − γ m Q̄(s', clip(π̄(s') + clip(noise))))² (algorithm 1)."""
     config, next_s, slow = state.config, batch["next_observations"], state.target_params
     noise = config.target_noise * nets.spec.noise(key, next_s)
     noise = jnp.clip(noise, -config.noise_clip, config.noise_clip)

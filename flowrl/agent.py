@@ -71,10 +71,10 @@ def make_agent(
         evaluations: As what it is evaluated; by default as it is configured.
     """
     networks = [net for name, net in nets._asdict().items() if isinstance(net, Network) and net.name == name]
-    structure = jax.tree.structure(config)
+    structure: Any = jax.tree.structure(config)
 
     def init(key: jax.Array, config: C) -> TrainState[C]:
-        if jax.tree.structure(config) != structure:
+        if structure != jax.tree.structure(config):
             raise ValueError("the networks were built for other static settings; call make with this configuration")
         config = as_arrays(config)
         params = {net.name: net.init(k) for net, k in zip(networks, jax.random.split(key, len(networks)), strict=True)}

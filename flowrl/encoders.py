@@ -77,6 +77,29 @@ class TimePairEmbedding(nn.Module):
         return embed(name="first")(features(first)) + embed(name="second")(features(second))
 
 
+class JumpMLP(nn.Module):
+    """Where a jump over part of a path leads: an MLP of its inputs and of where it begins and how far it goes (SSCP).
+
+    Attributes:
+        hidden_dims: Sizes of the hidden layers.
+        out_dim: Output size.
+        time_dim: Size of the embedding of time and size of the jump.
+        layer_norm: Whether LayerNorm follows each activation, as in GC-SSCP.
+    """
+
+    hidden_dims: Sequence[int]
+    out_dim: int
+    time_dim: int = 128
+    layer_norm: bool = False
+
+    @nn.compact
+    def __call__(self, *inputs: jax.Array) -> jax.Array:
+        """Maps `[..., D_i]`..., and time and size of the jump `[..., 1]` each, to `[..., out_dim]`."""
+        *parts, begin, size = inputs
+        embedding = TimePairEmbedding(self.layer_norm, self.time_dim)(begin, size)
+        return MLP(self.hidden_dims, self.out_dim, activation=mish, layer_norm=self.layer_norm)(*parts, embedding)
+
+
 def sinusoidal_features(x: jax.Array, size: int) -> jax.Array:
     """Fixed features [sin ωx, cos ωx] with ω falling geometrically from 1 to 1/10,000: `[..., 1]` to `[..., size]`."""
     half = size // 2

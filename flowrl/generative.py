@@ -95,7 +95,7 @@ class MeanFlow:
     def errors(self, field: AverageVelocity, a: jax.Array, key: jax.Array) -> jax.Array:
         """Errors against the MeanFlow target, each weighted by sg(1 / (error + c)^p): `[B, A]` to `[B]`."""
         noise_key, time_key = jax.random.split(key)
-        begins, times = interval_times(time_key, len(a), self.flow_ratio, TIME_SAMPLERS[self.time_sampler])
+        begins, times = interval_times(time_key, one_each(a), self.flow_ratio, TIME_SAMPLERS[self.time_sampler])
         path = straight(a, jax.random.normal(noise_key, a.shape), times)
         errors = mse(*average_velocity_target(field, path, begins, times))
         return errors * (jax.lax.stop_gradient(errors) + self.adaptive_constant) ** -self.adaptive_power

@@ -1,7 +1,7 @@
 """Errors and weights of single rows that agents share; means, masks and sums belong to the agents."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import chex
 import jax
@@ -69,8 +69,19 @@ class GoalValue:
     target_rate: float = traced(0.005, "Polyak rate of the target value network.", high=1.0)
 
 
+class HasGoalValue(Protocol):
+    """A configuration of an agent that learns such a value."""
+
+    @property
+    def value(self) -> GoalValue:
+        """The choices about it."""
+
+
+V = TypeVar("V", bound=HasGoalValue)
+
+
 def goal_value_loss(
-    value: GoalValueFn, nets: Any, params: Params, state: TrainState, batch: Batch, key: jax.Array
+    value: GoalValueFn, nets: Any, params: Params, state: TrainState[V], batch: Batch, key: jax.Array
 ) -> Loss:
     """Action-free expectile regression of twin goal-conditioned values (HIQL, https://arxiv.org/abs/2307.11949, eq. 4).
 
@@ -82,7 +93,7 @@ def goal_value_loss(
         value: The twin value function.
         nets: Its networks.
         params: Parameters to differentiate.
-        state: Gives the targets; its configuration has a `value: GoalValue`.
+        state: Gives the targets.
         batch: `observations`, `next_observations`, `value_goals`, `rewards` and `discounts`.
         key: Unused; the loss is deterministic.
 

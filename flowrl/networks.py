@@ -68,12 +68,12 @@ class Network:
     Attributes:
         name: Its entry.
         module: What computes.
-        inputs: Shapes of its inputs, in batches of 1; numbers stand for themselves.
+        inputs: Shapes of its inputs, in batches of 1.
     """
 
     name: str
     module: nn.Module
-    inputs: tuple[Any, ...]
+    inputs: tuple[Shape, ...]
 
     def init(self, key: jax.Array) -> Any:
         """Returns fresh parameters; no array is made for the inputs."""

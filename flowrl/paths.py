@@ -153,19 +153,21 @@ def logit_normal_times(key: jax.Array, shape: tuple[int, ...], mean: float = -0.
 TIME_SAMPLERS: dict[str, TimeSampler] = {"logit_normal": logit_normal_times, "uniform": uniform_times}
 
 
-def interval_times(key: jax.Array, rows: int, flow_ratio: Scalar, sampler: TimeSampler) -> tuple[jax.Array, jax.Array]:
+def interval_times(
+    key: jax.Array, shape: tuple[int, ...], flow_ratio: Scalar, sampler: TimeSampler
+) -> tuple[jax.Array, jax.Array]:
     """Draws pairs r ≤ t, the two in order; in a share of the rows r := t, where a mean velocity is a velocity.
 
     Args:
         key: Random key.
-        rows: Number of pairs B.
+        shape: Of either, one number for each of B rows, `[B, 1]` or with more axes of length 1.
         flow_ratio: Share of rows with r = t, `[]`; as many rows from the first on, rounded up.
         sampler: Distribution of both before they are put in order.
 
     Returns:
-        r and t, `[B, 1]` each.
+        r and t, of that shape each.
     """
-    draws = sampler(key, (2, rows, 1))
+    draws = sampler(key, (2, *shape))
     times = draws.max(axis=0)
-    equal = jnp.arange(rows)[:, None] < flow_ratio * rows
+    equal = jnp.arange(shape[0]).reshape(shape) < flow_ratio * shape[0]
     return jnp.where(equal, times, draws.min(axis=0)), times

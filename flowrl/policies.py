@@ -1,7 +1,7 @@
 """Parts of stochastic policies that agents share: Gaussian heads, and choosing among several actions by Q."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import flax.linen as nn
 import jax
@@ -11,7 +11,6 @@ from flowrl.config import config, put, static, traced
 from flowrl.networks import MLP, Activation, glorot, side_by_side
 from flowrl.train_state import Params, Scalar
 
-T = TypeVar("T")
 LOG_STD_RANGE = (-5.0, 2.0)
 
 
@@ -55,10 +54,21 @@ def with_critic(choice: BestOfN, actor: Any, critic: Any) -> Params:
     return {"actor": actor} if choice.num_samples == 1 else {"actor": actor, "critic": critic}
 
 
-def one_and_best(config: T) -> dict[str, T]:
-    """Returns what an agent with a `choice` is evaluated as: one draw, and if it has more the best of them."""
+class HasChoice(Protocol):
+    """A configuration of an agent that may choose among several actions."""
+
+    @property
+    def choice(self) -> BestOfN:
+        """How it chooses."""
+
+
+H = TypeVar("H", bound=HasChoice)
+
+
+def one_and_best(config: H) -> dict[str, H]:
+    """Returns what such an agent is evaluated as: one draw, and if it has more the best of them."""
     one = {"eval": put(config, {"choice.num_samples": 1})}
-    return one if config.choice.num_samples == 1 else one | {"best_of_n": config}  # type: ignore[attr-defined]
+    return one if config.choice.num_samples == 1 else one | {"best_of_n": config}
 
 
 # ------------------------------------------------------------------------------------------------------- Gaussians

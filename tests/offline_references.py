@@ -9,28 +9,41 @@ import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from small_agents import SPEC, A, B, D, state_with
+from small_agents import config_of as told_config
 
-from flowrl import agent as agents
-from flowrl import config as configs
-from flowrl.agents import bc, fql, ofql, sscp
-from flowrl.train_state import Batch, Params, TrainState, new_state
+from flowrl import agents
+from flowrl.agent import Agent
+from flowrl.agents import bc, cal_ql, fql, ofql, sac, sscp, td3
+from flowrl.config import flatten, values
+from flowrl.networks import Network
+from flowrl.train_state import Batch, Params, TrainState
 
-D, A, B = 3, 2, 6
 LEVELS = 7
 NAMES = ("sscp", "ofql", "fql", "bc")
-TARGETS = {"sscp": ("actor", "critic"), "ofql": ("actor", "critic"), "fql": ("critic",), "bc": ()}
+TARGETS = {
+    "sscp": ("actor", "critic"), "ofql": ("actor", "critic"), "fql": ("critic",), "bc": (),
+    "sac": ("critic",), "td3": ("actor", "critic"), "cal_ql": ("critic",),
+}  # fmt: skip
 # Off the defaults and all different, so that no two can be mistaken for one another.
-SHARED = {"learning_rate": 0.01, "discount": 0.9, "critic_target_rate": 0.2}
-HYPER: dict[str, dict[str, float]] = {
+SHARED = {"learning_rate": 0.01, "discount": 0.9, "critic.target_rate": 0.2}
+ENTROPY = {"target_entropy": -0.7, "initial_temperature": 0.6}
+TOLD: dict[str, dict[str, Any]] = {
     "sscp": {**SHARED, "flow_alpha": 0.7, "completion_alpha": 1.3, "q_alpha": 0.4, "actor_target_rate": 0.3},
-    "ofql": {**SHARED, "q_alpha": 0.6, "actor_target_rate": 0.3, "adaptive_power": 0.8, "adaptive_constant": 0.1},
+    "ofql": {
+        **SHARED, "q_alpha": 0.6, "actor_target_rate": 0.3, "flow.adaptive_power": 0.8, "flow.adaptive_constant": 0.1,
+    },
     "fql": {**SHARED, "alpha": 1.7, "q_alpha": 0.6},
     "bc": {"learning_rate": 0.01},
-}
+    "sac": {**SHARED, **ENTROPY},
+    "td3": {**SHARED, "target_noise": 0.8, "noise_clip": 0.5, "explore_noise": 0.3},
+    "cal_ql": {**SHARED, **ENTROPY, "actor_learning_rate": 0.002, "conservative_weight": 1.7, "proposals": 3},
+}  # fmt: skip
 
 
 # --- networks ---
@@ -49,30 +62,28 @@ def critics(xp: Any, params: Any, observations: Any, actions: Any) -> Any:
 
 
 @dataclasses.dataclass(frozen=True)
-class Field:
-    """Stands in for an actor or a velocity field."""
+class Stub:
+    """Stands in for a module: a function of its parameters and inputs."""
 
-    action_dim: int = A
-    out_dim: int = A
+    function: Callable[..., Any]
 
-    def apply(self, params: Any, *parts: jax.Array) -> jax.Array:
-        return field(jnp, params, *parts)
-
-
-@dataclasses.dataclass(frozen=True)
-class Critics:
-    """Stands in for twin critics."""
-
-    def apply(self, params: Any, observations: jax.Array, actions: jax.Array) -> jax.Array:
-        return critics(jnp, params, observations, actions)
+    def apply(self, params: Any, *inputs: Any) -> Any:
+        return self.function(params, *inputs)
 
 
-@dataclasses.dataclass(frozen=True)
-class GaussianField:
-    """Stands in for a Gaussian actor: means and log standard deviations are halves of one field."""
+def network(name: str, function: Callable[..., Any]) -> Network:
+    """A network that computes `function(params, *inputs)`."""
+    return Network(name, Stub(function), ())  # type: ignore[arg-type]
 
-    def apply(self, params: Any, observations: jax.Array) -> Any:
-        return jnp.split(field(jnp, params, observations), 2, axis=-1)
+
+def halves(params: Any, observations: jax.Array) -> Any:
+    """Means and log standard deviations: the halves of one field."""
+    return jnp.split(field(jnp, params, observations), 2, axis=-1)
+
+
+def apart(params: Any, observations: jax.Array, actions: jax.Array) -> jax.Array:
+    """Twin critics, each at actions of its own."""
+    return jnp.stack([critics(jnp, params, observations, own)[i] for i, own in enumerate(actions)])
 
 
 def squashed(params: Any, observations: np.ndarray, noise: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -83,69 +94,61 @@ def squashed(params: Any, observations: np.ndarray, noise: np.ndarray) -> tuple[
     return np.tanh(before), np.log(normal / (1 - np.tanh(before) ** 2)).sum(axis=-1)
 
 
-def close(one: Any, other: Any, rtol: float = 1e-6, atol: float = 1e-8) -> None:
-    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=rtol, atol=atol), one, other)
-
-
+ACTOR, CRITIC = network("actor", functools.partial(field, jnp)), network("critic", functools.partial(critics, jnp))
 NETWORKS: dict[str, Any] = {
-    "sscp": sscp.Networks(Field(), Critics()),
-    "ofql": ofql.Networks(Field(), Critics()),
-    "fql": fql.Networks(Field(), Field(), Critics()),
-    "bc": bc.Networks(Field()),
+    "sscp": sscp.Networks(SPEC, ACTOR, CRITIC),
+    "ofql": ofql.Networks(SPEC, ACTOR, CRITIC),
+    "fql": fql.Networks(SPEC, network("flow", functools.partial(field, jnp)), ACTOR, CRITIC),
+    "bc": bc.Networks(SPEC, ACTOR),
+    "sac": sac.Networks(SPEC, network("actor", halves), CRITIC),
+    "td3": td3.Networks(SPEC, ACTOR, CRITIC),
+    "cal_ql": cal_ql.Networks(SPEC, network("actor", halves), CRITIC, network("critic", apart)),
 }
 
 
-def config_of(name: str, **fields: Any) -> Any:
-    return agents.load(name).Config(**{**HYPER[name], **fields})
-
-
-def stub_params(config: Any, name: str, rng: np.random.Generator) -> Params:
-    """Random parameters, float64: no two heads alike, no bias zero."""
-    extra = {"sscp": 2, "ofql": 2, "fql": 0, "bc": 1}[name]
-    inputs = D if getattr(config, "distribution", "") == "gaussian" else D + A + extra
-
-    def dense(size: int) -> dict[str, np.ndarray]:
-        return {"kernel": rng.normal(0, 0.6, (size, A)), "bias": rng.normal(0, 0.3, A)}
-
-    params: dict[str, Any] = {"actor": dense(inputs)}
-    if name == "fql":
-        params["flow"] = dense(D + A + 1)
-    if name != "bc":
-        shapes = {"weight": (2, D + A), "curve": (2, A), "bias": (2,)}
-        params["critic"] = {leaf: rng.normal(0, 0.7, shape) for leaf, shape in shapes.items()}
-    return params
-
-
-def state_of(name: str, seed: int = 0, **fields: Any) -> TrainState:
-    """A state with slow copies unlike the trained networks; float64 where JAX has it enabled."""
-    config, rng = config_of(name, **fields), np.random.default_rng([seed, len(name)])
-    params = jax.tree.map(jnp.asarray, stub_params(config, name, rng))
-    slow = jax.tree.map(jnp.asarray, stub_params(config, name, rng))
-    values = {field: getattr(config, field) for field in configs.hyper(config)}
-    hyper = {field: jnp.asarray(value, type(value)) for field, value in values.items()}  # never weakly typed
-    state = new_state(params, TARGETS[name], hyper)
-    return state.replace(target_params={network: slow[network] for network in TARGETS[name]})
-
-
-def batch_of(seed: int = 0) -> Batch:
-    rng = np.random.default_rng(seed)
-    fields = {"observations": rng.normal(size=(B, D)), "next_observations": rng.normal(size=(B, D))}
-    fields |= {"actions": rng.uniform(-1, 1, (B, A)), "rewards": 2 * rng.normal(size=B)}
-    return jax.tree.map(jnp.asarray, {**fields, "masks": np.array([1.0, 0, 1, 1, 1, 0])})
+def config_of(name: str, told: dict[str, Any]) -> Any:
+    return told_config(name, TOLD[name] | told)
 
 
 @functools.cache
-def step_of(name: str, mapped: bool = False, **fields: Any) -> Callable[..., Any]:
-    """The compiled update of an agent with tiny networks; `fields` are static ones."""
-    module = agents.load(name)
-    update = functools.partial(module.update, NETWORKS[name], config_of(name, **fields))
-    quickly = {"xla_backend_optimization_level": 0}  # compiling takes longer than running
-    return jax.jit(jax.vmap(update) if mapped else update, compiler_options=quickly)
+def _agent(name: str, structure: Any) -> Agent:
+    module, leaves = agents.load(name), [0.0] * structure.num_leaves
+    with mock.patch.object(module, "networks", return_value=NETWORKS[name]):
+        return module.make(jax.tree.unflatten(structure, leaves), SPEC)
 
 
-def gradients(after: TrainState) -> Params:
-    """The gradients of a first step: from zero, Adam's mean becomes a tenth of them."""
-    return {name: jax.tree.map(lambda m: m / 0.1, moments.mu) for name, moments in after.opt_state.items()}
+def agent_of(name: str, told: dict[str, Any] | None = None) -> Agent:
+    """The agent with tiny networks in place of its own."""
+    return _agent(name, jax.tree.structure(config_of(name, told or {})))
+
+
+def stub_params(name: str, config: Any, rng: np.random.Generator) -> Params:
+    """Random parameters, float64: no two heads alike, no bias zero."""
+
+    def dense(inputs: int, outputs: int = A) -> dict[str, np.ndarray]:
+        return {"kernel": rng.normal(0, 0.6, (inputs, outputs)), "bias": rng.normal(0, 0.3, outputs)}
+
+    flows = {"sscp": D + A + 2, "ofql": D + A + 2, "fql": D + A, "td3": D}
+    params: dict[str, Any]
+    if name == "bc":
+        return {"actor": dense(D if config.distribution == "gaussian" else D + A + 1)}
+    params = {"actor": dense(flows[name]) if name in flows else dense(D, 2 * A)}
+    if name == "fql":
+        params["flow"] = dense(D + A + 1)
+    shapes = {"weight": (2, D + A), "curve": (2, A), "bias": (2,)}
+    params["critic"] = {leaf: rng.normal(0, 0.7, shape) for leaf, shape in shapes.items()}
+    if name in ("sac", "cal_ql"):
+        params["temperature"] = {"log": rng.normal(-1, 0.3)}
+    if name == "cal_ql" and config.lagrange:
+        params["multiplier"] = {"log": np.asarray(0.4)}
+    return params
+
+
+def state_of(name: str, seed: int = 0, told: dict[str, Any] | None = None) -> TrainState:
+    """A state with slow copies unlike the trained networks; float64 where JAX has it enabled."""
+    config, rng = config_of(name, told or {}), np.random.default_rng([seed, len(name)])
+    params, slow = (jax.tree.map(jnp.asarray, stub_params(name, config, rng)) for _ in range(2))
+    return state_with(config, params, {network: slow[network] for network in TARGETS[name]})
 
 
 # --- references ---
@@ -158,7 +161,9 @@ class Case:
         self.config, self.key = config, key
         self.params, self.slow = (jax.tree.map(np.asarray, tree) for tree in (state.params, state.target_params))
         self.batch = {name: np.asarray(array) for name, array in batch.items()}
-        self.hyper = {name: float(value) for name, value in state.hyper.items()}
+        told = {name: value for name, value in values(config).items() if isinstance(value, (int, float))}
+        traced = {entry.name: entry.value for entry in flatten(state.config) if entry.traced}
+        self.hyper = {name: float(value) for name, value in (told | traced).items()}
 
     def normal(self, key: jax.Array, *shape: int) -> np.ndarray:
         return np.asarray(jax.random.normal(key, shape or (B, A)))
@@ -184,7 +189,7 @@ def times_like(points: np.ndarray, value: float) -> np.ndarray:
 
 def combined(case: Case, values: np.ndarray) -> np.ndarray:
     """Both critics' values `[2, B]` as one `[B]`."""
-    return np.minimum(*values) if case.config.q_agg == "min" else (values[0] + values[1]) / 2
+    return np.minimum(*values) if case.config.critic.aggregate == "min" else (values[0] + values[1]) / 2
 
 
 def sscp_reference(case: Case) -> Reference:
@@ -256,11 +261,11 @@ def ofql_reference(case: Case, moved_critic: Any) -> Reference:
     s, a, after, hyper = (*(case.batch[n] for n in ("observations", "actions", "next_observations")), case.hyper)
     draws = case.normal(time_key, 2, B, 1) - 0.4
     times = 1 / (1 + np.exp(-draws))
-    if case.config.time_sampler == "uniform":
+    if case.config.flow.time_sampler == "uniform":
         times = np.asarray(jax.random.uniform(time_key, (2, B, 1)))
     t, r = np.maximum(*times), np.minimum(*times)
     for j in range(B):
-        if j < hyper["flow_ratio"] * B:
+        if j < hyper["flow.flow_ratio"] * B:
             r[j] = t[j]
     noise, policy_noise = case.normal(noise_key), case.normal(policy_key)
     x, v = (1 - t) * a + t * noise, noise - a
@@ -278,7 +283,7 @@ def ofql_reference(case: Case, moved_critic: Any) -> Reference:
     def errors(params: Params) -> np.ndarray:
         return ((field(np, params["actor"], s, x, r, t) - targets) ** 2).mean(axis=-1)
 
-    weights = (errors(case.params) + hyper["adaptive_constant"]) ** -hyper["adaptive_power"]
+    weights = (errors(case.params) + hyper["flow.adaptive_constant"]) ** -hyper["flow.adaptive_power"]
 
     def values(params: Params) -> np.ndarray:
         return critics(np, moved_critic, s, act(params["actor"], s, policy_noise))
@@ -308,9 +313,9 @@ def fql_reference(case: Case) -> Reference:
     next_actions = np.clip(field(np, case.params["actor"], after, case.normal(critic_key)), -1, 1)
     next_values = critics(np, case.slow["critic"], after, next_actions)
     targets = z
-    for i in range(case.config.flow_steps):
-        velocity = field(np, case.params["flow"], s, targets, times_like(z, i / case.config.flow_steps))
-        targets = targets + velocity / case.config.flow_steps
+    for i in range(case.config.behaviour.steps):
+        velocity = field(np, case.params["flow"], s, targets, times_like(z, i / case.config.behaviour.steps))
+        targets = targets + velocity / case.config.behaviour.steps
     targets = np.clip(targets, -1, 1)
 
     def values(params: Params) -> np.ndarray:

@@ -6,51 +6,41 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from offline_references import (
+from offline_references import Case, critics, finite_differences, squashed
+from offline_references import agent_of as stub_agent
+from offline_references import config_of as stub_config
+from offline_references import state_of as stub_state
+from programs import main
+from small_agents import (
+    SPEC,
     A,
     B,
-    Case,
-    Critics,
-    D,
-    GaussianField,
-    batch_of,
-    close,
-    critics,
-    finite_differences,
+    assert_close,
+    compiled,
+    compiled_mapped,
+    followed,
     gradients,
-    squashed,
+    networks_of,
+    stack,
+    transitions,
+    with_config,
 )
-from programs import main
 
-from flowrl import config as configs
-from flowrl import loggers
-from flowrl.agent import Spec
+from flowrl import agents, loggers
 from flowrl.agents import cal_ql
 from flowrl.agents.cal_ql import Config, conservative_gap
+from flowrl.config import check, put
+from flowrl.data.samplers import Transitions
 from flowrl.errors import UserError
-from flowrl.maximum_entropy import Networks
-from flowrl.networks import Value, ensemble
-from flowrl.train_state import Batch, Params, TrainState, new_state
+from flowrl.networks import Spec
+from flowrl.train_state import Batch, Params, TrainState
 
 N = 3
-
-
-class Apart:
-    """Stands in for twin critics, each at actions of its own."""
-
-    def apply(self, params: Any, observations: jax.Array, actions: jax.Array) -> jax.Array:
-        return jnp.stack([critics(jnp, params, observations, own)[i] for i, own in enumerate(actions)])
-
-
-NETWORKS = Networks(GaussianField(), Critics(), Apart())
-HYPER: dict[str, Any] = dict(
-    learning_rate=0.01, actor_learning_rate=0.002, critic_target_rate=0.2, target_entropy=-0.7, initial_temperature=0.6
-)
+"""Proposals of each kind."""
 
 
 @pytest.fixture(autouse=True)
@@ -59,39 +49,16 @@ def x64() -> Iterator[None]:
         yield
 
 
-def config_of(**fields: Any) -> Config:
-    return Config(**{**HYPER, "discount": 0.9, "conservative_weight": 1.7, "proposals": N, **fields})
+agent_of, state_of = functools.partial(stub_agent, "cal_ql"), functools.partial(stub_state, "cal_ql")
 
 
-def state_of(seed: int = 0, **fields: Any) -> TrainState:
-    """A state with slow critics unlike the trained ones, float64."""
-    rng = np.random.default_rng([seed, 6])
-
-    def critic() -> Any:
-        shapes = {"weight": (2, D + A), "curve": (2, A), "bias": (2,)}
-        return {leaf: jnp.asarray(rng.normal(0, 0.7, shape)) for leaf, shape in shapes.items()}
-
-    actor = {"kernel": jnp.asarray(rng.normal(0, 0.6, (D, 2 * A))), "bias": jnp.asarray(rng.normal(0, 0.3, 2 * A))}
-    config = config_of(**fields)
-    hyper = {name: jnp.asarray(getattr(config, name), float) for name in (*configs.hyper(config), "discount")}
-    params = {"actor": actor, "critic": critic(), "temperature": {"log": jnp.asarray(rng.normal(-1, 0.3))}}
-    if config.lagrange:
-        params["multiplier"] = {"log": jnp.asarray(0.4)}
-    return new_state(params, ("critic",), hyper).replace(target_params={"critic": critic()})
+def update_of(told: dict[str, Any]) -> Callable[..., Any]:
+    return compiled(agent_of(told), optimised=True)
 
 
 def with_returns(seed: int = 0) -> Batch:
     """Returns that are not known, below all values, among them, and above all."""
-    return {**batch_of(seed), "returns": jnp.array([-jnp.inf, -50.0, 0.0, 0.5, 1.0, 30.0])}
-
-
-@functools.cache
-def step_of(mapped: bool = False, **fields: Any) -> Callable[..., Any]:
-    update = functools.partial(cal_ql.update, NETWORKS, config_of(**fields), Spec(D, A, 0))
-    if mapped:
-        axes = jax.tree.map(lambda _: 0, state_of().replace(step=None))
-        update = jax.vmap(update, in_axes=(axes, None, 0), out_axes=(axes, 0))
-    return jax.jit(update)
+    return {**transitions(seed), "returns": jnp.array([-jnp.inf, -50.0, 0.0, 0.5, 1.0, 30.0])}
 
 
 # ------------------------------------------------------------------------------------------- conservative term
@@ -133,11 +100,11 @@ def test_nothing_pushes_a_calibrated_value_down() -> None:
 
 
 def test_only_critics_receive_gradients_of_their_loss() -> None:
-    state = state_of()
+    state, nets = state_of(), networks_of(agent_of())
 
     def loss(params: Params) -> jax.Array:
         keys = jax.random.split(jax.random.key(0))
-        return cal_ql.critic_loss(NETWORKS, config_of(), params, state, with_returns(), keys)[0]
+        return cal_ql.critic_loss(nets, params, state, with_returns(), keys)[0]
 
     grads = jax.grad(loss)(state.params)
     assert not any(np.any(leaf) for name in ("actor", "temperature") for leaf in jax.tree.leaves(grads[name]))
@@ -215,7 +182,7 @@ LOSSES = ("critic/loss", "actor/loss", "actor/temperature_loss", "critic/multipl
 
 
 @pytest.mark.parametrize(
-    ("seed", "fields"),
+    ("seed", "told"),
     [
         (5, {}),
         (1, {"max_target_backup": False}),
@@ -224,10 +191,10 @@ LOSSES = ("critic/loss", "actor/loss", "actor/temperature_loss", "critic/multipl
     ],
     ids=["released", "plain_backup", "one_draw", "lagrange"],
 )
-def test_losses_and_gradients_equal_their_references(seed: int, fields: dict[str, Any]) -> None:
-    state, batch, key = state_of(seed, **fields), with_returns(seed), jax.random.key(seed)
-    after, metrics = step_of(**fields)(state, batch, key)
-    reference = reference_of(Case(config_of(**fields), state, batch, key))
+def test_losses_and_gradients_equal_their_references(seed: int, told: dict[str, Any]) -> None:
+    state, batch, key = state_of(seed, told), with_returns(seed), jax.random.key(seed)
+    after, metrics = update_of(told)(state, batch, key)
+    reference = reference_of(Case(stub_config("cal_ql", told), state, batch, key))
     params = jax.tree.map(np.asarray, state.params)
     expected = reference(params)
     assert 0 < expected["critic/calibrated"] < 1
@@ -238,25 +205,34 @@ def test_losses_and_gradients_equal_their_references(seed: int, fields: dict[str
         found = reference(params)
         return sum(found[name] for name in LOSSES if name in found)
 
-    close(gradients(after), finite_differences(total, params), rtol=1e-5)
+    assert_close(gradients(after), finite_differences(total, params), rtol=1e-5)
     assert all(np.isfinite(value) for value in metrics.values())
 
 
 def test_every_loss_has_draws_of_its_own_unless_told() -> None:
     """Twin critics with equal parameters: at the same draws their gradients are equal, at others they are not."""
     for one_draw in (True, False):
-        state = state_of()
+        state = state_of(0, {"one_draw": one_draw})
         twins = jax.tree.map(lambda x: jnp.stack([x[0]] * 2), state.params["critic"])
         state = state.replace(params={**state.params, "critic": twins})
-        after, _ = step_of(one_draw=one_draw)(state, with_returns(), jax.random.key(0))
+        after, _ = update_of({"one_draw": one_draw})(state, with_returns(), jax.random.key(0))
         same = jax.tree.map(lambda g: np.allclose(g[0], g[1]), gradients(after)["critic"])
         assert all(jax.tree.leaves(same)) is one_draw
 
 
+def test_there_may_be_any_number_of_critics_combined_in_any_way() -> None:
+    config = put(Config(), {"critic.heads": 3, "critic.aggregate": "mean", "lagrange": True, "hidden_dims": (8,)})
+    agent = agents.build("cal_ql", config, SPEC)
+    state = jax.eval_shape(agent.init, jax.random.key(0), config)
+    after, metrics = jax.eval_shape(agent.update, state, with_returns(), jax.random.key(0))
+    assert {leaf.shape[0] for leaf in jax.tree.leaves(after.params["critic"])} == {3}
+    assert metrics["critic/gap"].shape == ()
+
+
 def test_the_multiplier_rises_while_gaps_are_above_their_target() -> None:
     for target, sign in ((-50.0, 1), (50.0, -1)):
-        state = state_of(lagrange=True, target_gap=target)
-        after, metrics = step_of(lagrange=True, target_gap=target)(state, with_returns(), jax.random.key(0))
+        state = with_config(state_of(0, {"lagrange": True}), {"target_gap": target})
+        after, metrics = update_of({"lagrange": True})(state, with_returns(), jax.random.key(0))
         change = after.params["multiplier"]["log"] - state.params["multiplier"]["log"]
         np.testing.assert_allclose(change, sign * 0.01, rtol=1e-3)  # the critics' step size
         np.testing.assert_allclose(metrics["critic/multiplier"], np.exp(state.params["multiplier"]["log"]), rtol=1e-6)
@@ -265,7 +241,7 @@ def test_the_multiplier_rises_while_gaps_are_above_their_target() -> None:
 def test_the_policys_scale_and_offset_of_log_sigma_are_learnt() -> None:
     """−1 at first, whatever the state; then multiplier · output + offset, cut to [−20, 2]."""
     with jax.enable_x64(False):
-        policy, states = cal_ql.Policy((8,), 2), jnp.eye(3)
+        policy, states = cal_ql.Actor((8,), 2), jnp.eye(3)
         params = policy.init(jax.random.key(0), states)["params"]
         means, log_stds = policy.apply({"params": params}, states)
         np.testing.assert_allclose(log_stds, -1, atol=0.05)
@@ -281,8 +257,8 @@ def test_the_policys_scale_and_offset_of_log_sigma_are_learnt() -> None:
 
 def test_kernels_are_orthogonal_and_the_last_ones_small() -> None:
     with jax.enable_x64(False):
-        agent = cal_ql.make(Config(hidden_dims=(8, 8), actor_hidden_dims=(8, 8)), Spec(8, 4, 0))
-        params = agent.init(jax.random.key(0)).params
+        config = put(Config(), {"hidden_dims": (8, 8), "critic.hidden_dims": (8, 8)})
+        params = agents.build("cal_ql", config, Spec.of_sizes(8, 4)).init(jax.random.key(0), config).params
         for tree in (params["actor"], jax.tree.map(lambda x: x[1], params["critic"])):
             layers = tree["params"]["MLP_0"]
             hidden, last = layers["Dense_0"]["kernel"], layers["Dense_1"]["kernel"]
@@ -292,36 +268,30 @@ def test_kernels_are_orthogonal_and_the_last_ones_small() -> None:
 
 def test_critics_have_a_step_size_of_their_own_and_slow_copies_follow() -> None:
     state = state_of()
-    after, _ = step_of()(state, with_returns(), jax.random.key(0))
+    after, _ = update_of({})(state, with_returns(), jax.random.key(0))
     assert int(after.step) == 1
     for name, rate in (("critic", 0.01), ("actor", 0.002), ("temperature", 0.002)):
         moves = jax.tree.map(lambda x, y: np.abs(x - y).ravel(), after.params[name], state.params[name])
         np.testing.assert_allclose(np.concatenate(jax.tree.leaves(moves)), rate, rtol=1e-3)
-    slow = jax.tree.map(lambda p, old: 0.2 * p + 0.8 * old, after.params["critic"], state.target_params["critic"])
-    close(after.target_params["critic"], slow)
+    assert_close(after.target_params, followed(state.target_params, after.params, {"critic": 0.2}))
 
 
 def test_mapped_updates_equal_single_ones() -> None:
     states, keys = [state_of(seed) for seed in (0, 1)], jax.random.split(jax.random.key(3))
-    stacked = jax.tree.map(lambda *x: jnp.stack(x), *states).replace(step=states[0].step)
-    after, _ = step_of(mapped=True)(stacked, with_returns(), keys)
+    after, _ = compiled_mapped(agent_of({}), optimised=True)(stack(states), with_returns(), keys)
     for i, state in enumerate(states):
-        alone, _ = step_of()(state, with_returns(), keys[i])
-        close(jax.tree.map(lambda x, i=i: x[i], after.params), alone.params, rtol=1e-9)
+        alone, _ = update_of({})(state, with_returns(), keys[i])
+        assert_close(jax.tree.map(lambda x, i=i: x[i], after.params), alone.params, rtol=1e-9)
 
 
 def test_the_discount_of_the_returns_is_that_of_the_targets() -> None:
-    with jax.enable_x64(False):
-        agent = cal_ql.make(Config(discount=0.8), Spec(2, 1, 0))
-        state = agent.init(jax.random.key(0), {"conservative_weight": 2.0})
-        assert agent.needs.returns_discount == 0.8
-        np.testing.assert_allclose(state.hyper["discount"], 0.8)
-        assert state.hyper["discount"].dtype == jnp.float32
-        assert not state.hyper["discount"].weak_type
-        with pytest.raises(KeyError, match="discount"):  # returns would belong to another one
-            agent.init(jax.random.key(0), {"discount": 0.9})
+    config = Config(discount=0.8)
+    agent = agents.build("cal_ql", config, Spec.of_sizes(2, 1))
+    assert agent.batch(config) == Transitions(0.8, returns=True)
+    with pytest.raises(ValueError, match="other static settings"):  # returns would belong to another one
+        agent.init(jax.random.key(0), Config(discount=0.9))
     with pytest.raises(UserError, match=r"--agent.discount=1.0 is out of range; give a value in \[0, 0.99999\]"):
-        configs.check(Config(discount=1.0))
+        check(Config(discount=1.0), "agent.")
 
 
 # ------------------------------------------------------------------------------------------------------- probe
@@ -334,11 +304,11 @@ def test_a_bandit_whose_values_stay_at_the_returns() -> None:
     CQL, the same policy's values sink further.
     """
     with jax.enable_x64(False):
-        config = Config(
-            hidden_dims=(32, 32), actor_hidden_dims=(32,), batch_size=64, learning_rate=3e-3, actor_learning_rate=3e-3,
-            proposals=4, initial_temperature=0.05, max_target_backup=False,
-        )  # fmt: skip
-        agent = cal_ql.make(config, Spec(1, 1, 0))
+        config = put(Config(), {
+            "hidden_dims": (32,), "critic.hidden_dims": (32, 32), "learning_rate": 3e-3, "actor_learning_rate": 3e-3,
+            "proposals": 4, "initial_temperature": 0.05, "max_target_backup": False,
+        })  # fmt: skip
+        agent = agents.build("cal_ql", config, Spec.of_sizes(1, 1))
         states = jnp.zeros((64, 1))
 
         def train(key: jax.Array, calibrated: jax.Array) -> TrainState:
@@ -347,22 +317,23 @@ def test_a_bandit_whose_values_stay_at_the_returns() -> None:
                 good = jax.random.bernoulli(arm_key, 0.5, (64,))
                 actions = jnp.where(good, 0.5, -0.5) + 0.2 * jax.random.normal(action_key, (64,))
                 rewards = jnp.where(good, 2.0, 1.0)
-                batch = {
+                rows = {
                     "observations": states,
+                    "next_observations": states,
                     "actions": jnp.clip(actions, -1, 1)[:, None],
+                }
+                rows |= {
                     "rewards": rewards,
                     "masks": jnp.zeros(64),
-                    "next_observations": states,
                     "returns": jnp.where(calibrated, rewards, -jnp.inf),
                 }
-                return agent.update(state, batch, update_key)[0]
+                return agent.update(state, agent.batch(config).complete(rows), update_key)[0]
 
-            state = jax.lax.fori_loop(0, 800, body, agent.init(key))
-            policy, critic = agent.policy(state), ensemble(Value)((32, 32), activation=nn.relu, layer_norm=False)
-            values = functools.partial(critic.apply, state.params["critic"], states)
-            none = jnp.zeros((64, 0))
-            mode = agent.act(policy, states, none, key, mode="eval")[0, 0]
-            own = values(agent.act(policy, states, none, key, mode="explore")).mean()
+            state = jax.lax.fori_loop(0, 800, body, agent.init(key, config))
+            policy, inputs = agent.policy(state), {"observations": states}
+            values = functools.partial(networks_of(agent).critic, state.params, states)
+            mode = agent.act(policy, inputs, key)[0, 0]
+            own = values(agent.act(policy, inputs, key, explore=True)).mean()
             untried = jnp.stack([values(jnp.full((64, 1), end)).mean() for end in (-1.0, 1.0)])
             return mode, own, untried
 
@@ -376,8 +347,8 @@ def test_a_bandit_whose_values_stay_at_the_returns() -> None:
 
 # ------------------------------------------------------------------------------------------------ command line
 
-TINY = ("--agent=cal_ql", "--env=Pendulum-v1", "--agent.hidden_dims=8", "--agent.actor_hidden_dims=8")
-TINY = (*TINY, "--agent.batch_size=8", "--agent.proposals=2", "--preset=none", "--eval_episodes=1", "--workers=1")
+TINY = ("--agent=cal_ql", "--env=Pendulum-v1", "--agent.hidden_dims=8", "--agent.critic.hidden_dims=8")
+TINY = (*TINY, "--agent.batch_size=8", "--agent.proposals=2", "--preset=none", "--eval.episodes=1", "--workers=1")
 
 
 def metrics_of(folder: Path, name: str) -> dict[int, float]:
@@ -389,9 +360,12 @@ def test_it_learns_offline_and_goes_on_online(tmp_path: Path) -> None:
     fields = {"observations": rng.normal(size=(60, 3)), "actions": rng.uniform(-2, 2, (60, 1)), "rewards": -np.ones(60)}
     np.savez(tmp_path / "own.npz", **fields, terminals=np.zeros(60, bool), timeouts=np.arange(60) % 20 == 19)
     folder = tmp_path / "run"
-    given = (f"--data={tmp_path / 'own.npz'}", "--steps=20", "--online_steps=20", "--offline_share=0.5")
-    rewards = ("--reward_scale=10", "--reward_shift=20")  # unsolved: 10 · (−1)/(1 − γ) + 20/(1 − γ) = 1000
-    schedule = ("--eval_interval=20", "--log_interval=10", "--checkpoint_interval=20")
+    given = (f"--data={tmp_path / 'own.npz'}", "--steps=20", "--online.steps=20", "--online.offline_share=0.5")
+    rewards = (
+        "--normalize.reward_scale=10",
+        "--normalize.reward_shift=20",
+    )  # unsolved: 10 · (−1)/(1 − γ) + 20/(1 − γ) = 1000
+    schedule = ("--eval.interval=20", "--log.interval=10", "--checkpoint.interval=20")
     with jax.enable_x64(False):
         assert main(*TINY, *given, *rewards, *schedule, f"--run_dir={folder}") == 0
     calibrated = metrics_of(folder, "critic/calibrated")
@@ -403,8 +377,13 @@ def test_it_learns_offline_and_goes_on_online(tmp_path: Path) -> None:
 
 def test_online_returns_are_known_once_the_episode_is_over(tmp_path: Path) -> None:
     """Pendulum's episodes have 200 steps, and with 50 more each the returns are far above fresh critics."""
-    folder, schedule = tmp_path / "run", ("--eval_interval=240", "--log_interval=20", "--checkpoint_interval=120")
-    steps = ("--online_steps=240", "--warmup_steps=170", "--reward_shift=50", "--updates_per_step=0.5")
+    folder, schedule = tmp_path / "run", ("--eval.interval=240", "--log.interval=20", "--checkpoint.interval=120")
+    steps = (
+        "--online.steps=240",
+        "--online.warmup_steps=170",
+        "--online.updates_per_step=0.5",
+        "--normalize.reward_shift=50",
+    )
     with jax.enable_x64(False):
         assert main(*TINY, *steps, *schedule, f"--run_dir={folder}") == 0
     calibrated = {

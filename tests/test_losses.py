@@ -8,7 +8,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from flowrl.losses import awr_weight, expectile_weight, goal_value_loss, mse, unit_gaussian_log_prob
+from flowrl.config import config, nested, traced
+from flowrl.losses import (
+    GoalValue,
+    awr_weight,
+    expectile_weight,
+    goal_advantage,
+    goal_value_loss,
+    mse,
+    multiplier,
+    q_size,
+    unit_gaussian_log_prob,
+)
 from flowrl.train_state import Batch, Metrics, Params, TrainState
 
 
@@ -65,8 +76,32 @@ def test_unit_gaussian_log_prob(variant: Variant) -> None:
 
 @variants
 def test_mse(variant: Variant) -> None:
-    # ((1 − 3)² + (5 − 4)²) / 2 = 2.5, and 0; the mean is over the last axis only.
+    # ((1 − 3)² + (5 − 4)²) / 2 = 2.5, and 0; the mean is over all but the rows.
     np.testing.assert_allclose(variant(mse)(array([1, 5], [2, 2]), array([3, 4], [2, 2])), [2.5, 0], rtol=1e-6)
+    segments = array([[1, 5], [0, 0]], [[2, 2], [2, 6]]), array([[3, 4], [0, 0]], [[2, 2], [2, 2]])
+    np.testing.assert_allclose(variant(mse)(*segments), [1.25, 4], rtol=1e-6)
+
+
+@variants
+def test_a_multiplier_is_the_exponential_of_what_is_learnt(variant: Variant) -> None:
+    params = {"temperature": {"log": jnp.log(array(0.5)[0])}, "other": {"log": jnp.float32(0)}}
+    np.testing.assert_allclose(variant(multiplier)(params), 0.5, rtol=1e-6)
+    np.testing.assert_allclose(variant(lambda p: multiplier(p, "other"))(params), 1)
+
+
+@variants
+def test_q_size(variant: Variant) -> None:
+    # Critics (2, 6) and (4, −8): their mean is (3, −1), whose mean size is 2; the critics' own size is 5.
+    np.testing.assert_allclose(variant(q_size)(array([2, 6], [4, -8])), 2)
+
+
+def test_q_size_is_a_constant_and_never_zero() -> None:
+    np.testing.assert_array_equal(jax.grad(q_size)(array([2, 6], [4, -8])), 0)
+    assert 0 < q_size(jnp.zeros((2, 3))) < 1e-6
+    # So a policy that maximises Q / size sees Q's own gradient over the size, and a positive Q is worth 1.
+    value, slope = jax.value_and_grad(lambda q: q.mean() / q_size(q))(array([2, 6], [4, -8]))
+    np.testing.assert_allclose(value, 1 / 2)
+    np.testing.assert_allclose(slope, [[1 / 8, 1 / 8]] * 2)
 
 
 @pytest.mark.parametrize("function", [mse, unit_gaussian_log_prob])
@@ -86,12 +121,18 @@ def test_shapes_that_would_broadcast_are_refused(function: Callable[..., Any]) -
 # In row A the weight would be 0.75 if q took the mean of V̄(s') (q = 4.5), if adv took the least V̄(s) (adv = 0) or the
 # online V(s) (mean 1.5, adv = 0.5); in row C a forgotten mask would make adv negative (V̄(s') = (22, 4), q = 2: adv = 3)
 # or the targets (11, 2).
+@config
+class Settings:
+    value: GoalValue = nested(GoalValue())
+    other: float = traced(7.0, "Something else.")
+
+
 STATE = TrainState(
     step=jnp.int32(0),
+    config=Settings(value=GoalValue(expectile=jnp.float32(0.75))),
     params={"value": array(-1, 2), "shared": jnp.float32(1), "other": jnp.float32(7)},
     target_params={"value": array(3, 1)},
     opt_state={},
-    hyper={"discount": jnp.float32(0.5), "expectile": jnp.float32(0.75)},
     extras={},
 )
 BATCH = {
@@ -99,16 +140,16 @@ BATCH = {
     "next_observations": array([5], [4], [9]),
     "value_goals": array([1], [2], [-5]),
     "rewards": array(-1, -1, 0),
-    "masks": array(1, 1, 0),
+    "discounts": array(0.5, 0.5, 0),
 }
 
 
-def linear_value(params: Params, observations: jax.Array, goals: jax.Array) -> jax.Array:
+def linear_value(nets: Any, params: Params, observations: jax.Array, goals: jax.Array) -> jax.Array:
     return params["value"][:, None] * observations[:, 0] + params["shared"] * goals[:, 0]
 
 
 def value_loss(params: Params, state: TrainState, batch: Batch) -> tuple[jax.Array, Metrics]:
-    return goal_value_loss(linear_value, params, state, batch)
+    return goal_value_loss(linear_value, None, params, state, batch, jax.random.key(0))
 
 
 @variants
@@ -159,3 +200,10 @@ def test_the_targets_read_all_other_networks_from_the_state() -> None:
 def test_rewards_of_a_wrong_shape_are_refused() -> None:
     with pytest.raises(AssertionError):
         value_loss(STATE.params, STATE, {**BATCH, "rewards": BATCH["rewards"][:, None]})
+
+
+@variants
+def test_goal_advantage(variant: Variant) -> None:
+    # w = (−1, 2), c = 1: mean V(s, g) = s/2 + g, so V(4, g) − V(1, g) = 3/2, whatever the goal.
+    advantage = variant(lambda *arrays: goal_advantage(linear_value, None, STATE.params, *arrays))
+    np.testing.assert_allclose(advantage(array([1], [0]), array([4], [-2]), array([9], [-9])), [1.5, -1])

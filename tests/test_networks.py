@@ -1,4 +1,4 @@
-"""Network modules against plain formulas, and the sizes that the papers state."""
+"""Network modules against plain formulas, and networks that agents call by name."""
 
 import flax.linen as nn
 import jax
@@ -6,34 +6,27 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from flowrl.agent import Spec
-from flowrl.agents import gc_sscp
-from flowrl.gaussian import SquashedGaussian
 from flowrl.networks import (
     MLP,
-    FourierFeatures,
-    GoalRep,
+    Network,
+    Spec,
     SplitDense,
     Value,
     ensemble,
     glorot,
-    length_normalize,
     mish,
-    represent,
-    represented_value,
+    named,
     side_by_side,
     truncated,
+    vector,
 )
+from flowrl.policies import SquashedGaussian
 
 KEY = jax.random.key(0)
 
 
 def normal(seed: int, *shape: int) -> jax.Array:
     return jax.random.normal(jax.random.key(seed), shape)
-
-
-def count(params: object) -> int:
-    return sum(leaf.size for leaf in jax.tree.leaves(params))
 
 
 @pytest.mark.parametrize("run", [lambda f: f, jax.jit], ids=["plain", "jit"])
@@ -81,40 +74,6 @@ def test_mish_at_its_extremes() -> None:
 
 def test_mish_beyond_20_loses_no_gradient() -> None:
     np.testing.assert_allclose(jax.vmap(jax.grad(mish))(jnp.array([20.5, 50.0, 1e4])), 1, rtol=1e-6)
-
-
-def test_length_normalize() -> None:
-    # [3, 4] has length 5 and becomes √2·[0.6, 0.8]; each vector on its own.
-    expected = np.sqrt(2) * np.array([[0.6, 0.8], [-1, 0]])
-    np.testing.assert_allclose(length_normalize(jnp.array([[3.0, 4.0], [-1e-3, 0.0]])), expected, rtol=1e-6)
-    np.testing.assert_allclose(np.linalg.norm(length_normalize(normal(1, 2, 7, 10)), axis=-1), np.sqrt(10), rtol=1e-6)
-
-
-def test_length_normalize_is_finite_at_zero() -> None:
-    # φ([0; 0]) is exactly zero before training, since biases start at zero: an episode may begin at the origin.
-    value, grad = jax.value_and_grad(lambda x: length_normalize(x).sum())(jnp.zeros(4))
-    assert jnp.isfinite(value)
-    assert jnp.isfinite(grad).all()
-
-
-def test_length_normalize_has_no_gradient_along_its_input() -> None:
-    x = normal(1, 6)
-    _, tangent = jax.jvp(length_normalize, (x,), (x,))
-    np.testing.assert_allclose(tangent, 0, atol=1e-6)
-
-
-def test_fourier_features() -> None:
-    module, x = FourierFeatures(), jnp.array([[0.0], [0.3], [2.0]])
-    params = module.init(KEY, x)
-    kernel = np.asarray(params["params"]["kernel"], np.float64)
-    assert kernel.shape == (1, 64)
-    # 64 draws of N(0, 0.2²): the sample deviation has a standard error of 0.018.
-    assert 0.1 < kernel.std() < 0.3
-    angles = 2 * np.pi * np.asarray(x, np.float64) * kernel
-    np.testing.assert_allclose(
-        module.apply(params, x), np.concatenate([np.cos(angles), np.sin(angles)], axis=-1), atol=1e-5
-    )
-    assert np.abs(jax.grad(lambda p: module.apply(p, x).sum())(params)["params"]["kernel"]).min() > 0
 
 
 def test_mlp_is_dense_activation_norm_with_a_linear_end() -> None:
@@ -200,76 +159,43 @@ def test_ensemble_members_differ_and_are_each_a_network() -> None:
     assert ensemble(Value, 3)((8,)).init_with_output(KEY, x, y)[0].shape == (3, 5)
 
 
-def test_goal_rep_has_length_root_of_its_size() -> None:
-    module, x, y = GoalRep((16, 16), 10), normal(1, 5, 3), normal(2, 5, 2)
-    params = module.init(KEY, x, y)
-    reps = module.apply(params, x, y)
-    assert reps.shape == (5, 10)
-    np.testing.assert_allclose(np.linalg.norm(reps, axis=-1), np.sqrt(10), rtol=1e-5)
-    assert not np.allclose(module.apply(params, x, y[::-1]), reps)
-    assert not np.allclose(module.apply(params, x[::-1], y), reps)
+def test_ensembles_may_have_inputs_of_their_own() -> None:
+    x, y = normal(1, 5, 3), normal(2, 2, 5, 2)
+    params = ensemble(Value)((8,)).init(KEY, x, y[0])
+    apart = ensemble(Value, in_axes=(None, 0))((8,)).apply(params, x, y)
+    for i in (0, 1):
+        np.testing.assert_allclose(apart[i], ensemble(Value)((8,)).apply(params, x, y[i])[i], atol=1e-6)
 
 
-def dense(inputs: int, outputs: int) -> int:
-    return inputs * outputs + outputs
+# ------------------------------------------------------------------------------------------------ called by name
 
 
-def test_gc_sscp_has_the_networks_of_the_paper() -> None:
-    # State of 29, action of 8 (antmaze); 3×512 with LayerNorm everywhere, φ 10-dimensional.
-    agent = gc_sscp.make(gc_sscp.Config(), Spec(29, 8, 29))
-    params = jax.eval_shape(agent.init, KEY).params
-    norm = 2 * 512
-    trunk = norm + 2 * (dense(512, 512) + norm)
-    assert count(params["goal_rep"]) == dense(29 + 29, 512) + trunk + dense(512, 10)
-    assert count(params["value"]) == 2 * (dense(29 + 10, 512) + trunk + dense(512, 1))
-    # One shared Fourier layer of 64 frequencies; for t and for d an MLP 128 → 128 → 128 with LayerNorm; the trunk reads
-    # the state, ψ, the noise of action and representation, and the summed embeddings.
-    embeddings = 64 + 2 * (dense(128, 128) + 2 * 128 + dense(128, 128))
-    assert count(params["actor"]) == embeddings + dense(29 + 10 + 8 + 10 + 128, 512) + trunk + dense(512, 8 + 10)
-    assert params["actor"]["params"]["TimePairEmbedding_0"]["FourierFeatures_0"]["kernel"].shape == (1, 64)
+def test_a_spec_has_the_shapes_of_inputs_in_batches_of_one() -> None:
+    assert [x.shape for x in Spec.of_sizes(3, 2, 4).inputs()] == [(1, 3), (1, 2), (1, 4), (1, 1)]
+    assert Spec.of_sizes(3, 2).goal is None
+    assert Spec.of_sizes(3, 2).inputs()[2].shape == (1, 0)
+    assert Spec.of_sizes(3, 2).chunk(5).action == vector(10)
+    assert Spec.of_sizes(3, 2).chunk(5).action_dim == 10
 
 
-def test_gc_sscp_actor_adds_its_output_to_the_noise_and_reads_all_inputs() -> None:
-    actor = gc_sscp.Actor((16, 16), 2, 4)
-    x, rep, noise = normal(1, 5, 3), normal(2, 5, 4), gc_sscp.Pair(normal(3, 5, 2), normal(4, 5, 4))
-    params = actor.init(KEY, x, rep, noise, 0, 2)
-    zeroed = jax.tree.map(jnp.zeros_like, params)
-    for part, same in zip(actor.apply(zeroed, x, rep, noise, 0, 2), noise, strict=True):
-        np.testing.assert_array_equal(part, same)
-    base = actor.apply(params, x, rep, noise, 0, 1)
-    assert (base.actions.shape, base.reps.shape) == ((5, 2), (5, 4))
-    others = [
-        actor.apply(params, x + 1, rep, noise, 0, 1),
-        actor.apply(params, x, rep + 1, noise, 0, 1),
-        actor.apply(params, x, rep, noise, 1, 1),
-        actor.apply(params, x, rep, noise, 0, 2),
-    ]
-    for other in others:
-        assert (np.abs(other.actions - base.actions) > 1e-6).all()
-        assert (np.abs(other.reps - base.reps) > 1e-6).all()
-    # The residual, output − noise, depends on both parts of the noise.
-    moved = actor.apply(params, x, rep, noise._replace(reps=noise.reps + 1), 0, 1)
-    assert (np.abs(moved.actions - base.actions) > 1e-6).all()
-    # One embedding serves the whole batch; a row's output does not depend on the other rows.
-    alone = actor.apply(params, x[:1], rep[:1], jax.tree.map(lambda n: n[:1], noise), 0, 1)
-    np.testing.assert_allclose(alone.actions, base.actions[:1], atol=1e-5)
+@pytest.mark.parametrize("shape", [(), (5,), (2, 5)], ids=str)
+def test_noise_has_the_shape_of_an_action_for_each_observation(shape: tuple[int, ...]) -> None:
+    for observation in ((3,), (8, 8, 3)):
+        spec = Spec(vector(*observation), vector(2))
+        np.testing.assert_array_equal(
+            spec.noise(KEY, jnp.zeros((*shape, *observation))), jax.random.normal(KEY, (*shape, 2))
+        )
 
 
-def test_level_and_depth_have_separate_embeddings() -> None:
-    # (t, d) = (1, 2) and (2, 1) would look alike if both went through one MLP and were summed.
-    actor = gc_sscp.Actor((16,), 2, 4)
-    x, rep, noise = normal(1, 5, 3), normal(2, 5, 4), gc_sscp.Pair(normal(3, 5, 2), normal(4, 5, 4))
-    params = actor.init(KEY, x, rep, noise, 0, 2)
-    one, other = actor.apply(params, x, rep, noise, 1, 2), actor.apply(params, x, rep, noise, 2, 1)
-    assert np.abs(one.actions - other.actions).max() > 1e-4
-
-
-def test_represented_value_is_the_value_of_the_representation() -> None:
-    agent = gc_sscp.make(gc_sscp.Config(hidden_dims=(8,), rep_dim=4), Spec(3, 2, 3))
-    networks, params = agent.init.args[0], agent.init(KEY).params  # type: ignore[attr-defined]
-    x, g = normal(1, 5, 3), normal(2, 5, 3)
-    reps = networks.goal_rep.apply(params["goal_rep"], x, g)
-    np.testing.assert_allclose(represent(networks, params, x, g), reps)
-    expected = networks.value.apply(params["value"], x, reps)
-    assert expected.shape == (2, 5)
-    np.testing.assert_allclose(represented_value(networks, params, x, g), expected)
+def test_networks_are_called_by_name_with_any_parameters() -> None:
+    s, a, _, _ = Spec.of_sizes(3, 2).inputs()
+    nets = named(first=(MLP((4,), 2), s), second=(MLP((4,), 1), s, a))
+    assert [(net.name, net.inputs) for net in nets.values()] == [("first", (s,)), ("second", (s, a))]
+    params = {name: net.init(KEY) for name, net in nets.items()}
+    x, y = normal(1, 5, 3), normal(2, 5, 2)
+    np.testing.assert_array_equal(nets["second"](params, x, y), MLP((4,), 1).apply(params["second"], x, y))
+    slow = jax.tree.map(lambda p: 2 * p, params)
+    assert not np.allclose(nets["first"](slow, x), nets["first"](params, x))
+    # The same as with arrays, though none is made.
+    jax.tree.map(np.testing.assert_array_equal, params["second"], MLP((4,), 1).init(KEY, x, y))
+    assert hash(nets["first"]) == hash(Network("first", MLP((4,), 2), (s,)))

@@ -17,39 +17,53 @@ from offline_references import (
     LEVELS,
     NAMES,
     TARGETS,
-    A,
-    B,
     Case,
-    batch_of,
+    agent_of,
     config_of,
     field,
     finite_differences,
-    gradients,
     reference_of,
     state_of,
-    step_of,
     total,
-)  # fmt: skip
+)
+from small_agents import (
+    A,
+    B,
+    assert_close,
+    assert_same,
+    compiled,
+    compiled_mapped,
+    followed,
+    gradients,
+    stack,
+    with_config,
+)
+from small_agents import transitions as batch_of
 
+from flowrl.config import check
+from flowrl.errors import UserError
 from flowrl.train_state import Params, TrainState
 
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "sscp": ("sscp", {}),
-    "sscp-bootstrap-one_shot": ("sscp", {"completion_target": "bootstrap", "q_sample": "one_shot", "q_agg": "mean"}),
+    "sscp-bootstrap-one_shot": (
+        "sscp", {"completion_target": "bootstrap", "q_sample": "one_shot", "critic.aggregate": "mean"},
+    ),
     "ofql": ("ofql", {}),
     "ofql-uniform-backup-data": (
         "ofql",
-        {"time_sampler": "uniform", "max_q_backup": True, "q_scale": "data", "q_agg": "mean"},
+        {"flow.time_sampler": "uniform", "max_q_backup": True, "q_scale": "data", "critic.aggregate": "mean"},
     ),
     "fql": ("fql", {}),
-    "fql-min-normalized": ("fql", {"q_agg": "min", "normalize_q": True}),
+    "fql-min-normalized": ("fql", {"critic.aggregate": "min", "normalize_q": True}),
     "bc": ("bc", {}),
     "bc-flow": ("bc", {"distribution": "flow"}),
-}
+}  # fmt: skip
 Q_AGENTS = ("sscp", "ofql", "fql")
 each_agent = pytest.mark.parametrize("name", NAMES)
 each_q_agent = pytest.mark.parametrize("name", Q_AGENTS)
 KEY = 5
+RATES = {"critic": 0.2, "actor": 0.3}
 
 
 @pytest.fixture(autouse=True)
@@ -58,21 +72,10 @@ def x64() -> Iterator[None]:
         yield
 
 
-def with_hyper(state: TrainState, **values: float) -> TrainState:
-    changed = {name: jnp.asarray(value, state.hyper[name].dtype) for name, value in values.items()}
-    return state.replace(hyper={**state.hyper, **changed})
-
-
-def run(name: str, state: TrainState, seed: int = KEY, batch_seed: int = 0, **fields: Any) -> tuple[TrainState, Any]:
-    return step_of(name, **fields)(state, batch_of(batch_seed), jax.random.key(seed))
-
-
-def assert_close(one: Any, other: Any, rtol: float = 1e-6, atol: float = 1e-8) -> None:
-    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=rtol, atol=atol), one, other)
-
-
-def assert_same(one: Any, other: Any) -> None:
-    jax.tree.map(np.testing.assert_array_equal, one, other)
+def run(
+    name: str, state: TrainState, seed: int = KEY, batch_seed: int = 0, told: dict[str, Any] | None = None
+) -> tuple[TrainState, Any]:
+    return compiled(agent_of(name, told))(state, batch_of(batch_seed), jax.random.key(seed))
 
 
 def differ(one: Any, other: Any) -> bool:
@@ -86,9 +89,9 @@ def perturbed(params: Params, name: str) -> Params:
 # --- losses and gradients ---
 
 
-def check_against_reference(name: str, fields: dict[str, Any], state: TrainState, batch: Any, key: Any) -> TrainState:
-    after, metrics = step_of(name, **fields)(state, batch, key)
-    case = Case(config_of(name, **fields), state, batch, key)
+def check_against_reference(name: str, told: dict[str, Any], state: TrainState, batch: Any, key: Any) -> TrainState:
+    after, metrics = compiled(agent_of(name, told))(state, batch, key)
+    case = Case(config_of(name, told), state, batch, key)
     reference = reference_of(name, case, after)
     for metric, expected in reference(case.params).items():
         np.testing.assert_allclose(metrics[metric], expected, rtol=1e-6, atol=1e-7, err_msg=metric)
@@ -100,24 +103,24 @@ def check_against_reference(name: str, fields: dict[str, Any], state: TrainState
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_losses_and_gradients_equal_their_references(variant: str) -> None:
-    name, fields = VARIANTS[variant]
+    name, told = VARIANTS[variant]
     for seed in (0, 1):
-        state = state_of(name, seed, **fields)
+        state = state_of(name, seed, told)
         if name == "ofql" and seed == 0:  # the weight of each row is off in one state, on in the other
-            state = with_hyper(state, adaptive_power=0.0)
-        check_against_reference(name, fields, state, batch_of(seed), jax.random.key(seed))
+            state = with_config(state, {"flow.adaptive_power": 0.0})
+        check_against_reference(name, told, state, batch_of(seed), jax.random.key(seed))
 
 
 @each_agent
 def test_mapped_updates_equal_single_ones(name: str) -> None:
     states, batches = [state_of(name, seed) for seed in (0, 1)], [batch_of(seed) for seed in (0, 1)]
-    states[1] = with_hyper(states[1], learning_rate=0.02)
+    states[1] = with_config(states[1], {"learning_rate": 0.02})
     keys = jax.random.split(jax.random.key(3))
-    stacked = [jax.tree.map(lambda *x: np.stack(x), *trees) for trees in (states, batches)]
-    mapped = step_of(name, mapped=True)(*stacked, keys)
+    after, metrics = compiled_mapped(agent_of(name), batches=True)(stack(states), stack(batches), keys)
     for i, (state, batch) in enumerate(zip(states, batches, strict=True)):
-        alone = step_of(name)(state, batch, keys[i])
-        assert_close(jax.tree.map(lambda x, i=i: x[i], mapped), alone, rtol=1e-9, atol=1e-10)
+        alone, own = compiled(agent_of(name))(state, batch, keys[i])
+        one = jax.tree.map(lambda x, i=i: x[i], (after.replace(step=None), metrics))
+        assert_close(one, (alone.replace(step=None), own), rtol=1e-9, atol=1e-10)
 
 
 def test_the_fixed_draws_reach_all_branches() -> None:
@@ -149,14 +152,14 @@ def test_losses_of_constant_networks_by_hand(name: str) -> None:
     its heads. With FQL's mean they are 3 and 1: 4, 1 and 0, 1, mean 1.5. Divided by its own size, a value is −1 in the
     loss; OFQL divides one head by the other, FQL divides by nothing.
     """
-    state = jax.tree.map(jnp.zeros_like, state_of(name)).replace(hyper=state_of(name).hyper)
-    state = with_hyper(state, discount=0.5, learning_rate=0.0)
+    state = jax.tree.map(jnp.zeros_like, state_of(name)).replace(config=state_of(name).config)
+    state = with_config(state, {"learning_rate": 0.0})
     for params, bias in ((state.params, [1.0, 2.0]), (state.target_params, [3.0, 5.0])):
         params["critic"]["bias"] = jnp.array(bias)
-    batch = {**batch_of(), "rewards": jnp.ones(B), "masks": jnp.array([1.0, 0, 1, 0, 1, 0])}
+    batch = {**batch_of(), "rewards": jnp.ones(B), "discounts": jnp.array([0.5, 0, 0.5, 0, 0.5, 0])}
     losses = set()
     for key in range(6):
-        _, metrics = step_of(name)(state, batch, jax.random.key(key))
+        _, metrics = compiled(agent_of(name))(state, batch, jax.random.key(key))
         np.testing.assert_allclose(metrics["critic/loss"], {"sscp": 0.875, "ofql": 1.75, "fql": 1.5}[name])
         np.testing.assert_allclose(metrics["critic/q_mean"], 1.5)
         np.testing.assert_allclose([metrics["critic/q_min"], metrics["critic/q_max"]], [1, 2])
@@ -169,7 +172,7 @@ def test_losses_of_constant_networks_by_hand(name: str) -> None:
 
 @each_q_agent
 def test_actors_without_q_do_not_depend_on_the_critics(name: str) -> None:
-    state = with_hyper(state_of(name), q_alpha=0.0)
+    state = with_config(state_of(name), {"q_alpha": 0.0})
     other = state.replace(
         params=perturbed(state.params, "critic"), target_params=perturbed(state.target_params, "critic")
     )
@@ -178,7 +181,7 @@ def test_actors_without_q_do_not_depend_on_the_critics(name: str) -> None:
         assert_same(one[network], changed[network])
     assert differ(one["critic"], changed["critic"])
     # With Q they do.
-    with_q, changed_with_q = (gradients(run(name, with_hyper(start, q_alpha=1.0))[0]) for start in (state, other))
+    with_q, changed_with_q = (gradients(run(name, with_config(start, {"q_alpha": 1.0}))[0]) for start in (state, other))
     assert differ(with_q["actor"], changed_with_q["actor"])
 
 
@@ -188,16 +191,16 @@ def test_no_weight_of_the_actor_reaches_the_critics(name: str) -> None:
     state = state_of(name)
     base = run(name, state)[0]
     for weight in weights[name]:
-        after = run(name, with_hyper(state, **{weight: 17.0}))[0]
+        after = run(name, with_config(state, {weight: 17.0}))[0]
         assert_same(after.params["critic"], base.params["critic"])
         assert differ(gradients(after)["actor"], gradients(base)["actor"])
 
 
 def test_sscp_terms_of_weight_zero_change_nothing() -> None:
-    fields = VARIANTS["sscp-bootstrap-one_shot"][1]
-    state = with_hyper(state_of("sscp", **fields), flow_alpha=0.0, completion_alpha=0.0)
+    told = VARIANTS["sscp-bootstrap-one_shot"][1]
+    state = with_config(state_of("sscp", 0, told), {"flow_alpha": 0.0, "completion_alpha": 0.0})
     batch, key = batch_of(), jax.random.key(KEY)
-    step = step_of("sscp", **fields)
+    step = compiled(agent_of("sscp", told))
     base = gradients(step(state, batch, key)[0])["actor"]
     # What remains is Q at a fresh sample: the data's actions do not matter, nor does the slow actor.
     moved = {**batch, "actions": -batch["actions"]}
@@ -205,18 +208,18 @@ def test_sscp_terms_of_weight_zero_change_nothing() -> None:
     slower = state.replace(target_params=perturbed(state.target_params, "actor"))
     assert_same(gradients(step(slower, batch, key)[0])["actor"], base)
     # Each of the two terms alone depends on them.
-    assert differ(gradients(step(with_hyper(state, flow_alpha=1.0), moved, key)[0])["actor"], base)
-    completing = with_hyper(state, completion_alpha=1.0), with_hyper(slower, completion_alpha=1.0)
+    assert differ(gradients(step(with_config(state, {"flow_alpha": 1.0}), moved, key)[0])["actor"], base)
+    completing = [with_config(start, {"completion_alpha": 1.0}) for start in (state, slower)]
     assert differ(*(gradients(step(start, batch, key)[0])["actor"] for start in completing))
 
 
 def test_fql_distillation_gives_the_flow_no_gradient() -> None:
     state = state_of("fql")
     base = run("fql", state)[0]
-    after = run("fql", with_hyper(state, alpha=50.0, q_alpha=9.0))[0]
+    after = run("fql", with_config(state, {"alpha": 50.0, "q_alpha": 9.0}))[0]
     assert_same(gradients(after)["flow"], gradients(base)["flow"])
     # Without α and Q the policy gets none, and the flow still does.
-    alone = gradients(run("fql", with_hyper(state, alpha=0.0, q_alpha=0.0))[0])
+    alone = gradients(run("fql", with_config(state, {"alpha": 0.0, "q_alpha": 0.0}))[0])
     assert_same(alone["actor"], jax.tree.map(jnp.zeros_like, alone["actor"]))
     assert_same(alone["flow"], gradients(base)["flow"])
 
@@ -226,7 +229,7 @@ def test_critics_learn_before_the_actor_in_ofql_only(name: str) -> None:
     # The critics' step depends on the rewards; only an actor that meets the moved critics sees them.
     state, batch, key = state_of(name), batch_of(), jax.random.key(KEY)
     poorer = {**batch, "rewards": batch["rewards"] - 20}
-    one, other = (step_of(name)(state, data, key)[0] for data in (batch, poorer))
+    one, other = (compiled(agent_of(name))(state, data, key)[0] for data in (batch, poorer))
     assert differ(one.params["critic"], other.params["critic"])
     if name == "ofql":
         assert differ(gradients(one)["actor"], gradients(other)["actor"])
@@ -238,11 +241,11 @@ def test_critics_learn_before_the_actor_in_ofql_only(name: str) -> None:
 def test_nothing_follows_a_terminal(name: str) -> None:
     # Where the episode terminated, the next observation changes no loss and no gradient; elsewhere it does.
     state, batch, key = state_of(name), batch_of(), jax.random.key(KEY)
-    base = step_of(name)(state, batch, key)
+    base = compiled(agent_of(name))(state, batch, key)
     for mask, same in ((0, True), (1, False)):
         rows = (batch["masks"] == mask)[:, None]
         moved = {**batch, "next_observations": batch["next_observations"] + 5.0 * rows}
-        after = step_of(name)(state, moved, key)
+        after = compiled(agent_of(name))(state, moved, key)
         assert differ(gradients(base[0])["critic"], gradients(after[0])["critic"]) is not same
         assert (float(base[1]["critic/loss"]) == float(after[1]["critic/loss"])) is same
 
@@ -254,9 +257,8 @@ def test_nothing_follows_a_terminal(name: str) -> None:
 def test_a_step_is_adam_and_slow_copies_follow(name: str) -> None:
     # Toward the parameters before the step in the code of SSCP and FQL, toward the new ones in that of DQL.
     optimizer = optax.adam(0.01, b1=0.9, b2=0.999, eps=1e-8)
-    state = with_hyper(state_of(name), actor_target_start=0, actor_target_interval=1) if name == "ofql" else (
-        state_of(name)
-    )  # fmt: skip
+    always = {"actor_target_start": 0, "actor_target_interval": 1} if name == "ofql" else {}
+    state = with_config(state_of(name), always)
     moments = optimizer.init(state.params)
     for step in range(2):
         after, _ = run(name, state, seed=step, batch_seed=step)
@@ -265,49 +267,33 @@ def test_a_step_is_adam_and_slow_copies_follow(name: str) -> None:
         grads = jax.tree.map(lambda m, old: (m - 0.9 * old) / 0.1, current, previous)
         direction, moments = optimizer.update(grads, moments)
         assert_close(after.params, optax.apply_updates(state.params, direction), rtol=1e-7)
-        rates = {"critic": 0.2, "actor": 0.3}
-        assert set(after.target_params) == set(TARGETS[name])
-        for network in TARGETS[name]:
-            expected = jax.tree.map(
-                lambda old, new, rate=rates[network]: (1 - rate) * old + rate * new,
-                state.target_params[network],
-                (after if name == "ofql" else state).params[network],
-            )
-            assert_close(after.target_params[network], expected, rtol=1e-9)
+        rates = {network: RATES[network] for network in TARGETS[name]}
+        toward = (after if name == "ofql" else state).params
+        assert_close(after.target_params, followed(state.target_params, toward, rates), rtol=1e-9)
         assert int(after.step) == step + 1
-        assert_same(after.hyper, state.hyper)
+        assert_same(after.config, state.config)
         state = after
 
 
 @pytest.mark.parametrize("name", ["sscp", "fql"])
 def test_slow_copies_can_follow_the_new_parameters(name: str) -> None:
     state = state_of(name)
-    after, _ = step_of(name, lagging_targets=False)(state, batch_of(), jax.random.key(KEY))
-    for network in TARGETS[name]:
-        rate = {"critic": 0.2, "actor": 0.3}[network]
-        expected = jax.tree.map(
-            lambda old, new, rate=rate: (1 - rate) * old + rate * new,
-            state.target_params[network],
-            after.params[network],
-        )
-        assert_close(after.target_params[network], expected, rtol=1e-9)
+    told = {"lagging_targets": False}
+    after, _ = run(name, state_of(name, 0, told), told=told)
+    rates = {network: RATES[network] for network in TARGETS[name]}
+    assert_close(after.target_params, followed(state.target_params, after.params, rates), rtol=1e-9)
 
 
 def test_ofql_slow_policy_moves_at_due_steps_only() -> None:
     state = state_of("ofql")
-    assert (int(state.hyper["actor_target_start"]), int(state.hyper["actor_target_interval"])) == (1000, 5)
-    other = with_hyper(state, actor_target_start=7, actor_target_interval=3)
+    assert (int(state.config.actor_target_start), int(state.config.actor_target_interval)) == (1000, 5)
+    other = with_config(state, {"actor_target_start": 7, "actor_target_interval": 3})
     cases = [(state, step, step >= 1000 and step % 5 == 0) for step in (0, 5, 995, 999, 1000, 1001, 1004, 1005, 1010)]
     cases += [(other, step, step in (9, 12)) for step in (0, 6, 7, 9, 10, 12)]
     for start, step, due in cases:
         after, _ = run("ofql", start.replace(step=jnp.int32(step)))
-        rate = 0.3 if due else 0.0
-        expected = jax.tree.map(
-            lambda old, new, rate=rate: (1 - rate) * old + rate * new,
-            start.target_params["actor"],
-            after.params["actor"],
-        )
-        assert_close(after.target_params["actor"], expected, rtol=1e-9)
+        expected = followed(start.target_params, after.params, {"actor": 0.3 if due else 0.0})
+        assert_close(after.target_params["actor"], expected["actor"], rtol=1e-9)
         assert differ(after.target_params["actor"], start.target_params["actor"]) is due, step
         assert differ(after.target_params["critic"], start.target_params["critic"])
 
@@ -318,22 +304,23 @@ def test_ofql_clips_each_networks_gradient() -> None:
     norms = {network: float(optax.global_norm(plain[network])) for network in plain}
     bound = 0.5 * min(norms.values())
     # The critics' step changes with their gradient, by Adam's first step not: the actor's gradient is the same.
-    clipped = gradients(run("ofql", with_hyper(state, max_grad_norm=bound))[0])
+    clipped = gradients(run("ofql", with_config(state, {"max_grad_norm": bound}))[0])
     for network in plain:
         assert_close(clipped[network], jax.tree.map(lambda g, n=network: g * bound / norms[n], plain[network]), 1e-4)
-    loose = gradients(run("ofql", with_hyper(state, max_grad_norm=2 * max(norms.values())))[0])
+    loose = gradients(run("ofql", with_config(state, {"max_grad_norm": 2 * max(norms.values())}))[0])
     assert_same(loose, plain)
 
 
 # --- OFQL's parts ---
 
 
-def flow_loss_of(state: TrainState, **hyper: float) -> float:
-    return float(run("ofql", with_hyper(state, **hyper))[1]["actor/flow_loss"])
+def flow_loss_of(state: TrainState, **flow: float) -> float:
+    told = {f"flow.{name}": value for name, value in flow.items()}
+    return float(run("ofql", with_config(state, told))[1]["actor/flow_loss"])
 
 
 def test_ofql_at_flow_ratio_one_is_flow_matching() -> None:
-    state = with_hyper(state_of("ofql"), adaptive_power=0.0, flow_ratio=1.0)
+    state = with_config(state_of("ofql"), {"flow.adaptive_power": 0.0, "flow.flow_ratio": 1.0})
     key = jax.random.split(jax.random.split(jax.random.key(KEY))[1], 3)[0]
     noise_key, time_key = jax.random.split(key)
     noise, actions = jax.random.normal(noise_key, (B, A)), batch_of()["actions"]
@@ -352,17 +339,26 @@ def test_ofql_adaptive_weights_scale_each_row() -> None:
     plain = flow_loss_of(state, adaptive_power=0.0)
     np.testing.assert_allclose(flow_loss_of(state, adaptive_power=0.5, adaptive_constant=1e12), plain * 1e-6, rtol=1e-6)
     # The weights are constants: with p = 1 the loss is 1 for all parameters, and still has a gradient.
-    grads = gradients(run("ofql", with_hyper(state, adaptive_power=1.0, adaptive_constant=1e-12, q_alpha=0.0))[0])
+    constant = {"flow.adaptive_power": 1.0, "flow.adaptive_constant": 1e-12, "q_alpha": 0.0}
+    grads = gradients(run("ofql", with_config(state, constant))[0])
     assert all(np.abs(leaf).max() > 1e-3 for leaf in jax.tree.leaves(grads["actor"]))
 
 
 def test_ofql_draws_each_head_half_of_the_time() -> None:
-    state = with_hyper(state_of("ofql"), learning_rate=0.0)
+    state = with_config(state_of("ofql"), {"learning_rate": 0.0})
     constant = jax.tree.map(jnp.zeros_like, state.params["critic"]) | {"bias": jnp.array([1.0, 10.0])}
     state = state.replace(params={**state.params, "critic": constant})
     keys = jax.random.split(jax.random.key(0), 200)
-    losses = np.array([step_of("ofql")(state, batch_of(), key)[1]["actor/q_loss"] for key in keys])
+    mapped = jax.jit(jax.vmap(lambda key: agent_of("ofql").update(state, batch_of(), key)[1]["actor/q_loss"]))
+    losses = np.asarray(mapped(keys))
     # The numerator's head over the other: −1/10 or −10/1.
     low = np.isclose(losses, -0.1)
     assert (low | np.isclose(losses, -10)).all()
     assert abs(low.mean() - 0.5) < 0.12  # standard error 0.035
+
+
+@pytest.mark.parametrize("heads", [1, 3])
+def test_ofql_has_two_critics(heads: int) -> None:
+    with pytest.raises(UserError, match=f"--agent.critic.heads={heads} must be 2"):
+        check(config_of("ofql", {"critic.heads": heads}), "agent.")
+    check(config_of("fql", {"critic.heads": heads}), "agent.")

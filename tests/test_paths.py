@@ -1,4 +1,4 @@
-"""Flow matching against closed forms: straight paths between Gaussians, linear fields, hand-computed steps."""
+"""Paths against closed forms: straight ones between Gaussians, linear fields, hand-computed steps, time samplers."""
 
 import functools
 import math
@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from flowrl import flow
+from flowrl import paths
 
 MEAN, STD = 0.7, 0.4
 """Data N(MEAN, STD²) at time 1, unit noise at time 0."""
@@ -53,8 +53,14 @@ def linear_average(rate: Any, x: Any, r: Any, t: Any) -> Any:
 # --- paths and Euler steps ---
 
 
+@pytest.mark.parametrize(("rows", "shape"), [((2,), (1,)), ((5, 2), (5, 1)), ((5, 4, 2), (5, 1, 1))], ids=str)
+def test_one_number_for_each_row_broadcasts_over_all_else(rows: tuple[int, ...], shape: tuple[int, ...]) -> None:
+    assert paths.one_each(jnp.zeros(rows)) == shape
+    assert jnp.broadcast_shapes(rows, shape) == rows
+
+
 def test_straight_paths_run_from_start_to_end() -> None:
-    path = flow.straight(jnp.array([[1.0, 2.0]] * 3), jnp.array([[5.0, -2.0]] * 3), column(0.0, 0.25, 1.0))
+    path = paths.straight(jnp.array([[1.0, 2.0]] * 3), jnp.array([[5.0, -2.0]] * 3), column(0.0, 0.25, 1.0))
     np.testing.assert_allclose(path.points, [[1, 2], [2, 1], [5, -2]])
     np.testing.assert_allclose(path.velocities, [[4, -4]] * 3)
 
@@ -62,17 +68,17 @@ def test_straight_paths_run_from_start_to_end() -> None:
 @pytest.mark.parametrize(("ends", "times"), [((3, 1), (3, 1)), ((3, 2), (3, 2)), ((3, 2), (3,))])
 def test_paths_whose_shapes_would_broadcast_are_refused(ends: tuple[int, ...], times: tuple[int, ...]) -> None:
     with pytest.raises(AssertionError):
-        flow.straight(jnp.zeros((3, 2)), jnp.zeros(ends), jnp.zeros(times))
+        paths.straight(jnp.zeros((3, 2)), jnp.zeros(ends), jnp.zeros(times))
 
 
 def test_euler_by_hand() -> None:
     # dx/dt = x + 2t in two steps from 1: 1 + ½·1 = 1.5, then 1.5 + ½·(1.5 + 1) = 2.75.
-    np.testing.assert_allclose(flow.euler(lambda x, t: x + 2 * t, jnp.ones((1, 1)), 2), 2.75)
+    np.testing.assert_allclose(paths.euler(lambda x, t: x + 2 * t, jnp.ones((1, 1)), 2), 2.75)
 
 
 def test_euler_carries_noise_to_the_data_and_converges_at_first_order(x64: None) -> None:
     starts = jax.random.normal(jax.random.key(0), (20_000, 1))
-    integrate = jax.jit(lambda steps: flow.euler(marginal, starts, steps), static_argnums=0)
+    integrate = jax.jit(lambda steps: paths.euler(marginal, starts, steps), static_argnums=0)
     exact = MEAN + STD * starts
     coarse, fine = (np.abs(integrate(steps) - exact).max() for steps in (20, 40))
     assert 1.8 < coarse / fine < 2.2
@@ -84,39 +90,7 @@ def test_euler_carries_noise_to_the_data_and_converges_at_first_order(x64: None)
 
 def test_one_euler_step_is_the_conditional_mean() -> None:
     # At time 0 the marginal velocity points at the data's mean, whatever the noise.
-    np.testing.assert_allclose(flow.euler(marginal, jnp.array([[-2.0], [0.3], [1.0]]), 1), MEAN, rtol=1e-5)
-
-
-def test_flow_matching_is_least_at_the_marginal_field() -> None:
-    # Var(x₁ − x₀ | x_t) = STD²/spread(t)², whose integral over t is STD·π/2; any other field adds its squared distance.
-    ends = MEAN + STD * jax.random.normal(jax.random.key(1), (200_000, 1))
-    loss = functools.partial(flow.matching_loss, ends=ends, key=jax.random.key(2))
-    least = float(loss(marginal))
-    assert abs(least - STD * math.pi / 2) < 0.01
-    assert abs(loss(lambda x, t: marginal(x, t) + 0.5) - least - 0.25) < 0.01
-
-
-def test_flow_matching_is_a_mean_over_rows_and_dimensions() -> None:
-    # A velocity of x₁ − x₀ + c has error c² in each dimension; the noise comes back from the point and the time.
-    ends = jax.random.normal(jax.random.key(3), (50, 2))
-    offset = jnp.array([1.0, 3.0])
-    loss = flow.matching_loss(lambda x, t: (ends - x) / (1 - t) + offset, ends, jax.random.key(4))
-    np.testing.assert_allclose(loss, 5.0, rtol=1e-4)
-
-
-def test_flow_matching_draws_uniform_times_and_unit_noise() -> None:
-    seen: dict[str, Any] = {}
-
-    def velocity(x: jax.Array, t: jax.Array) -> jax.Array:
-        seen.update(x=np.asarray(x), t=np.asarray(t))
-        return x
-
-    flow.matching_loss(velocity, jnp.full((20_000, 2), 3.0), jax.random.key(5))
-    assert seen["t"].shape == (20_000, 1)
-    assert distance(seen["t"].ravel(), lambda t: t) < 0.015
-    noise = (seen["x"] - 3 * seen["t"]) / (1 - seen["t"])
-    assert distance(noise[seen["t"][:, 0] < 0.9].ravel(), normal_cdf) < 0.015
-    assert abs(np.corrcoef(noise[:, 0], seen["t"][:, 0])[0, 1]) < 0.03
+    np.testing.assert_allclose(paths.euler(marginal, jnp.array([[-2.0], [0.3], [1.0]]), 1), MEAN, rtol=1e-5)
 
 
 # --- completions ---
@@ -126,11 +100,11 @@ def test_flow_matching_draws_uniform_times_and_unit_noise() -> None:
 def test_completing_a_straight_path_is_exact(steps: int | None, x64: None) -> None:
     starts, ends = (jax.random.normal(jax.random.key(seed), (6, 2)) for seed in (1, 2))
     times = column(0.0, 0.1, 0.3, 0.5, 0.9, 1.0)
-    points, velocities = flow.straight(starts, ends, times)
+    points, velocities = paths.straight(starts, ends, times)
     if steps is None:  # from any time
-        np.testing.assert_allclose(flow.complete(lambda x, t, d: velocities, points, times), ends, atol=1e-12)
+        np.testing.assert_allclose(paths.complete(lambda x, t, d: velocities, points, times), ends, atol=1e-12)
     else:  # a jump that aims at the end from wherever it is
-        aimed = flow.complete_in_steps(lambda x, t, d: (ends - x) / d, starts, steps)
+        aimed = paths.complete_in_steps(lambda x, t, d: (ends - x) / d, starts, steps)
         np.testing.assert_allclose(aimed, ends, atol=1e-12)
 
 
@@ -140,10 +114,10 @@ def test_completions_by_hand() -> None:
 
     start = jnp.ones((1, 1))
     # From time ¼: 1 + ¾·(1 + ½ + 9/4) = 61/16; from 0 in one step 1 + (1 + 3) = 5.
-    np.testing.assert_allclose(flow.complete(jump, start, jnp.full((1, 1), 0.25)), 61 / 16)
-    np.testing.assert_allclose(flow.complete_in_steps(jump, start, 1), 5)
+    np.testing.assert_allclose(paths.complete(jump, start, jnp.full((1, 1), 0.25)), 61 / 16)
+    np.testing.assert_allclose(paths.complete_in_steps(jump, start, 1), 5)
     # In two: 1 + ½·(1 + 0 + 3·1) = 3, then 3 + ½·(3 + 1 + 3·½) = 5.75.
-    np.testing.assert_allclose(flow.complete_in_steps(jump, start, 2), 5.75)
+    np.testing.assert_allclose(paths.complete_in_steps(jump, start, 2), 5.75)
 
 
 def gaussian_jump(x: Any, t: Any, d: Any) -> Any:
@@ -158,9 +132,9 @@ POINTS = (-1.5, -0.2, 0.4, 1.3)
 def test_exact_jumps_are_their_own_bootstrap_target(x64: None) -> None:
     points, times = column(*POINTS), column(0.0, 0.2, 0.5, 0.7)
     sizes = (1 - times) * column(1.0, 0.5, 0.25, 1.0)
-    target = flow.bootstrap_target(gaussian_jump, points, times, sizes, 1 / 16)
+    target = paths.bootstrap_target(gaussian_jump, points, times, sizes, 1 / 16)
     np.testing.assert_allclose(target, gaussian_jump(points, times, sizes), rtol=1e-12)
-    wrong = flow.bootstrap_target(lambda x, t, d: gaussian_jump(x, t, d) + 0.1 * d, points, times, sizes, 1 / 16)
+    wrong = paths.bootstrap_target(lambda x, t, d: gaussian_jump(x, t, d) + 0.1 * d, points, times, sizes, 1 / 16)
     np.testing.assert_allclose(wrong - target, 0.05 * sizes, atol=0.05 * 0.3)
     assert (np.abs(wrong - gaussian_jump(points, times, sizes)) > 1e-3).all()
 
@@ -175,7 +149,7 @@ def test_smallest_bootstrap_steps_follow_the_velocity(x64: None) -> None:
         return gaussian_jump(x, t, d)
 
     halves = (1 - times) * shares / 2
-    target = flow.bootstrap_target(jump, points, times, 2 * halves, 1 / 8)
+    target = paths.bootstrap_target(jump, points, times, 2 * halves, 1 / 8)
     expected = np.array([0, 0.8 / 4, 0, 0.3 / 4])[:, None]
     np.testing.assert_allclose(asked, [expected, expected])
     first = marginal(points, times)
@@ -192,14 +166,14 @@ def test_rounding_does_not_move_the_floor() -> None:
         return x
 
     for share in (0.5**6, 0.5**6 * 1.000001):
-        flow.bootstrap_target(jump, jnp.zeros((1000, 2)), times, (1 - times) * share, 0.5**7)
+        paths.bootstrap_target(jump, jnp.zeros((1000, 2)), times, (1 - times) * share, 0.5**7)
     assert not np.any(asked)
 
 
 def test_bootstrap_targets_give_no_gradient() -> None:
     def total(scale: jax.Array) -> jax.Array:
-        jump = lambda x, t, d: scale * gaussian_jump(x, t, d)  # noqa: E731
-        return flow.bootstrap_target(jump, scale * column(*POINTS), column(*[0.2] * 4), column(*[0.4] * 4), 1 / 8).sum()
+        points, times, sizes = scale * column(*POINTS), column(*[0.2] * 4), column(*[0.4] * 4)
+        return paths.bootstrap_target(lambda *at: scale * gaussian_jump(*at), points, times, sizes, 1 / 8).sum()
 
     assert jax.grad(total)(1.3) == 0
 
@@ -232,8 +206,8 @@ FIELDS: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
 def test_exact_average_velocities_are_their_own_target(field: str, variant: Callable[..., Any], x64: None) -> None:
     (average, velocity), (begins, times) = FIELDS[field], intervals_by_hand()
     points = jnp.asarray([[x, -2 * x] for x in POINTS])
-    path = flow.Path(points, velocity(points, times))
-    target = functools.partial(flow.average_velocity_target, average)
+    path = paths.Path(points, velocity(points, times))
+    target = functools.partial(paths.average_velocity_target, average)
     averages, targets = variant(target)(path, begins, times)
     np.testing.assert_allclose(averages, average(points, begins, times), rtol=1e-12)
     np.testing.assert_allclose(targets, averages, rtol=1e-9)
@@ -243,14 +217,14 @@ def test_another_average_velocity_is_not_its_own_target(x64: None) -> None:
     # u = 1.7 x for all r is the velocity of the linear field, not its average.
     begins, times = intervals_by_hand()
     points = column(*POINTS)
-    _, targets = flow.average_velocity_target(lambda x, r, t: 1.7 * x, flow.Path(points, 1.7 * points), begins, times)
+    _, targets = paths.average_velocity_target(lambda x, r, t: 1.7 * x, paths.Path(points, 1.7 * points), begins, times)
     np.testing.assert_allclose(targets, 1.7 * points - (times - begins) * 1.7**2 * points, rtol=1e-12)
 
 
 def test_average_velocity_target_by_hand() -> None:
     # u = 2x + 3r + 5t at x = 1, r = ¼, t = ¾ with v = 4: u = 6.5, du/dt = 4·2 + 5 = 13, target 4 − ½·13 = −2.5.
-    path = flow.Path(jnp.ones((1, 1)), jnp.full((1, 1), 4.0))
-    averages, targets = flow.average_velocity_target(
+    path = paths.Path(jnp.ones((1, 1)), jnp.full((1, 1), 4.0))
+    averages, targets = paths.average_velocity_target(
         lambda x, r, t: 2 * x + 3 * r + 5 * t, path, jnp.full((1, 1), 0.25), jnp.full((1, 1), 0.75)
     )
     np.testing.assert_allclose(averages, 6.5)
@@ -259,18 +233,18 @@ def test_average_velocity_target_by_hand() -> None:
 
 def test_the_target_at_equal_times_is_the_velocity() -> None:
     times = column(0.0, 0.3, 1.0)
-    path = flow.Path(jnp.ones((3, 2)), jax.random.normal(jax.random.key(7), (3, 2)))
-    _, targets = flow.average_velocity_target(lambda x, r, t: jnp.sin(9 * x) + t**2 - r, path, times, times)
+    path = paths.Path(jnp.ones((3, 2)), jax.random.normal(jax.random.key(7), (3, 2)))
+    _, targets = paths.average_velocity_target(lambda x, r, t: jnp.sin(9 * x) + t**2 - r, path, times, times)
     np.testing.assert_array_equal(targets, path.velocities)
 
 
 def test_average_velocity_targets_give_no_gradient() -> None:
     begins, times = intervals_by_hand()
-    path = flow.Path(column(*POINTS), column(*POINTS) * 2)
+    path = paths.Path(column(*POINTS), column(*POINTS) * 2)
 
-    def total(which: int, rate: jax.Array, path: flow.Path) -> jax.Array:
+    def total(which: int, rate: jax.Array, path: paths.Path) -> jax.Array:
         average = functools.partial(linear_average, rate)
-        return flow.average_velocity_target(average, path, begins, times)[which].sum()
+        return paths.average_velocity_target(average, path, begins, times)[which].sum()
 
     rate_slope, path_slope = jax.grad(functools.partial(total, 1), argnums=(0, 1))(1.7, path)
     assert rate_slope == 0
@@ -301,6 +275,11 @@ def distance(draws: np.ndarray, cdf: Callable[[np.ndarray], np.ndarray]) -> floa
     return float(np.abs(ordered - (np.arange(len(ordered)) + 0.5) / len(ordered)).max())
 
 
+SAMPLERS: dict[str, paths.TimeSampler] = {
+    "uniform_times": paths.uniform_times,
+    "early_times": paths.early_times,
+    "logit_normal_times": paths.logit_normal_times,
+}
 CDFS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "uniform_times": lambda t: t,
     "early_times": np.sqrt,
@@ -310,34 +289,34 @@ CDFS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 
 @pytest.mark.parametrize("name", CDFS)
 def test_times_follow_their_distribution(name: str) -> None:
-    draws = getattr(flow, name)(jax.random.key(8), (N // 4, 4, 1))
+    draws = SAMPLERS[name](jax.random.key(8), (N // 4, 4, 1))
     assert draws.shape == (N // 4, 4, 1)
     assert 0 <= draws.min() <= draws.max() <= 1
     assert distance(draws.ravel(), CDFS[name]) < 0.015
 
 
 def test_early_times_have_the_moments_of_a_square() -> None:
-    draws = flow.early_times(jax.random.key(9), (N,))
+    draws = paths.early_times(jax.random.key(9), (N,))
     assert abs(draws.mean() - 1 / 3) < 0.01  # E u²
     assert abs((draws**2).mean() - 1 / 5) < 0.01  # E u⁴
     assert abs((draws < 0.01).mean() - 0.1) < 0.01
 
 
 def test_logit_normal_times_take_another_mean_and_spread() -> None:
-    draws = flow.logit_normal_times(jax.random.key(10), (N,), 1.0, 0.5)
+    draws = paths.logit_normal_times(jax.random.key(10), (N,), 1.0, 0.5)
     logits = np.log(draws / (1 - draws))
     assert abs(logits.mean() - 1) < 0.02
     assert abs(logits.std() - 0.5) < 0.02
 
 
-intervals = jax.jit(flow.interval_times, static_argnums=(1, 3))
+intervals = jax.jit(paths.interval_times, static_argnums=(1, 3))
 
 
 @pytest.mark.parametrize(
     ("rows", "ratio", "equal"), [(10, 0.0, 0), (10, 0.5, 5), (10, 0.31, 4), (7, 0.5, 4), (10, 1.0, 10), (8, 0.25, 2)]
 )
 def test_an_exact_share_of_intervals_is_empty(rows: int, ratio: float, equal: int) -> None:
-    begins, times = intervals(jax.random.key(11), rows, jnp.float32(ratio), flow.uniform_times)
+    begins, times = intervals(jax.random.key(11), (rows, 1), jnp.float32(ratio), paths.uniform_times)
     assert begins.shape == times.shape == (rows, 1)
     np.testing.assert_array_equal((begins == times)[:, 0], np.arange(rows) < equal)
     assert (begins <= times).all()
@@ -345,21 +324,29 @@ def test_an_exact_share_of_intervals_is_empty(rows: int, ratio: float, equal: in
 
 @pytest.mark.parametrize("name", ["uniform_times", "logit_normal_times"])
 def test_intervals_are_two_independent_times_in_order(name: str) -> None:
-    begins, times = (np.asarray(x)[:, 0] for x in intervals(jax.random.key(12), N, jnp.float32(0), getattr(flow, name)))
+    draw = functools.partial(intervals, jax.random.key(12), (N, 1))
+    begins, times = (np.asarray(x)[:, 0] for x in draw(jnp.float32(0), SAMPLERS[name]))
     cdf = CDFS[name]
     assert distance(times, lambda t: cdf(t) ** 2) < 0.015
     assert distance(begins, lambda t: 1 - (1 - cdf(t)) ** 2) < 0.015
     # The gap of two independent uniforms has the distribution function 1 − (1 − g)².
     assert distance(cdf(times) - cdf(begins), lambda gap: 1 - (1 - gap) ** 2) < 0.015
     # Where r is set to t, the later of the two stays.
-    equal, later = intervals(jax.random.key(12), N, jnp.float32(1), getattr(flow, name))
+    equal, later = draw(jnp.float32(1), SAMPLERS[name])
     np.testing.assert_array_equal(equal, later)
     np.testing.assert_array_equal(later[:, 0], times)
 
 
 def test_shares_of_empty_intervals_may_be_mapped() -> None:
     def share(ratio: jax.Array) -> jax.Array:
-        begins, times = flow.interval_times(jax.random.key(13), 8, ratio, flow.uniform_times)
+        begins, times = paths.interval_times(jax.random.key(13), (8, 1), ratio, paths.uniform_times)
         return jnp.mean(begins == times)
 
     np.testing.assert_allclose(jax.vmap(share)(jnp.array([0.0, 0.25, 1.0])), [0, 0.25, 1])
+
+
+def test_intervals_of_segments_are_those_of_their_rows() -> None:
+    flat = intervals(jax.random.key(14), (6, 1), jnp.float32(0.5), paths.uniform_times)
+    deep = intervals(jax.random.key(14), (6, 1, 1), jnp.float32(0.5), paths.uniform_times)
+    for one, other in zip(flat, deep, strict=True):
+        np.testing.assert_array_equal(one[:, None], other)

@@ -1,0 +1,129 @@
+"""Ensembles of critics: TD errors and combined heads by numbers derived by hand, as written, under jit and vmap."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from flowrl import critics
+from flowrl.critics import Critic
+from flowrl.networks import Network, Spec
+
+
+def mapped_twice(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Runs `function` on two copies of its arguments under vmap, and returns the second result."""
+
+    def run(*args: Any) -> Any:
+        doubled = jax.tree.map(lambda x: jnp.stack([jnp.ones_like(x), jnp.asarray(x)]), args)
+        return jax.tree.map(lambda x: x[1], jax.vmap(function)(*doubled))
+
+    return run
+
+
+variants = pytest.mark.parametrize("variant", [lambda f: f, jax.jit, mapped_twice], ids=["plain", "jit", "vmap"])
+Variant = Callable[[Callable[..., Any]], Callable[..., Any]]
+
+
+def array(*values: Any) -> jax.Array:
+    return jnp.asarray(values, jnp.float32)
+
+
+# Two rows, γ = ½; the second one terminated. Q_i = w_i·s·a with w = (1, 2).
+BATCH = {
+    "observations": array([1], [2]),
+    "actions": array([3], [1]),
+    "rewards": array(1, -2),
+    "discounts": array(0.5, 0),
+    "valid": array(1, 1),
+}
+WEIGHTS = array(1, 2)
+
+
+def product(weights: jax.Array) -> jax.Array:
+    return weights[:, None] * (BATCH["observations"] * BATCH["actions"])[:, 0]
+
+
+def loss_and_slopes(weights: jax.Array, next_q: jax.Array, valid: jax.Array) -> Any:
+    def loss(weights: jax.Array, next_q: jax.Array) -> Any:
+        targets = BATCH["rewards"] + BATCH["discounts"] * next_q
+        errors, metrics = critics.td_errors(product(weights), targets, {**BATCH, "valid": valid})
+        return errors.mean(), (errors, metrics)
+
+    return jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)(weights, next_q)
+
+
+@variants
+def test_td_errors(variant: Variant) -> None:
+    # Targets 1 + ½·4 = 3, and −2 whatever follows. Q = (3, 2) and (6, 4): errors 0, 4 and 3, 6; (0 + 16 + 9 + 36)/4.
+    # dL/dw_i = ¼ Σ 2·error·s·a: head 1 ½·(0·3 + 4·2) = 4, head 2 ½·(3·3 + 6·2) = 10.5. Targets are constants.
+    (loss, (errors, metrics)), (grads, next_slopes) = variant(loss_and_slopes)(WEIGHTS, array(4, 100), array(1, 1))
+    np.testing.assert_allclose(errors, [[0, 16], [9, 36]])
+    np.testing.assert_allclose(loss, 15.25)
+    np.testing.assert_allclose(grads, [4, 10.5])
+    np.testing.assert_array_equal(next_slopes, [0, 0])
+    expected = {"critic/loss": 15.25, "critic/q_mean": 3.75, "critic/q_max": 6, "critic/q_min": 2}
+    assert {name: float(value) for name, value in metrics.items()} == expected
+
+
+@variants
+def test_rows_that_do_not_count_have_no_error(variant: Variant) -> None:
+    # Without the second row (0 + 0 + 9 + 0)/4 = 2.25, and its slope: head 2 ½·3·3 = 4.5.
+    (loss, (errors, _)), (grads, _) = variant(loss_and_slopes)(WEIGHTS, array(4, 100), array(1, 0))
+    np.testing.assert_allclose(errors, [[0, 0], [9, 0]])
+    np.testing.assert_allclose(loss, 2.25)
+    np.testing.assert_allclose(grads, [0, 4.5])
+
+
+def test_each_head_may_have_targets_of_its_own() -> None:
+    errors, _ = critics.td_errors(array([1, 2], [3, 4]), array([0, 2], [5, 1]), BATCH)
+    np.testing.assert_allclose(errors, [[1, 0], [4, 9]])
+
+
+@pytest.mark.parametrize("targets", [jnp.zeros((2, 1)), jnp.zeros(1), jnp.zeros((2, 3))])
+def test_targets_that_would_broadcast_are_refused(targets: jax.Array) -> None:
+    with pytest.raises(AssertionError):
+        critics.td_errors(jnp.zeros((2, 2)), targets, BATCH)
+
+
+@variants
+@pytest.mark.parametrize(
+    ("aggregate", "expected"),
+    # Heads (1, 5), (3, 5): means 2 and 5, deviations 1 and 0; the bound lies ¾ deviations below.
+    [("min", [1, 5]), ("mean", [2, 5]), ("lcb", [1.25, 5])],
+)
+def test_heads_are_combined(variant: Variant, aggregate: str, expected: list[float]) -> None:
+    def combined(q: jax.Array, rho: jax.Array) -> jax.Array:
+        return critics.combine(Critic(aggregate=aggregate, rho=rho), q)
+
+    np.testing.assert_allclose(variant(combined)(array([1, 5], [3, 5]), jnp.float32(0.75)), expected)
+
+
+def test_the_module_is_what_the_choices_say() -> None:
+    s, a, _, _ = Spec.of_sizes(3, 2).inputs()
+
+    def shapes(choices: Critic) -> Any:
+        net = Network("critic", critics.module(choices, (8,)), (s, a))
+        params = jax.eval_shape(net.init, jax.random.key(0))
+        return jax.tree.map(lambda leaf: leaf.shape, params["params"]["MLP_0"])
+
+    plain = shapes(Critic(heads=3, layer_norm=False))
+    assert plain["SplitDense_0"]["kernel"] == (3, 5, 8)
+    assert "LayerNorm_0" not in plain
+    assert "LayerNorm_0" in shapes(Critic())
+    own = shapes(Critic(hidden_dims=(16, 4)))
+    assert own["SplitDense_0"]["kernel"] == (2, 5, 16)
+    assert own["Dense_1"]["kernel"] == (2, 4, 1)
+
+
+@pytest.mark.parametrize("activation", ["relu", "mish"])
+def test_the_module_has_the_activation_that_is_chosen(activation: str) -> None:
+    shapes, (s, a) = Spec.of_sizes(3, 2).inputs()[:2], (jnp.ones((1, 3)), jnp.ones((1, 2)))
+    net = Network("critic", critics.module(Critic(activation=activation, layer_norm=False), (8,)), shapes)
+    fresh = jax.eval_shape(net.init, jax.random.key(0))
+    params = {"critic": jax.tree.map(lambda leaf: -jnp.ones(leaf.shape), fresh)}
+    # Each hidden unit is act(−6); the output −8 · act(−6) − 1.
+    hidden = {"relu": 0.0, "mish": -6 * np.tanh(np.log1p(np.exp(-6)))}[activation]
+    np.testing.assert_allclose(net(params, s, a), np.full((2, 1), -8 * hidden - 1), rtol=1e-5)

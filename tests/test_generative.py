@@ -1,0 +1,273 @@
+"""Generative models against closed forms: their errors at true fields, by hand, and their samples."""
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from test_paths import MEAN, STD, distance, marginal, normal_cdf
+
+from flowrl import generative
+from flowrl.config import check
+from flowrl.errors import UserError
+from flowrl.generative import Diffusion, Flow, MeanFlow, Model
+
+variants = pytest.mark.parametrize("variant", [lambda f: f, jax.jit], ids=["plain", "jit"])
+
+# -------------------------------------------------------------------------------------------- flows to one action
+
+ACTION = jnp.array([0.4, -0.7])
+
+
+def velocity(action: jax.Array, x: jax.Array, t: jax.Array) -> jax.Array:
+    """The true field of paths from noise at time 0 to one action: x_t = (1 − t) ε + t c."""
+    return (action - x) / (1 - t)
+
+
+def average(action: jax.Array, x: jax.Array, begin: jax.Array, t: jax.Array) -> jax.Array:
+    """The true average velocity, noise at time 1: x_t = (1 − t) c + t ε."""
+    return (x - action) / t
+
+
+FIELDS = {"flow": velocity, "mean_flow": average}
+MODELS: dict[str, Callable[..., Model]] = {"flow": Flow, "mean_flow": MeanFlow}
+both = pytest.mark.parametrize("name", MODELS)
+
+
+@both
+@pytest.mark.parametrize("steps", [1, 5])
+def test_the_true_field_leads_to_its_action(name: str, steps: int) -> None:
+    starts = 0.5 * jax.random.normal(jax.random.key(0), (5, 2))
+    drawn = MODELS[name](steps=steps).sample(functools.partial(FIELDS[name], ACTION), starts, jax.random.key(0))
+    np.testing.assert_allclose(drawn, jnp.broadcast_to(ACTION, (5, 2)), atol=1e-5)
+
+
+@both
+@pytest.mark.parametrize("shape", [(50, 2), (50, 4, 2)], ids=str)
+def test_the_true_field_has_no_error(name: str, shape: tuple[int, ...]) -> None:
+    actions = jnp.broadcast_to(ACTION, shape)
+    found = MODELS[name]().errors(functools.partial(FIELDS[name], ACTION), actions, jax.random.key(3))
+    assert found.shape == (50,)
+    np.testing.assert_allclose(found, 0, atol=1e-4)
+    wrong = MODELS[name]().errors(functools.partial(FIELDS[name], ACTION + 0.5), actions, jax.random.key(3))
+    assert wrong.mean() > 0.1
+
+
+@variants
+@both
+def test_errors_by_hand(name: str, variant: Callable[..., Any]) -> None:
+    """A field that is 0 everywhere: either model's target is the velocity, ±(a − ε), and the error its square."""
+    actions, key = jnp.array([[0.5, -0.5], [1.0, 0.0]]), jax.random.key(5)
+    noise = jax.random.normal(jax.random.split(key)[0], (2, 2))
+    found = variant(functools.partial(MODELS[name]().errors, lambda x, *times: 0 * x))(actions, key)
+    np.testing.assert_allclose(found, ((actions - noise) ** 2).mean(axis=-1), rtol=1e-5)
+
+
+@variants
+def test_mean_flow_weighs_rows_by_their_errors(variant: Callable[..., Any]) -> None:
+    """Errors e become e / (e + c)^p, and the weights are constants."""
+    actions, key = jax.random.normal(jax.random.key(1), (6, 2)), jax.random.key(5)
+
+    def errors(scale: jax.Array, power: jax.Array) -> jax.Array:
+        model = MeanFlow(adaptive_power=power, adaptive_constant=jnp.float32(0.2))
+        return model.errors(lambda x, *times: scale * jnp.ones_like(x), actions, key)
+
+    plain, weighted = (variant(errors)(jnp.float32(0.3), jnp.float32(power)) for power in (0.0, 0.7))
+    np.testing.assert_allclose(weighted, plain * (plain + 0.2) ** -0.7, rtol=1e-5)
+    slopes = [variant(jax.jacobian(errors))(jnp.float32(0.3), jnp.float32(power)) for power in (0.0, 0.7)]
+    np.testing.assert_allclose(slopes[1], slopes[0] * (plain + 0.2) ** -0.7, rtol=1e-4)
+
+
+@pytest.mark.parametrize(("divided", "moved"), [(True, 1.0), (False, 3.0)])
+def test_each_of_several_steps_takes_its_share_of_the_path(divided: bool, moved: float) -> None:
+    asked = []
+
+    def constant(x: jax.Array, begin: jax.Array, t: jax.Array) -> jax.Array:
+        asked.append((float(begin[0, 0]), float(t[0, 0])))
+        return jnp.broadcast_to(ACTION, x.shape)
+
+    starts = 0.5 * jax.random.normal(jax.random.key(0), (5, 2))
+    drawn = MeanFlow(steps=3, divide_steps=divided).sample(constant, starts)
+    np.testing.assert_allclose(drawn, starts - moved * ACTION, rtol=1e-5)
+    np.testing.assert_allclose(asked, [(2 / 3, 1), (1 / 3, 2 / 3), (0, 1 / 3)], atol=1e-6)
+
+
+def test_flows_start_from_unit_noise() -> None:
+    assert Flow().deviation() == MeanFlow().deviation() == 1
+
+
+# ------------------------------------------------------------------------------------------------ flow matching
+
+
+def test_flow_matching_is_least_at_the_marginal_field() -> None:
+    # Var(x₁ − x₀ | x_t) = STD²/spread(t)², whose integral over t is STD·π/2; any other field adds its squared distance.
+    ends = MEAN + STD * jax.random.normal(jax.random.key(1), (200_000, 1))
+    errors = functools.partial(Flow().errors, a=ends, key=jax.random.key(2))
+    least = float(errors(marginal).mean())
+    assert abs(least - STD * math.pi / 2) < 0.01
+    assert abs(errors(lambda x, t: marginal(x, t) + 0.5).mean() - least - 0.25) < 0.01
+
+
+@pytest.mark.parametrize("shape", [(50, 2), (50, 4, 2)], ids=str)
+def test_flow_matching_is_a_mean_over_dimensions_of_each_row(shape: tuple[int, ...]) -> None:
+    # A velocity of x₁ − x₀ + c has error c² in each dimension; the noise comes back from the point and the time.
+    ends = jax.random.normal(jax.random.key(3), shape)
+    offset = jnp.array([1.0, 3.0])
+    errors = Flow().errors(lambda x, t: (ends - x) / (1 - t) + offset, ends, jax.random.key(4))
+    np.testing.assert_allclose(errors, np.full(50, 5.0), rtol=1e-3)
+
+
+def test_flow_matching_draws_uniform_times_and_unit_noise() -> None:
+    seen: dict[str, Any] = {}
+
+    def velocity(x: jax.Array, t: jax.Array) -> jax.Array:
+        seen.update(x=np.asarray(x), t=np.asarray(t))
+        return x
+
+    Flow().errors(velocity, jnp.full((20_000, 2), 3.0), jax.random.key(5))
+    assert seen["t"].shape == (20_000, 1)
+    assert distance(seen["t"].ravel(), lambda t: t) < 0.015
+    noise = (seen["x"] - 3 * seen["t"]) / (1 - seen["t"])
+    assert distance(noise[seen["t"][:, 0] < 0.9].ravel(), normal_cdf) < 0.015
+    assert abs(np.corrcoef(noise[:, 0], seen["t"][:, 0])[0, 1]) < 0.03
+
+
+# ---------------------------------------------------------------------------------------------------- diffusion
+
+SCHEDULE = generative.linear_schedule(20, 0.3)
+
+
+def test_schedule_and_noise_by_hand() -> None:
+    """β = 0.1, 0.3, 0.5: ᾱ = 0.9, 0.63, 0.315."""
+    schedule = generative.linear_schedule(3, 1.0, 0.1, 0.5)
+    np.testing.assert_allclose(schedule, [0.9, 0.63, 0.315])
+    levels = jnp.array([[0], [2]])
+    for variant in (lambda f: f, jax.jit):
+        found = variant(functools.partial(generative.noised, schedule))(jnp.ones((2, 1)), -2 * jnp.ones((2, 1)), levels)
+        expected = [[0.9**0.5 - 2 * 0.1**0.5], [0.315**0.5 - 2 * 0.685**0.5]]
+        np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("steps", "expected"), [(1, [19]), (2, [19, 0]), (5, [19, 14, 10, 5, 0]), (20, range(19, -1, -1))]
+)
+def test_visited_levels(steps: int, expected: Any) -> None:
+    np.testing.assert_array_equal(generative.sampled_levels(20, steps), list(expected))
+
+
+def model_of(mean: float, std: float, schedule: np.ndarray = SCHEDULE) -> generative.NoiseModel:
+    """The noise to be expected in √ᾱ x + √(1 − ᾱ) ε with x from a Gaussian."""
+
+    def model(points: jax.Array, levels: jax.Array) -> jax.Array:
+        left = jnp.asarray(schedule)[levels.astype(int)]
+        variance = left * std**2 + 1 - left
+        return jnp.sqrt(1 - left) * (points - jnp.sqrt(left) * mean) / variance
+
+    return model
+
+
+@pytest.mark.parametrize("steps", [1, 2, 5, 20])
+def test_a_point_is_found_in_any_number_of_steps(steps: int) -> None:
+    starts = jax.random.normal(jax.random.key(0), (50, 2))
+    found = generative.ancestral(model_of(0.4, 0.0), starts, jax.random.key(1), SCHEDULE, steps)
+    np.testing.assert_allclose(found, 0.4, atol=1e-4)
+
+
+def test_a_gaussian_is_sampled() -> None:
+    """Its samples have its mean and deviation; one step can only give the mean that the start lets expect."""
+    fine = generative.linear_schedule(200, 0.03)
+    starts = jax.random.normal(jax.random.key(0), (20_000, 1))
+    model = model_of(0.2, 0.15, fine)
+    sample = functools.partial(generative.ancestral, model, starts, jax.random.key(1), fine)
+    found = sample(200)
+    assert abs(float(found.mean()) - 0.2) < 0.005
+    assert abs(float(found.std()) - 0.15) < 0.01
+    assert float(sample(1).std()) < 0.05
+
+
+def test_samples_stay_in_the_box() -> None:
+    starts = 5 * jax.random.normal(jax.random.key(0), (100, 1))
+    far = generative.ancestral(model_of(3.0, 0.5), starts, jax.random.key(1), SCHEDULE, 5)
+    assert float(far.min()) > 0.95
+    assert float(far.max()) <= 1.0
+
+
+def test_one_step_by_hand() -> None:
+    """Two levels, ᾱ = 0.9, 0.72; x = 1 and no noise predicted: the data is 1/√0.72, cut to 1; β = 0.2."""
+    schedule = np.array([0.9, 0.72])
+    found = generative.ancestral(lambda x, _: 0 * x, jnp.ones((1, 1)), jax.random.key(0), schedule, 2)
+    mean = (0.9**0.5 * 0.2 * 1 + 0.8**0.5 * 0.1 * 1) / 0.28
+    draw = jax.random.normal(jax.random.key(0), (2, 1, 1))[0]
+    between = mean + (0.2 * 0.1 / 0.28) ** 0.5 * draw
+    np.testing.assert_allclose(found, jnp.clip(between / 0.9**0.5, -1, 1), rtol=1e-5)
+
+
+OLDER = Diffusion(schedule_scale=0.3)
+
+
+@variants
+def test_errors_of_a_known_prediction_by_hand(variant: Callable[..., Any]) -> None:
+    key, actions = jax.random.key(5), jnp.array([[0.5, -0.5], [1.0, 0.0]])
+    noise = jax.random.normal(jax.random.split(key)[0], (2, 2))
+    found = variant(functools.partial(Diffusion().errors, lambda x, levels: 0.3 + 0 * x))(actions, key)
+    np.testing.assert_allclose(found, ((noise - 0.3) ** 2).mean(axis=-1), rtol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(2, 2), (2, 3, 2)], ids=str)
+def test_errors_are_of_noised_actions_at_their_level(shape: tuple[int, ...]) -> None:
+    key, actions = jax.random.key(5), jnp.linspace(-1, 1, math.prod(shape)).reshape(shape)
+    noise_key, level_key = jax.random.split(key)
+    noise, one = jax.random.normal(noise_key, shape), (2, *[1] * (len(shape) - 1))
+    levels = jax.random.randint(level_key, one, 0, 20)
+    left = SCHEDULE[np.asarray(levels)]
+    points = np.sqrt(left) * actions + np.sqrt(1 - left) * noise
+    found = OLDER.errors(lambda x, levels: x + 0.1 * levels, actions, key)
+    expected = ((points + 0.1 * levels - noise) ** 2).mean(axis=tuple(range(1, len(shape))))
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("steps", "taken"), [(1, 1), (3, 3), (0, 3)])
+def test_samples_take_the_steps_that_are_told_or_all(steps: int, taken: int) -> None:
+    starts, key = 0.7 * jax.random.normal(jax.random.key(2), (4, 2)), jax.random.key(3)
+    calls = []
+
+    def model(x: jax.Array, levels: jax.Array) -> jax.Array:
+        calls.append(float(levels[0, 0]))
+        return 0.2 + 0 * x
+
+    found = Diffusion(levels=3, steps=steps, schedule_scale=0.3).sample(model, starts, key)
+    assert calls == {1: [2.0], 3: [2.0, 1.0, 0.0]}[taken]
+    expected = generative.ancestral(model, starts, key, generative.linear_schedule(3, 0.3), taken)
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+def test_the_noise_that_the_last_level_leaves() -> None:
+    """Two levels, β = 0.8 · (1e-4, 0.999): ᾱ of the last is 0.99992 · 0.2008."""
+    np.testing.assert_allclose(Diffusion(levels=2).deviation(), (1 - 0.99992 * 0.2008) ** 0.5, rtol=1e-6)
+
+
+def test_cosine_schedule_by_hand() -> None:
+    """cos²(π/2 · (t + 0.008)/1.008) at t = 0, ½, 1: 0.999845, 0.493767, 0; β = 0.506156 and 1, cut to 0.999."""
+    np.testing.assert_allclose(generative.cosine_schedule(2, 1.0), [0.493844, 0.000493844], rtol=1e-5)
+    np.testing.assert_allclose(generative.cosine_schedule(2, 0.5), [0.746922, 0.746922 * 0.5005], rtol=1e-5)
+    np.testing.assert_allclose(
+        Diffusion(levels=2, schedule="cosine", schedule_scale=0.5).variance_left(), [0.746922, 0.746922 * 0.5005],
+        rtol=1e-5,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("message", "model"),
+    [
+        ("--policy.steps=30 is more than the 20 noise levels", Diffusion(steps=30)),
+        ("--policy.levels=1 is too small; the least is 2", Diffusion(levels=1)),
+        ("--policy.schedule=linaer is unknown.*did you mean linear", Diffusion(schedule="linaer")),
+    ],
+)
+def test_choices_that_do_not_fit_are_refused(message: str, model: Diffusion) -> None:
+    with pytest.raises(UserError, match=message):
+        check(model, "policy.")
