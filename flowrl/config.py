@@ -72,7 +72,7 @@ def nested(default: Any, help: str = "") -> Any:
     return dataclasses.field(default=default, metadata={"kind": "nested", "help": help})
 
 
-@dataclass_transform(frozen_default=True, kw_only_default=True, field_specifiers=(static, traced, nested))
+@dataclass_transform(frozen_default=True, kw_only_default=True)
 def record(cls: type[T]) -> type[T]:
     """Makes a class of annotated fields a frozen record of settings.
 
@@ -82,7 +82,7 @@ def record(cls: type[T]) -> type[T]:
     return dataclasses.dataclass(frozen=True, kw_only=True)(cls)
 
 
-@dataclass_transform(frozen_default=True, kw_only_default=True, field_specifiers=(static, traced, nested))
+@dataclass_transform(frozen_default=True, kw_only_default=True)
 def config(cls: type[T]) -> type[T]:
     """Makes a record that is a pytree too: what an agent reads, and the state of a training holds."""
     import jax  # here, so that programs which only read run folders do without
