@@ -12,7 +12,7 @@ from jax.sharding import PartitionSpec as Spec
 
 from flowrl import hosts
 from flowrl.errors import UserError
-from flowrl.streams import root_keys
+from flowrl.random_streams import root_keys
 
 Shard = Literal["runs", "batch"]
 AXIS = "devices"

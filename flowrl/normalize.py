@@ -1,7 +1,7 @@
-"""Normalised observations and rescaled rewards: statistics of a dataset, applied once as data are loaded or gathered."""
+"""Normalised observations and rescaled rewards: statistics of data, applied once as data are loaded or gathered."""
 
 from collections.abc import Mapping
-from typing import TypeVar
+from typing import Any
 
 import flax.struct
 import jax
@@ -11,7 +11,8 @@ import numpy as np
 from flowrl.config import record, static
 from flowrl.errors import UserError
 
-Array = TypeVar("Array", np.ndarray, jax.Array)
+Array = np.ndarray | jax.Array
+_STATES = ("observations", "next_observations")
 
 
 @record
@@ -43,30 +44,28 @@ class Normalizer(flax.struct.PyTreeNode):
     reward_shift: Array
     goals_are_states: bool = flax.struct.field(pytree_node=False, default=True)
 
-    def observations(self, x: Array) -> Array:
-        """Normalises observations `[..., D]`."""
-        return (x - self.mean) / self.std
-
-    def rewards(self, x: Array) -> Array:
-        """Rescales rewards `[...]`."""
-        return self.reward_scale * x + self.reward_shift
-
-    def returns(self, x: Array, horizons: Array) -> Array:
-        """Rescales discounted sums `[...]` of rewards over `horizons` steps; one that is not known, −∞, stays so."""
-        known = abs(x) < np.inf
-        return jnp.where(known, self.reward_scale * jnp.where(known, x, 0.0) + self.reward_shift * horizons, x)
-
     def inputs(self, inputs: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
         """Normalises what a policy acts on: `observations`, and `goals` if they are states."""
         names = ("observations", "goals") if self.goals_are_states else ("observations",)
-        return {name: self.observations(x) if name in names else x for name, x in inputs.items()}
+        return {name: (x - self.mean) / self.std if name in names else x for name, x in inputs.items()}
+
+    def transitions(self, rows: Mapping[str, Any]) -> dict[str, Any]:
+        """Normalises `observations`, `next_observations` and `rewards` `[..., D]` where they are; of either library."""
+        found = {name: (x - self.mean) / self.std if name in _STATES else x for name, x in rows.items()}
+        if "rewards" in rows:
+            found["rewards"] = self.reward_scale * rows["rewards"] + self.reward_shift
+        return found
+
+    def returns(self, returns: Array, horizons: Array) -> jax.Array:
+        """Rescales discounted sums `[...]` of rewards over `horizons` steps; one that is not known, −∞, stays so."""
+        known = jnp.isfinite(returns)
+        scaled = self.reward_scale * jnp.where(known, returns, 0.0) + self.reward_shift * horizons
+        return jnp.where(known, scaled, returns)
 
     def arrays(self, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Normalises a dataset `[N, ...]` in OGBench's layout, with `returns` and their `horizons` if it has them."""
         own: Normalizer = jax.tree.map(np.asarray, self)
-        found = {**arrays, "observations": own.observations(arrays["observations"].astype(np.float32))}
-        if "rewards" in arrays:
-            found["rewards"] = own.rewards(arrays["rewards"].astype(np.float32))
+        found: dict[str, np.ndarray] = own.transitions(arrays)
         if "returns" in arrays:
             found["returns"] = np.asarray(own.returns(arrays["returns"], arrays["horizons"]))
         return found
