@@ -3,98 +3,84 @@
 The Gaussian's mode is the conditional mean of the actions; the flow, integrated in several steps, keeps their modes.
 """
 
-import dataclasses
-from collections.abc import Mapping
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from flowrl import config as configs
-from flowrl import flow
-from flowrl.agent import Agent, Needs, Spec
+from flowrl.agent import Agent, make_agent
+from flowrl.config import MOST_COUNT, config, nested, static, traced
+from flowrl.data.samplers import Transitions
+from flowrl.generative import Flow
 from flowrl.losses import unit_gaussian_log_prob
-from flowrl.networks import MLP, Network, gaussian_draw
+from flowrl.networks import MLP, Network, Spec, named
 from flowrl.optim import descend
-from flowrl.train_state import Batch, Metrics, Mode, Params, TrainState, new_state
+from flowrl.policies import unit_gaussian
+from flowrl.train_state import Batch, Loss, Metrics, Params, Policy, TrainState
 
 
-@dataclasses.dataclass(frozen=True)
-class Config(configs.Offline):
+@config
+class Config:
     """The networks and optimizer of FQL's baselines."""
 
-    distribution: str = configs.static("gaussian", "What the policy is.", ("gaussian", "flow"))
-    flow_steps: int = configs.static(10, "Euler steps per action of the flow.")
+    flow: Flow = nested(Flow(steps=10))
+    distribution: str = static("gaussian", "What the policy is.", choices=("gaussian", "flow"))
+    hidden_dims: tuple[int, ...] = static((512, 512, 512, 512), "Hidden layers of the policy.")
+    batch_size: int = static(256, "Transitions per update.", high=MOST_COUNT)
+    learning_rate: float = traced(3e-4, "Adam's step size.")
+
+
+State = TrainState[Config]
 
 
 class Networks(NamedTuple):
     """The mean of a Gaussian of unit standard deviation, or a velocity field."""
 
-    actor: Network  # [B, D] -> [B, A], or [B, D], [B, A], [B, 1] -> [B, A]
+    spec: Spec
+    actor: Network  # s [B, D] -> [B, A], or s [B, D], x [B, A], t [B, 1] -> [B, A]
 
 
-def gaussian_loss(networks: Networks, params: Params, batch: Batch, key: jax.Array) -> tuple[jax.Array, Metrics]:
+def networks(config: Config, spec: Spec) -> Networks:
+    """Builds the networks."""
+    s, a, _, t = spec.inputs()
+    if config.distribution == "gaussian":
+        return Networks(spec, **named(actor=(MLP(config.hidden_dims, spec.action_dim, final_scale=1e-2), s)))
+    return Networks(spec, **named(actor=(MLP(config.hidden_dims, spec.action_dim), s, a, t)))
+
+
+def gaussian_loss(nets: Networks, params: Params, state: State, batch: Batch, key: jax.Array) -> Loss:
     """−E log π(a | s)."""
-    del key
-    means = networks.actor.apply(params["actor"], batch["observations"])
+    means = nets.actor(params, batch["observations"])
     loss = -unit_gaussian_log_prob(batch["actions"], means).mean()
     return loss, {"actor/loss": loss, "actor/mse": jnp.mean((means - batch["actions"]) ** 2)}
 
 
-def flow_loss(networks: Networks, params: Params, batch: Batch, key: jax.Array) -> tuple[jax.Array, Metrics]:
+def flow_loss(nets: Networks, params: Params, state: State, batch: Batch, key: jax.Array) -> Loss:
     """Flow matching from noise at time 0 to the actions at time 1."""
-    velocity = partial(networks.actor.apply, params["actor"], batch["observations"])
-    loss = flow.matching_loss(velocity, batch["actions"], key)
+    field = partial(nets.actor, params, batch["observations"])
+    loss = state.config.flow.errors(field, batch["actions"], key).mean()
     return loss, {"actor/loss": loss}
 
 
-def update(
-    networks: Networks, config: Config, state: TrainState, batch: Batch, key: jax.Array
-) -> tuple[TrainState, Metrics]:
+def update(nets: Networks, state: State, batch: Batch, key: jax.Array) -> tuple[State, Metrics]:
     """One gradient step."""
-    loss = gaussian_loss if config.distribution == "gaussian" else flow_loss
-    state, metrics = descend(state, lambda params: loss(networks, params, batch, key), ("actor",))
-    return state.replace(step=state.step + 1), metrics
+    loss = gaussian_loss if state.config.distribution == "gaussian" else flow_loss
+    return descend(nets, state, batch, key, (loss,), {"actor": state.config.learning_rate})
 
 
-def act(
-    networks: Networks,
-    config: Config,
-    policy: Params,
-    observations: jax.Array,
-    goals: jax.Array,
-    key: jax.Array,
-    *,
-    mode: Mode,
-) -> jax.Array:
+def act(nets: Networks, policy: Policy[Config], inputs: Batch, key: jax.Array, *, explore: bool = False) -> jax.Array:
     """The Gaussian's mode, or with `explore` a sample; or one draw of noise through the flow; clipped to [−1, 1]."""
-    del goals
-    actor = partial(networks.actor.apply, policy["actor"], observations)
+    s, config = inputs["observations"], policy.config
     if config.distribution == "gaussian":
-        return jnp.clip(gaussian_draw(actor(), key, mode), -1.0, 1.0)
-    noise = jax.random.normal(key, (*observations.shape[:-1], networks.actor.out_dim))
-    return jnp.clip(flow.euler(actor, noise, config.flow_steps), -1.0, 1.0)
+        return jnp.clip(unit_gaussian(nets.actor(policy.params, s), key, explore), -1.0, 1.0)
+    return jnp.clip(config.flow.sample(partial(nets.actor, policy.params, s), nets.spec.noise(key, s)), -1.0, 1.0)
 
 
-def init(
-    networks: Networks, config: Config, spec: Spec, key: jax.Array, hyper: Mapping[str, Any] | None = None
-) -> TrainState:
-    """Returns the state before the first update."""
-    inputs = [jnp.zeros((1, spec.observation_dim))]
-    if config.distribution == "flow":
-        inputs += [jnp.zeros((1, spec.action_dim)), jnp.zeros((1, 1))]
-    return new_state({"actor": networks.actor.init(key, *inputs)}, (), configs.hyper(config, hyper))
-
-
-def make(config: Config, spec: Spec) -> Agent:
+def make(config: Config, spec: Spec) -> Agent[Config]:
     """Builds the agent."""
-    scale = 1e-2 if config.distribution == "gaussian" else 1.0
-    networks = Networks(MLP(config.hidden_dims, spec.action_dim, final_scale=scale))
-    return Agent(
-        init=partial(init, networks, config, spec),
-        update=partial(update, networks, config),
-        policy=lambda state: {"actor": state.params["actor"]},
-        act=partial(act, networks, config),
-        needs=Needs(("observations", "actions")),
-    )
+    return make_agent(
+        config, networks(config, spec), update, act,
+        batch=lambda config: Transitions(),
+        acting=lambda state: state.params,
+    )  # fmt: skip

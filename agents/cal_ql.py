@@ -1,22 +1,23 @@
 """Cal-QL: conservative Q-learning that never sinks below observed returns (https://arxiv.org/abs/2303.05479)."""
 
-import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
-from typing import Any
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from flowrl import config as configs
-from flowrl import losses, maximum_entropy
-from flowrl.agent import Agent, Needs, Spec
-from flowrl.losses import temperature
-from flowrl.maximum_entropy import Networks, initial_state, sample_actions
-from flowrl.networks import MLP, Value, ensemble
+from flowrl import critics
+from flowrl.agent import Agent, make_agent
+from flowrl.config import MOST_COUNT, config, nested, static, traced
+from flowrl.critics import Critic
+from flowrl.data.samplers import Transitions
+from flowrl.losses import multiplier
+from flowrl.networks import MLP, Network, Spec, named
 from flowrl.optim import descend, polyak
-from flowrl.train_state import ADAM, Batch, Metrics, Params, TrainState
+from flowrl.policies import act_squashed, squashed
+from flowrl.train_state import Batch, Loss, Metrics, Params, Policy, TrainState
 
 LOG_STD_RANGE = (-20.0, 2.0)
 HIDDEN_INIT, FINAL_INIT = nn.initializers.orthogonal(2**0.5), nn.initializers.orthogonal(0.01)
@@ -24,33 +25,41 @@ MULTIPLIERS = (0.0, 1e6)
 """Bounds of the multiplier in the Lagrangian form."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Config(maximum_entropy.Config):
+@config
+class Config:
     """The settings of the authors' code, with the networks of its AntMaze runs."""
 
-    hidden_dims: tuple[int, ...] = configs.static((256, 256, 256, 256), "Hidden layers of the critics.")
-    actor_hidden_dims: tuple[int, ...] = configs.static((256, 256), "Hidden layers of the policy.")
-    learning_rate: float = configs.sweepable(3e-4, "Adam's step size, for the critics.")
-    actor_learning_rate: float = configs.sweepable(1e-4, "Adam's step size, for the policy and the temperature.")
+    critic: Critic = nested(Critic(hidden_dims=(256, 256, 256, 256), activation="relu", layer_norm=False))
+    hidden_dims: tuple[int, ...] = static((256, 256), "Hidden layers of the policy.")
+    batch_size: int = static(256, "Transitions per update.", high=MOST_COUNT)
+    learning_rate: float = traced(3e-4, "Adam's step size, for the critics.")
+    actor_learning_rate: float = traced(1e-4, "Adam's step size, for the policy and the temperature.")
     # Static, because the returns in the data are computed with it before training. At 1 those of an endless episode
     # would be infinite.
-    discount: float = configs.static(0.99, "Discount per environment step.", low=0.0, high=0.99999)
-    one_draw: bool = configs.static(
+    discount: float = static(0.99, "Discount per environment step.", low=0.0, high=0.99999)
+    target_entropy: float = traced(
+        -1.0, "Entropy that the temperature aims at, per dimension of actions.", low=float("-inf")
+    )
+    initial_temperature: float = traced(1.0, "Temperature before the first update.", low=1e-8)
+    one_draw: bool = static(
         False, "All losses of an update see the same random actions, not each its own as in the released code."
     )
-    lagrange: bool = configs.static(
+    conservative_weight: float = traced(5.0, "Weight of the conservative term beside the TD error.")
+    proposals: int = static(10, "Actions of each kind in the conservative term, and in the target's maximum.")
+    max_target_backup: bool = static(
+        True, "The target takes the best of `proposals` next actions by the smaller slow critic, instead of one action."
+    )
+    lagrange: bool = static(
         False,
         "The conservative term gets a multiplier, learnt so that the gap is target_gap (on in their AntMaze runs).",
     )
-    target_gap: float = configs.sweepable(1.0, "Gap that the multiplier aims at.", low=float("-inf"))
-    conservative_weight: float = configs.sweepable(5.0, "Weight of the conservative term beside the TD error.")
-    proposals: int = configs.static(10, "Actions of each kind in the conservative term, and in the target's maximum.")
-    max_target_backup: bool = configs.static(
-        True, "The target takes the best of `proposals` next actions by the smaller slow critic, instead of one action."
-    )
+    target_gap: float = traced(1.0, "Gap that the multiplier aims at.", low=float("-inf"))
 
 
-class Policy(nn.Module):
+State = TrainState[Config]
+
+
+class Actor(nn.Module):
     """Means and log standard deviations of actions before tanh, the latter scaled and shifted by learnt scalars.
 
     Attributes:
@@ -62,14 +71,30 @@ class Policy(nn.Module):
     action_dim: int
 
     @nn.compact
-    def __call__(self, observations: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def __call__(self, s: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Maps `[..., D]` to means and log standard deviations `[..., A]`, the latter clipped to [−20, 2]."""
         mlp = partial(MLP, activation=nn.relu, kernel_init=HIDDEN_INIT, final_init=FINAL_INIT)
-        outputs = mlp(self.hidden_dims, 2 * self.action_dim)(observations)
-        means, log_stds = jnp.split(outputs, 2, axis=-1)
-        multiplier = self.param("log_std_multiplier", nn.initializers.constant(1.0), ())
+        means, log_stds = jnp.split(mlp(self.hidden_dims, 2 * self.action_dim)(s), 2, axis=-1)
+        scale = self.param("log_std_multiplier", nn.initializers.constant(1.0), ())
         offset = self.param("log_std_offset", nn.initializers.constant(-1.0), ())
-        return means, jnp.clip(multiplier * log_stds + offset, *LOG_STD_RANGE)
+        return means, jnp.clip(scale * log_stds + offset, *LOG_STD_RANGE)
+
+
+class Networks(NamedTuple):
+    """The actor and the critics, at the same actions or each at its own."""
+
+    spec: Spec
+    actor: Network  # s [B, D] -> μ [B, A], log σ [B, A]
+    critic: Network  # s [B, D], a [B, A] -> [2, B]
+    apart: Network  # s [B, D], a [2, B, A] -> [2, B], with the same parameters
+
+
+def networks(config: Config, spec: Spec) -> Networks:
+    """Builds the networks."""
+    s, a, _, _ = spec.inputs()
+    module = partial(critics.module, config.critic, config.hidden_dims, kernel_init=HIDDEN_INIT, final_init=FINAL_INIT)
+    own = named(actor=(Actor(config.hidden_dims, spec.action_dim), s), critic=(module(), s, a))
+    return Networks(spec, **own, apart=Network("critic", module(in_axes=(None, 0)), ()))
 
 
 def conservative_gap(
@@ -95,156 +120,125 @@ def conservative_gap(
     return jax.nn.logsumexp(values - log_densities, axis=1) - data_values
 
 
-def propose(
-    networks: Networks, config: Config, state: TrainState, batch: Batch, key: jax.Array
-) -> tuple[jax.Array, jax.Array]:
+def propose(nets: Networks, state: State, batch: Batch, key: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Draws N uniform actions, N of the policy in s' and N in s: `[3N, B, A]`, with their log densities `[3N, B]`."""
     uniform_key, next_key, now_key = jax.random.split(key, 3)
-    uniform = jax.random.uniform(uniform_key, (config.proposals, *batch["actions"].shape), minval=-1.0, maxval=1.0)
+    sizes = (state.config.proposals,)
+    uniform = jax.random.uniform(uniform_key, (*sizes, *batch["actions"].shape), minval=-1.0, maxval=1.0)
     log_uniform = jnp.full(uniform.shape[:-1], -uniform.shape[-1] * jnp.log(2.0))
-    sizes, actor = (config.proposals,), state.params["actor"]
-    after, log_after = sample_actions(networks, actor, batch["next_observations"], next_key, sizes)
-    now, log_now = sample_actions(networks, actor, batch["observations"], now_key, sizes)
+    after, log_after = squashed(nets.actor(state.params, batch["next_observations"]), next_key, sizes)
+    now, log_now = squashed(nets.actor(state.params, batch["observations"]), now_key, sizes)
     return jnp.concatenate([uniform, after, now]), jnp.concatenate([log_uniform, log_after, log_now])
 
 
 def gaps_of(
-    networks: Networks, config: Config, params: Params, state: TrainState, batch: Batch, keys: jax.Array
-) -> tuple[jax.Array, Metrics]:
+    nets: Networks, params: Params, state: State, batch: Batch, keys: jax.Array
+) -> tuple[jax.Array, Metrics]:  # fmt: skip
     """Each critic's mean gap `[2]`, at proposals of its own key in `keys` `[2]`.
 
     Actions and densities are of `state.params`, so that only the critics receive gradients.
     """
-    observations, returns = batch["observations"], batch["returns"]
-    actions, log_densities = jax.vmap(partial(propose, networks, config, state, batch))(keys)
-    critics = partial(networks.apart.apply, params["critic"], observations)
-    values = jax.vmap(critics, in_axes=1, out_axes=1)(actions)
-    data_values = networks.critic.apply(params["critic"], observations, batch["actions"])
-    gaps = conservative_gap(values, log_densities, data_values, returns, config.proposals).mean(axis=-1)
-    of_policy = values[:, config.proposals :]
-    return gaps, {
-        "critic/gap": gaps.mean(),
-        "critic/q_policy": of_policy.mean(),
-        "critic/calibrated": jnp.mean(of_policy < returns, dtype=jnp.float32),
-    }
+    s, returns, uniform = batch["observations"], batch["returns"], state.config.proposals
+    a, log_densities = jax.vmap(partial(propose, nets, state, batch))(keys)
+    values = jax.vmap(partial(nets.apart, params, s), in_axes=1, out_axes=1)(a)
+    data_values = nets.critic(params, s, batch["actions"])
+    gaps = conservative_gap(values, log_densities, data_values, returns, uniform).mean(axis=-1)
+    calibrated = jnp.mean(values[:, uniform:] < returns, dtype=jnp.float32)
+    metrics = {"gap": gaps.mean(), "q_policy": values[:, uniform:].mean(), "calibrated": calibrated}
+    return gaps, {f"critic/{name}": value for name, value in metrics.items()}
 
 
 def td_losses(
-    networks: Networks, config: Config, params: Params, state: TrainState, batch: Batch, keys: jax.Array
-) -> tuple[jax.Array, Metrics]:
+    nets: Networks, params: Params, state: State, batch: Batch, keys: jax.Array
+) -> tuple[jax.Array, Metrics]:  # fmt: skip
     """Each critic's squared error `[2]` against r + γ m max min Q̄(s', a'), a' of its own key in `keys` `[2]`."""
-    next_observations, sizes = batch["next_observations"], (config.proposals if config.max_target_backup else 1,)
-    slow = partial(networks.critic.apply, state.target_params["critic"], next_observations)
+    config, next_s = state.config, batch["next_observations"]
+    sizes = (config.proposals if config.max_target_backup else 1,)
 
     def targets(key: jax.Array) -> jax.Array:
-        actions, _ = sample_actions(networks, state.params["actor"], next_observations, key, sizes)
-        best = jax.vmap(slow)(actions).min(axis=1).max(axis=0)
-        return losses.td_target(batch, best, state.hyper["discount"])
+        next_a, _ = squashed(nets.actor(state.params, next_s), key, sizes)
+        next_q = jax.vmap(partial(nets.critic, state.target_params, next_s))(next_a).min(axis=1).max(axis=0)
+        return batch["rewards"] + batch["discounts"] * next_q
 
-    values = networks.critic.apply(params["critic"], batch["observations"], batch["actions"])
-    errors = jnp.mean((values - jax.vmap(targets)(keys)) ** 2, axis=-1)
-    return errors, {"critic/q_mean": values.mean(), "critic/q_max": values.max(), "critic/q_min": values.min()}
-
-
-def multiplier(params: Params) -> jax.Array:
-    """The Lagrangian multiplier of the conservative term `[]`; 1 where it is not learnt."""
-    return jnp.clip(jnp.exp(params["multiplier"]["log"]), *MULTIPLIERS) if "multiplier" in params else jnp.ones(())
+    q = nets.critic(params, batch["observations"], batch["actions"])
+    errors, metrics = critics.td_errors(q, jax.vmap(targets)(keys), batch)
+    return errors.mean(axis=-1), metrics
 
 
-def critic_loss(
-    networks: Networks, config: Config, params: Params, state: TrainState, batch: Batch, keys: jax.Array
-) -> tuple[jax.Array, Metrics]:
+def lagrangian(params: Params) -> jax.Array:
+    """The multiplier of the conservative term `[]`."""
+    return jnp.clip(multiplier(params, "multiplier"), *MULTIPLIERS)
+
+
+def critic_loss(nets: Networks, params: Params, state: State, batch: Batch, keys: jax.Array) -> Loss:
     """Sum over critics of the TD error and the weighted conservative term, each at draws of its own key in `keys`."""
+    config = state.config
     target_keys, gap_keys = jax.vmap(jax.random.split, out_axes=1)(keys)
-    td, td_metrics = td_losses(networks, config, params, state, batch, target_keys)
-    gaps, gap_metrics = gaps_of(networks, config, params, state, batch, gap_keys)
-    excess = gaps - state.hyper["target_gap"] if config.lagrange else gaps
-    loss = jnp.sum(td + multiplier(state.params) * state.hyper["conservative_weight"] * excess)
-    return loss, td_metrics | gap_metrics | {"critic/loss": loss, "critic/td_loss": td.sum()}
+    td, metrics = td_losses(nets, params, state, batch, target_keys)
+    gaps, more = gaps_of(nets, params, state, batch, gap_keys)
+    weight, excess = config.conservative_weight, gaps
+    if config.lagrange:
+        weight, excess = lagrangian(state.params) * weight, gaps - config.target_gap
+    loss = jnp.sum(td + weight * excess)
+    return loss, metrics | more | {"critic/loss": loss, "critic/td_loss": td.sum()}
 
 
-def multiplier_loss(
-    networks: Networks, config: Config, params: Params, state: TrainState, batch: Batch, keys: jax.Array
-) -> tuple[jax.Array, Metrics]:
+def multiplier_loss(nets: Networks, params: Params, state: State, batch: Batch, keys: jax.Array) -> Loss:
     """−α' · weight · (gap − its target), the mean over critics, by which the multiplier α' rises with the gaps."""
     _, gap_keys = jax.vmap(jax.random.split, out_axes=1)(keys)
-    gaps, _ = gaps_of(networks, config, state.params, state, batch, gap_keys)
-    excess = jax.lax.stop_gradient(gaps) - state.hyper["target_gap"]
-    loss = -jnp.mean(multiplier(params) * state.hyper["conservative_weight"] * excess)
-    return loss, {"critic/multiplier": multiplier(state.params), "critic/multiplier_loss": loss}
+    gaps, _ = gaps_of(nets, state.params, state, batch, gap_keys)
+    excess = jax.lax.stop_gradient(gaps) - state.config.target_gap
+    loss = -jnp.mean(lagrangian(params) * state.config.conservative_weight * excess)
+    return loss, {"critic/multiplier": lagrangian(state.params), "critic/multiplier_loss": loss}
 
 
-def actor_losses(
-    networks: Networks, spec: Spec, params: Params, state: TrainState, batch: Batch, keys: jax.Array
-) -> tuple[jax.Array, Metrics]:
-    """E[α log π(a | s) − min Q(s, a)], and for log α: E[−log α (log π(a | s) + H̄)], draws of one key in `keys` each."""
-    actor_key, temperature_key = keys
-    observations = batch["observations"]
-    actions, log_probs = sample_actions(networks, params["actor"], observations, actor_key)
-    values = networks.critic.apply(state.params["critic"], observations, actions).min(axis=0)
-    actor = jnp.mean(temperature(state.params) * log_probs - values)
-    _, others = sample_actions(networks, state.params["actor"], observations, temperature_key)
-    gap = -others.mean() - state.hyper["target_entropy"] * spec.action_dim
-    entropy = params["temperature"]["log"] * gap
-    return actor + entropy, {
-        "actor/loss": actor,
-        "actor/entropy": -log_probs.mean(),
-        "actor/temperature": temperature(params),
-        "actor/temperature_loss": entropy,
-    }
+def actor_loss(nets: Networks, params: Params, state: State, batch: Batch, key: jax.Array) -> Loss:
+    """E[α log π(a | s) − min Q(s, a)]."""
+    s = batch["observations"]
+    a, log_probs = squashed(nets.actor(params, s), key)
+    loss = jnp.mean(multiplier(state.params) * log_probs - nets.critic(state.params, s, a).min(axis=0))
+    return loss, {"actor/loss": loss, "actor/entropy": -log_probs.mean()}
 
 
-def update(
-    networks: Networks, config: Config, spec: Spec, state: TrainState, batch: Batch, key: jax.Array
-) -> tuple[TrainState, Metrics]:
+def temperature_loss(nets: Networks, params: Params, state: State, batch: Batch, key: jax.Array) -> Loss:
+    """E[−log α (log π(a | s) + H̄)]."""
+    _, log_probs = squashed(nets.actor(state.params, batch["observations"]), key)
+    gap = -log_probs.mean() - state.config.target_entropy * nets.spec.action_dim
+    loss = params["temperature"]["log"] * gap
+    return loss, {"actor/temperature": multiplier(params), "actor/temperature_loss": loss}
+
+
+def update(nets: Networks, state: State, batch: Batch, key: jax.Array) -> tuple[State, Metrics]:
     """A step of all losses at the same parameters, at two step sizes, then the target critics."""
-    # Actor, temperature, either critic, multiplier.
+    config = state.config
+    # Of actor, temperature, either critic, multiplier.
     keys = jnp.stack([key] * 5) if config.one_draw else jax.random.split(key, 5)
-    before = state
-    state, metrics = descend(
-        state, lambda params: critic_loss(networks, config, params, before, batch, keys[2:4]), ("critic",)
-    )
+    losses, own = [critic_loss, actor_loss, temperature_loss], [keys[2:4], keys[0], keys[1]]
+    rates = dict.fromkeys(("actor", "temperature"), config.actor_learning_rate) | {"critic": config.learning_rate}
     if config.lagrange:
-        own = jnp.stack([keys[4]] * 2)
-        state, more = descend(
-            state, lambda params: multiplier_loss(networks, config, params, before, batch, own), ("multiplier",)
-        )
-        metrics |= more
-    state, actor_metrics = descend(
-        state,
-        lambda params: actor_losses(networks, spec, params, before, batch, keys[:2]),
-        ("actor", "temperature"),
-        state.hyper["actor_learning_rate"],
-    )
-    state = polyak(state, {"critic": state.hyper["critic_target_rate"]})
-    return state.replace(step=state.step + 1), metrics | actor_metrics
+        losses, own = [critic_loss, multiplier_loss, *losses[1:]], [own[0], jnp.stack([keys[4]] * 2), *own[1:]]
+        rates |= {"multiplier": config.learning_rate}
+    moved, metrics = descend(nets, state, batch, own, losses, rates)
+    return polyak(moved, moved.params, critic=config.critic.target_rate), metrics
 
 
-def init(
-    networks: Networks, config: Config, spec: Spec, key: jax.Array, hyper: Mapping[str, Any] | None = None
-) -> TrainState:
-    """Returns the state before the first update."""
-    values = configs.hyper(config, hyper) | {"discount": jnp.asarray(config.discount, jnp.float32)}
-    state = initial_state(networks, spec, key, values)
-    if not config.lagrange:
-        return state
-    own = {"log": jnp.ones(())}
-    params, moments = {**state.params, "multiplier": own}, {**state.opt_state, "multiplier": ADAM.init(own)}
-    return state.replace(params=params, opt_state=moments)
+def act(nets: Networks, policy: Policy[Config], inputs: Batch, key: jax.Array, *, explore: bool = False) -> jax.Array:
+    """The policy's mode, or with `explore` a sample."""
+    return act_squashed(nets.actor(policy.params, inputs["observations"]), key, explore)
 
 
-def make(config: Config, spec: Spec) -> Agent:
+def multipliers(config: Config) -> dict[str, jax.Array]:
+    """The logarithms that multipliers begin with."""
+    temperature = {"temperature": jnp.log(config.initial_temperature)}
+    return temperature | ({"multiplier": jnp.ones(())} if config.lagrange else {})
+
+
+def make(config: Config, spec: Spec) -> Agent[Config]:
     """Builds the agent."""
-    shape = (config.hidden_dims, nn.relu, config.critic_layer_norm, HIDDEN_INIT, FINAL_INIT)
-    critic, apart = ensemble(Value)(*shape), ensemble(Value, in_axes=(None, 0))(*shape)
-    networks = Networks(Policy(config.actor_hidden_dims, spec.action_dim), critic, apart)
-    return Agent(
-        init=partial(init, networks, config, spec),
-        update=partial(update, networks, config, spec),
-        policy=lambda state: {"actor": state.params["actor"]},
-        act=partial(maximum_entropy.act, networks),
-        needs=Needs(
-            ("observations", "actions", "rewards", "masks", "next_observations", "returns", "horizons"),
-            returns_discount=config.discount,
-        ),
-    )
+    return make_agent(
+        config, networks(config, spec), update, act,
+        batch=lambda config: Transitions(config.discount, returns=True),
+        acting=lambda state: {"actor": state.params["actor"]},
+        targets=("critic",),
+        multipliers=multipliers,
+    )  # fmt: skip

@@ -159,10 +159,10 @@ def update(nets: Networks, state: State, batch: Batch, key: jax.Array) -> tuple[
 def act(nets: Networks, policy: Policy[Config], inputs: Batch, key: jax.Array, *, explore: bool = False) -> jax.Array:
     """One draw of noise, which explores by itself, in one jump of the slow actor or (`hops=2`) by the subgoal."""
     s, params = inputs["observations"], policy.params
-    goal_rep = nets.goal_rep(params, s, inputs["goals"])
-    first, second = (noise(nets, s, k) for k in jax.random.split(key))
+    goal_rep, (first_key, second_key) = nets.goal_rep(params, s, inputs["goals"]), jax.random.split(key)
+    first = noise(nets, s, first_key)
     if policy.config.hops == 2:
-        return two_hops(nets, params, s, goal_rep, (first, second)).a
+        return two_hops(nets, params, s, goal_rep, (first, noise(nets, s, second_key))).a
     return bounded(nets.actor(params, s, goal_rep, first, 0, 2)).a
 
 

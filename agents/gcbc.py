@@ -1,68 +1,68 @@
 """GCBC: goal-conditioned behaviour cloning (Ghosh et al., https://arxiv.org/abs/1912.06088), as in OGBench."""
 
-import dataclasses
-from collections.abc import Mapping
-from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from flowrl import config as configs
-from flowrl.agent import Agent, Needs, Spec
+from flowrl.agent import Agent, make_agent
+from flowrl.config import MOST_COUNT, config, nested, static, traced
+from flowrl.data.goals import GoalMix
+from flowrl.data.samplers import Goals
 from flowrl.losses import unit_gaussian_log_prob
-from flowrl.networks import MLP, Network, gaussian_draw
+from flowrl.networks import MLP, Network, Spec, named
 from flowrl.optim import descend
-from flowrl.train_state import Batch, Metrics, Mode, Params, TrainState, new_state
+from flowrl.policies import unit_gaussian
+from flowrl.train_state import Batch, Loss, Metrics, Params, Policy, TrainState
 
 
-@dataclasses.dataclass(frozen=True)
-class Config(configs.GoalConditioned):
+@config
+class Config:
     """OGBench's defaults."""
+
+    actor_goals: GoalMix = nested(GoalMix())
+    hidden_dims: tuple[int, ...] = static((512, 512, 512), "Hidden layers of the policy.")
+    batch_size: int = static(1024, "Transitions per update.", high=MOST_COUNT)
+    learning_rate: float = traced(3e-4, "Adam's step size.")
+
+
+State = TrainState[Config]
 
 
 class Networks(NamedTuple):
     """The mean of a Gaussian policy of unit standard deviation."""
 
-    actor: Network  # [B, D], [B, G] -> [B, A]
+    actor: Network  # s [B, D], g [B, G] -> [B, A]
 
 
-def actor_loss(networks: Networks, params: Params, batch: Batch) -> tuple[jax.Array, Metrics]:
+def networks(config: Config, spec: Spec) -> Networks:
+    """Builds the networks."""
+    s, _, g, _ = spec.inputs()
+    return Networks(**named(actor=(MLP(config.hidden_dims, spec.action_dim, final_scale=1e-2), s, g)))
+
+
+def actor_loss(nets: Networks, params: Params, state: State, batch: Batch, key: jax.Array) -> Loss:
     """−E log π(a | s, g)."""
-    means = networks.actor.apply(params["actor"], batch["observations"], batch["actor_goals"])
+    means = nets.actor(params, batch["observations"], batch["actor_goals"])
     loss = -unit_gaussian_log_prob(batch["actions"], means).mean()
     return loss, {"actor/loss": loss, "actor/mse": jnp.mean((means - batch["actions"]) ** 2)}
 
 
-def update(networks: Networks, state: TrainState, batch: Batch, key: jax.Array) -> tuple[TrainState, Metrics]:
+def update(nets: Networks, state: State, batch: Batch, key: jax.Array) -> tuple[State, Metrics]:
     """One gradient step."""
-    del key
-    state, metrics = descend(state, lambda params: actor_loss(networks, params, batch), ("actor",))
-    return state.replace(step=state.step + 1), metrics
+    return descend(nets, state, batch, key, (actor_loss,), {"actor": state.config.learning_rate})
 
 
-def act(
-    networks: Networks, policy: Params, observations: jax.Array, goals: jax.Array, key: jax.Array, *, mode: Mode
-) -> jax.Array:
+def act(nets: Networks, policy: Policy[Config], inputs: Batch, key: jax.Array, *, explore: bool = False) -> jax.Array:
     """The Gaussian's mode, or with `explore` a sample; clipped to [−1, 1]."""
-    return jnp.clip(gaussian_draw(networks.actor.apply(policy["actor"], observations, goals), key, mode), -1.0, 1.0)
+    means = nets.actor(policy.params, inputs["observations"], inputs["goals"])
+    return jnp.clip(unit_gaussian(means, key, explore), -1.0, 1.0)
 
 
-def init(
-    networks: Networks, config: Config, spec: Spec, key: jax.Array, hyper: Mapping[str, Any] | None = None
-) -> TrainState:
-    """Returns the state before the first update."""
-    params = {"actor": networks.actor.init(key, jnp.zeros((1, spec.observation_dim)), jnp.zeros((1, spec.goal_dim)))}
-    return new_state(params, (), configs.hyper(config, hyper))
-
-
-def make(config: Config, spec: Spec) -> Agent:
+def make(config: Config, spec: Spec) -> Agent[Config]:
     """Builds the agent."""
-    networks = Networks(MLP(config.hidden_dims, spec.action_dim, final_scale=1e-2))
-    return Agent(
-        init=partial(init, networks, config, spec),
-        update=partial(update, networks),
-        policy=lambda state: {"actor": state.params["actor"]},
-        act=partial(act, networks),
-        needs=Needs(("observations", "actions", "actor_goals")),
-    )
+    return make_agent(
+        config, networks(config, spec), update, act,
+        batch=lambda config: Goals(config.actor_goals),
+        acting=lambda state: state.params,
+    )  # fmt: skip

@@ -4,46 +4,58 @@ One network h(s, x, τ, d) gives the velocity at time τ (d = 0) and the vector 
 Noise is at time 0, data at time 1. An action is one completion from noise.
 """
 
-import dataclasses
-from collections.abc import Mapping
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from flowrl import acting, flow, losses
-from flowrl import config as configs
-from flowrl.agent import Agent, Needs, Spec
-from flowrl.networks import MLP, Network, TimePairEmbedding, Value, ensemble, mish
+from flowrl import critics
+from flowrl.agent import Agent, make_agent
+from flowrl.config import MOST_COUNT, config, nested, static, traced
+from flowrl.critics import Critic
+from flowrl.data.samplers import Transitions
+from flowrl.encoders import TimePairEmbedding
+from flowrl.generative import Path, bootstrap_target, complete, complete_in_steps, early_times, straight
+from flowrl.losses import mse, q_size
+from flowrl.networks import MLP, Network, Spec, mish, named
 from flowrl.optim import descend, polyak
-from flowrl.train_state import Batch, Metrics, Mode, Params, TrainState, new_state
+from flowrl.policies import BestOfN, best_of_n, one_and_best, with_critic
+from flowrl.train_state import Batch, Loss, Metrics, Params, Policy, TrainState
 
 LEVELS = 7
 """With bootstrap targets, steps are (1 − τ)/2^j with j < LEVELS, as in shortcut models with 128 steps."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Config(configs.OfflineQ):
+@config
+class Config:
     """The settings of the released code."""
 
-    batch_size: int = configs.static(1024, "Transitions per update.", high=configs.MOST_COUNT)
-    completion_target: str = configs.static(
+    critic: Critic = nested(Critic())
+    choice: BestOfN = nested(BestOfN())
+    hidden_dims: tuple[int, ...] = static((512, 512, 512, 512), "Hidden layers of every network.")
+    time_dim: int = static(128, "Size of the embedding of times and step sizes.")
+    batch_size: int = static(1024, "Transitions per update.", high=MOST_COUNT)
+    learning_rate: float = traced(3e-4, "Adam's step size, for every network.")
+    discount: float = traced(0.99, "Discount per environment step.", high=1.0)
+    completion_target: str = static(
         "data", "What completions are regressed on: the action, or two half steps of the slow actor.",
-        ("data", "bootstrap"),
+        choices=("data", "bootstrap"),
     )  # fmt: skip
-    q_sample: str = configs.static(
+    q_sample: str = static(
         "completion", "Where the actor meets Q: the completion at a random time, or from noise.",
-        ("completion", "one_shot"),
+        choices=("completion", "one_shot"),
     )  # fmt: skip
-    completion_steps: int = configs.static(1, "Calls of the actor per action; each aims at the end of the path anew.")
-    flow_alpha: float = configs.sweepable(1.0, "Weight of flow matching, the paper's α1.")
-    completion_alpha: float = configs.sweepable(1.0, "Weight of the completion loss, the paper's α2.")
-    q_alpha: float = configs.sweepable(1.0, "Weight of the normalised Q; 0 is behaviour cloning.")
-    actor_target_rate: float = configs.sweepable(0.0005, "Polyak rate of the acting copy of the actor.", 0, 1)
-    lagging_targets: bool = configs.targets_lag()
-    time_dim: int = configs.static(128, "Size of the embedding of times and step sizes.")
+    completion_steps: int = static(1, "Calls of the actor per action; each aims at the end of the path anew.")
+    flow_alpha: float = traced(1.0, "Weight of flow matching, the paper's α1.")
+    completion_alpha: float = traced(1.0, "Weight of the completion loss, the paper's α2.")
+    q_alpha: float = traced(1.0, "Weight of the normalised Q; 0 is behaviour cloning.")
+    actor_target_rate: float = traced(0.0005, "Polyak rate of the acting copy of the actor.", high=1.0)
+    lagging_targets: bool = static(True, "Targets move toward the parameters before each step, as the authors' do.")
+
+
+State = TrainState[Config]
 
 
 class Actor(nn.Module):
@@ -54,136 +66,103 @@ class Actor(nn.Module):
     time_dim: int = 128
 
     @nn.compact
-    def __call__(self, observations: jax.Array, points: jax.Array, times: jax.Array, sizes: jax.Array) -> jax.Array:
+    def __call__(self, s: jax.Array, x: jax.Array, t: jax.Array, d: jax.Array) -> jax.Array:
         """Maps `[..., D]`, `[..., A]`, `[..., 1]` and `[..., 1]` to `[..., A]`."""
-        embedding = TimePairEmbedding(size=self.time_dim)(times, sizes)
-        return MLP(self.hidden_dims, self.action_dim, activation=mish)(observations, points, embedding)
+        embedding = TimePairEmbedding(size=self.time_dim)(t, d)
+        return MLP(self.hidden_dims, self.action_dim, activation=mish)(s, x, embedding)
 
 
 class Networks(NamedTuple):
-    """The actor and twin critics."""
+    """The actor and the critics."""
 
+    spec: Spec
     actor: Network  # Actor
-    critic: Network  # [B, D], [B, A] -> [2, B]
+    critic: Network  # s [B, D], a [B, A] -> [heads, B]
 
 
-def sample_actions(
-    networks: Networks, actor_params: Any, observations: jax.Array, key: jax.Array, steps: int = 1
-) -> jax.Array:
+def networks(config: Config, spec: Spec) -> Networks:
+    """Builds the networks."""
+    s, a, _, t = spec.inputs()
+    actor = Actor(config.hidden_dims, spec.action_dim, config.time_dim)
+    return Networks(
+        spec, **named(actor=(actor, s, a, t, t), critic=(critics.module(config.critic, config.hidden_dims), s, a))
+    )
+
+
+def sample(nets: Networks, params: Params, s: jax.Array, key: jax.Array, steps: int = 1) -> jax.Array:
     """Completes unit noise in `steps` steps, by default one, and clips: `[..., D]` to `[..., A]`."""
-    noise = jax.random.normal(key, (*observations.shape[:-1], networks.actor.action_dim))
-    jump = partial(networks.actor.apply, actor_params, observations)
-    return jnp.clip(flow.complete_in_steps(jump, noise, steps), -1.0, 1.0)
+    return jnp.clip(complete_in_steps(partial(nets.actor, params, s), nets.spec.noise(key, s), steps), -1.0, 1.0)
 
 
-def critic_loss(
-    networks: Networks, config: Config, params: Params, state: TrainState, batch: Batch, key: jax.Array
-) -> tuple[jax.Array, Metrics]:
-    """TD error against r + γ m agg Q̄(s', a') with a' from the slow actor."""
-    next_actions = sample_actions(networks, state.target_params["actor"], batch["next_observations"], key)
-    next_values = networks.critic.apply(state.target_params["critic"], batch["next_observations"], next_actions)
-    return losses.critic_loss(networks.critic, params, state, batch, losses.aggregate(next_values, config.q_agg))
+def critic_loss(nets: Networks, params: Params, state: State, batch: Batch, key: jax.Array) -> Loss:
+    """E (Q(s, a) − r − γ m agg Q̄(s', a'))², a' from the slow actor."""
+    next_s, slow = batch["next_observations"], state.target_params
+    next_q = critics.combine(state.config.critic, nets.critic(slow, next_s, sample(nets, slow, next_s, key)))
+    targets = batch["rewards"] + batch["discounts"] * next_q
+    errors, metrics = critics.td_errors(nets.critic(params, batch["observations"], batch["actions"]), targets, batch)
+    return errors.mean(), metrics
 
 
-def bootstrap_loss(
-    networks: Networks, params: Params, state: TrainState, batch: Batch, path: flow.Path, times: jax.Array, key: Any
+def bootstrap_errors(
+    nets: Networks, params: Params, state: State, s: jax.Array, path: Path, t: jax.Array, key: jax.Array
 ) -> jax.Array:
-    """Self-consistency instead of completion: steps (1 − τ)/2^j regressed on two half steps of the slow actor."""
-    levels = jax.random.randint(key, times.shape, 0, LEVELS)
-    sizes = (1 - times) * 0.5**levels
-    slow_jump = partial(networks.actor.apply, state.target_params["actor"], batch["observations"])
-    targets = flow.bootstrap_target(slow_jump, path.points, times, sizes, 0.5**LEVELS)
-    jumps = networks.actor.apply(params["actor"], batch["observations"], path.points, times, sizes)
-    return jnp.mean((jumps - targets) ** 2)
+    """Steps (1 − τ)/2^j against two half steps of the slow actor, self-consistency instead of completion: `[B]`."""
+    d = (1 - t) * 0.5 ** jax.random.randint(key, t.shape, 0, LEVELS)
+    targets = bootstrap_target(partial(nets.actor, state.target_params, s), path.points, t, d, 0.5**LEVELS)
+    return mse(nets.actor(params, s, path.points, t, d), targets)
 
 
-def actor_loss(
-    networks: Networks, config: Config, params: Params, state: TrainState, batch: Batch, key: jax.Array
-) -> tuple[jax.Array, Metrics]:
+def actor_loss(nets: Networks, params: Params, state: State, batch: Batch, key: jax.Array) -> Loss:
     """α1 L_flow + α2 L_comp + L_Q at one draw of noise and time; Q is evaluated with constant critics."""
-    noise_key, time_key, other_key = jax.random.split(key, 3)
-    observations, actions, hyper = batch["observations"], batch["actions"], state.hyper
-    times = flow.early_times(time_key, (len(actions), 1))
-    path = flow.straight(jax.random.normal(noise_key, actions.shape), actions, times)
-    jump = partial(networks.actor.apply, params["actor"], observations)
-    flow_loss = jnp.mean((jump(path.points, times, jnp.zeros_like(times)) - path.velocities) ** 2)
-    completions = flow.complete(jump, path.points, times)
+    z_key, t_key, other_key = jax.random.split(key, 3)
+    s, a, config = batch["observations"], batch["actions"], state.config
+    t = early_times(t_key, (len(a), 1))
+    path = straight(jax.random.normal(z_key, a.shape), a, t)
+    jump = partial(nets.actor, params, s)
+    flow = mse(jump(path.points, t, jnp.zeros_like(t)), path.velocities).mean()
+    completions = complete(jump, path.points, t)
     if config.completion_target == "data":
-        completion_loss = jnp.mean((completions - actions) ** 2)
+        completion = mse(completions, a).mean()
     else:
-        completion_loss = bootstrap_loss(networks, params, state, batch, path, times, other_key)
+        completion = bootstrap_errors(nets, params, state, s, path, t, other_key).mean()
     if config.q_sample == "completion":
         proposals = jnp.clip(completions, -1.0, 1.0)
     else:
-        proposals = sample_actions(networks, params["actor"], observations, jax.random.fold_in(other_key, 1))
-    values = networks.critic.apply(state.params["critic"], observations, proposals)
-    q_loss = losses.mean_q_loss(values, normalize=True)
-    loss = hyper["flow_alpha"] * flow_loss + hyper["completion_alpha"] * completion_loss + hyper["q_alpha"] * q_loss
-    return loss, {
-        "actor/loss": loss,
-        "actor/flow_loss": flow_loss,
-        "actor/completion_loss": completion_loss,
-        "actor/q_loss": q_loss,
-        "actor/q_mean": values.mean(),
-    }
+        proposals = sample(nets, params, s, jax.random.fold_in(other_key, 1))
+    q = nets.critic(state.params, s, proposals)
+    q_loss = -q.mean() / q_size(q)
+    loss = config.flow_alpha * flow + config.completion_alpha * completion + config.q_alpha * q_loss
+    metrics = {"loss": loss, "flow_loss": flow, "completion_loss": completion, "q_loss": q_loss, "q_mean": q.mean()}
+    return loss, {f"actor/{name}": value for name, value in metrics.items()}
 
 
-def update(
-    networks: Networks, config: Config, state: TrainState, batch: Batch, key: jax.Array
-) -> tuple[TrainState, Metrics]:
+def update(nets: Networks, state: State, batch: Batch, key: jax.Array) -> tuple[State, Metrics]:
     """One joint step of all losses at the same parameters, then the target critics and the slow actor."""
-    critic_key, actor_key = jax.random.split(key)
-
-    def loss_fn(params: Params) -> tuple[jax.Array, Metrics]:
-        critic, critic_metrics = critic_loss(networks, config, params, state, batch, critic_key)
-        actor, actor_metrics = actor_loss(networks, config, params, state, batch, actor_key)
-        return critic + actor, critic_metrics | actor_metrics
-
-    moved, metrics = descend(state, loss_fn, ("actor", "critic"))
-    rates = {"critic": state.hyper["critic_target_rate"], "actor": state.hyper["actor_target_rate"]}
-    moved = polyak(moved, rates, state.params if config.lagging_targets else moved.params)
-    return moved.replace(step=state.step + 1), metrics
+    config = state.config
+    rates = dict.fromkeys(("actor", "critic"), config.learning_rate)
+    moved, metrics = descend(nets, state, batch, key, (critic_loss, actor_loss), rates)
+    toward = state.params if config.lagging_targets else moved.params
+    return polyak(moved, toward, critic=config.critic.target_rate, actor=config.actor_target_rate), metrics
 
 
-def act(
-    networks: Networks,
-    config: Config,
-    policy: Params,
-    observations: jax.Array,
-    goals: jax.Array,
-    key: jax.Array,
-    *,
-    mode: Mode,
-) -> jax.Array:
-    """One draw of noise through the slow actor, or the best of several by Q."""
-    del goals
-    sample = partial(sample_actions, networks, policy["actor"], observations, steps=config.completion_steps)
-    return acting.choose(sample, networks.critic, config.candidates, policy, observations, key, mode)
+def act(nets: Networks, policy: Policy[Config], inputs: Batch, key: jax.Array, *, explore: bool = False) -> jax.Array:
+    """One draw of noise through the slow actor, which explores by itself, or the best of several by Q."""
+    s, params, config = inputs["observations"], policy.params, policy.config
+    one = partial(sample, nets, params, s, steps=config.completion_steps)
+    return best_of_n(config.choice, one, partial(nets.critic, params, s), key)
 
 
-def init(
-    networks: Networks, config: Config, spec: Spec, key: jax.Array, hyper: Mapping[str, Any] | None = None
-) -> TrainState:
-    """Returns the state before the first update."""
-    actor_key, critic_key = jax.random.split(key)
-    observations, actions = jnp.zeros((1, spec.observation_dim)), jnp.zeros((1, spec.action_dim))
-    params = {
-        "actor": networks.actor.init(actor_key, observations, actions, jnp.zeros((1, 1)), jnp.zeros((1, 1))),
-        "critic": networks.critic.init(critic_key, observations, actions),
-    }
-    return new_state(params, ("actor", "critic"), configs.hyper(config, hyper))
+def acting(state: State) -> Params:
+    """What acting needs: the slow actor, and for a choice of candidates the slow critics."""
+    return with_critic(state.config.choice, state.target_params["actor"], state.target_params["critic"])
 
 
-def make(config: Config, spec: Spec) -> Agent:
+def make(config: Config, spec: Spec) -> Agent[Config]:
     """Builds the agent."""
-    networks = Networks(
-        Actor(config.hidden_dims, spec.action_dim, config.time_dim), ensemble(Value)(config.hidden_dims)
-    )
-    return Agent(
-        init=partial(init, networks, config, spec),
-        update=partial(update, networks, config),
-        policy=partial(acting.policy, config, "target_params"),
-        act=partial(act, networks, config),
-        needs=Needs(("observations", "actions", "rewards", "masks", "next_observations")),
-        evaluations=acting.evaluations(config),
-    )
+    return make_agent(
+        config, networks(config, spec), update, act,
+        batch=lambda config: Transitions(config.discount),
+        acting=acting,
+        targets=("actor", "critic"),
+        evaluations=one_and_best,
+    )  # fmt: skip

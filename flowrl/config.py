@@ -11,7 +11,7 @@ import math
 import struct
 import types
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, TypeVar, dataclass_transform
+from typing import Any, Literal, NamedTuple, TypeVar, dataclass_transform, get_origin
 
 from flowrl.errors import UserError, suggestion
 
@@ -55,7 +55,7 @@ def static(
         high: The most.
         zero: Why a number may not be 0, where that is so.
         resumable: Whether it may be another when a run is resumed.
-        learning: Whether what is learnt depends on it.
+        learning: Whether what a seed learns, or how that is evaluated, depends on it.
     """
     told = {"kind": "static", "help": help, "choices": choices, "range": (low, high), "zero": zero}
     return dataclasses.field(default=default, metadata=told | {"resumable": resumable, "learning": learning})
@@ -122,10 +122,10 @@ class Entry(NamedTuple):
 
 
 def bare(kind: Any) -> Any:
-    """Returns the type inside an optional one."""
+    """Returns the type inside an optional one, and that of the values of a `Literal`."""
     if isinstance(kind, types.UnionType):
         (kind,) = [option for option in kind.__args__ if option is not type(None)]
-    return kind
+    return type(kind.__args__[0]) if get_origin(kind) is Literal else kind
 
 
 def flatten(record: Any, prefix: str = "") -> Iterator[Entry]:

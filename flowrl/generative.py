@@ -44,6 +44,9 @@ class Model(Protocol):
 
     times: ClassVar[tuple[str, ...]]
 
+    def deviation(self) -> float:
+        """Deviation of the noise that data are mixed with where most of it is."""
+
     def errors(self, field: Field, a: jax.Array, key: jax.Array) -> jax.Array:
         """Errors of data `[B, A]`: `[B]`."""
 
@@ -58,6 +61,10 @@ class Flow:
     times: ClassVar[tuple[str, ...]] = ("time",)
 
     steps: int = static(10, "Euler steps per action.")
+
+    def deviation(self) -> float:
+        """Unit noise is one end of every path."""
+        return 1.0
 
     def errors(self, field: Velocity, a: jax.Array, key: jax.Array) -> jax.Array:
         """‖v(x_t, t) − (a − z)‖² at unit noise z and uniform t, averaged over dimensions: `[B, A]` to `[B]`."""
@@ -85,6 +92,10 @@ class MeanFlow:
     flow_ratio: float = traced(0.5, "Share of rows with equal times; 1 is plain flow matching.", high=1.0)
     adaptive_power: float = traced(0.0, "p of the weight 1/(error + c)^p of each row; 0 is off.")
     adaptive_constant: float = traced(1e-3, "c of that weight.", low=1e-12)
+
+    def deviation(self) -> float:
+        """Unit noise is one end of every path."""
+        return 1.0
 
     def errors(self, field: AverageVelocity, a: jax.Array, key: jax.Array) -> jax.Array:
         """Errors against the MeanFlow target, each weighted by sg(1 / (error + c)^p): `[B, A]` to `[B]`."""
@@ -122,6 +133,10 @@ class Diffusion:
     def variance_left(self) -> np.ndarray:
         """Returns ᾱ of each level `[levels]`, the share of the data's variance that is left; level 0 is the last."""
         return SCHEDULES[self.schedule](self.levels, self.schedule_scale)
+
+    def deviation(self) -> float:
+        """Share of noise at the last level, √(1 − ᾱ)."""
+        return math.sqrt(1 - self.variance_left()[-1])
 
     def errors(self, field: NoiseModel, a: jax.Array, key: jax.Array) -> jax.Array:
         """Squared error of the noise at uniform levels, averaged over dimensions: `[B, A]` to `[B]` (eq. 14)."""

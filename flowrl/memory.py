@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flowrl import config as configs
 from flowrl import devices
 from flowrl.data import sources
-from flowrl.machine import available_memory
+from flowrl.devices import free_bytes, size_of
 from flowrl.online import empty_replays
 from flowrl.parts import build_program, prepare, spec_of
 from flowrl.settings import Plan
@@ -24,15 +24,6 @@ SMALL = 0.1
 def fitting(free: float, fixed: float, per_run: float, runs: int) -> int:
     """Returns how many of `runs` fit into `free` bytes, at least one, where `fixed` bytes are needed once."""
     return max(1, min(runs, int((SHARE * free - fixed) // per_run)))
-
-
-def free_bytes() -> int | None:
-    """Returns the memory that is free on each device, or None where nobody tells."""
-    device = jax.local_devices()[0]
-    if stats := device.memory_stats():
-        return stats["bytes_limit"] - stats["bytes_in_use"] if "bytes_limit" in stats else None
-    free = available_memory() if device.platform == "cpu" else None
-    return None if free is None else free // jax.local_device_count()
 
 
 def runs_that_fit(plan: Plan) -> int:
@@ -63,8 +54,3 @@ def runs_that_fit(plan: Plan) -> int:
     compiled = program.chunk.lower(*arrays, keys, parts.dataset, jnp.int32(1), *replays).compile()
     work = compiled.memory_analysis().temp_size_in_bytes
     return fitting(free, work if serial else 0, (kept if serial else kept + work) / count, runs)
-
-
-def size_of(tree: Any) -> int:
-    """Returns the bytes of arrays, or of their shapes."""
-    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))

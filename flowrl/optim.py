@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from flowrl.config import config, traced
 from flowrl.train_state import Batch, C, Loss, Metrics, Params, Scalar, TrainState
 
 ADAM = optax.scale_by_adam()
@@ -18,7 +19,7 @@ def descend(
     nets: Any,
     state: TrainState[C],
     batch: Batch,
-    key: jax.Array,
+    key: jax.Array | Sequence[jax.Array],
     losses: Sequence[LossFn[C]],
     rates: Mapping[str, Scalar],
     max_norm: Scalar | None = None,
@@ -31,7 +32,7 @@ def descend(
         nets: The networks, for the losses.
         state: State whose `params` the losses are differentiated at.
         batch: For the losses.
-        key: Random key, split over the losses if they are several.
+        key: Random key, split over the losses if they are several; or one for each loss.
         losses: What to descend.
         rates: Size of the step `[]` of each network to train; all others are constants.
         max_norm: The norm `[]` to which each network's gradient is clipped; 0 leaves it as it is.
@@ -44,10 +45,18 @@ def descend(
 
 
 def gradients(
-    nets: Any, state: TrainState[C], batch: Batch, key: jax.Array, losses: Sequence[LossFn[C]], names: Sequence[str]
+    nets: Any,
+    state: TrainState[C],
+    batch: Batch,
+    key: jax.Array | Sequence[jax.Array],
+    losses: Sequence[LossFn[C]],
+    names: Sequence[str],
 ) -> tuple[dict[str, Any], Metrics]:
     """Returns the gradient of the sum of losses by the networks in `names`, one entry each, and the metrics."""
-    keys = jax.random.split(key, len(losses)) if len(losses) > 1 else [key]
+    if isinstance(key, Sequence):
+        keys: Any = key
+    else:
+        keys = jax.random.split(key, len(losses)) if len(losses) > 1 else [key]
 
     def total(trained: Params) -> Loss:
         params = {**state.params, **trained}
@@ -91,6 +100,19 @@ def every(
         return state, {name: jnp.zeros(value.shape, value.dtype) for name, value in names.items()}
 
     return jax.lax.cond(state.step % interval == 0, due, idle, state)
+
+
+@config
+class LinearDecay:
+    """How a step size falls linearly from some update on."""
+
+    final: float = traced(3e-5, "The step size in the end.")
+    begin: int = traced(25_000, "Steps after which it begins to fall.")
+    steps: int = traced(50_000, "Steps in which it falls.", low=1)
+
+    def __call__(self, rate: Scalar, done: Scalar) -> jax.Array:
+        """Returns the step size `[]` after `done` steps of one that begins at `rate`."""
+        return rate + jnp.clip((done - self.begin) / self.steps, 0.0, 1.0) * (self.final - rate)
 
 
 def clip_norm(grads: Params, max_norm: Scalar) -> Params:

@@ -13,9 +13,12 @@ import flax.traverse_util
 import jax
 import numpy as np
 
-from flowrl import agent as agents
-from flowrl.agent import Agent, Spec
-from flowrl.train_state import ADAM, Batch, Metrics, TrainState
+from flowrl import agents
+from flowrl.agent import Agent
+from flowrl.config import flatten, put, values
+from flowrl.networks import Spec
+from flowrl.optim import ADAM
+from flowrl.train_state import Batch, Metrics, TrainState
 
 from .feeding import fed
 from .mapping import AgentMapping, Arrays, Way
@@ -88,16 +91,17 @@ class Case:
     def __init__(self, file: File) -> None:
         self.file, self.mapping = file, mapping_of(file.agent)
         self.batch = {RENAMED.get(name, name): value for name, value in file.tree("batch").items()}
+        if "masks" in self.batch:
+            discount = values(self.agent()[1]).get("discount", 1.0)
+            self.batch |= {"discounts": discount * self.batch["masks"], "valid": np.ones_like(self.batch["masks"])}
 
     def agent(self, **changes: Any) -> tuple[Agent, Any]:
         """Returns the agent with the authors' settings, and its configuration."""
-        module, batch = agents.load(self.file.agent), self.batch
-        config = module.Config(
-            **{**self.mapping.config({**self.file.meta["config"], "file": self.file.name}), **changes}
-        )
-        goals = [value for name, value in batch.items() if name.endswith("_goals")]
-        sizes = batch["observations"].shape[-1], batch["actions"].shape[-1], goals[0].shape[-1] if goals else 0
-        return module.make(config, Spec(*sizes)), config
+        told = self.mapping.config({**self.file.meta["config"], "file": self.file.name})
+        config = put(agents.default(self.file.agent), {**told, **changes})
+        goals = [value for name, value in self.batch.items() if name.endswith("_goals")]
+        sizes = (self.batch["observations"], self.batch["actions"], *goals[:1])
+        return agents.load(self.file.agent).make(config, Spec.of_sizes(*(x.shape[-1] for x in sizes))), config
 
     def ours(self, arrays: Arrays, like: Mapping[str, Any]) -> Any:
         """Returns a tree of parameters, those of the networks in `like`, made of the authors' arrays."""
@@ -123,12 +127,13 @@ class Case:
 
     def state(self, agent: Agent, config: Any) -> TrainState:
         """Returns the state with the file's parameters and targets, and an optimizer that has not begun."""
-        state = jax.eval_shape(agent.init, jax.random.key(0))
-        hyper = {name: np.asarray(getattr(config, name), type(getattr(config, name))) for name in state.hyper}
+        state = jax.eval_shape(agent.init, jax.random.key(0), config)
+        traced = {entry.name: np.asarray(entry.value, entry.kind) for entry in flatten(config) if entry.traced}
         params = self.ours(self.file.tree("params"), state.params)
         targets = self.ours(self.file.tree("targets"), state.target_params)
         moments = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), jax.eval_shape(_moments, params))
-        state = state.replace(params=params, target_params=targets, opt_state=moments, hyper=hyper, step=np.int32(0))
+        state = state.replace(params=params, target_params=targets, opt_state=moments, step=np.int32(0))
+        state = state.replace(config=put(config, traced))
         return self.mapping.prepare(state, self.file)
 
     def actions(self, prefix: str, way: Way) -> jax.Array:
@@ -136,14 +141,17 @@ class Case:
         agent, config = self.agent(**way.config)
         state, file = self.state(agent, config), self.file
         observations = file.arrays["act/observations"]
-        goals = file.arrays.get("act/goals", np.zeros((len(observations), 0)))
+        inputs = {"observations": observations}
+        if "act/goals" in file.arrays:
+            inputs["goals"] = file.arrays["act/goals"]
         drawn = file.draws(f"{prefix}/draws") or file.draws("act/draws")
+        variant = put(state.config, way.evaluation(agent.evaluations(config)))
 
         def act(state: TrainState, drawn: Arrays) -> jax.Array:
             with fed(way.draws, drawn, real=self.mapping.eager) as key:
                 if way.call is not None:
-                    return way.call(agent, state, observations, goals, key)
-                return agent.act(agent.policy(state), observations, goals, key, mode=way.mode)
+                    return way.call(config, state, observations, key)
+                return agent.act(agent.policy(state.replace(config=variant)), inputs, key, explore=way.explore)
 
         return self.program(act, state, drawn)(state, drawn)
 

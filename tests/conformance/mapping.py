@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from flowrl.train_state import Mode
+from flowrl.config import flatten
 
 Arrays = dict[str, np.ndarray]
 """Arrays by the authors' names, `network/layer/kernel`."""
@@ -55,16 +55,24 @@ class Way:
     """A way of acting.
 
     Attributes:
-        mode: How the agent is asked to act.
+        explore: Whether the agent explores.
         draws: What it draws, in order.
         config: Fields of the configuration that differ.
-        call: Acts instead of the agent: `(agent, state, observations, goals, key) -> actions`.
+        evaluated_as: The name of the evaluation whose configuration acts; by default the configuration as it is.
+        call: Acts instead of the agent: `(config, state, observations, key) -> actions`.
     """
 
-    mode: Mode
+    explore: bool = False
     draws: tuple[Draw, ...] = ()
     config: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    evaluated_as: str = ""
     call: Callable[..., Any] | None = None
+
+    def evaluation(self, evaluations: Mapping[str, Any]) -> dict[str, Any]:
+        """Returns the static settings of the evaluation."""
+        if not self.evaluated_as:
+            return {}
+        return {e.name: e.value for e in flatten(evaluations[self.evaluated_as]) if not e.traced}
 
 
 def _same_state(state: Any, file: Any) -> Any:
@@ -111,7 +119,7 @@ CRITIC_LOSSES = {
     "critic/q_max": "critic/q_max",
     "critic/q_min": "critic/q_min",
 }
-"""Losses and metrics of `losses.critic_loss`."""
+"""Losses and metrics of `critics.td_errors`."""
 
 
 def total(*names: str) -> Callable[[Mapping[str, Any]], Any]:

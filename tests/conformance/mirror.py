@@ -6,8 +6,8 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from flowrl import mirror_descent
-from flowrl.losses import temperature
+from flowrl.losses import multiplier
+from flowrl.policies import noise_entropy
 
 from .mapping import AgentMapping, Leaf, Way, draws
 
@@ -90,13 +90,13 @@ def mapping(
         assert there["hidden_sizes"] == there["diffusion_hidden_sizes"]
         return {
             "hidden_dims": tuple(there["hidden_sizes"]),
-            "candidates": there["num_particles"],
+            "choice.num_samples": there["num_particles"],
             "learning_rate": there["lr"],
-            "final_learning_rate": there["lr_schedule_end"],
+            "decay.final": there["lr_schedule_end"],
             "temperature_rate": there["alpha_lr"],
             "temperature_delay": there["delay_alpha_update"],
             "discount": there["gamma"],
-            "critic_target_rate": there["tau"],
+            "critic.target_rate": there["tau"],
             "policy_delay": there["delay_update"],
             "reward_scale": there["reward_scale"],
             "noise_scale": there["noise_scale"],
@@ -110,8 +110,8 @@ def mapping(
         for update in (1, 2, 3)
     }
     extras |= {f"loss/running_q_{name}": statistic(f"q_{name}", 1) for name in ("mean", "std")}
-    extras["loss/entropy_approx"] = lambda states, metrics: mirror_descent.noise_entropy(
-        temperature(states[1].params), states[1].hyper["noise_scale"], ACTION
+    extras["loss/entropy_approx"] = lambda states, metrics: noise_entropy(
+        states[1].config.noise_scale * multiplier(states[1].params), ACTION
     )
     explored = draws(*sampling, "normal exploration")
     return AgentMapping(
@@ -126,7 +126,7 @@ def mapping(
         },
         draws=(*explored, *draws(*errors)),
         # Their evaluator acts without noise.
-        ways={"act": Way("explore", explored), "act_mode": Way("best_of_n", draws(*sampling))},
+        ways={"act": Way(True, explored), "act_mode": Way(draws=draws(*sampling))},
         prepare=with_statistics,
         extras=extras,
         left_out={

@@ -27,12 +27,12 @@ def config(there: Mapping[str, Any]) -> dict[str, Any]:
     """The settings."""
     assert (there["cql_temp"], there["alpha_multiplier"], there["backup_entropy"]) == (1.0, 1.0, False)
     return {
-        "hidden_dims": tuple(map(int, there["qf_arch"].split("-"))),
-        "actor_hidden_dims": tuple(map(int, there["policy_arch"].split("-"))),
+        "critic.hidden_dims": tuple(map(int, there["qf_arch"].split("-"))),
+        "hidden_dims": tuple(map(int, there["policy_arch"].split("-"))),
         "learning_rate": there["qf_lr"],
         "actor_learning_rate": there["policy_lr"],
         "discount": there["discount"],
-        "critic_target_rate": there["soft_target_update_rate"],
+        "critic.target_rate": there["soft_target_update_rate"],
         "proposals": there["cql_n_actions"],
         "conservative_weight": there["cql_min_q_weight"],
         "max_target_backup": there["cql_max_target_backup"],
@@ -73,7 +73,7 @@ MAPPING = AgentMapping(
         "log_alpha_prime": "critic/multiplier_loss",
         "qf1 + qf2": "critic/loss",
     },
-    ways={"act": Way("explore", draws("normal noise")), "act_mode": Way("eval")},
+    ways={"act": Way(True, draws("normal noise")), "act_mode": Way()},
     draws=drawn,
     eager=True,  # keys are stacked
     left_out={

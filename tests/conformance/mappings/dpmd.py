@@ -6,9 +6,9 @@ MAPPING = mapping(
     "dacer_policy_net",
     ("level",),
     lambda there: {
-        "diffusion_steps": there["num_timesteps"],
-        "schedule": "linear" if "linear" in there["file"] else "cosine",
-        "schedule_scale": 0.3 if "linear" in there["file"] else 1.0,
+        "policy.levels": there["num_timesteps"],
+        "policy.schedule": "linear" if "linear" in there["file"] else "cosine",
+        "policy.schedule_scale": 0.3 if "linear" in there["file"] else 1.0,
         "start": "scaled",
     },
     ("normal candidates_x0", "normal candidates_steps"),

@@ -5,7 +5,7 @@ from ..mirror import mapping
 MAPPING = mapping(
     "dacer_policy_net2",
     ("begin", "time"),
-    lambda there: {"flow_steps": there["num_timesteps"], "divide_steps": there["num_timesteps"] == 1},
+    lambda there: {"policy.steps": there["num_timesteps"], "policy.divide_steps": there["num_timesteps"] == 1},
     ("normal candidates_x0",),
     ("uniform r t", "normal noise"),
 )

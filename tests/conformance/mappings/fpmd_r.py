@@ -5,7 +5,7 @@ from ..mirror import mapping
 MAPPING = mapping(
     "dacer_policy_net",
     ("time",),
-    lambda there: {"flow_steps": there["num_timesteps"]},
+    lambda there: {"policy.steps": there["num_timesteps"]},
     ("normal candidates_x0",),
     ("uniform t", "normal noise"),
 )

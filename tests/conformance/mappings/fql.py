@@ -1,18 +1,22 @@
 """FQL, by its authors' code."""
 
+from functools import partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from flowrl.agents import fql
+from flowrl.networks import Spec
 
 from ..mapping import CRITIC_LOSSES, AgentMapping, Way, draws, mlp, total, twins
 
 
-def flow_actions(agent: Any, state: Any, observations: jax.Array, goals: jax.Array, key: jax.Array) -> jax.Array:
+def flow_actions(config: Any, state: Any, s: jax.Array, key: jax.Array) -> jax.Array:
     """Acts with the behaviour flow itself."""
-    networks, config = agent.update.args
-    return fql.flow_actions(networks, config, state.params["flow"], observations, jax.random.normal(key, (4, 3)))
+    nets = fql.networks(config, Spec.of_sizes(s.shape[-1], 3))
+    field = partial(nets.flow, state.params, s)
+    return jnp.clip(config.behaviour.sample(field, nets.spec.noise(key, s)), -1.0, 1.0)
 
 
 MAPPING = AgentMapping(
@@ -20,10 +24,10 @@ MAPPING = AgentMapping(
         "hidden_dims": tuple(there["actor_hidden_dims"]),
         "learning_rate": there["lr"],
         "discount": there["discount"],
-        "critic_target_rate": there["tau"],
-        "flow_steps": there["flow_steps"],
+        "critic.target_rate": there["tau"],
+        "behaviour.steps": there["flow_steps"],
         "alpha": there["alpha"],
-        "q_agg": there["q_agg"],
+        "critic.aggregate": there["q_agg"],
         "normalize_q": there["normalize_q_loss"],
     },
     leaves=(
@@ -42,8 +46,8 @@ MAPPING = AgentMapping(
     },
     draws=draws("normal next_action_noise", "uniform t", "normal x0", "normal distill_noise"),
     ways={
-        "act": Way("eval", draws("normal noise")),
-        "act_flow": Way("eval", draws("normal noise"), call=flow_actions),
+        "act": Way(draws=draws("normal noise")),
+        "act_flow": Way(draws=draws("normal noise"), call=flow_actions),
     },
     left_out={"loss/actor/mse": "a metric of theirs alone, from a draw of its own"},
 )

@@ -30,12 +30,13 @@ MAPPING = AgentMapping(
     config=lambda there: {
         "hidden_dims": tuple(there["actor_hidden_dims"]),
         "activation": "gelu",
+        "critic.activation": "gelu",
         "learning_rate": there["lr"],
         "discount": there["discount"],
-        "critic_target_rate": there["tau"],
-        "critic_layer_norm": there["layer_norm"],
+        "critic.target_rate": there["tau"],
+        "critic.layer_norm": there["layer_norm"],
         "target_entropy": -there["target_entropy_multiplier"],
-        "q_agg": "min" if there["min_q"] else "mean",
+        "critic.aggregate": "min" if there["min_q"] else "mean",
     },
     leaves=(*heads(), *twins("critic", "critic", norm=False), Leaf("temperature/log", ("alpha/log_value",))),
     losses={
@@ -48,7 +49,7 @@ MAPPING = AgentMapping(
         "total": lambda ours: ours["critic/loss"] + ours["actor/loss"] + temperature_loss(ours),
     },
     draws=draws("normal next_action_noise", "normal action_noise"),
-    ways={"act": Way("explore", draws("normal noise")), "act_mode": Way("eval")},
+    ways={"act": Way(True, draws("normal noise")), "act_mode": Way()},
     left_out={
         "loss/actor/std": "not logged here; the entropy depends on it",
         "extras/policy_*": "in between; the losses and actions depend on them",

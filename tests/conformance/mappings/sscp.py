@@ -8,11 +8,11 @@ MAPPING = AgentMapping(
         "time_dim": there["time_dim"],
         "learning_rate": there["lr"],
         "discount": there["discount"],
-        "critic_target_rate": there["tau"],
+        "critic.target_rate": there["tau"],
         "actor_target_rate": there["actor_tau"],
         "flow_alpha": there["alpha1"],
         "completion_alpha": there["alpha2"],
-        "q_agg": there["q_agg"],
+        "critic.aggregate": there["q_agg"],
     },
     leaves=(
         *twins("critic", "critic"),
@@ -29,6 +29,6 @@ MAPPING = AgentMapping(
         "total": total("critic/loss", "actor/loss"),
     },
     draws=draws("normal next_action_noise", "uniform u", "normal x0"),
-    ways={"act": Way("eval", draws("normal noise"))},
+    ways={"act": Way(draws=draws("normal noise"))},
     left_out={"loss/actor/mse": "a metric of theirs alone"},
 )
