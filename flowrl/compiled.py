@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from functools import lru_cache, partial
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,6 @@ from flowrl.random_streams import stream_key
 from flowrl.step import Window, empty_window, run_chunk, train_step
 from flowrl.train_state import Policy, TrainState
 
-MapMode = Literal["auto", "vmap", "serial"]
 States = TrainState[Any]
 """The states of R runs in one, with a leading axis R but for the counter."""
 
@@ -46,16 +45,6 @@ def _state_axes(states: States, mapped: Any = 0, shared: Any = None) -> States:
 
 def _window_axes(window: Window, mapped: Any = 0, shared: Any = None) -> Window:
     return jax.tree.map(lambda _: mapped, window).replace(count=shared)
-
-
-def resolve_map(mode: MapMode, runs: int) -> Literal["vmap", "serial"]:
-    """Returns how runs are mapped: `auto` is `vmap` on accelerators and `serial` for one run or on a CPU.
-
-    On a CPU one run's matrices already fill the cores, and batched products are slower than plain ones.
-    """
-    if mode != "auto":
-        return mode
-    return "serial" if runs == 1 or jax.default_backend() == "cpu" else "vmap"
 
 
 RunChunk = Callable[..., tuple[States, Window]]
@@ -104,7 +93,7 @@ def build(
     agent: Agent[Any],
     batch_size: int,
     dataset: Dataset | None,
-    mode: Literal["vmap", "serial"],
+    mode: str,
     replay: Replay | None = None,
     offline_share: float | None = None,
     layout: Layout = ONE,
@@ -134,7 +123,7 @@ def build(
 def _built(
     agent: Agent[Any],
     batch_size: int,
-    mode: Literal["vmap", "serial"],
+    mode: str,
     offline_share: float | None,
     layout: Layout,
     shapes: tuple[jax.ShapeDtypeStruct, ...],

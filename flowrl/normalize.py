@@ -84,7 +84,8 @@ def fit(
         return None
     observations, rewards = arrays["observations"], arrays.get("rewards")
     size = observations.shape[1]
-    mean, std = np.zeros(size), np.ones(size)
+    mean: Array = np.zeros(size)
+    std: Array = np.ones(size)
     if normalization.observations:
         mean, std = observations.mean(axis=0, dtype=np.float64), observations.std(axis=0, dtype=np.float64) + 1e-3
     scale = normalization.reward_scale
@@ -100,7 +101,8 @@ def fit(
     with np.errstate(over="ignore"):  # which is refused
         values = [np.asarray(x, np.float32) for x in (mean, std, scale, normalization.reward_shift)]
     _require_finite(arrays, *values)
-    return Normalizer(*(jnp.asarray(x) for x in values), goals_are_states=goals_are_states)
+    mean, std, scale, shift = map(jnp.asarray, values)
+    return Normalizer(mean, std, scale, shift, goals_are_states)
 
 
 def _require_finite(

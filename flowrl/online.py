@@ -44,7 +44,7 @@ class Online:
     offline_share: float | None = static(
         None, "Share of each online batch from the offline data; absent, as if these lay in the buffer.", low=0, high=1
     )
-    vectorization: str = static(
+    vectorization: Literal["sync", "async"] = static(
         "sync",
         "Training environments: sync (one process) or async (one each).",
         choices=("sync", "async"),

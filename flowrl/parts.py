@@ -59,15 +59,15 @@ def prepare(plan: Plan, source: sources.Source, layout: devices.Layout = devices
     arrays = reading.arrays
     if sizes is None:
         sizes = envs.Sizes(arrays["observations"].shape[1], arrays["actions"].shape[1])
-    doubts = [*reading.notes, *description.small(arrays, plan.agent_config.batch_size)]
+    doubts = [*reading.notes, *description.small(arrays, plan.config.batch_size)]
     facts = description.facts(reading)
     agent = build_agent(plan, sizes)
-    kind = agent.batch(plan.agent_config)
+    kind = agent.batch(plan.config)
     if isinstance(kind, Transitions) and kind.returns:
         arrays |= returns.of_dataset(arrays, float(kind.discount))
     normalizer = fit(plan, arrays)
     arrays = arrays if normalizer is None else normalizer.arrays(arrays)
-    arrays.pop("horizons", None)
+    arrays = {name: array for name, array in arrays.items() if name != "horizons"}
     require(kind, arrays)
     dataset = layout.place(from_arrays(arrays), mapped=False)
     return Parts(plan, agent, sizes, dataset, normalizer, tuple(facts), tuple(doubts))
@@ -87,7 +87,7 @@ def with_environment(plan: Plan, source: sources.Source) -> Plan:
 
 def build_agent(plan: Plan, sizes: envs.Sizes) -> Agent[Any]:
     """Builds the agent."""
-    return agents.build(str(plan.settings.agent), plan.agent_config, spec_of(sizes))
+    return agents.build(plan.settings.agent, plan.config, spec_of(sizes))
 
 
 def fit(plan: Plan, arrays: dict[str, np.ndarray]) -> Normalizer | None:
@@ -110,7 +110,7 @@ def online_kind(parts: Parts) -> Transitions:
     Raises:
         UserError: It is another.
     """
-    kind = parts.agent.batch(parts.plan.agent_config)
+    kind = parts.agent.batch(parts.plan.config)
     if not isinstance(kind, Transitions):
         raise UserError(f"{parts.plan.settings.agent} learns offline only; leave --online.steps out")
     return kind
@@ -133,9 +133,9 @@ def build_program(parts: Parts, layout: devices.Layout = devices.ONE) -> Program
         buffer = jax.eval_shape(partial(replay.empty, spec_of(parts.sizes), settings.online.capacity, returns=returns))
     return compiled.build(
         parts.agent,
-        plan.agent_config.batch_size,
+        plan.config.batch_size,
         parts.dataset,
-        settings.map,  # type: ignore[arg-type]
+        settings.map,
         buffer,
         settings.online.offline_share,
         layout,
