@@ -17,7 +17,7 @@ from flowrl.agent import Agent
 from flowrl.devices import ALL, RUNS, Layout
 from flowrl.networks import Spec
 from flowrl.random_streams import stream_key
-from flowrl.train_state import Batch, Policy
+from flowrl.train_state import Batch, C, Policy
 
 
 def act(agent: Agent[Any], policy: Policy[Any], inputs: Batch, key: jax.Array, *, explore: bool = False) -> jax.Array:
@@ -56,6 +56,11 @@ def play(
         return np.asarray(_jitted_act(agent, policy, arrays, key, explore=explore))
     one = {name: array[None] for name, array in arrays.items()}
     return np.asarray(_jitted_act(agent, policy, one, key, explore=explore)[0])
+
+
+def by_itself(agent: Agent[Any], config: C) -> C:
+    """Returns the configuration with which an agent acts where nothing else is asked: its first evaluation's."""
+    return next(iter(agent.evaluations(config).values()))
 
 
 def over_runs(policies: Policy[Any], each: Any = 0, shared: Any = None) -> Policy[Any]:

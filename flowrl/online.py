@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from flowrl.acting import explorer
+from flowrl.acting import by_itself, explorer
 from flowrl.agent import Agent
 from flowrl.compiled import Program, States
 from flowrl.config import MOST_COUNT, record, static
@@ -25,6 +25,7 @@ from flowrl.normalize import Normalizer
 from flowrl.random_streams import stream_key
 from flowrl.side_by_side import Apart, SideBySide
 from flowrl.step import Window
+from flowrl.train_state import Policy
 from flowrl.workers import EnvFactory
 
 T = TypeVar("T")
@@ -241,7 +242,8 @@ class Collector:
         layout = layout or Layout(len(keys))
         self.program, self.environments, self.step = program, environments, step
         self.replays = empty_replays(spec, options.capacity, kind, layout) if replays is None else replays
-        self._keys, self._options, self._dataset, self._normalizer = keys, options, dataset, normalizer
+        self._agent, self._keys, self._options = agent, keys, options
+        self._dataset, self._normalizer = dataset, normalizer
         self._act = explorer(agent, spec, options.warmup_steps, layout)
         self._add, self._record = _writers(layout)
         self._open: OpenEpisodes | None = None
@@ -258,8 +260,7 @@ class Collector:
         runs, num_envs = len(self._keys), self._options.num_envs
         for _ in range(steps // num_envs):
             observations = self.environments.observations.reshape(runs, num_envs, -1)
-            policies = self.program.policies(states).replace(normalizer=self._normalizer)
-            actions = self._act(policies, self._keys, np.int32(self.step), observations)
+            actions = self._act(self._policies(states), self._keys, np.int32(self.step), observations)
             updates = updates_due(self._options, self.step) - updates_due(self._options, self.step - num_envs)
             if updates:
                 arguments = (self._keys, self._dataset, np.int32(updates), self.replays)
@@ -269,6 +270,10 @@ class Collector:
                 actions = played = np.where(np.isfinite(played), played, np.float32(0))
             self._store(actions, self.environments.step(played.reshape(runs * num_envs, -1)))
         return states, window
+
+    def _policies(self, states: States) -> Policy[Any]:
+        acting = states.replace(config=by_itself(self._agent, states.config))
+        return self.program.policies(acting).replace(normalizer=self._normalizer)
 
     def _store(self, actions: Any, moved: Moves) -> None:
         """Stores one step of all environments, in which `actions` `[R, E, A]` were taken."""

@@ -11,16 +11,18 @@ import jax
 import jax.numpy as jnp
 from absl import flags as absl_flags
 
-from flowrl import agent as agents
-from flowrl import flags, run_files, schema
+from flowrl import agents, flags, run_files, schema
 from flowrl.agent import Agent
-from flowrl.config import check
+from flowrl.config import check, stacked
 from flowrl.errors import UserError
 from flowrl.files import CHECKPOINTS, CONFIG, SUMMARY
-from flowrl.settings import Plan, Settings, points, read_plan
+from flowrl.normalize import Normalizer
+from flowrl.random_streams import root_keys
+from flowrl.settings import Plan, Settings
 from flowrl.signals import run_program
-from flowrl.streams import root_keys
+from flowrl.stored import read_plan
 from flowrl.train_state import TrainState
+from flowrl.trials import points
 
 
 def agent_name(arguments: Sequence[str], read: Callable[[Path], dict[str, Any]]) -> str | None:
@@ -52,7 +54,7 @@ def help_text(description: str, arguments: Sequence[str], tables: Mapping[str, t
     parts = [f"{description}\nagents: {', '.join(agents.names())}"]
     parts += [f"{heading and f'{heading}:'}\n{flags.help_text(table)}".strip("\n") for heading, table in tables.items()]
     if name := _named(arguments):
-        parts.append(f"{name}:\n{flags.help_text(agents.load(name).Config, 'agent.')}")
+        parts.append(f"{name}:\n{flags.help_text(agents.default(name), 'agent.')}")
     return "\n\n".join(parts)
 
 
@@ -133,16 +135,19 @@ def stored_plan(run_dir: str | None) -> tuple[Plan, dict[str, Any]]:
     return plan, stored
 
 
-def load_states(plan: Plan, agent: Agent, step: int | None = None) -> tuple[int, TrainState]:
-    """Returns the step of a run's newest checkpoint, or of the one that is asked for, and its states for acting.
+def load_states(
+    plan: Plan, agent: Agent[Any], step: int | None = None
+) -> tuple[int, TrainState[Any], Normalizer | None]:
+    """Returns the step of a run's newest checkpoint, or of the one that is asked for, and what acts of it.
 
     Args:
         plan: Of the run.
-        agent: As it was trained, or with settings that only acting reads changed.
+        agent: As it was trained, or with settings that only acting reads changed, as the plan has them.
         step: Of which checkpoint.
 
     Returns:
-        The step, and the states `[R, ...]` of its runs without the optimizer's.
+        The step, the states `[R, ...]` of its runs without the optimizer's, and what stands between environment and
+        agent, if anything does.
 
     Raises:
         UserError: There is no such checkpoint, it is damaged, or it is of another agent.
@@ -160,16 +165,21 @@ def load_states(plan: Plan, agent: Agent, step: int | None = None) -> tuple[int,
     trained, runs = checkpoints.facts(step)["agent"], len(plan.trials)
     if trained != plan.settings.agent:
         raise UserError(f"the checkpoint in {folder} is of agent {trained}, not {plan.settings.agent} as its run says")
-    like = jax.eval_shape(jax.vmap(agent.init), root_keys(jnp.zeros(runs, jnp.uint32))).replace(opt_state=())
+    config = stacked(plan.config, [trial.values for trial in plan.trials])
+    like = jax.eval_shape(jax.vmap(agent.init), root_keys(jnp.zeros(runs, jnp.uint32)), config)
+    like = like.replace(opt_state=(), config=None)
     like = like.replace(step=jax.ShapeDtypeStruct((), like.step.dtype))  # which runs share
-    stored = {**checkpoints.raw(step)[0], "opt_state": ()}
     try:
-        states = flax.serialization.from_state_dict(like, stored)
-    except (ValueError, KeyError) as error:
+        arrays = checkpoints.raw(step)
+        states = flax.serialization.from_state_dict(like, {**arrays["states"], "opt_state": (), "config": None})
+    except (ValueError, KeyError, TypeError) as error:
         raise checkpoints.unfit(step, str(error)) from error
     checkpoints.require_fit(like, states, step)
     if (rows := min(len(leaf) for leaf in jax.tree.leaves(states) if leaf.ndim)) < runs:
         raise checkpoints.unfit(step, f"it has {rows} runs, not {runs}")
     checkpoints.close()
     # More rows than runs were stored, where these did not fill their devices evenly.
-    return step, jax.tree.map(lambda x: x[:runs] if x.ndim else x, states)
+    states = jax.tree.map(lambda x: x[:runs] if x.ndim else x, states).replace(config=config)
+    found = arrays.get("normalizer")
+    normalizer = found and Normalizer(**found, goals_are_states=plan.env.goals == "state")
+    return step, states, normalizer

@@ -6,9 +6,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
+
 from flowrl import agents, devices, estimates, extras, hosts, loggers, loop
 from flowrl import config as configs
 from flowrl.data import sources
+from flowrl.data.dataset import Dataset
 from flowrl.episodes import EnvironmentFailed
 from flowrl.errors import SharedError, UserError
 from flowrl.files import CONFIG, LOCK, claiming, make_folder, unused
@@ -162,8 +165,15 @@ def _diverged(runner: Runner, event: Divergence) -> str:
     )
     if rate > usual.get("learning_rate", rate):
         return f"{told}try a smaller --agent.learning_rate than {rate:g}"
-    if (largest := runner.largest()) is not None and largest[1] > LARGE:
+    if (largest := _largest(runner.parts.dataset)) is not None and largest[1] > LARGE:
         name, size = largest
         remedy = "--normalize.observations" if "observations" in name else "a smaller --normalize.reward_scale"
         return f"{told}the data's {name} are as large as {size:.3g}: try {remedy}"
     return f"{told}look at what grew before in metrics.jsonl; smaller weights of the losses or step sizes may help"
+
+
+def _largest(dataset: Dataset | None) -> tuple[str, float] | None:
+    """Returns the field of the offline data with the largest number, as the agent sees it, and that number."""
+    fields = {} if dataset is None else dataset.fields
+    sizes = {name: float(jnp.abs(fields[name]).max()) for name in ("observations", "rewards") if name in fields}
+    return max(sizes.items(), key=lambda item: item[1]) if sizes else None

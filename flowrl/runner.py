@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from flowrl import config as configs
 from flowrl import devices, envs, hosts, loop, progress, resuming, videos
+from flowrl.acting import by_itself
 from flowrl.checkpoint import Checkpoints
 from flowrl.compiled import States
 from flowrl.data.replay import Replay
@@ -92,7 +93,7 @@ class Runner:
         if self._collector is None and settings.steps and (step < settings.steps or not evaluated):
             states, window = self._train_offline(states, window, step, evaluated)
             step, evaluated = settings.steps, True
-        if settings.online.steps:
+        if settings.online.steps and (step < settings.total or not evaluated):
             states, window = self._train_online(states, window, step, evaluated)
         self._bar.close()
         self._recorder.summarize()
@@ -250,7 +251,7 @@ class Runner:
         episodes = settings.log.video_episodes
         if not episodes:
             return True
-        policies = self._policies(states, next(iter(self.parts.agent.evaluations(states.config).values())))
+        policies = self._policies(states, by_itself(self.parts.agent, states.config))
         if self._evaluator is None or not hosts.first():
             return True
         asked = {"step": settings.total, "unit": settings.unit, **plan.trials[0].labels, "episodes": episodes}
@@ -336,12 +337,6 @@ class Runner:
         cuts = resuming.cuts(plan.folder, plan.settings, plan.trials, reached)
         record_changes(plan.folder, plan.settings)
         resuming.apply(cuts)
-
-    def largest(self) -> tuple[str, float] | None:
-        """Returns the field of the offline data with the largest number, as the agent sees it, and that number."""
-        fields = {} if self.parts.dataset is None else self.parts.dataset.fields
-        sizes = {name: float(jnp.abs(fields[name]).max()) for name in ("observations", "rewards") if name in fields}
-        return max(sizes.items(), key=lambda item: item[1]) if sizes else None
 
     def close(self) -> None:
         """Ends worker processes and threads."""
