@@ -25,7 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from flowrl import agents, envs, evaluations, flags, hosts, loggers, texts
+from flowrl import acting, agents, envs, evaluations, flags, hosts, loggers, texts
 from flowrl.agent import Agent
 from flowrl.config import MOST_COUNT, MOST_EPISODES, MOST_WORKERS, flatten, put, record, static
 from flowrl.data.sources import Source
@@ -95,13 +95,13 @@ def ways(plan: Plan, given: Settings) -> Iterator[tuple[dict[str, Any], Plan]]:
     if not given.vary:
         yield {}, plan
         return
-    acting = {entry.name: entry for entry in flatten(plan.config) if entry.field.metadata["acting"]}
-    if given.vary not in acting:
-        choices = f"choose {' or '.join(acting)}" if acting else "this agent acts in one way only"
+    known = {entry.name: entry for entry in flatten(plan.config) if entry.field.metadata["acting"]}
+    if given.vary not in known:
+        choices = f"choose {' or '.join(known)}" if known else "this agent acts in one way only"
         raise UserError(f"--vary={given.vary} is no way of acting of {plan.settings.agent}; {choices}")
     for text in given.values.split(","):
         try:
-            value = texts.read_text(acting[given.vary].kind, text)
+            value = texts.read_text(known[given.vary].kind, text)
         except ValueError as error:
             raise UserError(f"--values={given.values}: {text} {error}") from error
         own = dataclasses.replace(plan, config=put(plan.config, {given.vary: value}))
@@ -117,7 +117,7 @@ def ways(plan: Plan, given: Settings) -> Iterator[tuple[dict[str, Any], Plan]]:
 
 def milliseconds_per_action(agent: Agent[Any], policy: Policy[Any], spec: Spec, repeats: int = 200) -> float:
     """Returns the time of one action for one observation, the median of several."""
-    act = jax.jit(functools.partial(agent.act, explore=False))
+    act = jax.jit(functools.partial(acting.act, agent))
     observations, _, goals, _ = (jnp.zeros(shape.shape, shape.dtype) for shape in spec.inputs())
     arguments = (policy, {"observations": observations, "goals": goals}, jax.random.key(0))
     act(*arguments).block_until_ready()
@@ -134,7 +134,7 @@ def evaluate(plan: Plan, step: int | None) -> list[dict[str, Any]]:
     sizes, settings = envs.sizes(plan.env), plan.settings
     spec = spec_of(sizes)
     agent = agents.build(settings.agent, plan.config, spec)
-    step, states = load_states(plan, agent, step)
+    step, states, normalizer = load_states(plan, agent, step)
     policies_of = jax.vmap(agent.policy, in_axes=(jax.tree.map(lambda _: 0, states).replace(step=None),))
     evaluator = Evaluator(
         agent,
@@ -150,10 +150,13 @@ def evaluate(plan: Plan, step: int | None) -> list[dict[str, Any]]:
     try:
         for mode, config in agent.evaluations(states.config).items():
             policies = policies_of(states.replace(config=config))
+            one = jax.tree.map(lambda x: x[0], policies).replace(normalizer=normalizer)
             with tqdm(total=total, unit="episode", desc=mode, disable=hosts.no_bars(), leave=False) as bar:
-                outcome = evaluator(policies, lambda done, _, bar=bar: bar.update(done - bar.n))
+                outcome = evaluator(
+                    policies.replace(normalizer=normalizer), lambda done, _, bar=bar: bar.update(done - bar.n)
+                )
             lines += evaluation_lines(step, plan.trials, mode, outcome, plan.env)
-            times[mode] = milliseconds_per_action(agent, jax.tree.map(lambda x: x[0], policies), spec)
+            times[mode] = milliseconds_per_action(agent, one, spec)
     finally:
         evaluator.close()
     notes = acting_notes(agent.evaluations(plan.config))

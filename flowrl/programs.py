@@ -11,10 +11,12 @@ import jax
 import jax.numpy as jnp
 from absl import flags as absl_flags
 
-from flowrl import agents, config, flags, run_files, schema
+from flowrl import agents, flags, run_files, schema
 from flowrl.agent import Agent
+from flowrl.config import stacked
 from flowrl.errors import UserError
 from flowrl.files import CHECKPOINTS, CONFIG, SUMMARY
+from flowrl.normalize import Normalizer
 from flowrl.random_streams import root_keys
 from flowrl.settings import Plan, Settings
 from flowrl.signals import run_program
@@ -158,16 +160,19 @@ def stored_plan(run_dir: str | None) -> tuple[Plan, dict[str, Any]]:
     return plan, stored
 
 
-def load_states(plan: Plan, agent: Agent[Any], step: int | None = None) -> tuple[int, TrainState[Any]]:
-    """Returns the step of a run's newest checkpoint, or of the one that is asked for, and its states for acting.
+def load_states(
+    plan: Plan, agent: Agent[Any], step: int | None = None
+) -> tuple[int, TrainState[Any], Normalizer | None]:
+    """Returns the step of a run's newest checkpoint, or of the one that is asked for, and what acts of it.
 
     Args:
-        plan: Of the run; of its agent's configuration it may be otherwise what only acting reads.
-        agent: Built for it.
+        plan: Of the run.
+        agent: As it was trained, or with settings that only acting reads changed, as the plan has them.
         step: Of which checkpoint.
 
     Returns:
-        The step, and the states `[R, ...]` of its runs without the optimizer's.
+        The step, the states `[R, ...]` of its runs without the optimizer's, and what stands between environment and
+        agent, if anything does.
 
     Raises:
         UserError: There is no such checkpoint, it is damaged, or it is of another agent.
@@ -185,18 +190,21 @@ def load_states(plan: Plan, agent: Agent[Any], step: int | None = None) -> tuple
     trained, runs = checkpoints.facts(step)["agent"], len(plan.trials)
     if trained != plan.settings.agent:
         raise UserError(f"the checkpoint in {folder} is of agent {trained}, not {plan.settings.agent} as its run says")
-    configs = config.stacked(plan.config, [trial.values for trial in plan.trials])
-    like = jax.eval_shape(jax.vmap(agent.init), root_keys(jnp.zeros(runs, jnp.uint32)), configs)
+    config = stacked(plan.config, [trial.values for trial in plan.trials])
+    like = jax.eval_shape(jax.vmap(agent.init), root_keys(jnp.zeros(runs, jnp.uint32)), config)
     like = like.replace(opt_state=(), config=None)
     like = like.replace(step=jax.ShapeDtypeStruct((), like.step.dtype))  # which runs share
-    stored = {**checkpoints.raw(step)[0], "opt_state": (), "config": None}  # config.json has that
     try:
-        states = flax.serialization.from_state_dict(like, stored)
-    except (ValueError, KeyError) as error:
+        arrays = checkpoints.raw(step)
+        states = flax.serialization.from_state_dict(like, {**arrays["states"], "opt_state": (), "config": None})
+    except (ValueError, KeyError, TypeError) as error:
         raise checkpoints.unfit(step, str(error)) from error
     checkpoints.require_fit(like, states, step)
     if (rows := min(len(leaf) for leaf in jax.tree.leaves(states) if leaf.ndim)) < runs:
         raise checkpoints.unfit(step, f"it has {rows} runs, not {runs}")
     checkpoints.close()
     # More rows than runs were stored, where these did not fill their devices evenly.
-    return step, jax.tree.map(lambda x: x[:runs] if x.ndim else x, states).replace(config=configs)
+    states = jax.tree.map(lambda x: x[:runs] if x.ndim else x, states).replace(config=config)
+    found = arrays.get("normalizer")
+    normalizer = found and Normalizer(**found, goals_are_states=plan.env.goals == "state")
+    return step, states, normalizer

@@ -8,46 +8,21 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import jax
-
 from flowrl import agents, config, devices, envs, hosts, presets, texts
+from flowrl.compiled import resolve_map
 from flowrl.config import MOST_COUNT, MOST_WORKERS, nested, record, static
 from flowrl.errors import UserError
 from flowrl.networks import Spec
 from flowrl.normalize import Normalization
+from flowrl.online import MOST_ENVIRONMENTS, Online
 from flowrl.sinks import Log
 from flowrl.trials import Trial, points
 
 MAX_SEED = 2**32 - 1
 MOST_RUNS = 10_000
 """The most runs of a program, or of a sweep."""
-MOST_ENVIRONMENTS = 10_000
-"""The most environments that all runs together act in at a time."""
 LEAST = Spec.of_sizes(1, 1, 1)
 """Sizes of observations, actions and goals before they are known."""
-
-
-@record
-class Online:
-    """How an agent gathers and uses experience; steps are those of one run's environments taken together."""
-
-    steps: int = static(0, "Environment steps of each run, after the offline updates.", low=0, high=MOST_COUNT)
-    num_envs: int = static(1, "Environments that each run acts in at a time.", high=MOST_ENVIRONMENTS)
-    updates_per_step: float = static(1.0, "Updates for each environment step.", low=0.0, high=MOST_COUNT)
-    warmup_steps: int = static(0, "First environment steps: uniform actions, no updates.", low=0, high=MOST_COUNT)
-    buffer_size: int = static(1_000_000, "The most transitions that the replay buffer keeps.", high=MOST_COUNT)
-    offline_share: float | None = static(
-        None, "Share of each online batch from the offline data; absent, as if these lay in the buffer.", low=0, high=1
-    )
-    vectorization: str = static(
-        "sync", "Training environments: sync (one process) or async (one each).", choices=("sync", "async"),
-        resumable=True, learning=False,
-    )  # fmt: skip
-
-    @property
-    def capacity(self) -> int:
-        """The most transitions that a run's buffer comes to hold."""
-        return max(self.num_envs, min(self.buffer_size, self.steps))
 
 
 @record
@@ -194,16 +169,6 @@ def _of_agent(of_preset: Mapping[str, str], asked: Settings, usual: Any) -> dict
             f"the preset {asked.preset} sets --agent.{error.args[0]}, which {asked.agent} has not; give --preset=none, or "
             f"the agent a row of its own in flowrl/presets/{asked.preset}.csv"
         ) from error
-
-
-def resolve_map(mode: str, runs: int) -> str:
-    """Returns how runs are mapped: `auto` is `vmap` on accelerators and `serial` for one run or on a CPU.
-
-    On a CPU one run's matrices already fill the cores, and batched products are slower than plain ones.
-    """
-    if mode != "auto":
-        return mode
-    return "serial" if runs == 1 or jax.default_backend() == "cpu" else "vmap"
 
 
 def require_names(given: Mapping[str, Any]) -> None:

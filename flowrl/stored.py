@@ -7,9 +7,10 @@ from typing import Any
 
 from flowrl import agents, envs, presets, run_files, schema, texts
 from flowrl import config as configs
+from flowrl.compiled import resolve_map
 from flowrl.errors import UserError, nearby, suggestion
 from flowrl.files import CONFIG
-from flowrl.settings import Plan, Settings, check, check_devices, check_goals, resolve_map
+from flowrl.settings import Plan, Settings, check, check_devices, check_goals
 from flowrl.trials import Trial, seeds, trial
 
 
