@@ -5,9 +5,9 @@ of a sweep stands for all its runs. The dataset is needed only where it names th
 run's folder is changed: a table is printed, and goes with all numbers to --out=FILE.json and FILE.md.
 
 --vary=SETTING --values=1,5 has the policy act in other ways, by one of the agent's settings that acting alone reads:
-eval_steps (FPMD, DPMD), completion_steps (SSCP), hops (GC-SSCP), choice.num_samples. Episodes are those of the run's own
-evaluations, so that the same settings give the same numbers. The time of an action is that of one observation, host and
-device together.
+eval_steps (FPMD, DPMD), completion_steps (SSCP), hops (GC-SSCP), choice.num_samples. Episodes are those of the run's
+own evaluations, so that the same settings give the same numbers. The time of an action is that of one observation, host
+and device together.
 """
 
 if __name__ == "__main__":
@@ -152,9 +152,11 @@ def evaluate(plan: Plan, step: int | None) -> list[dict[str, Any]]:
             policies = policies_of(states.replace(config=config))
             one = jax.tree.map(lambda x: x[0], policies).replace(normalizer=normalizer)
             with tqdm(total=total, unit="episode", desc=mode, disable=hosts.no_bars(), leave=False) as bar:
-                outcome = evaluator(
-                    policies.replace(normalizer=normalizer), lambda done, _, bar=bar: bar.update(done - bar.n)
-                )
+
+                def on_step(done: int, _: int, bar: Any = bar) -> None:
+                    bar.update(done - bar.n)
+
+                outcome = evaluator(policies.replace(normalizer=normalizer), on_step)
             lines += evaluation_lines(step, plan.trials, mode, outcome, plan.env)
             times[mode] = milliseconds_per_action(agent, one, spec)
     finally:

@@ -22,8 +22,8 @@ from flowrl.config import MOST_EPISODES, record, static
 from flowrl.data import experts
 from flowrl.errors import UserError
 from flowrl.files import make_folder, replacing
-from flowrl.stored import command, read_config
 from flowrl.stats import mean_interval
+from flowrl.stored import command, read_config
 
 MAIN = Path(__file__).with_name("main.py")
 RELU = ("--agent.activation=relu", "--agent.critic.activation=relu")
@@ -161,7 +161,7 @@ def main(arguments: Sequence[str]) -> int:
     config = read_config(folder)
     policy = experts.read(path)
     if settings.body == "antball":
-        numbers, paths = measure_ball(policy, settings.episodes), []
+        numbers, paths = measure_ball(policy, settings.episodes), list[np.ndarray]()
     else:
         numbers, paths = measure(settings.body, policy, settings.episodes)
     record = {

@@ -47,6 +47,16 @@ def _window_axes(window: Window, mapped: Any = 0, shared: Any = None) -> Window:
     return jax.tree.map(lambda _: mapped, window).replace(count=shared)
 
 
+def resolve_map(mode: str, runs: int) -> str:
+    """Returns how runs are mapped: `auto` is `vmap` on accelerators and `serial` for one run or on a CPU.
+
+    On a CPU one run's matrices already fill the cores, and batched products are slower than plain ones.
+    """
+    if mode != "auto":
+        return mode
+    return "serial" if runs == 1 or jax.default_backend() == "cpu" else "vmap"
+
+
 RunChunk = Callable[..., tuple[States, Window]]
 """`run_chunk` of a certain step."""
 

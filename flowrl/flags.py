@@ -65,7 +65,9 @@ def given_lists(values: flags.FlagValues, record: Any, prefix: str = "") -> dict
     """
     flagged = [(entry, values[prefix + entry.name]) for entry in config.flatten(record)]
     return {
-        entry.name: _values(f"--{flag.name}={flag.value}", entry, str(flag.value)) for entry, flag in flagged if flag.present
+        entry.name: _values(f"--{flag.name}={flag.value}", entry, str(flag.value))
+        for entry, flag in flagged
+        if flag.present
     }
 
 

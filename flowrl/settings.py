@@ -166,8 +166,8 @@ def _of_agent(of_preset: Mapping[str, str], asked: Settings, usual: Any) -> dict
         return texts.read(usual, of_preset)
     except KeyError as error:
         raise UserError(
-            f"the preset {asked.preset} sets --agent.{error.args[0]}, which {asked.agent} has not; give --preset=none, or "
-            f"the agent a row of its own in flowrl/presets/{asked.preset}.csv"
+            f"the preset {asked.preset} sets --agent.{error.args[0]}, which {asked.agent} has not; give --preset=none, "
+            f"or the agent a row of its own in flowrl/presets/{asked.preset}.csv"
         ) from error
 
 

@@ -112,8 +112,8 @@ class Sinks:
             self._sinks.pop(name, None)
             reason = " ".join(str(error).split()) or type(error).__name__
             tqdm.write(
-                f"warning: --log.{name} failed ({reason}) and gets no more numbers; the run goes on, its JSONL files hold "
-                "them all, and a --resume fills it anew"
+                f"warning: --log.{name} failed ({reason}) and gets no more numbers; the run goes on, its JSONL files "
+                "hold them all, and a --resume fills it anew"
             )
 
 
