@@ -24,7 +24,7 @@ from flowrl.errors import UserError
 pytestmark = pytest.mark.filterwarnings("ignore:Sharding info not provided")
 MAIN = Path(__file__).parents[1] / "experiments" / "main.py"
 ENV = "--env=pointmaze-medium-navigate"
-TINY = ("--agent.hidden_dims=8,8", "--agent.batch_size=8", "--eval_episodes=0")
+TINY = ("--agent.hidden_dims=8,8", "--agent.batch_size=8", "--eval.episodes=0")
 
 
 def assert_error(message: str, *arguments: object) -> None:
@@ -55,7 +55,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def finished(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of 20 updates with checkpoints at 10 and 20."""
     folder = tmp_path_factory.mktemp("runs") / "finished"
-    schedule = ("--steps=20", "--log_interval=10", "--checkpoint_interval=10")
+    schedule = ("--steps=20", "--log.interval=10", "--checkpoint.interval=10")
     assert main("--agent=gcbc", ENV, f"--data={data}", f"--run_dir={folder}", *TINY, *schedule) == 0
     return folder
 
@@ -95,10 +95,10 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ("for example --agent.hidden_dims=256,256", ["--agent=gcbc", ENV, "--agent.hidden_dims=8,x"]),
         ("for example --agent.hidden_dims=256,256", ["--agent=gcbc", ENV, "--agent.hidden_dims="]),
         ("--steps=0 is too small; the least is 1", ["--agent", "gcbc", ENV, "--steps=0"]),
-        ("--eval_interval=-5 is too small", ["--agent=gcbc", ENV, "--eval_interval=-5"]),
-        ("--eval_episodes=-1 is too small; the least is 0", ["--agent=gcbc", ENV, "--eval_episodes=-1"]),
-        ("--log_interval=0 is too small", ["--agent=gcbc", ENV, "--log_interval=0"]),
-        ("--checkpoint_interval=0 is too small", ["--agent=gcbc", ENV, "--checkpoint_interval=0"]),
+        ("--eval.interval=-5 is too small", ["--agent=gcbc", ENV, "--eval.interval=-5"]),
+        ("--eval.episodes=-1 is too small; the least is 0", ["--agent=gcbc", ENV, "--eval.episodes=-1"]),
+        ("--log.interval=0 is too small", ["--agent=gcbc", ENV, "--log.interval=0"]),
+        ("--checkpoint.interval=0 is too small", ["--agent=gcbc", ENV, "--checkpoint.interval=0"]),
         ("--num_seeds=0 is too small", ["--agent=gcbc", ENV, "--num_seeds=0"]),
         ("--seed=-1 is too small", ["--agent=gcbc", ENV, "--seed=-1"]),
         ("--workers=0 is too small", ["--agent=gcbc", ENV, "--workers=0"]),
@@ -106,8 +106,8 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ("--agent.hidden_dims=(8, -8)", ["--agent=gcbc", ENV, "--agent.hidden_dims=8,-8"]),
         ("--agent.discount=1.5 is out of range; give a value in [0, 1]", ["--agent=hiql", ENV, "--agent.discount=1.5"]),
         ("--agent.subgoal_steps=0 is out of range", ["--agent=gc_sscp", ENV, "--agent.subgoal_steps=0"]),
-        ("leave at most 1 in all", ["--agent=gcbc", ENV, "--agent.actor_p_random=0.5"]),
-        ("leave at most 1 in all", ["--agent=hiql", ENV, "--agent.value_p_trajectory=0.8"]),
+        ("leave at most 1 in all", ["--agent=gcbc", ENV, "--agent.actor_goals.p_random=0.5"]),
+        ("leave at most 1 in all", ["--agent=hiql", ENV, "--agent.value_goals.p_trajectory=0.8"]),
         ("choose auto, vmap or serial", ["--agent=gcbc", ENV, "--map=parallel"]),
         ("choose paper, quick or none", ["--agent=gcbc", ENV, "--preset=papr"]),
         ("choose --preset=quick or --preset=none", ["--agent=gc_sscp", "--env=scene-play"]),
@@ -287,7 +287,7 @@ def test_a_damaged_checkpoint_exits_without_a_traceback(run_dir: Path) -> None:
 
 def test_a_diverging_run_stops_with_a_checkpoint_from_before_it(tmp_path: Path, data: Path) -> None:
     folder = tmp_path / "run"
-    often = ("--log_interval=1", "--checkpoint_interval=1", "--steps=50", "--num_seeds=2", "--seed=4")
+    often = ("--log.interval=1", "--checkpoint.interval=1", "--steps=50", "--num_seeds=2", "--seed=4")
     arguments = ("--agent=gcbc", ENV, f"--data={data}", f"--run_dir={folder}", *TINY, *often)
     message = "diverged: actor/loss of the run with seed 5 is not finite after update 2; the checkpoint at 1 in"
     assert_program_fails(message, *arguments, "--agent.learning_rate=1e20")  # and so, with what helps:
@@ -310,7 +310,7 @@ def test_a_diverging_run_stops_with_a_checkpoint_from_before_it(tmp_path: Path, 
     [
         (1e20, {"observations": 1e6}, "try a smaller --agent.learning_rate than 1e+20"),
         (3e-4, {"observations": 1e6, "rewards": 1.0}, "observations are as large as 1e+06: try --normalize_observ"),
-        (3e-4, {"observations": 1.0, "rewards": 1e9}, "rewards are as large as 1e+09: try a smaller --reward_scale"),
+        (3e-4, {"observations": 1.0, "rewards": 1e9}, "rewards are as large as 1e+09: try a smaller --normalize.reward_scale"),
         (3e-4, {"observations": 1.0, "rewards": 1.0}, "look at what grew before in metrics.jsonl"),
     ],
 )

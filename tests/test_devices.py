@@ -25,7 +25,7 @@ RUNS = 15
 """Two for each of eight devices, but for one that has a copy to fill it up."""
 COMMON = (
     "--agent=bc", "--env=Pendulum-v1", "--preset=none", "--agent.hidden_dims=4", "--agent.batch_size=8", "--workers=1",
-    "--log_interval=5", "--eval_interval=10", "--checkpoint_interval=10", "--eval_episodes=1",
+    "--log.interval=5", "--eval.interval=10", "--checkpoint.interval=10", "--eval.episodes=1",
 )  # fmt: skip
 SEEDS = (*COMMON, f"--num_seeds={RUNS}")
 
@@ -95,8 +95,8 @@ def spread(data: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
         (*COMMON, data, "--steps=20", "--num_seeds=2", "--shard=batch", f"--run_dir={root / 'batch'}"),
         (
             "--agent=td3", "--env=Pendulum-v1", "--preset=none", "--agent.hidden_dims=4", "--agent.batch_size=4",
-            "--online_steps=20", "--warmup_steps=5", "--log_interval=10", "--eval_interval=20", "--eval_episodes=1",
-            "--checkpoint_interval=20", "--workers=1", "--num_seeds=10", "--map=serial", f"--run_dir={root / 'online'}",
+            "--online.steps=20", "--online.warmup_steps=5", "--log.interval=10", "--eval.interval=20", "--eval.episodes=1",
+            "--checkpoint.interval=20", "--workers=1", "--num_seeds=10", "--map=serial", f"--run_dir={root / 'online'}",
         ),
     )  # fmt: skip
     out, err = process.communicate(timeout=400)
@@ -202,7 +202,7 @@ def test_what_cannot_be_spread_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_p
     with pytest.raises(UserError, match="batch_size=8 cannot be spread evenly over 3 devices"):
         plan(given | {"shard": "batch"}, {"batch_size": 8})
     monkeypatch.setattr(jax, "process_count", lambda: 4)
-    with pytest.raises(UserError, match="--online_steps works on one host only"):
+    with pytest.raises(UserError, match="--online.steps works on one host only"):
         plan(given | {"num_seeds": 4}, {})
     offline = {"agent": "bc", "env": "hopper-medium-v2", "preset": "none", "eval_episodes": 0}
     offline |= {"steps": 1, "eval_interval": 1, "log_interval": 1, "checkpoint_interval": 1}

@@ -22,9 +22,9 @@ noises = load("experiments/shared_noise.py")
 @pytest.fixture(scope="module")
 def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("again") / "run"
-    tiny = ("--agent.hidden_dims=8", "--agent.batch_size=8", "--agent.candidates=3", "--num_seeds=2", "--workers=1")
-    schedule = ("--online_steps=20", "--warmup_steps=10", "--num_envs=1", "--eval_episodes=2", "--eval_interval=20")
-    scale = ("--reward_scale=0.1", "--log_interval=10", "--checkpoint_interval=20")
+    tiny = ("--agent.hidden_dims=8", "--agent.batch_size=8", "--agent.choice.num_samples=3", "--num_seeds=2", "--workers=1")
+    schedule = ("--online.steps=20", "--online.warmup_steps=10", "--online.num_envs=1", "--eval.episodes=2", "--eval.interval=20")
+    scale = ("--normalize.reward_scale=0.1", "--log.interval=10", "--checkpoint.interval=20")
     assert main("--agent=fpmd_m", "--env=Pendulum-v1", *tiny, *schedule, *scale, f"--run_dir={folder}") == 0
     return folder
 
@@ -70,21 +70,21 @@ def test_another_checkpoint_and_more_episodes(data: str, tmp_path: Path) -> None
     """Of a run with normalised observations, whose data are gone."""
     path = shutil.copy(data.removeprefix("--data="), tmp_path / "own.npz")
     tiny = ("--agent=bc", "--env=Pendulum-v1", "--preset=none", "--agent.hidden_dims=8", "--agent.batch_size=8")
-    schedule = ("--steps=20", "--eval_interval=10", "--checkpoint_interval=10", "--eval_episodes=2", "--workers=1")
+    schedule = ("--steps=20", "--eval.interval=10", "--checkpoint.interval=10", "--eval.episodes=2", "--workers=1")
     folder = tmp_path / "run"
-    arguments = (*tiny, *schedule, "--normalize_observations", "--num_seeds=2", f"--data={path}")
+    arguments = (*tiny, *schedule, "--normalize.observations", "--num_seeds=2", f"--data={path}")
     assert main(*arguments, f"--run_dir={folder}") == 0
     Path(path).unlink()
     for step in (10, 20):
         (row,) = evaluated(folder, tmp_path / "out.json", f"--step={step}")
         assert (row["step"], row["per_seed"]) == (step, own_scores(folder, step=step))
-    (row,) = evaluated(folder, tmp_path / "out.json", "--eval_episodes=3")
+    (row,) = evaluated(folder, tmp_path / "out.json", "--eval.episodes=3")
     assert row["episodes_per_task"] == 3
     assert row["per_seed"] != own_scores(folder, step=20)
 
 
 def test_all_runs_of_a_sweep(data: str, tmp_path: Path) -> None:
-    tiny = ("--agent=bc", "--env=Pendulum-v1", "--preset=none", "--agent.batch_size=8", "--eval_episodes=1")
+    tiny = ("--agent=bc", "--env=Pendulum-v1", "--preset=none", "--agent.batch_size=8", "--eval.episodes=1")
     grid = ("--agent.learning_rate=0.01,1e20", "--agent.hidden_dims=4:8", "--num_seeds=2", "--workers=1")
     assert sweep(*tiny, "--steps=10", *grid, data, f"--run_dir={tmp_path / 'sweep'}") == 0
     rows = evaluated(tmp_path / "sweep", tmp_path / "out.json")
@@ -102,7 +102,7 @@ def test_all_runs_of_a_sweep(data: str, tmp_path: Path) -> None:
 def test_a_goal_conditioned_run_on_all_its_tasks(tmp_path: Path) -> None:
     path = save_walks(tmp_path / "walks.npz")
     tiny = ("--agent=gcbc", "--env=pointmaze-medium-navigate", "--agent.hidden_dims=8", "--agent.batch_size=8")
-    schedule = ("--steps=10", "--eval_interval=10", "--eval_episodes=1", "--workers=1")
+    schedule = ("--steps=10", "--eval.interval=10", "--eval.episodes=1", "--workers=1")
     assert main(*tiny, *schedule, f"--data={path}", f"--run_dir={tmp_path / 'run'}") == 0
     (row,) = evaluated(tmp_path / "run", tmp_path / "out.json")
     assert row["per_seed"] == own_scores(tmp_path / "run", "success")
@@ -140,8 +140,8 @@ def test_what_cannot_be_loaded_is_named(run_dir: Path, tmp_path: Path) -> None:
         ("which run", []),
         ("choose eval_steps or candidates", ["--vary=learning_rate"]),
         ("has no checkpoint at step 7; give --step=0 or 20", ["--step=7"]),
-        ("--eval_episodes=0 is too small; the least is 1", ["--eval_episodes=0"]),
-        ("--eval_episodes=-1 is too small", ["--eval_episodes=-1"]),
+        ("--eval.episodes=0 is too small; the least is 1", ["--eval.episodes=0"]),
+        ("--eval.episodes=-1 is too small", ["--eval.episodes=-1"]),
         ("--workers=0 is too small", ["--workers=0"]),
         ("holds no run", ["--run_dir=."]),
         ("not a list of positive numbers", ["--vary=eval_steps", "--values=0,2"]),

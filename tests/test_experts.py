@@ -101,8 +101,8 @@ def test_directions_are_seen_and_rewarded() -> None:
 
 def test_the_program_trains_exports_and_measures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(expert, "STEPS", 20)
-    tiny = ("--online_steps=40", "--warmup_steps=20", "--agent.hidden_dims=8", "--agent.batch_size=8")
-    schedule = ("--eval_interval=40", "--log_interval=20", "--checkpoint_interval=40", "--eval_episodes=0")
+    tiny = ("--online.steps=40", "--online.warmup_steps=20", "--agent.hidden_dims=8", "--agent.batch_size=8")
+    schedule = ("--eval.interval=40", "--log.interval=20", "--checkpoint.interval=40", "--eval.episodes=0")
     folders = (f"--run_dir={tmp_path / 'run'}", f"--out={tmp_path / 'made'}")
     command = ["expert.py", "--body=ant", "--episodes=2", *folders, *tiny, *schedule]
     assert expert.main(command) == 0

@@ -17,7 +17,7 @@ from flowrl.settings import MAX_SEED, MOST_RUNS, Plan, Settings, plan
 
 ENV = "--env=pointmaze-medium-navigate"
 OFFLINE = ("--agent=gcbc", ENV, "--preset=quick")
-ONLINE = ("--agent=sac", "--env=Pendulum-v1", "--preset=quick", "--online_steps=1e6")
+ONLINE = ("--agent=sac", "--env=Pendulum-v1", "--preset=quick", "--online.steps=1e6")
 
 
 @pytest.fixture(autouse=True)
@@ -103,8 +103,8 @@ def test_no_float_field_takes_what_is_no_number(value: float) -> None:
         ("--agent.learning_rate=nan is not a finite number", ["--agent.learning_rate=nan"]),
         ("--agent.learning_rate=1e-400 is too small to be told", ["--agent.learning_rate=1e-400"]),
         ("--agent.learning_rate=1e-50 is too small to be told", ["--agent.learning_rate=1e-50"]),
-        ("--reward_shift=-inf is not a finite number", ["--reward_shift=-inf"]),
-        ("--reward_scale=0 makes all rewards equal", ["--reward_scale=-0.0"]),
+        ("--normalize.reward_shift=-inf is not a finite number", ["--normalize.reward_shift=-inf"]),
+        ("--normalize.reward_scale=0 makes all rewards equal", ["--normalize.reward_scale=-0.0"]),
         ("--seed=4294967296 is too large; the most is 4,294,967,295", ["--seed=4294967296"]),
         ("goes beyond the last seed, 4294967295", ["--seed=4294967295", "--num_seeds=2"]),
         ("--steps=1e999999999 is too large", ["--steps=1e999999999"]),
@@ -161,12 +161,12 @@ def test_the_last_seed() -> None:
 
 
 def test_the_preset_and_not_the_user_is_named() -> None:
-    assert "leaves nothing of --online_steps=1000 " in refusal(*ONLINE, "--online_steps=1e3")
-    assert refusal(*ONLINE, "--online_steps=1e3").startswith("the preset's --warmup_steps=")
-    assert refusal(*ONLINE, "--warmup_steps=2e6").startswith("--warmup_steps=2000000 leaves nothing of --online_steps")
-    assert refusal(*ONLINE, "--num_envs=3").startswith("--online_steps=1000000 is no multiple of --num_envs=3")
-    told = refusal(*ONLINE, "--num_envs=3", "--online_steps=999999")
-    assert told.startswith("the preset's --log_interval=1000 is no multiple of --num_envs=3")
+    assert "leaves nothing of --online.steps=1000 " in refusal(*ONLINE, "--online.steps=1e3")
+    assert refusal(*ONLINE, "--online.steps=1e3").startswith("the preset's --online.warmup_steps=")
+    assert refusal(*ONLINE, "--online.warmup_steps=2e6").startswith("--online.warmup_steps=2000000 leaves nothing of --online.steps")
+    assert refusal(*ONLINE, "--online.num_envs=3").startswith("--online.steps=1000000 is no multiple of --online.num_envs=3")
+    told = refusal(*ONLINE, "--online.num_envs=3", "--online.steps=999999")
+    assert told.startswith("the preset's --log.interval=1000 is no multiple of --online.num_envs=3")
 
 
 # ------------------------------------------------------------------------------------------------------ absurd sizes
@@ -182,14 +182,14 @@ def test_the_preset_and_not_the_user_is_named() -> None:
         (("--agent.hidden_dims=" + ",".join(["8"] * 1000),), "has 1000 layers; the most is 100"),
         (("--agent.batch_size=1e13",), "--agent.batch_size=10000000000000 is too large"),
         (("--agent.batch_size=1e8",), "most of it is for batches of 100,000,000 transitions"),
-        (("--eval_episodes=1e8",), "the 500,000,000 episodes of each evaluation would take at least 29 days"),
-        (("--eval_episodes=1e5", "--eval_interval=1", "--steps=1e6"), "give a smaller --eval_episodes"),
-        (("--eval_interval=1", "--steps=1e9", "--eval_episodes=1"), "1,000,000,000 evaluations"),
+        (("--eval.episodes=1e8",), "the 500,000,000 episodes of each evaluation would take at least 29 days"),
+        (("--eval.episodes=1e5", "--eval.interval=1", "--steps=1e6"), "give a smaller --eval.episodes"),
+        (("--eval.interval=1", "--steps=1e9", "--eval.episodes=1"), "1,000,000,000 evaluations"),
         (("--steps=2e9", "--agent.batch_size=65536"), "2,000,000,000 updates; give a smaller --steps"),
-        (("--steps=2e9", "--checkpoint_interval=1"), "give a larger --checkpoint_interval"),
-        (("--steps=1e6", "--checkpoint_interval=1", "--keep_checkpoints=0"), "no disk space in"),
-        (("--steps=2e9", "--log_interval=1"), "2,000,000,000 log lines; give a larger --log_interval, or free space"),
-        (("--eval_episodes=1e5", "--video_episodes=1e5"), "the videos would take at least 29 days"),
+        (("--steps=2e9", "--checkpoint.interval=1"), "give a larger --checkpoint.interval"),
+        (("--steps=1e6", "--checkpoint.interval=1", "--checkpoint.keep=0"), "no disk space in"),
+        (("--steps=2e9", "--log.interval=1"), "2,000,000,000 log lines; give a larger --log.interval, or free space"),
+        (("--eval.episodes=1e5", "--log.video_episodes=1e5"), "the videos would take at least 29 days"),
         (("--workers=100000",), "--workers=100000 is too large; the most is 1,024"),
     ],
 )
@@ -202,13 +202,13 @@ def test_what_no_machine_can_do_is_refused_at_once(arguments: tuple[str, ...], t
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (("--num_envs=100000",), "--num_envs=100000 is too large; the most is 10,000"),
-        (("--num_envs=100", "--num_seeds=1000"), "come to 100,000 environments; the most is 10,000"),
-        (("--num_envs=1000", "--vectorization=async"), "1,000 processes with environments; give a smaller --num_envs"),
-        (("--num_seeds=1000", "--buffer_size=1e6"), "replay buffers of 1,000,000 transitions of 1,000 runs"),
-        (("--online_steps=2e9", "--buffer_size=2e9"), "give a smaller --buffer_size"),
-        (("--updates_per_step=1e6",), "come to 1e+12 steps and updates; the most is 2,147,483,647"),
-        (("--online_steps=1e20",), "is too large"),
+        (("--online.num_envs=100000",), "--online.num_envs=100000 is too large; the most is 10,000"),
+        (("--online.num_envs=100", "--num_seeds=1000"), "come to 100,000 environments; the most is 10,000"),
+        (("--online.num_envs=1000", "--online.vectorization=async"), "1,000 processes with environments; give a smaller --online.num_envs"),
+        (("--num_seeds=1000", "--online.buffer_size=1e6"), "replay buffers of 1,000,000 transitions of 1,000 runs"),
+        (("--online.steps=2e9", "--online.buffer_size=2e9"), "give a smaller --online.buffer_size"),
+        (("--online.updates_per_step=1e6",), "come to 1e+12 steps and updates; the most is 2,147,483,647"),
+        (("--online.steps=1e20",), "is too large"),
     ],
 )
 def test_what_no_machine_can_do_online(arguments: tuple[str, ...], told: str) -> None:
@@ -217,14 +217,14 @@ def test_what_no_machine_can_do_online(arguments: tuple[str, ...], told: str) ->
 
 def test_sizes_that_work_are_let_through() -> None:
     assert planned(*OFFLINE, "--num_seeds=64").num_seeds == 64
-    assert planned(*ONLINE, "--num_envs=100").num_envs == 100
-    assert planned(*OFFLINE, "--eval_interval=2147483647", "--keep_checkpoints=1000").eval_interval == 2**31 - 1
+    assert planned(*ONLINE, "--online.num_envs=100").num_envs == 100
+    assert planned(*OFFLINE, "--eval.interval=2147483647", "--checkpoint.keep=1000").eval_interval == 2**31 - 1
 
 
 def test_a_grid_of_a_million_points_is_not_written_out() -> None:
     rates = ",".join(str(each) for each in range(1, 1001))
     with pytest.raises(UserError, match=r"1,000,000 grid points × 1 seeds are more than 10,000 runs"):
-        sweep(*OFFLINE, f"--agent.learning_rate={rates}", f"--agent.actor_p_random={rates}")
+        sweep(*OFFLINE, f"--agent.learning_rate={rates}", f"--agent.actor_goals.p_random={rates}")
     with pytest.raises(UserError, match=r"--num_seeds=100000000 is too large"):
         sweep(*OFFLINE, "--num_seeds=1e8")
     with pytest.raises(UserError, match=r"not enough memory: at least 12\.0 TB"):
@@ -277,7 +277,7 @@ def test_help_on_an_agent_that_is_not_there() -> None:
     [
         ("collect", [ENV, "--episodes=1e20"], "is too large; the most is 1,000,000"),
         ("collect", [ENV, "--workers=1e6"], "is too large; the most is 1,024"),
-        ("evaluate", ["--run_dir=x", "--eval_episodes=1e8"], "is too large"),
+        ("evaluate", ["--run_dir=x", "--eval.episodes=1e8"], "is too large"),
         ("expert", ["--episodes=1e20"], "is too large"),
         ("toys", ["--steps=0"], "is too small; the least is 1"),
         ("toys", ["--learning_rate=nan"], "is not a finite number"),

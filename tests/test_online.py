@@ -201,13 +201,13 @@ def test_offline_data_take_part(walks: Dataset) -> None:
 
 # ------------------------------------------------------------------------------------------------- command line
 
-PENDULUM = ("--env=Pendulum-v1", "--agent.hidden_dims=8", "--agent.batch_size=8", "--eval_episodes=1", "--workers=1")
+PENDULUM = ("--env=Pendulum-v1", "--agent.hidden_dims=8", "--agent.batch_size=8", "--eval.episodes=1", "--workers=1")
 SHORT = (
-    "--online_steps=40",
-    "--warmup_steps=10",
-    "--eval_interval=20",
-    "--log_interval=10",
-    "--checkpoint_interval=20",
+    "--online.steps=40",
+    "--online.warmup_steps=10",
+    "--eval.interval=20",
+    "--log.interval=10",
+    "--checkpoint.interval=20",
 )
 
 
@@ -265,8 +265,8 @@ def test_offline_training_goes_on_online(tmp_path: Path) -> None:
     fields = {"observations": rng.normal(size=(60, 3)), "actions": rng.uniform(-2, 2, (60, 1)), "rewards": np.ones(60)}
     np.savez(tmp_path / "own.npz", **fields, terminals=np.zeros(60, bool), timeouts=np.arange(60) % 20 == 19)
     folder, given = tmp_path / "run", ("--preset=none", "--steps=30", f"--data={tmp_path / 'own.npz'}")
-    schedule = ("--online_steps=20", "--eval_interval=10", "--log_interval=10", "--checkpoint_interval=10")
-    command = ("--agent=fql", *PENDULUM, *given, *schedule, "--offline_share=0.5")
+    schedule = ("--online.steps=20", "--eval.interval=10", "--log.interval=10", "--checkpoint.interval=10")
+    command = ("--agent=fql", *PENDULUM, *given, *schedule, "--online.offline_share=0.5")
     assert main(*command, f"--run_dir={folder}") == 0
     assert [line["step"] for line in lines(folder, "eval")] == [10, 20, 30, 40, 50]
     records = lines(folder, "metrics")
@@ -277,17 +277,17 @@ def test_offline_training_goes_on_online(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("message", "arguments"),
     [
-        ("add --online_steps=N", ("--agent=sac", "--env=Pendulum-v1", "--preset=none", "--data=none")),
+        ("add --online.steps=N", ("--agent=sac", "--env=Pendulum-v1", "--preset=none", "--data=none")),
         ("--steps=5 are updates on offline data", ("--agent=sac", "--env=Pendulum-v1", "--steps=5")),
-        ("learn offline only", ("--agent=gc_sscp", "--env=pointmaze-medium-navigate", "--online_steps=5")),
-        ("no multiple of --num_envs=3", ("--agent=sac", "--env=Pendulum-v1", "--num_envs=3")),
-        ("--offline_share=1.5 is out of range", ("--agent=sac", "--env=Pendulum-v1", "--offline_share=1.5")),
-        ("choose sync or async", ("--agent=sac", "--env=Pendulum-v1", "--vectorization=fork")),
-        ("take their numbers from offline data", ("--agent=sac", *PENDULUM, *SHORT, "--normalize_observations")),
-        ("--updates_per_step=-1.0 is out of range", ("--agent=sac", "--env=Pendulum-v1", "--updates_per_step=-1")),
-        ("leaves nothing of --online_steps=40", ("--agent=sac", *PENDULUM, *SHORT, "--warmup_steps=40")),
-        ("--offline_share needs offline data", ("--agent=sac", *PENDULUM, *SHORT, "--offline_share=0.5")),
-        ("is not a finite number", ("--agent=sac", *PENDULUM, *SHORT, "--updates_per_step=nan")),
+        ("learn offline only", ("--agent=gc_sscp", "--env=pointmaze-medium-navigate", "--online.steps=5")),
+        ("no multiple of --online.num_envs=3", ("--agent=sac", "--env=Pendulum-v1", "--online.num_envs=3")),
+        ("--online.offline_share=1.5 is out of range", ("--agent=sac", "--env=Pendulum-v1", "--online.offline_share=1.5")),
+        ("choose sync or async", ("--agent=sac", "--env=Pendulum-v1", "--online.vectorization=fork")),
+        ("take their numbers from offline data", ("--agent=sac", *PENDULUM, *SHORT, "--normalize.observations")),
+        ("--online.updates_per_step=-1.0 is out of range", ("--agent=sac", "--env=Pendulum-v1", "--online.updates_per_step=-1")),
+        ("leaves nothing of --online.steps=40", ("--agent=sac", *PENDULUM, *SHORT, "--online.warmup_steps=40")),
+        ("--online.offline_share needs offline data", ("--agent=sac", *PENDULUM, *SHORT, "--online.offline_share=0.5")),
+        ("is not a finite number", ("--agent=sac", *PENDULUM, *SHORT, "--online.updates_per_step=nan")),
         ("flowrl needs continuous, bounded ones", ("--agent=sac", "--env=CartPole-v1")),
     ],
 )  # fmt: skip

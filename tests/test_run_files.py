@@ -22,7 +22,7 @@ from flowrl.settings import read_plan, resumed_plan
 
 pytestmark = pytest.mark.filterwarnings("ignore:Sharding info not provided")
 TINY = ("--env=Pendulum-v1", "--preset=none", "--agent.hidden_dims=4", "--agent.batch_size=4", "--workers=1")
-SCHEDULE = ("--log_interval=5", "--eval_interval=10", "--checkpoint_interval=10", "--eval_episodes=1")
+SCHEDULE = ("--log.interval=5", "--eval.interval=10", "--checkpoint.interval=10", "--eval.episodes=1")
 RUN = (*TINY, *SCHEDULE, "--agent=bc", "--num_seeds=2")
 LOGS = [f"{kind}.jsonl" for kind in resuming.KINDS]
 
@@ -195,7 +195,7 @@ def test_a_kill_while_a_finished_run_is_given_more_steps(
 def test_the_lines_of_every_kind_of_run_are_those_that_are_expected(data: str, tmp_path: Path) -> None:
     """Offline updates, then online steps; a diverged run among others of a sweep."""
     folder = tmp_path / "both"
-    arguments = (*TINY, *SCHEDULE, "--agent=td3", "--num_seeds=2", data, "--steps=12", "--online_steps=12")
+    arguments = (*TINY, *SCHEDULE, "--agent=td3", "--num_seeds=2", data, "--steps=12", "--online.steps=12")
     assert main(*arguments, f"--run_dir={folder}") == 0
     broken = (*TINY, *SCHEDULE, "--agent=bc", data, "--steps=12", "--agent.learning_rate=0.1,1e20")
     assert sweep(*broken, f"--run_dir={tmp_path / 'sweep'}") == 0

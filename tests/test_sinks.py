@@ -25,9 +25,9 @@ from flowrl.settings import Settings, Trial
 pytestmark = pytest.mark.filterwarnings("ignore:Sharding info not provided")
 OFFLINE = (
     "--env=Pendulum-v1", "--preset=none", "--agent=bc", "--agent.hidden_dims=4", "--agent.batch_size=4", "--workers=1",
-    "--steps=20", "--log_interval=5", "--eval_interval=10", "--checkpoint_interval=10", "--eval_episodes=1",
+    "--steps=20", "--log.interval=5", "--eval.interval=10", "--checkpoint.interval=10", "--eval.episodes=1",
 )  # fmt: skip
-ALL = ("--csv", "--tensorboard", "--wandb")
+ALL = ("--log.csv", "--log.tensorboard", "--log.wandb")
 Points = dict[str, list[tuple[int, float]]]
 
 
@@ -208,9 +208,9 @@ def test_sinks_can_be_asked_for_later(data: str, tmp_path: Path, server: Server)
     folder = tmp_path / "run"
     assert main(*OFFLINE, data, "--steps=12", f"--run_dir={folder}") == 0
     assert not [*folder.glob("*.csv"), *folder.glob("tensorboard"), *folder.glob("wandb*")]
-    assert main("--resume", f"--run_dir={folder}", "--csv", "--tensorboard") == 0
+    assert main("--resume", f"--run_dir={folder}", "--log.csv", "--log.tensorboard") == 0
     assert [row["step"] for row in rows(folder / "metrics.csv")] == [5, 10, 12]
-    assert main("--resume", f"--run_dir={folder}", "--steps=20", "--wandb") == 0
+    assert main("--resume", f"--run_dir={folder}", "--steps=20", "--log.wandb") == 0
     assert_sinks_hold(folder, server, [Trial(0, {})])
     settings = loggers.read_json(folder / "config.json")["settings"]
     assert [settings[name] for name in ("csv", "tensorboard", "wandb")] == [True] * 3
@@ -218,7 +218,7 @@ def test_sinks_can_be_asked_for_later(data: str, tmp_path: Path, server: Server)
 
 def test_what_was_sent_stays_and_nothing_after_it_is_lost(data: str, tmp_path: Path, server: Server) -> None:
     folder = tmp_path / "run"
-    assert main(*OFFLINE, data, "--wandb", "--steps=12", f"--run_dir={folder}") == 0
+    assert main(*OFFLINE, data, "--log.wandb", "--steps=12", f"--run_dir={folder}") == 0
     assert main("--resume", f"--run_dir={folder}", "--steps=20") == 0
     (points,) = server.points.values()
     assert [position for position, _ in points] == [10, 20, 21, 24, 25, 30, 40, 41]
@@ -230,7 +230,7 @@ def test_a_sink_that_fails_is_left_out_with_one_warning(
     server.broken_after = 3
     assert main(*OFFLINE, data, *ALL, f"--run_dir={tmp_path / 'run'}") == 0
     shown = "".join(capsys.readouterr())
-    assert shown.count("warning: --wandb failed (no network) and gets no more numbers") == 1
+    assert shown.count("warning: --log.wandb failed (no network) and gets no more numbers") == 1
     assert [row["step"] for row in rows(tmp_path / "run" / "metrics.csv")] == [5, 10, 15, 20]
     assert loggers.read_json(tmp_path / "run" / "summary.json")["metric"] == "return"
     server.broken_after = 10**9
@@ -272,8 +272,8 @@ def test_nobody_logged_in_is_told_before_anything_begins(
 ) -> None:
     server.logged_in = False
     monkeypatch.delenv("WANDB_MODE", raising=False)
-    with pytest.raises(UserError, match=r"--wandb: No API key.*WANDB_MODE=offline") as caught:
-        main(*OFFLINE, "--data=/nowhere.npz", "--wandb", f"--run_dir={tmp_path / 'run'}")
+    with pytest.raises(UserError, match=r"--log.wandb: No API key.*WANDB_MODE=offline") as caught:
+        main(*OFFLINE, "--data=/nowhere.npz", "--log.wandb", f"--run_dir={tmp_path / 'run'}")
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "run").exists()
     monkeypatch.setenv("WANDB_MODE", "offline")

@@ -30,10 +30,10 @@ from flowrl.settings import Trial, resumed_plan
 
 pytestmark = pytest.mark.filterwarnings("ignore:Sharding info not provided")
 TINY = ("--env=Pendulum-v1", "--preset=none", "--agent.hidden_dims=4", "--agent.batch_size=4", "--workers=1")
-OFFLINE = (*TINY, "--agent=bc", "--steps=20", "--log_interval=5", "--eval_interval=10", "--checkpoint_interval=10")
+OFFLINE = (*TINY, "--agent=bc", "--steps=20", "--log.interval=5", "--eval.interval=10", "--checkpoint.interval=10")
 ONLINE = (
-    *TINY, "--agent=td3", "--online_steps=20", "--warmup_steps=5", "--log_interval=10", "--eval_interval=20",
-    "--checkpoint_interval=20",
+    *TINY, "--agent=td3", "--online.steps=20", "--online.warmup_steps=5", "--log.interval=10", "--eval.interval=20",
+    "--checkpoint.interval=20",
 )  # fmt: skip
 RATES = "--agent.learning_rate=0.001,0.01"
 
@@ -42,7 +42,7 @@ RATES = "--agent.learning_rate=0.001,0.01"
 def undisturbed(data: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two groups of two learning rates and two seeds, evaluated."""
     folder = tmp_path_factory.mktemp("undisturbed") / "sweep"
-    static = ("--agent.distribution=gaussian,flow", "--agent.flow_steps=1", "--eval_episodes=1")
+    static = ("--agent.distribution=gaussian,flow", "--agent.flow_steps=1", "--eval.episodes=1")
     assert sweep(*OFFLINE, data, RATES, *static, "--num_seeds=2", f"--run_dir={folder}") == 0
     return folder
 
@@ -51,7 +51,7 @@ def undisturbed(data: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def at_once(data: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two learning rates and two seeds, without evaluation, one after another in one program."""
     folder = tmp_path_factory.mktemp("at_once") / "sweep"
-    assert sweep(*OFFLINE, data, RATES, "--eval_episodes=0", "--num_seeds=2", f"--run_dir={folder}") == 0
+    assert sweep(*OFFLINE, data, RATES, "--eval.episodes=0", "--num_seeds=2", f"--run_dir={folder}") == 0
     return folder
 
 
@@ -75,7 +75,7 @@ def params(folder: Path, run: int) -> Any:
 @pytest.mark.parametrize(("part", "field"), [(OFFLINE, "learning_rate"), (ONLINE, "explore_noise")], ids=["off", "on"])
 def test_a_run_of_a_sweep_is_the_run_alone(part: tuple[str, ...], field: str, data: str, tmp_path: Path) -> None:
     """Bit for bit where runs are mapped serially, else up to rounding."""
-    given = (*part, *([data] if part is OFFLINE else []), "--eval_episodes=1")
+    given = (*part, *([data] if part is OFFLINE else []), "--eval.episodes=1")
     assert main(*given, f"--agent.{field}=0.01", "--seed=1", f"--run_dir={tmp_path / 'alone'}") == 0
     alone, names = tmp_path / "alone", {f"agent.{field}": 0.01}
     for mode in ("serial", "vmap"):
@@ -113,7 +113,7 @@ def test_a_group_is_traced_once(data: str, tmp_path: Path, monkeypatch: pytest.M
         return agent._replace(update=update)
 
     monkeypatch.setattr(bc, "make", counted)
-    grid = (RATES, "--num_seeds=3", "--agent.hidden_dims=4:2,2", "--eval_episodes=0")
+    grid = (RATES, "--num_seeds=3", "--agent.hidden_dims=4:2,2", "--eval.episodes=0")
     assert sweep(*OFFLINE, data, *grid, f"--run_dir={tmp_path / 'sweep'}") == 0
     # Per group once for the memory that it needs, once for shapes and once for the program of six runs.
     assert len(traces) == 2 * 3
@@ -145,7 +145,7 @@ def test_waves_are_few_and_equal(runs: int, most: int, sizes: list[int]) -> None
 
 
 def test_waves_do_not_change_numbers(data: str, at_once: Path, tmp_path: Path) -> None:
-    grid = (RATES, "--num_seeds=2", "--eval_episodes=0", "--runs_at_once=3")
+    grid = (RATES, "--num_seeds=2", "--eval.episodes=0", "--runs_at_once=3")
     assert sweep(*OFFLINE, data, *grid, f"--run_dir={tmp_path}") == 0
     parts = [tmp_path / part["folder"] for part in loggers.read_json(tmp_path / "sweep.json")["parts"]]
     assert len(parts) == 2
@@ -193,7 +193,7 @@ def test_memory_is_asked_of_device_and_program(
 
 
 def test_a_finished_part_that_is_resumed_still_tells_what_diverged(data: str, tmp_path: Path) -> None:
-    grid = ("--agent.learning_rate=0.001,1e38", "--eval_episodes=0")
+    grid = ("--agent.learning_rate=0.001,1e38", "--eval.episodes=0")
     assert sweep(*OFFLINE, data, *grid, f"--run_dir={tmp_path / 'sweep'}") == 0
     folder = tmp_path / "sweep" / "group1"
     before = loggers.read_json(folder / "diverged.json")
@@ -222,7 +222,7 @@ def test_a_broken_sweep_ends_like_an_undisturbed_one(
     data: str, undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder, checkpoint = tmp_path / "sweep", Run._checkpoint
-    static = ("--agent.distribution=gaussian,flow", "--agent.flow_steps=1", "--eval_episodes=1")
+    static = ("--agent.distribution=gaussian,flow", "--agent.flow_steps=1", "--eval.episodes=1")
     command = (*OFFLINE, data, RATES, *static, "--num_seeds=2", f"--run_dir={folder}")
 
     def killed(self: Run, step: int, *arguments: Any) -> None:
@@ -295,7 +295,7 @@ def test_a_signal_at_any_moment_leaves_what_the_same_command_continues(
         return result
 
     program, folder = load("experiments/sweep.py").main, tmp_path / "sweep"
-    static = ("--agent.distribution=gaussian,flow", "--agent.flow_steps=1", "--eval_episodes=1", "--num_seeds=2")
+    static = ("--agent.distribution=gaussian,flow", "--agent.flow_steps=1", "--eval.episodes=1", "--num_seeds=2")
     monkeypatch.setattr(sys, "argv", ["sweep.py", *OFFLINE, data, RATES, *static, f"--run_dir={folder}"])
     monkeypatch.setattr(place, name, signalled)
     with pytest.raises(SystemExit) as stopped:
@@ -339,7 +339,7 @@ def test_the_comparison_of_killed_sweeps_notices_what_differs(undisturbed: Path,
 
 
 def test_a_diverged_run_is_frozen_and_marked(data: str, at_once: Path, tmp_path: Path) -> None:
-    grid = ("--agent.learning_rate=0.001,1e20", "--num_seeds=2", "--eval_episodes=1")
+    grid = ("--agent.learning_rate=0.001,1e20", "--num_seeds=2", "--eval.episodes=1")
     assert sweep(*OFFLINE, data, *grid, f"--run_dir={tmp_path}") == 0
     folder = tmp_path / "group1"
     healthy = lines(folder, **{"agent.learning_rate": 0.001})
@@ -425,15 +425,15 @@ def test_no_value_is_called_best_from_one_seed(made_up: sweeps.Sweep) -> None:
 
 
 def test_plots_and_reports_see_the_grid_points(made_up: sweeps.Sweep, tmp_path: Path) -> None:
-    folders = curves.expand([made_up.folder])
+    folders = evaluations.expand([made_up.folder])
     assert folders == [made_up.folder / "group1"]
     record = loggers.read_json(made_up.folder / "sweep.json")
     loggers.write_json(
         made_up.folder / "sweep.json", record | {"parts": [*record["parts"], record["parts"][0] | {"folder": "group2"}]}
     )
-    assert curves.expand([made_up.folder]) == folders
-    assert curves.waiting([made_up.folder, folders[0]]) == ["sweep/group2 has not begun"]
-    groups = curves.group_runs(curves.read_runs(folders[0], with_minutes=True))
+    assert evaluations.expand([made_up.folder]) == folders
+    assert evaluations.waiting([made_up.folder, folders[0]]) == ["sweep/group2 has not begun"]
+    groups = curves.group_runs(evaluations.read_runs(folders[0], with_minutes=True))
     assert [(group.identity["agent.alpha"], len(group.curves)) for group in groups] == [(0.1, 4), (0.5, 4)]
     assert "--agent.alpha=0.5" in curves.traces(groups[1].runs[0])["command"]
     picture = tmp_path / "picture.png"
@@ -476,13 +476,13 @@ def test_bad_input_is_one_line(message: str, arguments: list[str], data: str, tm
     monkeypatch.chdir(tmp_path)
     (tmp_path / "something").touch()
     with pytest.raises(UserError, match=message) as caught:
-        sweep(*OFFLINE, "--eval_episodes=0", data, *arguments)
+        sweep(*OFFLINE, "--eval.episodes=0", data, *arguments)
     assert "\n" not in str(caught.value)
     assert {path.name for path in tmp_path.iterdir()} <= {"something", ".lock"}
 
 
 def test_waves_of_another_size_are_refused(at_once: Path, data: str) -> None:
-    grid = (RATES, "--eval_episodes=0", "--num_seeds=2", "--runs_at_once=1")
+    grid = (RATES, "--eval.episodes=0", "--num_seeds=2", "--runs_at_once=1")
     with pytest.raises(UserError, match="holds a sweep with 4 runs at once, not 1"):
         sweep(*OFFLINE, data, *grid, f"--run_dir={at_once}")
 
