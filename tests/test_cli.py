@@ -14,9 +14,8 @@ import numpy as np
 import pytest
 from programs import main, save_walks
 
-from flowrl import agent as agents
+from flowrl import agents, files, loggers
 from flowrl import config as configs
-from flowrl import files, loggers
 from flowrl.checkpoint import Checkpoints
 from flowrl.data import sources
 from flowrl.errors import UserError
@@ -92,8 +91,8 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ("--steps=1.5 is not of type int", ["--agent=gcbc", ENV, "--steps=1.5"]),
         ("--resume=maybe is not of type bool", ["--agent=gcbc", ENV, "--resume=maybe"]),
         ("--agent.learning_rate=fast is not of type float", ["--agent=gcbc", ENV, "--agent.learning_rate=fast"]),
-        ("for example --agent.hidden_dims=256,256", ["--agent=gcbc", ENV, "--agent.hidden_dims=8,x"]),
-        ("for example --agent.hidden_dims=256,256", ["--agent=gcbc", ENV, "--agent.hidden_dims="]),
+        ("for example 256,256", ["--agent=gcbc", ENV, "--agent.hidden_dims=8,x"]),
+        ("for example 256,256", ["--agent=gcbc", ENV, "--agent.hidden_dims="]),
         ("--steps=0 is too small; the least is 1", ["--agent", "gcbc", ENV, "--steps=0"]),
         ("--eval.interval=-5 is too small", ["--agent=gcbc", ENV, "--eval.interval=-5"]),
         ("--eval.episodes=-1 is too small; the least is 0", ["--agent=gcbc", ENV, "--eval.episodes=-1"]),
@@ -135,15 +134,17 @@ def test_help_lists_every_flag_with_its_default(name: str, capsys: pytest.Captur
     assert main(f"--agent={name}", "--help") == 0
     own = capsys.readouterr().out
     assert own.startswith(general.rstrip())
-    for field, value in vars(agents.load(name).Config()).items():
-        shown = ",".join(map(str, value)) if isinstance(value, tuple) else value
-        assert f"  --agent.{field}={shown} [" in own
+    for entry in configs.flatten(agents.default(name), "agent."):
+        shown = ",".join(map(str, entry.value)) if isinstance(entry.value, tuple) else entry.value
+        assert (
+            f"  --{entry.name}{f'={shown}' if shown != '' else ''} [{'sweepable' if entry.traced else 'static'}]" in own
+        )
 
 
 def test_importing_the_package_or_an_agent_brings_in_no_environments_or_plots() -> None:
     heavy = {"mujoco", "ogbench", "gymnasium", "matplotlib", "wandb", "tensorflow"}
     program = (
-        "import sys, flowrl, flowrl.agent as agents\n"
+        "import sys, flowrl, flowrl.agents as agents\n"
         "for name in agents.names(): agents.load(name)\n"
         f"print(sorted({heavy!r} & set(sys.modules)))"
     )
@@ -237,7 +238,7 @@ def test_a_damaged_record_of_a_run(run_dir: Path, text: str) -> None:
 def test_the_checkpoint_of_another_agent(run_dir: Path) -> None:
     config = loggers.read_json(run_dir / "config.json")
     config["settings"]["agent"] = "gcivl"
-    config["agent_config"] = vars(agents.load("gcivl").Config()) | config["agent_config"]
+    config["agent_config"] = configs.values(agents.default("gcivl")) | config["agent_config"]
     (run_dir / "config.json").write_text(json.dumps(config))
     assert_error("is of agent gcbc, not gcivl", "--resume", f"--run_dir={run_dir}", "--steps=30")
 
@@ -310,7 +311,11 @@ def test_a_diverging_run_stops_with_a_checkpoint_from_before_it(tmp_path: Path, 
     [
         (1e20, {"observations": 1e6}, "try a smaller --agent.learning_rate than 1e+20"),
         (3e-4, {"observations": 1e6, "rewards": 1.0}, "observations are as large as 1e+06: try --normalize_observ"),
-        (3e-4, {"observations": 1.0, "rewards": 1e9}, "rewards are as large as 1e+09: try a smaller --normalize.reward_scale"),
+        (
+            3e-4,
+            {"observations": 1.0, "rewards": 1e9},
+            "rewards are as large as 1e+09: try a smaller --normalize.reward_scale",
+        ),
         (3e-4, {"observations": 1.0, "rewards": 1.0}, "look at what grew before in metrics.jsonl"),
     ],
 )
@@ -398,4 +403,4 @@ def test_no_disk_space_for_a_log_line() -> None:
 
 def test_every_sweepable_default_is_in_range() -> None:
     for name in agents.names():
-        configs.check(agents.load(name).Config())
+        configs.check(agents.default(name), "agent.")
