@@ -187,9 +187,9 @@ def help_text(record: Any, prefix: str = "") -> str:
     """Returns one line per setting: flag, default, of an agent's whether a sweep may map over it, and meaning."""
     lines = []
     for entry in config.flatten(record, prefix):
-        shown = "" if entry.value is None or entry.value == "" else f"={texts.shown(entry.value)}"
+        shown = "" if entry.value is None else texts.shown(entry.value)
         note = f" [{'sweepable' if entry.traced else 'static'}]" if prefix else ""
-        lines.append(f"  --{entry.name}{shown}{note}\n        {entry.field.metadata['help']}")
+        lines.append(f"  --{entry.name}{shown and f'={shown}'}{note}\n        {entry.field.metadata['help']}")
     return "\n".join(lines)
 
 

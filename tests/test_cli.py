@@ -310,7 +310,7 @@ def test_a_diverging_run_stops_with_a_checkpoint_from_before_it(tmp_path: Path, 
     ("rate", "fields", "advice"),
     [
         (1e20, {"observations": 1e6}, "try a smaller --agent.learning_rate than 1e+20"),
-        (3e-4, {"observations": 1e6, "rewards": 1.0}, "observations are as large as 1e+06: try --normalize_observ"),
+        (3e-4, {"observations": 1e6, "rewards": 1.0}, "observations are as large as 1e+06: try --normalize.observ"),
         (
             3e-4,
             {"observations": 1.0, "rewards": 1e9},
@@ -324,13 +324,14 @@ def test_the_advice_after_a_divergence_is_about_what_is_unusual(
 ) -> None:
     from flowrl import run as runs
     from flowrl.loop import Divergence
-    from flowrl.settings import Trial
+    from flowrl.settings import Settings
+    from flowrl.trials import Trial
 
-    config, preset = agents.load("bc").Config(learning_rate=rate), SimpleNamespace(agent={})
-    plan = SimpleNamespace(agent_config=config, preset=preset, trials=(Trial(3, {}),), folder="x")
+    config = configs.put(agents.default("bc"), {"learning_rate": rate})
+    plan = SimpleNamespace(settings=Settings(agent="bc"), config=config, trials=(Trial(3, {}),), folder="x")
     dataset = SimpleNamespace(fields={name: np.array([0.0, -size]) for name, size in fields.items()})
-    own: Any = SimpleNamespace(plan=plan, dataset=dataset, checkpoints=SimpleNamespace(latest=lambda: 1))
-    own.largest = lambda: runs.Run.largest(own)
+    parts: Any = SimpleNamespace(plan=plan, dataset=dataset)
+    own: Any = SimpleNamespace(parts=parts, checkpoints=SimpleNamespace(latest=lambda: 1))
     told = runs._diverged(own, Divergence(2, "actor/loss", 0))
     assert advice in told
     assert ("learning_rate" in told) == (rate > 1)
@@ -339,28 +340,28 @@ def test_the_advice_after_a_divergence_is_about_what_is_unusual(
 def test_the_bar_comes_after_the_banner_and_counts_what_was_done_for_no_rate(
     run_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from flowrl import run as runs
+    from flowrl import runner
 
-    class Told(runs.Progress):
+    class Told(runner.Progress):
         def __init__(self, *arguments: Any, **named: Any):
             super().__init__(*arguments, **named)
             print(f"bar from {self.n}")
 
-    monkeypatch.setattr(runs, "Progress", Told)
+    monkeypatch.setattr(runner, "Progress", Told)
     assert main("--resume", f"--run_dir={run_dir}", "--steps=25") == 0
     out = capsys.readouterr().out
     assert out.index("agent  gcbc") < out.index("         run  ") < out.index("bar from 20")
 
 
 def test_metrics_whose_sum_overflows_are_not_logged(tmp_path: Path) -> None:
-    from flowrl import run as runs
-    from flowrl.settings import Trial
+    from flowrl.recorder import Recorder
+    from flowrl.settings import Settings
+    from flowrl.trials import Trial
 
-    plan = SimpleNamespace(folder=tmp_path, trials=tuple(Trial(seed, {}) for seed in range(3)))
-    own: Any = SimpleNamespace(plan=plan, collector=None, steps=10, seconds=1.0, _mark=lambda run: {})
-    own.own = range(1, 3)  # as on a later host
-    own._write = lambda kind, records: loggers.append_lines(tmp_path / f"{kind}.jsonl", records)
-    runs.Run._log(own, 30, {"actor/loss": np.array([1.0, np.inf])})
+    trials = tuple(Trial(seed, {}) for seed in range(3))
+    plan: Any = SimpleNamespace(settings=Settings(), folder=tmp_path, trials=trials, swept=False)
+    recorder = Recorder(plan, range(1, 3), {})  # as on a later host
+    recorder.log(30, {"actor/loss": np.array([1.0, np.inf])}, [{}, {}])
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [line.get("train/actor/loss") for line in lines] == [1.0, None]
     assert [(line["run"], line["seed"]) for line in lines] == [(1, 1), (2, 2)]
