@@ -1,4 +1,4 @@
-"""Normalised observations and rescaled rewards: statistics of data, applied once as data are loaded or gathered."""
+"""Normalised observations and rescaled rewards: a dataset's statistics, applied once as data are loaded or gathered."""
 
 from collections.abc import Mapping
 from typing import Any
