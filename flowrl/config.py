@@ -44,6 +44,7 @@ def static(
     zero: str = "",
     resumable: bool = False,
     learning: bool = True,
+    acting: bool = False,
 ) -> Any:
     """Declares a field that shapes the program, or stays outside of it.
 
@@ -56,15 +57,18 @@ def static(
         zero: Why a number may not be 0, where that is so.
         resumable: Whether it may be another when a run is resumed.
         learning: Whether what a seed learns, or how that is evaluated, depends on it.
+        acting: Whether a trained policy may act with another value.
     """
-    told = {"kind": "static", "help": help, "choices": choices, "range": (low, high), "zero": zero}
-    return dataclasses.field(default=default, metadata=told | {"resumable": resumable, "learning": learning})
+    told: dict[str, Any] = {"kind": "static", "help": help, "choices": choices, "range": (low, high), "zero": zero}
+    told |= {"resumable": resumable, "learning": learning, "acting": acting}
+    return dataclasses.field(default=default, metadata=told)
 
 
-def traced(default: float | int, help: str, *, low: float = 0.0, high: float = math.inf) -> Any:
+def traced(default: float | int, help: str, *, low: float = 0.0, high: float = math.inf, acting: bool = False) -> Any:
     """Declares a number in [`low`, `high`] that mapped runs may differ in, and a sweep may vary."""
-    told = {"kind": "traced", "help": help, "choices": (), "range": (low, high), "zero": ""}
-    return dataclasses.field(default=default, metadata=told | {"resumable": False, "learning": True})
+    told: dict[str, Any] = {"kind": "traced", "help": help, "choices": (), "range": (low, high), "zero": ""}
+    told |= {"resumable": False, "learning": True, "acting": acting}
+    return dataclasses.field(default=default, metadata=told)
 
 
 def nested(default: Any, help: str = "") -> Any:
@@ -72,7 +76,7 @@ def nested(default: Any, help: str = "") -> Any:
     return dataclasses.field(default=default, metadata={"kind": "nested", "help": help})
 
 
-@dataclass_transform(frozen_default=True, kw_only_default=True, field_specifiers=(static, traced, nested))
+@dataclass_transform(frozen_default=True, kw_only_default=True)
 def record(cls: type[T]) -> type[T]:
     """Makes a class of annotated fields a frozen record of settings.
 
@@ -82,7 +86,7 @@ def record(cls: type[T]) -> type[T]:
     return dataclasses.dataclass(frozen=True, kw_only=True)(cls)
 
 
-@dataclass_transform(frozen_default=True, kw_only_default=True, field_specifiers=(static, traced, nested))
+@dataclass_transform(frozen_default=True, kw_only_default=True)
 def config(cls: type[T]) -> type[T]:
     """Makes a record that is a pytree too: what an agent reads, and the state of a training holds."""
     import jax  # here, so that programs which only read run folders do without

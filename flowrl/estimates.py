@@ -107,9 +107,7 @@ def _replay_bytes(online: Online, spec: Spec) -> int:
     return 4 * online.capacity * numbers
 
 
-def _device_needs(
-    settings: Settings, config: Any, spec: Spec, runs: int, state: int, swept: bool
-) -> list[Need]:
+def _device_needs(settings: Settings, config: Any, spec: Spec, runs: int, state: int, swept: bool) -> list[Need]:
     """Returns what states, batches and buffers need on each device, states of `state` bytes each."""
     rows = devices.layout(runs, settings.shard, padded=not settings.online.steps).rows_each
     share = jax.device_count() if settings.shard == "batch" else 1

@@ -65,7 +65,7 @@ def given_lists(values: flags.FlagValues, record: Any, prefix: str = "") -> dict
     """
     flagged = [(entry, values[prefix + entry.name]) for entry in config.flatten(record)]
     return {
-        entry.name: _values(f"--{flag.name}={flag.value}", entry, flag.value) for entry, flag in flagged if flag.present
+        entry.name: _values(f"--{flag.name}={flag.value}", entry, str(flag.value)) for entry, flag in flagged if flag.present
     }
 
 
@@ -227,5 +227,3 @@ def _leave(status: int) -> typing.NoReturn:
     if hosts is not None:
         hosts.leave(status)
     sys.exit(status)
-
-

@@ -38,9 +38,7 @@ class Evaluation:
 class Checkpointing:
     """When all is saved, and how much of that is kept."""
 
-    interval: int = static(
-        50_000, "Updates, or online steps, between checkpoints.", high=MOST_COUNT, learning=False
-    )
+    interval: int = static(50_000, "Updates, or online steps, between checkpoints.", high=MOST_COUNT, learning=False)
     keep: int = static(
         2, "The newest checkpoints that are kept, at least 2; 0 keeps all.", low=0, high=MOST_COUNT,
         resumable=True, learning=False,
@@ -68,9 +66,7 @@ class Settings:
     )
     steps: int = static(1_000_000, "Updates on offline data.", low=0, high=MOST_COUNT, resumable=True)
     seed: int = static(0, "Seed of the first run.", low=0, high=MAX_SEED, learning=False)
-    num_seeds: int = static(
-        1, "Runs, with seeds seed ... seed+n-1, in one program.", high=MOST_RUNS, learning=False
-    )
+    num_seeds: int = static(1, "Runs, with seeds seed ... seed+n-1, in one program.", high=MOST_RUNS, learning=False)
     map: Literal["auto", "vmap", "serial"] = static(
         "auto", "How runs are mapped: vmap, serial, or auto (serial on CPUs).", choices=("auto", "vmap", "serial"),
         resumable=True, learning=False,
@@ -85,9 +81,7 @@ class Settings:
         None, "Steps after which an episode is cut off, acting and in evaluations; the environment's own if absent.",
         high=MOST_COUNT,
     )  # fmt: skip
-    run_dir: str = static(
-        "", "Folder of the run; a new one under runs/ if absent.", resumable=True, learning=False
-    )
+    run_dir: str = static("", "Folder of the run; a new one under runs/ if absent.", resumable=True, learning=False)
     resume: bool = static(
         False, "Continue the run in --run_dir from its newest checkpoint.", resumable=True, learning=False
     )
@@ -173,8 +167,8 @@ def _of_agent(of_preset: Mapping[str, str], asked: Settings, usual: Any) -> dict
         return texts.read(usual, of_preset)
     except KeyError as error:
         raise UserError(
-            f"the preset {asked.preset} sets --agent.{error.args[0]}, which {asked.agent} has not; give it a row of its "
-            f"own in flowrl/presets/{asked.preset}.csv, or --preset=none"
+            f"the preset {asked.preset} sets --agent.{error.args[0]}, which {asked.agent} has not; give --preset=none, or "
+            f"the agent a row of its own in flowrl/presets/{asked.preset}.csv"
         ) from error
 
 

@@ -35,7 +35,9 @@ Records = Sequence[Mapping[str, Any]]
 class Log:
     """When a run's numbers are written, and where they go besides; this changes nothing else of it."""
 
-    interval: int = static(5_000, "Updates, or online steps, that one log line averages.", high=MOST_COUNT, learning=False)
+    interval: int = static(
+        5_000, "Updates, or online steps, that one log line averages.", high=MOST_COUNT, learning=False
+    )
     csv: bool = static(False, "Also write metrics.csv and eval.csv.", resumable=True, learning=False)
     tensorboard: bool = static(
         False, "Also write event files for TensorBoard; needs the extra tensorboard.", resumable=True, learning=False
@@ -139,8 +141,8 @@ def scalars(kind: str, records: Records) -> Iterator[tuple[int, int, dict[str, f
     of choices among several actions begin with `best_of_n` instead.
     """
     by_run: dict[int, list[Mapping[str, Any]]] = {}
-    for record in records:
-        by_run.setdefault(record["run"], []).append(record)
+    for line in records:
+        by_run.setdefault(line["run"], []).append(line)
     for run, own in by_run.items():
         marks = {name: float(own[0][name]) for name in ("diverged",) if name in own[0]}
         numbers = _evaluation(own) if kind == "eval" else {name: own[0][name] for name in own[0] if "/" in name}

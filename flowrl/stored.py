@@ -1,4 +1,4 @@
-"""Runs that have begun: their plans as their folders record them, to be continued, and the commands that repeat them."""
+"""Runs that have begun: their plans, read back from their folders to go on, and the commands that repeat them."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence

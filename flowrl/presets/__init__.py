@@ -1,4 +1,4 @@
-"""Sets of settings to start from, each row with its source: `paper`, the published ones, and `quick`, for two CPU cores.
+"""Sets of settings to start from, each row with its source: `paper`, the published ones, `quick`, for two CPU cores.
 
 A file for each preset. A row holds for an agent and a dataset, for all of its datasets where none is named, and for
 agents without a row of their own where no agent is named; and for one way of learning (`offline`, `offline_to_online`,
