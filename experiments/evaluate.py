@@ -134,7 +134,7 @@ def evaluate(plan: Plan, step: int | None) -> list[dict[str, Any]]:
     sizes, settings = envs.sizes(plan.env), plan.settings
     spec = spec_of(sizes)
     agent = agents.build(settings.agent, plan.config, spec)
-    step, states = load_states(plan, agent, step)
+    step, states, normalizer = load_states(plan, agent, step)
     policies_of = jax.vmap(agent.policy, in_axes=(jax.tree.map(lambda _: 0, states).replace(step=None),))
     evaluator = Evaluator(
         agent,
@@ -150,10 +150,13 @@ def evaluate(plan: Plan, step: int | None) -> list[dict[str, Any]]:
     try:
         for mode, config in agent.evaluations(states.config).items():
             policies = policies_of(states.replace(config=config))
+            one = jax.tree.map(lambda x: x[0], policies)
             with tqdm(total=total, unit="episode", desc=mode, disable=hosts.no_bars(), leave=False) as bar:
-                outcome = evaluator(policies, lambda done, _, bar=bar: bar.update(done - bar.n))
+                outcome = evaluator(
+                    policies.replace(normalizer=normalizer), lambda done, _, bar=bar: bar.update(done - bar.n)
+                )
             lines += evaluation_lines(step, plan.trials, mode, outcome, plan.env)
-            times[mode] = milliseconds_per_action(agent, jax.tree.map(lambda x: x[0], policies), spec)
+            times[mode] = milliseconds_per_action(agent, one, spec)
     finally:
         evaluator.close()
     notes = acting_notes(agent.evaluations(plan.config))
