@@ -203,7 +203,7 @@ def test_what_cannot_be_spread_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_p
     with pytest.raises(UserError, match="batch_size=8 cannot be spread evenly over 3 devices"):
         plan(given | {"shard": "batch"}, {"batch_size": 8})
     monkeypatch.setattr(jax, "process_count", lambda: 4)
-    with pytest.raises(UserError, match="--online.steps works on one host only"):
+    with pytest.raises(UserError, match=r"--online\.steps works on one host only"):
         plan(given | {"num_seeds": 4}, {})
     offline = {"agent": "bc", "env": "hopper-medium-v2", "preset": "none", "eval.episodes": 0}
     offline |= {"steps": 1, "eval.interval": 1, "log.interval": 1, "checkpoint.interval": 1}
