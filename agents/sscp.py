@@ -17,10 +17,10 @@ from flowrl.config import MOST_COUNT, config, nested, static, traced
 from flowrl.critics import Critic
 from flowrl.data.samplers import Transitions
 from flowrl.encoders import TimePairEmbedding
-from flowrl.generative import Path, bootstrap_target, complete, complete_in_steps, early_times, straight
 from flowrl.losses import mse, q_size
 from flowrl.networks import MLP, Network, Spec, mish, named
 from flowrl.optim import descend, polyak
+from flowrl.paths import Path, bootstrap_target, complete, complete_in_steps, early_times, straight
 from flowrl.policies import BestOfN, best_of_n, one_and_best, with_critic
 from flowrl.train_state import Batch, Loss, Metrics, Params, Policy, TrainState
 

@@ -49,7 +49,7 @@ class Settings:
 def export(body: str, folder: Path, out: Path) -> Path:
     """Writes the first run's policy and returns its path."""
     checkpoints = Checkpoints(folder / "checkpoints", read_only=True)
-    arrays = experts.named(experts.of_actor(checkpoints.raw()[0]["params"]["actor"]))
+    arrays = experts.named(experts.of_actor(checkpoints.raw()["states"]["params"]["actor"]))
     checkpoints.close()
     path = out / f"{body}.npz"
     make_folder(out)

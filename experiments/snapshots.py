@@ -51,7 +51,7 @@ def load(folder: Path) -> dict[int, experts.Layers]:
     interval = read_plan(folder)[0].settings.checkpoint.interval
     checkpoints = Checkpoints(folder / "checkpoints", read_only=True)
     steps = [step for step in checkpoints.steps() if step and (step % interval == 0 or step == checkpoints.latest())]
-    found = {step: experts.of_actor(checkpoints.raw(step)[0]["params"]["actor"]) for step in steps}
+    found = {step: experts.of_actor(checkpoints.raw(step)["states"]["params"]["actor"]) for step in steps}
     checkpoints.close()
     return found
 

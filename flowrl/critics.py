@@ -16,7 +16,11 @@ class Critic:
     """Choices about the critics."""
 
     heads: int = static(2, "Independent critics.")
-    aggregate: str = static("min", "How the heads are combined in TD targets.", choices=("min", "mean"))
+    aggregate: str = static(
+        "min", "How the heads are combined in TD targets; lcb is the mean less rho deviations.",
+        choices=("min", "mean", "lcb"),
+    )  # fmt: skip
+    rho: float = traced(0.5, "Deviations below the mean of the lower confidence bound.")
     hidden_dims: tuple[int, ...] = static((), "Hidden layers; by default those of the policy.")
     activation: str = static("gelu", "Nonlinearity.", choices=tuple(ACTIVATIONS))
     layer_norm: bool = static(True, "LayerNorm after each hidden layer.")
@@ -38,7 +42,9 @@ def module(choices: Critic, hidden_dims: tuple[int, ...], **options: Any) -> nn.
 
 def combine(choices: Critic, q: jax.Array) -> jax.Array:
     """Combines the values of heads for a TD target: `[heads, ...]` to `[...]`."""
-    return q.min(axis=0) if choices.aggregate == "min" else q.mean(axis=0)
+    if choices.aggregate == "min":
+        return q.min(axis=0)
+    return q.mean(axis=0) if choices.aggregate == "mean" else q.mean(axis=0) - choices.rho * q.std(axis=0)
 
 
 def td_errors(q: jax.Array, targets: jax.Array, batch: Batch) -> tuple[jax.Array, Metrics]:

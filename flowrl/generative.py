@@ -2,39 +2,34 @@
 
 A model is used through a field, the network with everything else given: `field = partial(nets.actor, params, s)`. Its
 points are `[..., A]` and its times `[..., 1]`, one for each name in the model's `times`. `errors(field, a, key)` says
-how far the field is from the data on each row, `[B, A]` to `[B]`; `sample(field, z, key)` makes actions of unit noise,
-which may leave [−1, 1].
-
-The functions below are what the models are made of. A path runs from time 0 to time 1. Which end is noise is the
-model's choice: SSCP and FQL put the data at time 1 (`straight(noise, actions, times)`), OFQL and MeanFlow put the noise
-there (`straight(actions, noise, times)`).
+how far the field is from the data on each row, `[B, A]` to `[B]`, or whole segments `[B, H, A]`, each at one time;
+`sample(field, z, key)` makes actions of unit noise, which may leave [−1, 1].
 """
 
 import math
 from collections.abc import Callable
-from typing import ClassVar, NamedTuple, Protocol
+from typing import ClassVar, Protocol
 
-import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from flowrl.config import config, static, traced
 from flowrl.losses import mse
-from flowrl.train_state import Scalar
+from flowrl.paths import (
+    TIME_SAMPLERS,
+    AverageVelocity,
+    Velocity,
+    average_velocity_target,
+    euler,
+    interval_times,
+    one_each,
+    straight,
+    uniform_times,
+)
 
 Field = Callable[..., jax.Array]
 """`(points [..., A], times [..., 1], ...) -> [..., A]`."""
-Velocity = Callable[[jax.Array, jax.Array], jax.Array]
-"""`(points [..., A], times [..., 1]) -> velocities [..., A]`, instantaneous."""
-Jump = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
-"""`(points [..., A], times [..., 1], sizes [..., 1]) -> [..., A]`: mean velocity over a step of that size; the
-instantaneous velocity where the size is 0."""
-AverageVelocity = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
-"""`(points [..., A], begins r [..., 1], times t [..., 1]) -> [..., A]`: mean velocity between times r ≤ t on the path
-that is at `points` at time t."""
-TimeSampler = Callable[[jax.Array, tuple[int, ...]], jax.Array]
-"""`(key, shape) -> times` in (0, 1)."""
 NoiseModel = Callable[[jax.Array, jax.Array], jax.Array]
 """`(points [..., A], levels [..., 1]) -> the noise that is in them [..., A]`."""
 
@@ -69,7 +64,7 @@ class Flow:
     def errors(self, field: Velocity, a: jax.Array, key: jax.Array) -> jax.Array:
         """‖v(x_t, t) − (a − z)‖² at unit noise z and uniform t, averaged over dimensions: `[B, A]` to `[B]`."""
         noise_key, time_key = jax.random.split(key)
-        t = uniform_times(time_key, (*a.shape[:-1], 1))
+        t = uniform_times(time_key, one_each(a))
         path = straight(jax.random.normal(noise_key, a.shape), a, t)
         return mse(field(path.points, t), path.velocities)
 
@@ -109,7 +104,7 @@ class MeanFlow:
         """Carries noise `[..., A]` to time 0."""
         x, share = z, self.steps if self.divide_steps else 1
         for i in range(self.steps):
-            t = jnp.full((*z.shape[:-1], 1), 1 - i / self.steps)
+            t = jnp.full(one_each(z), 1 - i / self.steps)
             x = x - field(x, t - 1 / self.steps, t) / share
         return x
 
@@ -142,155 +137,12 @@ class Diffusion:
         """Squared error of the noise at uniform levels, averaged over dimensions: `[B, A]` to `[B]` (eq. 14)."""
         noise_key, level_key = jax.random.split(key)
         noise = jax.random.normal(noise_key, a.shape)
-        levels = jax.random.randint(level_key, (*a.shape[:-1], 1), 0, self.levels)
+        levels = jax.random.randint(level_key, one_each(a), 0, self.levels)
         return mse(field(noised(self.variance_left(), a, noise, levels), levels), noise)
 
     def sample(self, field: NoiseModel, z: jax.Array, key: jax.Array) -> jax.Array:
         """Denoises `[..., A]` into actions in [−1, 1]."""
         return ancestral(field, z, key, self.variance_left(), self.steps or self.levels)
-
-
-# ----------------------------------------------------------------------------------------------------------- paths
-
-
-class Path(NamedTuple):
-    """Points on paths and the velocities there, `[..., A]` both."""
-
-    points: jax.Array
-    velocities: jax.Array
-
-
-def straight(starts: jax.Array, ends: jax.Array, times: jax.Array) -> Path:
-    """Straight paths x_t = (1 − t) x₀ + t x₁ with velocity x₁ − x₀ (https://arxiv.org/abs/2209.03003).
-
-    Args:
-        starts: x₀ `[..., A]`.
-        ends: x₁ `[..., A]`.
-        times: t `[..., 1]`.
-    """
-    chex.assert_equal_shape([starts, ends])
-    chex.assert_axis_dimension(times, -1, 1)
-    return Path((1 - times) * starts + times * ends, ends - starts)
-
-
-def euler(velocity: Velocity, starts: jax.Array, steps: int) -> jax.Array:
-    """Integrates a velocity field from time 0 to 1 in equal explicit steps.
-
-    Args:
-        velocity: The field.
-        starts: x₀ `[..., A]`.
-        steps: Number of steps; unrolled, so that the compiler counts and fuses them.
-
-    Returns:
-        x₁ `[..., A]`.
-    """
-    points = starts
-    for i in range(steps):
-        points = points + velocity(points, jnp.full((*starts.shape[:-1], 1), i / steps)) / steps
-    return points
-
-
-def complete(jump: Jump, points: jax.Array, times: jax.Array) -> jax.Array:
-    """Goes to the end of the path in one step: x + (1 − t) h(x, t, 1 − t) (https://arxiv.org/abs/2506.21427).
-
-    Args:
-        jump: h; the mean velocity over the step that it is asked for.
-        points: x `[..., A]`.
-        times: t `[..., 1]`.
-
-    Returns:
-        `[..., A]`; exact where h is right, for any t on a straight path.
-    """
-    return points + (1 - times) * jump(points, times, 1 - times)
-
-
-def complete_in_steps(jump: Jump, starts: jax.Array, steps: int) -> jax.Array:
-    """Completes a path from time 0, re-aiming at the end after each of several equal steps; one step is `complete`."""
-    points = starts
-    for i in range(steps):
-        times = jnp.full((*starts.shape[:-1], 1), i / steps)
-        points = points + jump(points, times, 1 - times) / steps
-    return points
-
-
-def bootstrap_target(jump: Jump, points: jax.Array, times: jax.Array, sizes: jax.Array, floor: float) -> jax.Array:
-    """Mean velocity of two half steps, the self-consistency target of shortcut models (https://arxiv.org/abs/2410.12557).
-
-    Args:
-        jump: The slow copy's steps.
-        points: x `[..., A]` at `times`.
-        times: t `[..., 1]`.
-        sizes: Size of the whole step, t + size ≤ 1, `[..., 1]`.
-        floor: Half steps up to this share of what remains of the path, 1 − t, follow the instantaneous velocity, on
-            which the recursion rests.
-
-    Returns:
-        `[..., A]`, without gradient.
-    """
-    halves = sizes / 2
-    asked = jnp.where(halves > floor * (1 - times) * (1 + 1e-3), halves, 0.0)  # slack for rounding
-    first = jump(points, times, asked)
-    second = jump(points + halves * first, times + halves, asked)
-    return jax.lax.stop_gradient((first + second) / 2)
-
-
-def average_velocity_target(
-    average: AverageVelocity, path: Path, begins: jax.Array, times: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    """The MeanFlow identity, u = v − (t − r)(v·∂ₓu + ∂ₜu) (https://arxiv.org/abs/2505.13447), by one `jax.jvp`.
-
-    Args:
-        average: u, with the parameters to train.
-        path: Points `[B, A]` at `times` and the conditional velocities v there.
-        begins: r `[B, 1]`.
-        times: t `[B, 1]`, r ≤ t.
-
-    Returns:
-        u(x_t, r, t) `[B, A]`, and its target `[B, A]` without gradient; the target is v where r = t.
-    """
-    chex.assert_equal_shape([begins, times])
-    tangents = (path.velocities, jnp.zeros_like(begins), jnp.ones_like(times))
-    averages, derivatives = jax.jvp(average, (path.points, begins, times), tangents)
-    return averages, jax.lax.stop_gradient(path.velocities - (times - begins) * derivatives)
-
-
-# -------------------------------------------------------------------------------------------------- time samplers
-
-
-def uniform_times(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """Times uniform over [0, 1)."""
-    return jax.random.uniform(key, shape)
-
-
-def early_times(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """Squares of uniform times: more of them near 0 (SSCP's released code)."""
-    return jax.random.uniform(key, shape) ** 2
-
-
-def logit_normal_times(key: jax.Array, shape: tuple[int, ...], mean: float = -0.4, std: float = 1.0) -> jax.Array:
-    """Times whose logit is normal; the defaults are MeanFlow's and OFQL's."""
-    return jax.nn.sigmoid(mean + std * jax.random.normal(key, shape))
-
-
-TIME_SAMPLERS: dict[str, TimeSampler] = {"logit_normal": logit_normal_times, "uniform": uniform_times}
-
-
-def interval_times(key: jax.Array, rows: int, flow_ratio: Scalar, sampler: TimeSampler) -> tuple[jax.Array, jax.Array]:
-    """Draws pairs r ≤ t, the two in order; in a share of the rows r := t, where a mean velocity is a velocity.
-
-    Args:
-        key: Random key.
-        rows: Number of pairs B.
-        flow_ratio: Share of rows with r = t, `[]`; as many rows from the first on, rounded up.
-        sampler: Distribution of both before they are put in order.
-
-    Returns:
-        r and t, `[B, 1]` each.
-    """
-    draws = sampler(key, (2, rows, 1))
-    times = draws.max(axis=0)
-    equal = jnp.arange(rows)[:, None] < flow_ratio * rows
-    return jnp.where(equal, times, draws.min(axis=0)), times
 
 
 # ------------------------------------------------------------------------------------------------------- diffusion
@@ -352,7 +204,7 @@ def ancestral(model: NoiseModel, starts: jax.Array, key: jax.Array, schedule: np
     for i, level in enumerate(levels):
         left = float(schedule[level])
         before = float(schedule[levels[i + 1]]) if i + 1 < len(levels) else 1.0  # at the level that this step leads to
-        noise = model(points, jnp.full((*starts.shape[:-1], 1), level))
+        noise = model(points, jnp.full(one_each(starts), level))
         data = jnp.clip((points - math.sqrt(1 - left) * noise) / math.sqrt(left), -1.0, 1.0)
         beta = 1 - left / before
         mean = (math.sqrt(before) * beta * data + math.sqrt(left / before) * (1 - before) * points) / (1 - left)

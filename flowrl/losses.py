@@ -56,9 +56,9 @@ def unit_gaussian_log_prob(values: jax.Array, means: jax.Array) -> jax.Array:
 
 
 def mse(predictions: jax.Array, targets: jax.Array) -> jax.Array:
-    """Squared error averaged over the last axis: `[..., A]` and `[..., A]` to `[...]`."""
+    """Squared error of each row, averaged over all else: `[B, ...]` and `[B, ...]` to `[B]`."""
     chex.assert_equal_shape([predictions, targets])
-    return jnp.mean((predictions - targets) ** 2, axis=-1)
+    return jnp.mean((predictions - targets) ** 2, axis=tuple(range(1, predictions.ndim)))
 
 
 @config

@@ -46,6 +46,10 @@ class Spec:
         """A."""
         return int(self.action.shape[-1])
 
+    def chunk(self, length: int) -> "Spec":
+        """Returns the same with `length` actions in a row as one action, `[length · A]`."""
+        return dataclasses.replace(self, action=vector(length * self.action_dim))
+
     def inputs(self) -> tuple[Shape, Shape, Shape, Shape]:
         """Returns the shapes of networks' inputs, in batches of 1: observations, actions, goals and times `[1, 1]`."""
         goal = vector(0) if self.goal is None else self.goal

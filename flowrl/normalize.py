@@ -1,4 +1,4 @@
-"""Normalised observations and rescaled rewards: statistics of data, applied once as data are loaded or gathered."""
+"""Normalised observations and rescaled rewards: a dataset's statistics, applied once as data are loaded or gathered."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -101,8 +101,8 @@ def fit(
     with np.errstate(over="ignore"):  # which is refused
         values = [np.asarray(x, np.float32) for x in (mean, std, scale, normalization.reward_shift)]
     _require_finite(arrays, *values)
-    mean, std, scale, shift = map(jnp.asarray, values)
-    return Normalizer(mean, std, scale, shift, goals_are_states)
+    mean, std, factor, shift = map(jnp.asarray, values)
+    return Normalizer(mean, std, factor, shift, goals_are_states)
 
 
 def _require_finite(

@@ -285,7 +285,7 @@ class Runner:
     def _saved(self, states: States, window: Window, replays: Replay | None) -> dict[str, Any]:
         """Returns what a checkpoint holds; configurations are in the run's `config.json`."""
         arrays = {"states": states.replace(config=None), "window": window}
-        optional = {"replays": replays, "normalizer": self.parts.normalizer}
+        optional = {"replays": replays, "normalizer": self.layout.place(self.parts.normalizer, mapped=False)}
         return arrays | {name: value for name, value in optional.items() if value is not None}
 
     def _restore(self) -> tuple[int, bool]:
