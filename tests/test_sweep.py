@@ -380,18 +380,27 @@ SCORES = {
 }
 
 
+def write_evaluations(part: Path, lines: list[dict[str, Any]]) -> None:
+    """Writes the evaluations of a part of a sweep, and that its runs are theirs."""
+    (part / "eval.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    labels = {line["run"]: {name: line[name] for name in ("seed", "agent.alpha")} for line in lines}
+    config = loggers.read_json(part / "config.json")
+    command = config["command"].replace("--agent.alpha=9.0", "--agent.alpha=0.1,0.5")
+    loggers.write_json(part / "config.json", config | {"grid": [*labels.values()], "command": command})
+
+
 @pytest.fixture
 def made_up(tmp_path: Path) -> grids.Sweep:
     """A finished sweep of made-up scores: four seeds of two values in one part."""
     parts = [make_run(tmp_path / f"of {value}", scores, alpha=9.0) for value, scores in SCORES.items()]
-    evaluations = []
+    found = []
     for (value, _), part in zip(SCORES.items(), parts, strict=True):
         for line in loggers.read_lines(part / "eval.jsonl"):
-            evaluations.append(line | {"agent.alpha": value, "run": line["run"] + 4 * (value == 0.5), "mode": "eval"})
+            found.append(line | {"agent.alpha": value, "run": line["run"] + 4 * (value == 0.5), "mode": "eval"})
     folder = tmp_path / "sweep"
     folder.mkdir()
     make_run(folder / "group1", SCORES[0.1], alpha=9.0)
-    (folder / "group1" / "eval.jsonl").write_text("".join(json.dumps(line) + "\n" for line in evaluations))
+    write_evaluations(folder / "group1", found)
     given = {"agent": "gcbc", "env": "pointmaze-medium-navigate", "num_seeds": 4, "run_dir": str(folder)}
     swept = grids.Sweep(given, {"alpha": [0.1, 0.5]}, grids.Options())
     parts_of = {"folder": "group1", "fixed": {}, "runs": [{"seed": 0}]}
@@ -427,9 +436,8 @@ def test_the_table_by_hand(made_up: grids.Sweep) -> None:
 
 
 def test_no_value_is_called_best_from_one_seed(made_up: grids.Sweep) -> None:
-    path = made_up.folder / "group1" / "eval.jsonl"
-    one = [line for line in loggers.read_lines(path) if line["seed"] == 0]
-    path.write_text("".join(json.dumps(line) + "\n" for line in one))
+    part = made_up.folder / "group1"
+    write_evaluations(part, [line for line in loggers.read_lines(part / "eval.jsonl") if line["seed"] == 0])
     summary = sweep_table.summarize(made_up)
     assert summary["best"] is None
     text = sweep_table.markdown(summary)
