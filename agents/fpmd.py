@@ -62,7 +62,7 @@ class Config:
         choices=("scaled", "noised"),
     )  # fmt: skip
     start_scale: float = traced(0.5, "Deviation of the noise that sampling starts from.")
-    eval_steps: int = static(0, "Steps per action in evaluation; 0 takes those of training.", low=0)
+    eval_steps: int = static(0, "Steps per action in evaluation; 0 takes those of training.", low=0, acting=True)
 
     def problem(self, flag: str) -> str:
         """Says that a diffusion has no more steps in evaluation than noise levels."""

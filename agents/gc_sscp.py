@@ -37,7 +37,9 @@ class Config:
     lagging_targets: bool = static(True, "Targets move toward the parameters before each step, as the authors' do.")
     rep_dim: int = static(10, "Size of the goal representation.")
     time_dim: int = static(128, "Size of the embedding of levels and depths.")
-    hops: int = static(1, "Calls of the actor per action: 1 is the shortcut, 2 goes by a subgoal.", choices=(1, 2))
+    hops: int = static(
+        1, "Calls of the actor per action: 1 is the shortcut, 2 goes by a subgoal.", choices=(1, 2), acting=True
+    )
     subgoal_steps: int = traced(25, "Environment steps to a subgoal.", low=1)
     low_alpha: float = traced(5.0, "Inverse temperature of the advantage weights at the subgoal.")
     high_alpha: float = traced(5.0, "Inverse temperature of the advantage weights at the goal.")

@@ -46,7 +46,9 @@ class Config:
         "completion", "Where the actor meets Q: the completion at a random time, or from noise.",
         choices=("completion", "one_shot"),
     )  # fmt: skip
-    completion_steps: int = static(1, "Calls of the actor per action; each aims at the end of the path anew.")
+    completion_steps: int = static(
+        1, "Calls of the actor per action; each aims at the end of the path anew.", acting=True
+    )
     flow_alpha: float = traced(1.0, "Weight of flow matching, the paper's α1.")
     completion_alpha: float = traced(1.0, "Weight of the completion loss, the paper's α2.")
     q_alpha: float = traced(1.0, "Weight of the normalised Q; 0 is behaviour cloning.")

@@ -15,7 +15,6 @@ step, beside a plain loop over the same Gymnasium environment with the same upda
 if __name__ == "__main__":
     import flowrl.start  # noqa: F401 - before the other imports, which take seconds
 
-import dataclasses
 import functools
 import itertools
 import json
@@ -33,17 +32,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from flowrl import agent as agents
-from flowrl import envs, flags, loggers, loop
-from flowrl.agent import Spec
-from flowrl.config import MOST_COUNT, MOST_EPISODES, MOST_WORKERS, setting
+from flowrl import acting, agents, compiled, envs, flags, loggers, texts
+from flowrl.agent import Agent
+from flowrl.config import MOST_COUNT, MOST_EPISODES, MOST_WORKERS, put, record, stacked, static
 from flowrl.data import replay, returns
 from flowrl.data.dataset import Dataset, from_arrays
+from flowrl.data.samplers import Transitions
 from flowrl.errors import UserError
-from flowrl.online import Collector, Environments, Options
-from flowrl.presets import QUICK_AGENT
+from flowrl.networks import Spec
+from flowrl.online import Collector, Environments, Online
 from flowrl.provenance import git_commit, hardware, versions
-from flowrl.streams import root_keys
+from flowrl.random_streams import root_keys
+from flowrl.step import train_step
 from flowrl.train_state import TrainState
 
 BUFFER = 100_000
@@ -51,31 +51,31 @@ BUFFER = 100_000
 SIZES: dict[str, dict[str, Any]] = {
     "paper": {},  # the agents' defaults
     "equal": {"hidden_dims": (512, 512, 512), "batch_size": 256},
-    "quick": {name: QUICK_AGENT[name] for name in ("hidden_dims", "batch_size")},
+    "quick": {"hidden_dims": (256, 256, 256), "batch_size": 256},
     "small": {"hidden_dims": (64, 64), "batch_size": 64},
 }
 
 
-@dataclasses.dataclass(frozen=True)
+@record
 class Settings:
     """What to measure."""
 
-    agents: str = setting("hiql,gc_sscp,gcivl,gcbc", "Algorithms, separated by commas.")
-    sizes: str = setting(
+    agents: str = static("hiql,gc_sscp,gcivl,gcbc", "Algorithms, separated by commas.")
+    sizes: str = static(
         "paper,quick",
         "Network and batch sizes: paper (each agent's), equal (3×512, 256), quick (3×256, 256), small (2×64, 64).",
     )
-    runs: str = setting("1", "Numbers of mapped runs, separated by commas.")
-    maps: str = setting("auto", "How runs are mapped: auto, vmap, serial; several separated by commas.")
-    seconds: float = setting(5.0, "Length of each measurement.", low=0.001, high=86_400)
-    observation_dim: int = setting(2, "Size of observations and goals; antmaze has 29.", low=1, high=MOST_EPISODES)
-    action_dim: int = setting(2, "Size of actions; antmaze has 8.", low=1, high=MOST_EPISODES)
-    online: str | None = setting(None, "Gymnasium environment in which the online loop is measured.")
-    processes: int | None = setting(
-        None, "Seeds that are trained in one program, and by as many processes.", low=1, high=MOST_WORKERS
+    runs: str = static("1", "Numbers of mapped runs, separated by commas.")
+    maps: str = static("auto", "How runs are mapped: auto, vmap, serial; several separated by commas.")
+    seconds: float = static(5.0, "Length of each measurement.", low=0.001, high=86_400)
+    observation_dim: int = static(2, "Size of observations and goals; antmaze has 29.", high=MOST_EPISODES)
+    action_dim: int = static(2, "Size of actions; antmaze has 8.", high=MOST_EPISODES)
+    online: str = static("", "Gymnasium environment in which the online loop is measured.")
+    processes: int | None = static(
+        None, "Seeds that are trained in one program, and by as many processes.", high=MOST_WORKERS
     )
-    updates: int = setting(1000, "Updates of each seed, with --processes.", low=1, high=MOST_COUNT)
-    out: str | None = setting(None, "JSON file for the numbers.")
+    updates: int = static(1000, "Updates of each seed, with --processes.", high=MOST_COUNT)
+    out: str = static("", "JSON file for the numbers.")
 
 
 def synthetic_arrays(spec: Spec, episodes: int = 1000, length: int = 1001) -> dict[str, np.ndarray]:
@@ -85,8 +85,8 @@ def synthetic_arrays(spec: Spec, episodes: int = 1000, length: int = 1001) -> di
     terminals = np.zeros((episodes, length), bool)
     terminals[:, -1] = True
     return {
-        "observations": rng.standard_normal((rows, spec.observation_dim), np.float32),
-        "actions": rng.uniform(-1, 1, (rows, spec.action_dim)).astype(np.float32),
+        "observations": rng.standard_normal((rows, *spec.observation.shape), np.float32),
+        "actions": rng.uniform(-1, 1, (rows, *spec.action.shape)).astype(np.float32),
         "rewards": rng.standard_normal(rows, np.float32),
         "masks": np.ones(rows, np.float32),
         "terminals": terminals.reshape(-1),
@@ -123,22 +123,20 @@ def matmul_flops(seconds: float, width: int = 512) -> float:
     return rate(lambda count: products(x, jnp.int32(count)).block_until_ready(), seconds) * 2 * width**3
 
 
-def measure(
-    name: str, size: str, runs: int, mode: loop.MapMode, settings: Settings, dataset: Dataset
-) -> dict[str, Any]:
+def measure(name: str, size: str, runs: int, mode: str, settings: Settings, dataset: Dataset) -> dict[str, Any]:
     """Measures one agent at one size."""
-    spec = Spec(settings.observation_dim, settings.action_dim, settings.observation_dim)
-    module = agents.load(name)
-    config = module.Config(**SIZES[size])
-    agent = module.make(config, spec)
-    resolved = loop.resolve_map(mode, runs)
-    program = loop.build(agent, config.batch_size, dataset, resolved)
+    spec = Spec.of_sizes(settings.observation_dim, settings.action_dim, settings.observation_dim)
+    config = put(agents.default(name), SIZES[size])
+    agent = agents.build(name, config, spec)
+    resolved = compiled.resolve_map(mode, runs)
+    program = compiled.build(agent, config.batch_size, dataset, resolved)
     keys = root_keys(jnp.arange(runs))
-    states, window = program.start(keys)
+    states, window = program.start(keys, stacked(config, [{}] * runs))
 
-    step = jax.jit(functools.partial(loop.train_step, agent, config.batch_size))
-    one = agent.init(jax.random.key(0))
-    flops = step.lower(one, keys[0], dataset).compile().cost_analysis()["flops"]
+    step = jax.jit(functools.partial(train_step, agent, config.batch_size))
+    one = agent.init(jax.random.key(0), config)
+    costs: Any = step.lower(one, keys[0], dataset).compile().cost_analysis()
+    flops = costs["flops"]
 
     began = time.perf_counter()
     chunk = program.chunk.lower(states, window, keys, dataset, jnp.int32(1)).compile()
@@ -164,12 +162,13 @@ def measure(
     }
 
 
-def measure_acting(agent: agents.Agent, spec: Spec, state: TrainState, seconds: float) -> tuple[float, float]:
+def measure_acting(agent: Agent[Any], spec: Spec, state: TrainState[Any], seconds: float) -> tuple[float, float]:
     """Returns the seconds to compile acting on one observation, and those of one action."""
-    observation, goal = jnp.zeros((1, spec.observation_dim)), jnp.zeros((1, spec.goal_dim))
-    arguments = (agent.policy(state), observation, goal, jax.random.key(0))
+    observation, _, goal, _ = (jnp.zeros(shape.shape, shape.dtype) for shape in spec.inputs())
+    alone = state.replace(config=acting.by_itself(agent, state.config))
+    arguments = (agent.policy(alone), {"observations": observation, "goals": goal}, jax.random.key(0))
     began = time.perf_counter()
-    act = jax.jit(functools.partial(agent.act, mode="eval")).lower(*arguments).compile()
+    act = jax.jit(functools.partial(acting.act, agent)).lower(*arguments).compile()
     compile_seconds = time.perf_counter() - began
 
     def advance(count: int) -> None:
@@ -182,35 +181,42 @@ def measure_acting(agent: agents.Agent, spec: Spec, state: TrainState, seconds: 
 def online_session(name: str, size: str, env: str) -> tuple[Callable[[int], None], Callable[[int], None]]:
     """Returns functions that do a number of steps, each with an update: by flowrl's online loop, and by a plain one."""
     made = envs.parse(env)
-    sizes, module = envs.sizes(made), agents.load(name)
-    spec, config = Spec(sizes.observation_dim, sizes.action_dim, 0), module.Config(**SIZES[size])
-    agent, keys = module.make(config, spec), jnp.stack([jax.random.key(0)])
-    agents.check_needs(agent.needs, dict.fromkeys(replay.FIELDS))
-    options = Options(capacity=BUFFER)
-    buffer = jax.eval_shape(functools.partial(replay.empty, spec, BUFFER))
-    program = loop.build(agent, config.batch_size, None, "serial", buffer)
+    sizes, config = envs.sizes(made), put(agents.default(name), SIZES[size])
+    spec = Spec.of_sizes(sizes.observation_dim, sizes.action_dim)
+    agent, keys = agents.build(name, config, spec), jnp.stack([jax.random.key(0)])
+    kind = agent.batch(config)
+    if not isinstance(kind, Transitions):
+        raise UserError(f"--online: {name} learns offline only; choose another --agents")
+    options = Online(steps=MOST_COUNT, buffer_size=BUFFER)
+    buffer = jax.eval_shape(functools.partial(replay.empty, spec, BUFFER, returns=kind.returns))
+    program = compiled.build(agent, config.batch_size, None, "serial", buffer)
     acted = Environments(envs.factory(made), keys, 1)
-    collector = Collector(agent, spec, program, acted, keys, options)
-    states, window = program.start(keys)
+    collector = Collector(agent, spec, program, acted, keys, options, kind)
+    states, window = program.start(keys, stacked(config, [{}]))
 
     def ours(count: int) -> None:
         nonlocal states, window
         states, window = jax.block_until_ready(collector.advance(states, window, count))
 
-    return ours, plain_loop(agent, envs.factory(made)(), spec, config.batch_size)
+    start = agent.init(jax.random.key(0), config)
+    return ours, plain_loop(agent, envs.factory(made)(), spec, start, kind, config.batch_size)
 
 
-def plain_loop(agent: agents.Agent, env: envs.SeededEpisodes, spec: Spec, batch_size: int) -> Callable[[int], None]:
+def plain_loop(
+    agent: Agent[Any],
+    env: envs.SeededEpisodes,
+    spec: Spec,
+    state: TrainState[Any],
+    kind: Transitions,
+    batch_size: int,
+) -> Callable[[int], None]:
     """Returns the usual single-file loop: act, step, store in numpy, sample in numpy, update."""
-    rng, act, update = np.random.default_rng(0), jax.jit(agent.act, static_argnames="mode"), jax.jit(agent.update)
-    sizes = {
-        "observations": spec.observation_dim,
-        "actions": spec.action_dim,
-        "next_observations": spec.observation_dim,
-    }
-    stored = {name: np.zeros((BUFFER, size), np.float32) for name, size in sizes.items()}
+    rng, act = np.random.default_rng(0), jax.jit(agent.act, static_argnames="explore")
+    update = jax.jit(lambda state, rows, key: agent.update(state, kind.complete(rows), key))
+    shapes = {"observations": spec.observation, "actions": spec.action, "next_observations": spec.observation}
+    stored = {name: np.zeros((BUFFER, *shape.shape), np.float32) for name, shape in shapes.items()}
     stored |= {name: np.zeros(BUFFER, np.float32) for name in ("rewards", "masks")}
-    state, size, goals = agent.init(jax.random.key(0)), 0, jnp.zeros((1, 0))
+    size = 0
     observation, _ = env.reset(seed=0)
 
     def advance(count: int) -> None:
@@ -218,7 +224,7 @@ def plain_loop(agent: agents.Agent, env: envs.SeededEpisodes, spec: Spec, batch_
         for _ in range(count):
             key = jax.random.fold_in(jax.random.key(1), size)
             seen = np.asarray(observation, np.float32)
-            action = np.asarray(act(agent.policy(state), seen[None], goals, key, mode="explore"))[0]
+            action = np.asarray(act(agent.policy(state), {"observations": seen[None]}, key, explore=True))[0]
             observation, reward, terminated, truncated, _ = env.step(action)
             row = (seen, action, np.asarray(observation, np.float32), reward, 1.0 - terminated)
             for name, value in zip(stored, row, strict=True):
@@ -235,7 +241,6 @@ def plain_loop(agent: agents.Agent, env: envs.SeededEpisodes, spec: Spec, batch_
 
 def measure_online(name: str, size: str, settings: Settings) -> dict[str, Any]:
     """Measures both loops in turns, twice."""
-    assert settings.online is not None
     ours, plain = online_session(name, size, settings.online)
     for advance in (ours, plain):
         advance(20)  # compiles
@@ -269,17 +274,14 @@ def run_training(arguments: Sequence[str]) -> dict[str, float]:
 def measure_processes(name: str, size: str, settings: Settings) -> dict[str, Any]:
     """Measures the same seeds in one program, and in processes one after another; without evaluation."""
     assert settings.processes is not None
-    spec = Spec(3, 1, 0)
-    dataset = synthetic_arrays(spec, episodes=100)
-    shape = {
-        name: ",".join(map(str, value)) if isinstance(value, tuple) else value for name, value in SIZES[size].items()
-    }
+    dataset: dict[str, Any] = synthetic_arrays(Spec.of_sizes(3, 1), episodes=100)
+    shape = [f"--agent.{field}={texts.shown(value)}" for field, value in SIZES[size].items()]
     with tempfile.TemporaryDirectory() as folder:
         np.savez(f"{folder}/data.npz", **dataset)
         common = [
-            f"--agent={name}", "--env=Pendulum-v1", "--preset=none", f"--data={folder}/data.npz", "--eval_episodes=0",
-            f"--steps={settings.updates}", f"--log_interval={settings.updates}", f"--eval_interval={settings.updates}",
-            f"--checkpoint_interval={settings.updates}", *(f"--agent.{field}={text}" for field, text in shape.items()),
+            f"--agent={name}", "--env=Pendulum-v1", "--preset=none", f"--data={folder}/data.npz", "--eval.episodes=0",
+            f"--steps={settings.updates}", f"--log.interval={settings.updates}", f"--eval.interval={settings.updates}",
+            f"--checkpoint.interval={settings.updates}", *shape,
         ]  # fmt: skip
         together = run_training([*common, f"--num_seeds={settings.processes}", f"--run_dir={folder}/together"])
         each = [
@@ -306,7 +308,7 @@ def measure_processes(name: str, size: str, settings: Settings) -> dict[str, Any
 
 def main(arguments: Sequence[str]) -> int:
     """Runs the program and returns its exit status."""
-    settings = flags.read(Settings, arguments, __doc__ or "")
+    settings = flags.read(Settings(), arguments, __doc__ or "")
     if settings is None:
         return 0
     sizes = _choices("sizes", settings.sizes, tuple(SIZES))
@@ -324,12 +326,12 @@ def main(arguments: Sequence[str]) -> int:
         for result in found:
             print({key: value for key, value in result.items() if key != "each"})
         return _report(settings, arguments, {"results": found})
-    dataset = synthetic_dataset(Spec(settings.observation_dim, settings.action_dim, settings.observation_dim))
+    dataset = synthetic_dataset(Spec.of_sizes(settings.observation_dim, settings.action_dim, settings.observation_dim))
     peaks = [matmul_flops(settings.seconds)]
     results = []
     counts = map(int, settings.runs.split(","))
     for size, name, runs, mode in itertools.product(sizes, names, counts, modes):
-        results.append(measure(name, size, runs, mode, settings, dataset))  # type: ignore[arg-type]
+        results.append(measure(name, size, runs, mode, settings, dataset))
         print(_line(results[-1], max(peaks)))
     peaks.append(matmul_flops(settings.seconds))
     peak = max(peaks)

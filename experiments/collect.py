@@ -7,36 +7,33 @@ continued by the same command.
 if __name__ == "__main__":
     import flowrl.start  # noqa: F401 - before the other imports, which take seconds
 
-import dataclasses
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from flowrl import flags
-from flowrl.config import MOST_EPISODES, MOST_WORKERS, setting
+from flowrl.config import MOST_COUNT, MOST_EPISODES, MOST_WORKERS, record, static
 from flowrl.data import collect, sources
 from flowrl.errors import UserError
 
 
-@dataclasses.dataclass(frozen=True)
+@record
 class Settings:
     """What to collect."""
 
-    env: str | None = setting(None, "OGBench dataset such as pointmaze-medium-navigate, or collected:hopper-medium.")
-    episodes: int | None = setting(
-        None, "Training episodes; the published number if absent.", low=1, high=MOST_EPISODES
-    )
-    seed: int = setting(0, "Any number from 0; it fixes every episode.", low=0)
-    workers: int | None = setting(None, "Processes; one per core if absent.", low=1, high=MOST_WORKERS)
-    out: str | None = setting(None, "Folder for the files; the cache if absent.")
+    env: str = static("", "OGBench dataset such as pointmaze-medium-navigate, or collected:hopper-medium.")
+    episodes: int | None = static(None, "Training episodes; the published number if absent.", high=MOST_EPISODES)
+    seed: int = static(0, "Any number from 0; it fixes every episode.", low=0, high=MOST_COUNT)
+    workers: int | None = static(None, "Processes; one per core if absent.", high=MOST_WORKERS)
+    out: str = static("", "Folder for the files; the cache if absent.")
 
 
 def main(arguments: Sequence[str]) -> int:
     """Runs the program and returns its exit status."""
-    settings = flags.read(Settings, arguments, __doc__ or "")
+    settings = flags.read(Settings(), arguments, __doc__ or "")
     if settings is None:
         return 0
-    if settings.env is None:
+    if not settings.env:
         raise UserError("which dataset? for example --env=pointmaze-medium-navigate")
     out = Path(settings.out).expanduser() if settings.out else sources.cache_root() / "collected"
     try:

@@ -12,7 +12,6 @@ and comparison.png.
 if __name__ == "__main__":
     import flowrl.start  # noqa: F401 - before the other imports, which take seconds
 
-import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,7 +21,7 @@ import matplotlib as mpl
 import numpy as np
 
 from flowrl import envs, files, flags, provenance
-from flowrl.config import setting
+from flowrl.config import record, static
 from flowrl.data import behaviours, collect, sources
 from flowrl.errors import UserError
 
@@ -300,18 +299,18 @@ def _draw_distributions(axes: np.ndarray, pair: Any, maze: Maze) -> None:
         axis.legend(loc="upper left")
 
 
-@dataclasses.dataclass(frozen=True)
+@record
 class Settings:
     """What to compare."""
 
-    collected: str | None = setting(None, "File collected by flowrl, named <dataset>.npz.")
-    reference: str | None = setting(None, "File to compare with.")
-    out: str | None = setting(None, "Folder for comparison.json, comparison.md and comparison.png.")
+    collected: str = static("", "File collected by flowrl, named <dataset>.npz.")
+    reference: str = static("", "File to compare with.")
+    out: str = static("", "Folder for comparison.json, comparison.md and comparison.png.")
 
 
 def main(arguments: Sequence[str]) -> int:
     """Runs the program and returns its exit status."""
-    settings = flags.read(Settings, arguments, __doc__ or "")
+    settings = flags.read(Settings(), arguments, __doc__ or "")
     if settings is None:
         return 0
     if not (settings.collected and settings.reference and settings.out):

@@ -9,7 +9,6 @@ same command continues a training that was broken off; a finished one is only ex
 if __name__ == "__main__":
     import flowrl.start  # noqa: F401 - before the other imports, which take seconds
 
-import dataclasses
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,38 +18,38 @@ import numpy as np
 
 from flowrl import envs, flags, locomotion, loggers, programs
 from flowrl.checkpoint import Checkpoints
-from flowrl.config import MOST_EPISODES, setting
+from flowrl.config import MOST_EPISODES, record, static
 from flowrl.data import experts
 from flowrl.errors import UserError
 from flowrl.files import make_folder, replacing
-from flowrl.settings import command, read_config
 from flowrl.stats import mean_interval
+from flowrl.stored import command, read_config
 
 MAIN = Path(__file__).with_name("main.py")
-RELU = "--agent.activation=relu"
+RELU = ("--agent.activation=relu", "--agent.critic.activation=relu")
 """What exported policies are read with; OGBench's has GELU."""
 # For the ant half of OGBench's updates, with three times its step size; for the others OGBench's settings.
-DEFAULTS = {"ant": ("--updates_per_step=0.5", "--agent.learning_rate=3e-4")}
+DEFAULTS = {"ant": ("--online.updates_per_step=0.5", "--agent.learning_rate=3e-4")}
 STEPS = 1000
 """Environment steps of a measured episode."""
 COMPASS = 8
 """Fixed directions whose paths are drawn."""
 
 
-@dataclasses.dataclass(frozen=True)
+@record
 class Settings:
     """The flags of this program itself."""
 
-    body: str = setting("ant", "ant, humanoid or antball.")
-    run_dir: str | None = setting(None, "Folder of the training; runs/expert-<body> if absent.")
-    out: str = setting("flowrl/data/experts", "Folder for the expert.")
-    episodes: int = setting(20, "Episodes with changing directions that are measured.", low=1, high=MOST_EPISODES)
+    body: str = static("ant", "ant, humanoid or antball.")
+    run_dir: str = static("", "Folder of the training; runs/expert-<body> if absent.")
+    out: str = static("flowrl/data/experts", "Folder for the expert.")
+    episodes: int = static(20, "Episodes with changing directions that are measured.", high=MOST_EPISODES)
 
 
 def export(body: str, folder: Path, out: Path) -> Path:
     """Writes the first run's policy and returns its path."""
     checkpoints = Checkpoints(folder / "checkpoints", read_only=True)
-    arrays = experts.named(experts.of_actor(checkpoints.raw()[0]["params"]["actor"]))
+    arrays = experts.named(experts.of_actor(checkpoints.raw()["states"]["params"]["actor"]))
     checkpoints.close()
     path = out / f"{body}.npz"
     make_folder(out)
@@ -149,7 +148,7 @@ def draw(paths: Sequence[np.ndarray], path: Path) -> None:
 
 def main(arguments: Sequence[str]) -> int:
     """Runs the program and returns its exit status."""
-    split = programs.own_and_other(Settings, arguments, __doc__ or "", fixed=("agent", "env", "agent.activation"))
+    split = programs.own_and_other(Settings(), arguments, __doc__ or "", fixed=("agent", "env", "agent.activation"))
     if split is None:
         return 0
     settings, passed_on = split
@@ -157,12 +156,12 @@ def main(arguments: Sequence[str]) -> int:
         raise UserError(f"--body={settings.body} is unknown; choose {', '.join(experts.BODIES)}")
     folder, out = Path(settings.run_dir or f"runs/expert-{settings.body}"), Path(settings.out)
     task, defaults = experts.BODIES[settings.body], DEFAULTS.get(settings.body, ())
-    programs.train(MAIN, folder, ["--agent=sac", f"--env={task}", RELU, *defaults, *passed_on])
+    programs.train(MAIN, folder, ["--agent=sac", f"--env={task}", *RELU, *defaults, *passed_on])
     path = export(settings.body, folder, out)
     config = read_config(folder)
     policy = experts.read(path)
     if settings.body == "antball":
-        numbers, paths = measure_ball(policy, settings.episodes), []
+        numbers, paths = measure_ball(policy, settings.episodes), list[np.ndarray]()
     else:
         numbers, paths = measure(settings.body, policy, settings.episodes)
     record = {

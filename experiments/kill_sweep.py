@@ -11,7 +11,6 @@ over.
 if __name__ == "__main__":
     import flowrl.start  # noqa: F401 - before the other imports, which take seconds
 
-import dataclasses
 import json
 import os
 import random
@@ -30,7 +29,7 @@ from tqdm import tqdm
 
 from flowrl import flags, loggers
 from flowrl.checkpoint import Checkpoints
-from flowrl.config import setting
+from flowrl.config import MOST_COUNT, record, static
 from flowrl.errors import UserError
 from flowrl.files import CHECKPOINTS, LOCK, SWEEP
 from flowrl.provenance import git_commit, hardware, versions
@@ -40,8 +39,8 @@ PROGRAM = Path(__file__).with_name("sweep.py")
 EVAL_INTERVAL = 1000
 FLAGS = (
     "--agent=sscp", "--env=Pendulum-v1", "--preset=none", "--agent.hidden_dims=16,16:32", "--agent.batch_size=32",
-    "--agent.learning_rate=0.0003,0.001,1e20", "--num_seeds=2", "--steps=4000", "--log_interval=100",
-    "--checkpoint_interval=250", f"--eval_interval={EVAL_INTERVAL}", "--eval_episodes=20", "--workers=2",
+    "--agent.learning_rate=0.0003,0.001,1e20", "--num_seeds=2", "--steps=4000", "--log.interval=100",
+    "--checkpoint.interval=250", f"--eval.interval={EVAL_INTERVAL}", "--eval.episodes=20", "--workers=2",
 )  # fmt: skip
 SIGNALS = {
     "SIGKILL to all": (signal.SIGKILL, True),
@@ -53,14 +52,14 @@ PATIENCE = 300
 """Seconds that a process may take to end after SIGTERM."""
 
 
-@dataclasses.dataclass(frozen=True)
+@record
 class Settings:
     """What to do."""
 
-    kills: int = setting(20, "Kills in all.", low=1, high=10_000)
-    seed: int = setting(0, "Of the moments and signals.", low=0)
-    folder: str | None = setting(None, "Empty folder for the sweeps; a temporary one if absent.")
-    out: str | None = setting(None, "JSON file for the record.")
+    kills: int = static(20, "Kills in all.", high=10_000)
+    seed: int = static(0, "Of the moments and signals.", low=0, high=MOST_COUNT)
+    folder: str = static("", "Empty folder for the sweeps; a temporary one if absent.")
+    out: str = static("", "JSON file for the record.")
 
 
 def save_data(path: Path) -> None:
@@ -275,7 +274,7 @@ def measure(folder: Path, settings: Settings) -> dict[str, Any]:
 
 def main(arguments: Sequence[str]) -> int:
     """Runs the program and returns its exit status: 1 if the outcomes differ."""
-    settings = flags.read(Settings, arguments, __doc__ or "")
+    settings = flags.read(Settings(), arguments, __doc__ or "")
     if settings is None:
         return 0
     with tempfile.TemporaryDirectory() as temporary:

@@ -9,7 +9,6 @@ if __name__ == "__main__":
     import flowrl.start  # noqa: F401 - before the other imports, which take seconds
 
 import base64
-import dataclasses
 import html
 import json
 import math
@@ -18,13 +17,12 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from absl import flags as absl_flags
-
 from flowrl import comparisons, figures, flags, loggers, videos
-from flowrl import config as configs
 from flowrl.comparisons import number_text
-from flowrl.curves import Group, RunDir, group_runs, name, panels, read_all, traces
+from flowrl.config import record, static
+from flowrl.curves import Group, group_runs, name, panels, traces
 from flowrl.errors import UserError
+from flowrl.evaluations import RunDir, read_all
 from flowrl.provenance import git_commit
 from flowrl.summary import HEADLINE_EVALUATIONS, shown
 
@@ -62,12 +60,12 @@ code { font-size: 0.85em; overflow-wrap: anywhere }
 """
 
 
-@dataclasses.dataclass(frozen=True)
+@record
 class Options:
     """The flags of this program."""
 
-    out: str = configs.setting("report.html", "The report: .html.")
-    mode: str = configs.setting("eval", "Evaluations: eval, of single actions, or best_of_n, of choices by Q.")
+    out: str = static("report.html", "The report: .html.")
+    mode: str = static("eval", "Evaluations: eval, of single actions, or best_of_n, of choices by Q.")
 
 
 # ---------------------------------------------------------------------------------------------------- markup
@@ -315,18 +313,17 @@ def page(groups: Sequence[Group], found: Sequence[str]) -> str:
 
 def main(arguments: Sequence[str]) -> int:
     """Runs the program and returns its exit status."""
-    values = absl_flags.FlagValues()
-    flags.define(values, Options)
-    if flags.informed(arguments, lambda: f"{__doc__}\n{flags.help_text(Options)}"):
+    given = flags.read_with_rest(Options(), arguments, __doc__ or "", positional=True)
+    if given is None:
         return 0
-    folders = flags.parse(values, arguments, positional=True)
+    options, folders = given
     if not folders:
         raise UserError("which runs? give one or more run directories: python experiments/report.py runs/A runs/B")
-    out = Path(values.out).expanduser()
+    out = Path(options.out).expanduser()
     if out.suffix != ".html":
-        raise UserError(f"--out={values.out} is no report; end it in .html")
+        raise UserError(f"--out={options.out} is no report; end it in .html")
     paths = [Path(folder).expanduser() for folder in folders]
-    runs, left_out = read_all(paths, mode=values.mode)
+    runs, left_out = read_all(paths, mode=options.mode)
     groups = group_runs(runs)
     for folder in paths:  # the page names no folders of the machine
         left_out = [reason.replace(str(folder), folder.resolve().name) for reason in left_out]

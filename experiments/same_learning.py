@@ -3,13 +3,13 @@
 Every agent of this checkout is trained by both checkouts' own `experiments/main.py` on a file in OGBench's format, two
 seeds and a few hundred updates, with evaluations. `metrics.jsonl` and `eval.jsonl` are compared byte for byte; where
 they differ, the first metric that does is named. Both run on this machine with this Python, since floats are equal
-only there.
+only there. A flag that the other checkout has by another name is given as --old=NEW:OLD, several separated by commas;
+without it flags that were renamed once are known.
 """
 
 if __name__ == "__main__":
     import flowrl.start  # noqa: F401 - before the other imports, which take seconds
 
-import dataclasses
 import json
 import os
 import subprocess
@@ -21,54 +21,58 @@ from typing import Any
 
 from tqdm import tqdm
 
-from flowrl import agent as agents
-from flowrl import flags, loggers
-from flowrl.agent import Spec
-from flowrl.config import setting
+from flowrl import agents, config, flags, loggers
+from flowrl.config import MOST_COUNT, record, static
 from flowrl.errors import UserError
 from flowrl.provenance import git_commit, hardware, versions
+from flowrl.settings import LEAST
 
 HERE = Path(__file__).resolve().parent.parent
 COMPARED = ("metrics.jsonl", "eval.jsonl")
 SINGLE_TASK = "-singletask"
 
 
-@dataclasses.dataclass(frozen=True)
+OLD = "log.interval:log_interval,eval.interval:eval_interval,eval.episodes:eval_episodes"
+OLD += ",checkpoint.interval:checkpoint_interval"
+
+
+@record
 class Settings:
     """What is compared."""
 
-    before: str | None = setting(None, "Folder of the other checkout.")
-    data: str | None = setting(None, "An .npz file in OGBench's format.")
-    env: str = setting("pointmaze-medium-navigate", "Whose data it is; agents without goals learn its default task.")
-    agents: str | None = setting(None, "Names, separated by commas; all if absent.")
-    steps: int = setting(200, "Updates.")
-    hidden_dims: str = setting("64,64", "Hidden layers of every network.")
-    out: str | None = setting(None, "JSON file for the record.")
+    before: str = static("", "Folder of the other checkout.")
+    data: str = static("", "An .npz file in OGBench's format.")
+    env: str = static("pointmaze-medium-navigate", "Whose data it is; agents without goals learn its default task.")
+    agents: str = static("", "Names, separated by commas; all if absent.")
+    steps: int = static(200, "Updates.", high=MOST_COUNT)
+    hidden_dims: str = static("64,64", "Hidden layers of every network.")
+    old: str = static(OLD, "Names of flags here and in the other checkout, NEW:OLD; empty where they are the same.")
+    out: str = static("", "JSON file for the record.")
 
 
-def command(checkout: Path, agent: str, settings: Settings, folder: Path) -> list[str]:
-    """Returns the command that trains one agent in a checkout."""
-    module = agents.load(agent)
-    goals = module.make(module.Config(), Spec(1, 1, 1)).needs.goals
-    return [
-        sys.executable, str(checkout / "experiments" / "main.py"), f"--agent={agent}", "--preset=none",
-        f"--env={settings.env}{'' if goals else SINGLE_TASK}", f"--data={settings.data}", f"--run_dir={folder}",
-        f"--steps={settings.steps}", "--log_interval=20", f"--eval_interval={settings.steps // 2}",
-        f"--checkpoint_interval={settings.steps}", "--eval_episodes=1", "--num_seeds=2", "--workers=1",
-        f"--agent.hidden_dims={settings.hidden_dims}", "--agent.batch_size=64",
-    ]  # fmt: skip
+def command(checkout: Path, agent: str, settings: Settings, folder: Path, old: dict[str, str]) -> list[str]:
+    """Returns the command that trains one agent in a checkout, which has some flags by `old` names."""
+    usual = agents.default(agent)
+    goals = agents.build(agent, usual, LEAST).batch(usual).goals
+    given: dict[str, Any] = {
+        "agent": agent, "preset": "none", "env": f"{settings.env}{'' if goals else SINGLE_TASK}",
+        "data": settings.data, "run_dir": folder, "steps": settings.steps, "log.interval": 20,
+        "eval.interval": settings.steps // 2, "checkpoint.interval": settings.steps, "eval.episodes": 1,
+        "num_seeds": 2, "workers": 1, "agent.hidden_dims": settings.hidden_dims, "agent.batch_size": 64,
+    }  # fmt: skip
+    flagged = [f"--{old.get(name, name)}={value}" for name, value in given.items()]
+    return [sys.executable, str(checkout / "experiments" / "main.py"), *flagged]
 
 
-def trained(checkout: Path, agent: str, settings: Settings, folder: Path) -> dict[str, str]:
-    """Trains an agent in a checkout and returns the text of its logs.
+def trained(checkout: Path, agent: str, settings: Settings, folder: Path, old: dict[str, str]) -> dict[str, str]:
+    """Trains an agent in a checkout, which has some flags by `old` names, and returns the text of its logs.
 
     Raises:
         UserError: The checkout's program fails.
     """
     environment = os.environ | {"PYTHONPATH": str(checkout)}
-    run = subprocess.run(
-        command(checkout, agent, settings, folder), env=environment, cwd=checkout, capture_output=True, text=True
-    )
+    line = command(checkout, agent, settings, folder, old)
+    run = subprocess.run(line, env=environment, cwd=checkout, capture_output=True, text=True)
     if run.returncode:
         raise UserError(f"{agent} in {checkout} ended with status {run.returncode}: {run.stderr.strip()[-300:]}")
     return {name: (folder / name).read_text() for name in COMPARED}
@@ -90,11 +94,15 @@ def first_difference(before: str, after: str) -> str:
 def compare(settings: Settings) -> dict[str, Any]:
     """Returns for every agent what first differs in each of its logs."""
     names = settings.agents.split(",") if settings.agents else agents.names()
-    checkouts = {"before": Path(str(settings.before)).resolve(), "after": HERE}
+    old = dict(pair.split(":") for pair in settings.old.split(",") if pair)
+    checkouts = {"before": (Path(settings.before).resolve(), old), "after": (HERE, dict[str, str]())}
     found: dict[str, Any] = {}
     for agent in tqdm(names, desc="agents"):
         with tempfile.TemporaryDirectory() as folder:
-            logs = {when: trained(path, agent, settings, Path(folder) / when) for when, path in checkouts.items()}
+            logs = {
+                when: trained(path, agent, settings, Path(folder) / when, names)
+                for when, (path, names) in checkouts.items()
+            }
         found[agent] = {name: first_difference(logs["before"][name], logs["after"][name]) for name in COMPARED}
         told = {name: what for name, what in found[agent].items() if what}
         tqdm.write(f"{agent:>10}  {'; '.join(f'{name}: {what}' for name, what in told.items()) or 'the same bytes'}")
@@ -109,25 +117,23 @@ def commit_of(checkout: Path) -> str:
 
 def main(arguments: Sequence[str]) -> int:
     """Runs the program and returns its exit status: 0, also where something differs."""
-    settings = flags.read(Settings, arguments, str(__doc__))
+    settings = flags.read(Settings(), arguments, str(__doc__))
     if settings is None:
         return 0
-    for name in ("before", "data"):
-        path = getattr(settings, name)
-        if path is None or not Path(path).exists():
-            raise UserError(f"--{name}={path}: give a folder of another checkout as --before and a file as --data")
-    settings = dataclasses.replace(settings, data=str(Path(str(settings.data)).resolve()))
+    for flag, path in (("before", settings.before), ("data", settings.data)):
+        if not path or not Path(path).exists():
+            raise UserError(f"--{flag}={path}: give a folder of another checkout as --before and a file as --data")
+    settings = config.put(settings, {"data": str(Path(settings.data).resolve())})
     found = compare(settings)
     if settings.out:
-        record = {
-            "settings": dataclasses.asdict(settings)
-            | {"before": None, "out": None, "data": Path(str(settings.data)).name},
-            "commits": {"before": commit_of(Path(str(settings.before))), "after": git_commit()},
+        report = {
+            "settings": config.values(settings) | {"before": "", "out": "", "data": Path(settings.data).name},
+            "commits": {"before": commit_of(Path(settings.before)), "after": git_commit()},
             "hardware": hardware(),
             "versions": versions("jax", "jaxlib", "numpy"),
             "differences": found,
         }
-        loggers.write_json(Path(settings.out), record)
+        loggers.write_json(Path(settings.out), report)
     return 0
 
 

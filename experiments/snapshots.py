@@ -8,7 +8,6 @@ up to medium and the expert, as flowrl.data.mujoco_sets defines them, go to <out
 if __name__ == "__main__":
     import flowrl.start  # noqa: F401 - before the other imports, which take seconds
 
-import dataclasses
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,30 +17,30 @@ import numpy as np
 
 from flowrl import envs, flags, loggers, programs
 from flowrl.checkpoint import Checkpoints
-from flowrl.config import MOST_EPISODES, setting
+from flowrl.config import MOST_EPISODES, record, static
 from flowrl.data import experts, mujoco_sets
 from flowrl.errors import UserError
 from flowrl.files import make_folder, replacing
-from flowrl.settings import command, read_config, read_plan
+from flowrl.stored import command, read_config, read_plan
 
 MAIN = Path(__file__).with_name("main.py")
 DEFAULTS = {
     "agent": "sac",
-    "online_steps": "240000",
-    "buffer_size": "240000",
-    "checkpoint_interval": "20000",
-    "keep_checkpoints": "0",
+    "online.steps": "240000",
+    "online.buffer_size": "240000",
+    "checkpoint.interval": "20000",
+    "checkpoint.keep": "0",
 }
 
 
-@dataclasses.dataclass(frozen=True)
+@record
 class Settings:
     """The flags of this program itself."""
 
-    body: str = setting("hopper", f"{', '.join(mujoco_sets.BODIES)}.")
-    run_dir: str | None = setting(None, "Folder of the training; runs/snapshots-<body> if absent.")
-    out: str = setting("flowrl/data/experts", "Folder for the policies.")
-    episodes: int = setting(20, "Episodes in which the return of each policy is measured.", low=1, high=MOST_EPISODES)
+    body: str = static("hopper", f"{', '.join(mujoco_sets.BODIES)}.")
+    run_dir: str = static("", "Folder of the training; runs/snapshots-<body> if absent.")
+    out: str = static("flowrl/data/experts", "Folder for the policies.")
+    episodes: int = static(20, "Episodes in which the return of each policy is measured.", high=MOST_EPISODES)
 
 
 def load(folder: Path) -> dict[int, experts.Layers]:
@@ -49,10 +48,10 @@ def load(folder: Path) -> dict[int, experts.Layers]:
 
     A run that was stopped for a while has another checkpoint where it was.
     """
-    interval = read_plan(folder)[0].settings.checkpoint_interval
+    interval = read_plan(folder)[0].settings.checkpoint.interval
     checkpoints = Checkpoints(folder / "checkpoints", read_only=True)
     steps = [step for step in checkpoints.steps() if step and (step % interval == 0 or step == checkpoints.latest())]
-    found = {step: experts.of_actor(checkpoints.raw(step)[0]["params"]["actor"]) for step in steps}
+    found = {step: experts.of_actor(checkpoints.raw(step)["states"]["params"]["actor"]) for step in steps}
     checkpoints.close()
     return found
 
@@ -78,8 +77,8 @@ def choose(returns: np.ndarray) -> list[int]:
 
 def main(arguments: Sequence[str]) -> int:
     """Runs the program and returns its exit status."""
-    fixed = ("agent", "env", "keep_checkpoints", "agent.activation")  # policies are read with ReLU, SAC's default
-    split = programs.own_and_other(Settings, arguments, __doc__ or "", fixed=fixed)
+    fixed = ("agent", "env", "checkpoint.keep", "agent.activation")  # policies are read with ReLU, SAC's default
+    split = programs.own_and_other(Settings(), arguments, __doc__ or "", fixed=fixed)
     if split is None:
         return 0
     settings, passed_on = split

@@ -2,7 +2,7 @@
 
 Every flag of experiments/main.py, but each of the agent's own may have several values: separated by commas, and by
 colons where a value is itself a list (--agent.hidden_dims=256,256:512,512). The grid is their product, with every seed.
-Grid points that differ in sweepable fields only are trained together in one compiled program; static fields make groups
+Grid points that differ in sweepable settings only are trained together in one compiled program; static ones make groups
 that follow one another. The same command with its --run_dir, or --resume --run_dir=DIR, continues a sweep that was
 broken off.
 """
@@ -14,8 +14,6 @@ import os
 import time
 from collections.abc import Sequence
 
-from absl import flags as absl_flags
-
 from flowrl import flags, signals
 
 # All else is imported where it is used: environment workers import this file anew, and have no need of JAX.
@@ -23,11 +21,11 @@ from flowrl import flags, signals
 
 def _help(arguments: Sequence[str]) -> str:
     with signals.importing():
-        from flowrl import hosts, sweeps
-        from flowrl.programs import help_text
+        from flowrl import grids, hosts, programs
         from flowrl.settings import Settings
 
-    return help_text(__doc__ or "", arguments, {"": sweeps.Options, "runs": Settings, "several hosts": hosts.Options})
+    tables = {"": grids.Options(), "runs": Settings(), "several hosts": hosts.Options()}
+    return programs.help_text(__doc__ or "", arguments, tables)
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -35,29 +33,19 @@ def main(arguments: Sequence[str]) -> int:
     if flags.informed(arguments, lambda: _help(arguments)):
         return 0
     with signals.importing():
-        from flowrl import agent as agents
-        from flowrl import hosts, sweeps
-        from flowrl.programs import agent_name
+        from flowrl import grids, hosts, programs, sweeps
         from flowrl.settings import Settings
 
-    values = absl_flags.FlagValues()
-    flags.define(values, Settings)
-    flags.define(values, hosts.Options)
-    flags.define(values, sweeps.Options)
-    name = agent_name(arguments, sweeps.read_record)
-    config = agents.load(name).Config if name else None
-    if config:
-        flags.define_lists(values, config, "agent.")
-    flags.parse(values, arguments, known_only=config is None)  # without an agent its flags are not known yet
-    given, options = flags.given(values, Settings), sweeps.Options(**flags.given(values, sweeps.Options))
-    grid = flags.given_lists(values, config, "agent.") if config else {}
-    hosts.connect(hosts.Options(**flags.given(values, hosts.Options)))
+    records = (Settings(), hosts.Options(), grids.Options())
+    given, of_hosts, of_sweep, grid = programs.given(arguments, records, grids.read_record, several=True)
+    hosts.connect(hosts.Options(**of_hosts))
+    options = grids.Options(**of_sweep)
     if given.get("resume"):
-        return sweeps.execute(sweeps.resumed(given, grid, options))
+        return sweeps.execute(grids.resumed(given, grid, options))
     hosts.require_folder(given.get("run_dir"))
     if "run_dir" not in given:
         given["run_dir"] = f"runs/sweep-{given.get('agent')}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
-    return sweeps.execute(sweeps.Sweep(given, grid, options))
+    return sweeps.execute(grids.Sweep(given, grid, options))
 
 
 if __name__ == "__main__":

@@ -13,9 +13,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from flowrl import stats
-from flowrl.curves import Group, bounds, final_text, label, name, panels, value_text
+from flowrl.curves import Group, bounds, final_text, label, name, panels
 from flowrl.errors import UserError
 from flowrl.stats import Interval
+from flowrl.texts import shown
 
 TARGETS = {"success": 1.0, "normalized_score": 100.0}
 """Where a metric that environments share has its optimum; returns are shared by none."""
@@ -265,7 +266,7 @@ def _fixed(group: Group, families: Sequence[Sequence[Group]], field: str) -> dic
     """Returns in what a family of one agent differs from the others."""
     others = [family[0].identity for family in families if family[0].identity["agent"] == group.identity["agent"]]
     return {
-        key: value_text(value)
+        key: shown(value)
         for key, value in group.identity.items()
         if key != field and any(other.get(key) != value for other in others)
     }

@@ -234,7 +234,7 @@ def _register(env_id: str, module: str, *, known: bool) -> None:
     except ImportError as error:
         raise UserError(
             f"{env_id} needs the package {module or 'ogbench'} ({error}); {extras.remedy(error)}, or train only with "
-            "--eval_episodes=0"
+            "--eval.episodes=0"
         ) from error
 
 

@@ -1,22 +1,22 @@
-"""What a plan asks of the machine at the very least, so that what cannot be is refused before anything is begun.
+"""What runs ask of the machine at the very least, so that what cannot be is refused before anything is begun.
 
 All numbers are lower bounds: what is refused cannot work, and what passes may still be too much.
 """
 
+import math
 import os
 import shutil
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 
-from flowrl import agent as agents
-from flowrl import devices, envs, memory
-from flowrl.agent import Spec
-from flowrl.data import replay
+from flowrl import agents, devices, envs
 from flowrl.errors import UserError
 from flowrl.machine import available_memory
+from flowrl.networks import Spec
 from flowrl.provenance import usable_cores
-from flowrl.settings import MOST_ENVIRONMENTS, Plan
+from flowrl.settings import LEAST, MOST_ENVIRONMENTS, Online, Settings
 
 PROCESS = 50e6
 """Bytes of a process with an environment: Python and its libraries."""
@@ -33,10 +33,6 @@ CORE_FLOPS, ACCELERATOR_FLOPS = 4e11, 1e15
 DAY = 86_400.0
 MOST_DAYS = 366
 """Of a whole training; of one evaluation, and of the videos, a day."""
-
-
-LEAST = Spec(1, 1, 1)
-"""Sizes of observations, goals and actions before they are known."""
 
 
 class Need(NamedTuple):
@@ -60,97 +56,97 @@ class Need(NamedTuple):
         return f"{self.cause}; give a {'larger' if self.larger else 'smaller'} {self.flag}"
 
 
-def require(plan: Plan, spec: Spec = LEAST, *, runs: int | None = None, begun: bool = False) -> None:
-    """Checks that a plan can fit into the memory and onto the disk, and end within a year.
+def require(
+    settings: Settings,
+    config: Any,
+    env: envs.EnvName,
+    folder: Path,
+    *,
+    runs: int,
+    spec: Spec = LEAST,
+    begun: bool = False,
+    swept: bool = False,
+) -> None:
+    """Checks that runs can fit into the memory and onto the disk, and end within a year.
 
     Args:
-        plan: What is to be done.
-        spec: Sizes of observations, goals and actions; the least that they can be where they are not known yet.
-        runs: How many of its runs are trained at once; by default all.
+        settings: Of the runs.
+        config: The agent's settings.
+        env: Where the agent acts.
+        folder: Where the runs are recorded.
+        runs: How many are trained at once.
+        spec: Shapes of observations, actions and goals; the least that they can be where they are not known yet.
         begun: Whether the run is resumed, with checkpoints on the disk.
+        swept: Whether the runs are a part of a sweep.
 
     Raises:
-        UserError: It cannot; the message names the largest need and the flag to lower it by.
+        UserError: They cannot; the message names the largest need and the flag to lower it by.
     """
-    runs = len(plan.trials) if runs is None else runs
-    _require_environments(plan, runs)
-    state = jax.eval_shape(_module(plan).make(plan.agent_config, spec).init, jax.random.key(0))
-    _require_time(plan, runs, memory.size_of(state.params))
-    _require_memory(plan, spec, runs, memory.size_of(state))
+    _require_environments(settings.online, runs)
+    agent = agents.build(settings.agent, config, spec)
+    state = jax.eval_shape(agent.init, jax.random.key(0), config)
+    parameters, each = devices.size_of(state.params), devices.size_of(state.replace(config=None))
+    _require_time(settings, _tasks(env), runs, 2 * config.batch_size * parameters / 4)  # four bytes each
+    _require_memory(_device_needs(settings, config, spec, runs, each, swept), _host_needs(settings, env, runs))
     if not begun:
-        _require_disk(plan, runs, memory.size_of(state) + _replay_bytes(plan, spec))
+        _require_disk(settings, folder, runs, each + _replay_bytes(settings.online, spec))
 
 
-def _module(plan: Plan) -> Any:
-    return agents.load(str(plan.settings.agent))
-
-
-def _evaluations(plan: Plan) -> int:
-    settings: Any = plan.settings
-    if not settings.eval_episodes:
-        return 0
-    return -(-settings.steps // settings.eval_interval) + -(-settings.online_steps // settings.eval_interval)
-
-
-def _tasks(plan: Plan) -> int:
-    return 1 if plan.env.goals == "none" else 5
+def _tasks(env: envs.EnvName) -> int:
+    return 1 if env.goals == "none" else 5
 
 
 # ------------------------------------------------------------------------------------------------------- memory
 
 
-def _replay_bytes(plan: Plan, spec: Spec) -> int:
-    """Returns the bytes of one run's replay buffer."""
-    if not plan.settings.online_steps:
+def _replay_bytes(online: Online, spec: Spec) -> int:
+    """Returns the bytes of one run's replay buffer: two observations, an action, a reward and a mask in each row."""
+    if not online.steps:
         return 0
-    names = replay.stored(_module(plan).make(plan.agent_config, spec).needs)
-    return memory.size_of(jax.eval_shape(lambda: replay.empty(spec, plan.online.capacity, names)))
+    numbers = 2 * math.prod(spec.observation.shape) + math.prod(spec.action.shape) + 2
+    return 4 * online.capacity * numbers
 
 
-def _require_memory(plan: Plan, spec: Spec, runs: int, state: int) -> None:
-    settings: Any = plan.settings
-    free, config = memory.free_bytes(), plan.agent_config
-    rows = devices.layout(runs, settings.shard, padded=not settings.online_steps).rows_each
+def _device_needs(settings: Settings, config: Any, spec: Spec, runs: int, state: int, swept: bool) -> list[Need]:
+    """Returns what states, batches and buffers need on each device, states of `state` bytes each."""
+    rows = devices.layout(runs, settings.shard, padded=not settings.online.steps).rows_each
     share = jax.device_count() if settings.shard == "batch" else 1
     at_once = rows if settings.map == "vmap" else 1
-    batch = 4 * config.batch_size // share * (spec.observation_dim + sum(config.hidden_dims)) * at_once
+    batch = 4 * config.batch_size // share * (math.prod(spec.observation.shape) + sum(config.hidden_dims)) * at_once
     many = f" of {rows:,} runs" if rows > 1 else ""
-    buffers = f"replay buffers of {plan.online.capacity:,} transitions{many}"
-    needs = [
-        Need(state * rows, f"the networks and their optimizers{many}", _networks(plan, rows, 4 * state < (free or 0))),
+    buffers = f"replay buffers of {settings.online.capacity:,} transitions{many}"
+    lower = "--agent.hidden_dims"
+    if rows > 1 and 4 * state < (devices.free_bytes() or 0):  # they are small, but many
+        lower = "--runs_at_once" if swept else "--num_seeds"
+    return [
+        Need(state * rows, f"the networks and their optimizers{many}", lower),
         Need(batch, f"batches of {config.batch_size:,} transitions", "--agent.batch_size"),
-        Need(_replay_bytes(plan, spec) * rows, buffers, "--buffer_size"),
+        Need(_replay_bytes(settings.online, spec) * rows, buffers, "--online.buffer_size"),
     ]
-    if jax.default_backend() == "cpu":
-        _require_room(needs + _host_needs(plan, runs), free)
-    else:
-        _require_room(needs, free)
-        _require_room(_host_needs(plan, runs), available_memory())
 
 
-def _networks(plan: Plan, rows: int, small: bool) -> str:
-    """Returns the flag to lower where networks take too much; they may be small, but of many runs."""
-    if rows == 1 or not small:
-        return "--agent.hidden_dims"
-    return "--runs_at_once" if plan.grid else "--num_seeds"
-
-
-def _host_needs(plan: Plan, runs: int) -> list[Need]:
+def _host_needs(settings: Settings, env: envs.EnvName, runs: int) -> list[Need]:
     """Returns what environments and their processes need."""
-    settings: Any = plan.settings
-    each = MANIPULATION if plan.env.env_id is not None and envs.most(plan.env) < 100 else ENVIRONMENT
+    each = MANIPULATION if env.env_id is not None and envs.most(env) < 100 else ENVIRONMENT
     needs = []
-    if settings.eval_episodes and plan.env.env_id is not None:
-        slots = runs * max(1, min(_tasks(plan) * settings.eval_episodes, envs.most(plan.env) // runs))
+    if settings.eval.episodes and env.env_id is not None:
+        slots = runs * max(1, min(_tasks(env) * settings.eval.episodes, envs.most(env) // runs))
         workers = min(settings.workers or usable_cores(), slots)
         needs.append(Need(workers * PROCESS, f"{workers:,} processes for evaluation", "--workers"))
         needs.append(Need(slots * each, f"{slots:,} environments for evaluation", "--num_seeds"))
-    if settings.online_steps:
-        count = runs * settings.num_envs
-        kind = "processes with environments" if settings.vectorization == "async" else "environments"
-        size = each + (PROCESS if settings.vectorization == "async" else 0)
-        needs.append(Need(count * size, f"{count:,} {kind}", "--num_envs"))
+    if settings.online.steps:
+        count, apart = runs * settings.online.num_envs, settings.online.vectorization == "async"
+        kind = "processes with environments" if apart else "environments"
+        needs.append(Need(count * (each + PROCESS * apart), f"{count:,} {kind}", "--online.num_envs"))
     return needs
+
+
+def _require_memory(of_device: list[Need], of_host: list[Need]) -> None:
+    if jax.default_backend() == "cpu":
+        _require_room(of_device + of_host, devices.free_bytes())
+    else:
+        _require_room(of_device, devices.free_bytes())
+        _require_room(of_host, available_memory())
 
 
 def _require_room(needs: list[Need], free: int | None) -> None:
@@ -162,42 +158,40 @@ def _require_room(needs: list[Need], free: int | None) -> None:
         )
 
 
-def _require_environments(plan: Plan, runs: int) -> None:
-    settings: Any = plan.settings
-    if settings.online_steps and runs * settings.num_envs > MOST_ENVIRONMENTS:
+def _require_environments(online: Online, runs: int) -> None:
+    if online.steps and runs * online.num_envs > MOST_ENVIRONMENTS:
         raise UserError(
-            f"{runs:,} runs with --num_envs={settings.num_envs} come to {runs * settings.num_envs:,} environments; the "
-            f"most is {MOST_ENVIRONMENTS:,}"
+            f"{runs:,} runs with --online.num_envs={online.num_envs} come to {runs * online.num_envs:,} environments; "
+            f"the most is {MOST_ENVIRONMENTS:,}"
         )
 
 
 # --------------------------------------------------------------------------------------------------------- time
 
 
-def _require_time(plan: Plan, runs: int, parameters: int) -> None:
-    settings: Any = plan.settings
+def _require_time(settings: Settings, tasks: int, runs: int, flops: float) -> None:
+    """Checks how long runs take at least, with so many operations in an update of one."""
     cores = min(usable_cores(), settings.workers or usable_cores())
-    episodes = runs * _tasks(plan) * (settings.eval_episodes or 0)
-    one = Need(episodes * EPISODE / cores, f"the {episodes:,} episodes of each evaluation", "--eval_episodes")
-    films = Need(_tasks(plan) * settings.video_episodes * FILM, "the videos", "--video_episodes")
+    episodes = runs * tasks * settings.eval.episodes
+    one = Need(episodes * EPISODE / cores, f"the {episodes:,} episodes of each evaluation", "--eval.episodes")
+    films = Need(tasks * settings.log.video_episodes * FILM, "the videos", "--log.video_episodes")
     for need in (one, films):
         if need.amount > DAY:
             raise UserError(f"{need.cause} would take at least {_time(need.amount)}; give a smaller {need.flag}")
-    evaluations = _evaluations(plan)
-    steps, online = int(settings.steps), int(settings.online_steps)
-    updates = steps + online * settings.updates_per_step
-    flops = 2 * plan.agent_config.batch_size * parameters / 4  # four bytes each
-    flops_per_second = CORE_FLOPS * usable_cores() if jax.default_backend() == "cpu" else ACCELERATOR_FLOPS
-    spread = max(1, jax.device_count()) if jax.default_backend() != "cpu" else 1
+    evaluations = sum(-(-steps // settings.eval.interval) for steps in (settings.steps, settings.online.steps))
+    evaluations = evaluations if settings.eval.episodes else 0
+    updates = settings.steps + settings.online.steps * settings.online.updates_per_step
+    on_cpu = jax.default_backend() == "cpu"
+    flops_per_second = CORE_FLOPS * usable_cores() if on_cpu else ACCELERATOR_FLOPS * max(1, jax.device_count())
     of_runs = f" of {runs:,} runs" if runs > 1 else ""
-    chunks = (steps + online) / settings.checkpoint_interval
-    lines = runs * (steps + online) / settings.log_interval
+    chunks = settings.total / settings.checkpoint.interval
+    lines = runs * settings.total / settings.log.interval
     needs = [
-        Need(evaluations * one.amount, f"{evaluations:,} evaluations of {episodes:,} episodes", "--eval_episodes"),
-        Need(evaluations * EVALUATION, f"{evaluations:,} evaluations", "--eval_interval", larger=True),
-        Need(chunks * CHECKPOINT, f"{chunks:,.0f} checkpoints", "--checkpoint_interval", larger=True),
-        Need(lines * LOG_LINE, f"{lines:,.0f} log lines", "--log_interval", larger=True),
-        Need(updates * runs * flops / flops_per_second / spread, f"{updates:,.0f} updates{of_runs}", "--steps"),
+        Need(evaluations * one.amount, f"{evaluations:,} evaluations of {episodes:,} episodes", "--eval.episodes"),
+        Need(evaluations * EVALUATION, f"{evaluations:,} evaluations", "--eval.interval", larger=True),
+        Need(chunks * CHECKPOINT, f"{chunks:,.0f} checkpoints", "--checkpoint.interval", larger=True),
+        Need(lines * LOG_LINE, f"{lines:,.0f} log lines", "--log.interval", larger=True),
+        Need(updates * runs * flops / flops_per_second, f"{updates:,.0f} updates{of_runs}", "--steps"),
     ]
     total = sum(need.amount for need in needs)
     if total > MOST_DAYS * DAY:
@@ -207,21 +201,20 @@ def _require_time(plan: Plan, runs: int, parameters: int) -> None:
 # --------------------------------------------------------------------------------------------------------- disk
 
 
-def _require_disk(plan: Plan, runs: int, each: int) -> None:
-    settings: Any = plan.settings
-    place = plan.folder.absolute()
+def _require_disk(settings: Settings, folder: Path, runs: int, each: int) -> None:
+    """Checks that the disk has room for logs and checkpoints, of `each` bytes for each run."""
+    place = folder.absolute()
     while not os.path.exists(place) and place != place.parent:
         place = place.parent
     total, _, free = shutil.disk_usage(place)
     if not total:
         return  # nothing that holds files; making the folder will tell
-    steps = settings.steps + settings.online_steps
-    written = steps // settings.checkpoint_interval + 2  # the first and the last
-    kept = min(written, settings.keep_checkpoints + 1 if settings.keep_checkpoints else written)  # one under way
-    lines = runs * steps / settings.log_interval
+    keep, written = settings.checkpoint.keep, settings.total // settings.checkpoint.interval + 2  # the first, the last
+    kept = min(written, keep + 1 if keep else written)  # one under way
+    lines = runs * settings.total / settings.log.interval
     needs = [
         Need(kept * runs * each, f"{kept:,} checkpoints of {_bytes(runs * each)}", *_fewer(settings, kept)),
-        Need(lines * LOG_BYTES, f"{lines:,.0f} log lines", "--log_interval", larger=True),
+        Need(lines * LOG_BYTES, f"{lines:,.0f} log lines", "--log.interval", larger=True),
     ]
     if (needed := sum(need.amount for need in needs)) > free:
         raise UserError(
@@ -230,11 +223,11 @@ def _require_disk(plan: Plan, runs: int, each: int) -> None:
         )
 
 
-def _fewer(settings: Any, kept: int) -> tuple[str, bool]:
+def _fewer(settings: Settings, kept: int) -> tuple[str, bool]:
     """Returns the flag that makes checkpoints take less, and whether it is to be larger."""
     if kept <= 3:
         return "--num_seeds" if settings.num_seeds > 1 else "--agent.hidden_dims", False
-    return ("--keep_checkpoints", False) if settings.keep_checkpoints else ("--checkpoint_interval", True)
+    return ("--checkpoint.keep", False) if settings.checkpoint.keep else ("--checkpoint.interval", True)
 
 
 def _bytes(amount: float) -> str:

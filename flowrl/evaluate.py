@@ -1,6 +1,5 @@
 """Evaluation: episodes on each of an environment's tasks, or on its only one, for many runs at once."""
 
-import functools
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -10,9 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
+from flowrl.acting import EpisodeActor
 from flowrl.agent import Agent
-from flowrl.streams import stream_key
-from flowrl.train_state import Mode
+from flowrl.random_streams import stream_key
+from flowrl.train_state import Policy
 from flowrl.workers import EnvFactory, EnvPool, Episode, Finished, Slots, WorkerDied
 
 MAX_SLOTS = 160
@@ -44,7 +44,7 @@ class Evaluator:
 
     def __init__(
         self,
-        agent: Agent,
+        agent: Agent[Any],
         make_env: EnvFactory,
         keys: jax.Array,
         *,
@@ -69,28 +69,26 @@ class Evaluator:
         self._shape = (len(keys), tasks, episodes)
         total = tasks * episodes
         self._slots = max(1, min(total, slots // len(keys)))
-        env_keys, self._keys = jax.vmap(lambda key: _episode_keys(key, tasks, episodes))(keys)
-        self._act = jax.jit(functools.partial(_act, agent), static_argnames="mode")
+        env_keys, keys = jax.vmap(lambda key: _episode_keys(key, tasks, episodes))(keys)
+        self._actor = EpisodeActor(agent, keys, self._slots)
         seeds = np.asarray(jax.vmap(jax.vmap(jax.random.bits))(env_keys))
         self._queues = [
             [Episode(int(i) // episodes + first_task, int(seeds[run, i])) for i in range(slot, total, self._slots)]
-            for run in range(len(keys))
+            for run in range(self._shape[0])
             for slot in range(self._slots)
         ]
-        self._noted: set[int] = set()
         self._seeds, self._first_task = seeds, first_task
         self._pool = EnvPool(make_env, len(self._queues), workers)
 
     def __call__(
-        self, policies: Any, on_step: Callable[[int, int], None] = lambda done, total: None, *, mode: Mode = "eval"
+        self, policies: Policy[Any], on_step: Callable[[int, int], None] = lambda done, total: None
     ) -> Evaluation:
         """Evaluates the policies of all runs.
 
         Args:
-            policies: `agent.policy(state)` with a leading axis `[R, ...]`.
+            policies: Of all runs, `[R, ...]`, with the normaliser that they share.
             on_step: Called after every environment step, and before workers that have died are started anew, with the
                 numbers of finished and of all episodes; may raise to break off.
-            mode: How the agent acts.
 
         Raises:
             WorkerDied: A worker process ended by itself, or was killed again and again.
@@ -126,8 +124,8 @@ class Evaluator:
         done += note(view.finished)
         while done < successes.size:
             numbers = np.minimum(current, tasks * episodes - 1)
-            observations, goals = (x.reshape(runs, self._slots, x.shape[-1]) for x in (view.observations, view.goals))
-            actions = self._finite(self._act(policies, self._keys, numbers, times, observations, goals, mode=mode))
+            inputs = {name: x.reshape(runs, self._slots, -1) for name, x in _inputs(view).items()}
+            actions = self._actor(policies, numbers, times, inputs)
             view = self._pool.step(actions.reshape(runs * self._slots, -1))
             times += 1
             times.reshape(-1)[list(view.restarted)] = 0
@@ -138,31 +136,14 @@ class Evaluator:
             tqdm.write(f"warning: {problems[0]}{others}; what is not finite is left out")
         return Evaluation(*(x.reshape(self._shape) for x in (successes, returns, lengths)))
 
-    def _finite(self, actions: jax.Array) -> np.ndarray:
-        """Returns actions `[R, E, A]` with 0 for what is not finite, as a policy frozen at huge parameters may give it.
-
-        Simulators make anything of such actions, also rewards that are no numbers.
-        """
-        values = np.asarray(actions)
-        good = np.isfinite(values)
-        if good.all():
-            return values
-        for run in {*np.flatnonzero(~good.all(axis=(1, 2))).tolist()} - self._noted:
-            tqdm.write(f"note: the policy of run {run} gives actions that are not finite; 0 is played for them")
-            self._noted.add(run)
-        return np.where(good, values, 0)
-
     def play_first_run(
         self,
-        policies: Any,
+        policies: Policy[Any],
         make_env: EnvFactory,
         episodes: int,
         on_step: Callable[[int, int], None] = lambda done, total: None,
     ) -> Evaluation:
         """Plays the first episodes per task of the first run again, one after another, in an environment apart.
-
-        Actions are computed in the shapes and rows of a whole evaluation: in others they would be rounded
-        otherwise, and where a small difference grows, an episode might end otherwise.
 
         Args:
             policies: As for a whole evaluation.
@@ -192,7 +173,8 @@ class Evaluator:
             for number in numbers[len(ended) :]:
                 moment, before = 0, len(ended)
                 while len(ended) == before:
-                    action = self._action(policies, number, moment, view)
+                    shown = {name: x[0] for name, x in _inputs(view).items()}
+                    action = self._actor.of_first_run(policies, number, moment, shown)
                     view = pool.step(action[None])
                     ended += view.finished
                     moment += 1
@@ -205,21 +187,15 @@ class Evaluator:
             *(np.array(x, kind).reshape(1, tasks, episodes) for x, kind in zip(columns, kinds, strict=True))
         )
 
-    def _action(self, policies: Any, number: int, moment: int, view: Slots) -> np.ndarray:
-        """Returns the first run's action `[A]` in one of its episodes, in that episode's row of a whole evaluation."""
-        slot, shape = number % self._slots, (self._shape[0], self._slots)
-
-        def placed(value: Any) -> np.ndarray:
-            rows = np.zeros((*shape, *np.shape(value)), np.asarray(value).dtype)
-            rows[0, slot] = value
-            return rows
-
-        arguments = map(placed, (number, moment, view.observations[0], view.goals[0]))
-        return self._finite(self._act(policies, self._keys, *arguments, mode="eval"))[0, slot]
-
     def close(self) -> None:
         """Ends the worker processes."""
         self._pool.close()
+
+
+def _inputs(view: Slots) -> dict[str, np.ndarray]:
+    """Returns what policies act on `[slots, ...]`; goals of no numbers are none."""
+    goals = {"goals": view.goals} if view.goals.shape[-1] else {}
+    return {"observations": view.observations} | goals
 
 
 def _episode_keys(key: jax.Array, tasks: int, episodes: int) -> tuple[jax.Array, jax.Array]:
@@ -229,26 +205,3 @@ def _episode_keys(key: jax.Array, tasks: int, episodes: int) -> tuple[jax.Array,
     fold = jax.vmap(jax.vmap(jax.random.fold_in, (None, 0)), (0, None))
     pairs = jax.vmap(jax.random.split)(fold(by_task, jnp.arange(episodes)).reshape(tasks * episodes))
     return pairs[:, 0], pairs[:, 1]
-
-
-def _act(
-    agent: Agent,
-    policies: Any,
-    keys: jax.Array,
-    numbers: jax.Array,
-    times: jax.Array,
-    observations: jax.Array,
-    goals: jax.Array,
-    *,
-    mode: Mode,
-) -> jax.Array:
-    """Actions `[R, E, A]` for episode `numbers` at `times` `[R, E]`; keys `[R, K·N]`."""
-
-    def one(policy: Any, key: jax.Array, time: jax.Array, observation: jax.Array, goal: jax.Array) -> jax.Array:
-        key = jax.random.fold_in(key, time)
-        return agent.act(policy, observation[None], goal[None], key, mode=mode)[0]
-
-    def one_run(policy: Any, keys: jax.Array, numbers: jax.Array, *rest: jax.Array) -> jax.Array:
-        return jax.vmap(one, in_axes=(None, 0, 0, 0, 0))(policy, keys[numbers], *rest)
-
-    return jax.vmap(one_run)(policies, keys, numbers, times, observations, goals)

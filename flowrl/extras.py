@@ -2,16 +2,9 @@
 
 import importlib.util
 import os
-from typing import Any
 
 from flowrl.errors import UserError
-
-PACKAGES = {
-    "tensorboard": ("tensorboardX", "tensorboard"),
-    "wandb": ("wandb", "wandb"),
-    "video_episodes": ("imageio_ffmpeg", "video"),
-}
-"""For each setting the module that it needs, and the extra of this project that installs it."""
+from flowrl.sinks import Log
 
 OGBENCH = "pip install --no-deps ogbench dm-control"
 """What brings OGBench from Python 3.13 on, where flowrl does without (requirements.txt says why)."""
@@ -23,21 +16,28 @@ def remedy(error: Exception) -> str:
     return f"install it with: {OGBENCH}" if missing in ("ogbench", "dm_control") else "install what it asks for"
 
 
-def check(settings: Any) -> None:
+def check(log: Log) -> None:
     """Checks, without importing them, that the packages are there; and that Weights & Biases knows who writes.
 
     Raises:
         UserError: One is missing, or nobody is logged in.
     """
-    for name, (module, extra) in PACKAGES.items():
-        if getattr(settings, name) and importlib.util.find_spec(module) is None:
-            off = "=0" if name == "video_episodes" else "=false"
-            raise UserError(
-                f"--{name} needs the package {module}, which is missing; pip install -e '.[{extra}]', or give "
-                f"--{name}{off}"
-            )
-    if settings.wandb and os.environ.get("WANDB_MODE", "online") == "online":
+    if log.tensorboard:
+        _require("tensorboardX", "tensorboard", "--log.tensorboard", "false")
+    if log.wandb:
+        _require("wandb", "wandb", "--log.wandb", "false")
+    if log.video_episodes:
+        _require("imageio_ffmpeg", "video", "--log.video_episodes", "0")
+    if log.wandb and os.environ.get("WANDB_MODE", "online") == "online":
         _log_in()
+
+
+def _require(module: str, extra: str, flag: str, off: str) -> None:
+    """Raises if a module is missing, which an extra of this project installs."""
+    if importlib.util.find_spec(module) is None:
+        raise UserError(
+            f"{flag} needs the package {module}, which is missing; pip install -e '.[{extra}]', or give {flag}={off}"
+        )
 
 
 def _log_in() -> None:
@@ -48,5 +48,5 @@ def _log_in() -> None:
         wandb.login()
     except wandb.errors.UsageError as error:
         raise UserError(
-            f"--wandb: {' '.join(str(error).split())} Or set WANDB_MODE=offline, or leave --wandb out"
+            f"--log.wandb: {' '.join(str(error).split())} Or set WANDB_MODE=offline, or leave --log.wandb out"
         ) from error

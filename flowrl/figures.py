@@ -11,10 +11,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from flowrl import comparisons, loggers
-from flowrl.curves import Group, RunDir, data_name, final_text, label, panels, record, value_text
+from flowrl.curves import Group, data_name, final_text, label, panels, record
 from flowrl.errors import UserError
+from flowrl.evaluations import RunDir
 from flowrl.files import replacing
 from flowrl.summary import scale
+from flowrl.texts import shown
 
 FORMATS = ("png", "pdf", "svg")
 AXES = {"updates": "Updates", "minutes": "Training time of the run directory in minutes, without evaluation"}
@@ -334,7 +336,7 @@ def _sensitivity(found: Sequence[dict[str, Any]], groups: Sequence[Group]) -> An
     for axes, panel in zip(several, found, strict=False):
         places = _places(axes, panel)
         for index, line in enumerate(panel["lines"]):
-            _draw_line(axes, line, [places[value_text(value)] for value in line["values"]], panel["metric"], index)
+            _draw_line(axes, line, [places[shown(value)] for value in line["values"]], panel["metric"], index)
         axes.set(xlabel=panel["field"].removeprefix("agent."), ylabel=f"Final: {METRICS[panel['metric']]}")
         axes.set_title(textwrap.fill(panel["panel"], 38), loc="left", fontsize=9)
         _bare(axes, "y")
@@ -365,7 +367,7 @@ def _draw_line(axes: Any, line: dict[str, Any], along: list[float], metric: str,
 
 def _places(axes: Any, panel: dict[str, Any]) -> dict[str, float]:
     """Returns where values lie, by their text: numbers by size, logarithmic over a decade; others in turn."""
-    values = {value_text(value): value for line in panel["lines"] for value in line["values"]}
+    values = {shown(value): value for line in panel["lines"] for value in line["values"]}
     if not all(comparisons.numeric(value) for value in values.values()):
         axes.set_xticks(range(len(values)), [*values])
         axes.set_xlim(-0.5, len(values) - 0.5)

@@ -1,113 +1,85 @@
-"""Command lines from dataclasses: flags, their help, and errors of one line that name the remedy."""
+"""Command lines from records of settings: flags, their help, and errors of one line that name the remedy."""
 
-import dataclasses
-import decimal
-import math
 import sys
 import traceback
-import types
 import typing
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from absl import flags
 
-from flowrl import terminal
-from flowrl.config import check
+from flowrl import config, terminal, texts
 from flowrl.errors import SharedError, UserError, explained, suggestion
 from flowrl.signals import orderly
 
 T = typing.TypeVar("T")
-MOST_DIGITS = 40
-"""Of an integer; ranges tell what is too large, this only keeps `1e999999999` from being written out."""
-
-
 MOST_SHOWN = 80
 """Signs of a flag with its value that a message repeats."""
 
 
-class _Integer(flags.IntegerParser):
-    """Reads integers, also where they are written as `1e5` or `1_000`."""
+class _Parser(flags.ArgumentParser):
+    """Reads the texts of one declared type."""
 
-    def convert(self, argument: Any) -> int:
-        try:
-            return super().convert(argument)
-        except ValueError:
-            number = _decimal(argument)
-            if not number.is_finite() or (number.adjusted() < MOST_DIGITS and number != number.to_integral_value()):
-                raise
-            if number.adjusted() >= MOST_DIGITS:
-                raise ValueError("is too large") from None
-            return int(number)
+    def __init__(self, kind: Any):
+        self.kind = kind
 
+    def parse(self, argument: Any) -> Any:
+        """Returns the value that a text stands for."""
+        return texts.read_text(self.kind, argument)
 
-class _Float(flags.FloatParser):
-    """Reads finite numbers; 0 has no sign."""
-
-    def convert(self, argument: Any) -> float:
-        value = super().convert(argument)
-        if not math.isfinite(value):
-            raise ValueError("is not a finite number")
-        if value == 0 and _decimal(argument) != 0:
-            raise ValueError("is too small to be told from 0; give 0 or a larger number")
-        return value + 0.0
+    def flag_type(self) -> str:
+        """Returns the name of the type."""
+        return str(self.kind)
 
 
-def _decimal(text: Any) -> decimal.Decimal:
-    try:
-        return decimal.Decimal(text)
-    except decimal.InvalidOperation as error:
-        raise ValueError(str(error)) from error
-
-
-def define(values: flags.FlagValues, config: type, prefix: str = "") -> None:
-    """Defines one flag `--<prefix><field>` per field of a dataclass, with the help text from the field's metadata."""
-    for field in dataclasses.fields(config):
-        name, text = prefix + field.name, field.metadata["help"]
-        default: Any = _text(field.default)
-        kind = _bare(field.type)
-        if kind is bool:
-            flags.DEFINE_boolean(name, default, text, flag_values=values)
-        elif kind in (int, float):
-            flags.DEFINE(_PARSERS[kind], name, default, text, flag_values=values)
+def define(values: flags.FlagValues, record: Any, prefix: str = "") -> None:
+    """Defines one flag `--<prefix><name>` for each setting of a record, with its help text."""
+    for entry in config.flatten(record, prefix):
+        if entry.kind is bool:
+            flags.DEFINE_boolean(entry.name, None, entry.field.metadata["help"], flag_values=values)
         else:
-            flags.DEFINE_string(name, default, text, flag_values=values)
+            flags.DEFINE(
+                _Parser(entry.kind), entry.name, None, entry.field.metadata["help"], values, flags.ArgumentSerializer()
+            )
 
 
-def given(values: flags.FlagValues, config: type, prefix: str = "") -> dict[str, Any]:
-    """Returns the fields of a dataclass whose flags stood on the command line, with their values.
-
-    Raises:
-        UserError: A list of integers cannot be read.
-    """
-    found = {}
-    for field in dataclasses.fields(config):
-        flag = values[prefix + field.name]
-        if flag.present:
-            found[field.name] = _parse(f"--{flag.name}", field.type, flag.value)
-    return found
+def given(values: flags.FlagValues, record: Any, prefix: str = "") -> dict[str, Any]:
+    """Returns the settings of a record whose flags stood on the command line, by dotted name."""
+    flagged = {entry.name: values[prefix + entry.name] for entry in config.flatten(record)}
+    return {name: flag.value for name, flag in flagged.items() if flag.present}
 
 
-def define_lists(values: flags.FlagValues, config: type, prefix: str = "") -> None:
+def define_lists(values: flags.FlagValues, record: Any, prefix: str = "") -> None:
     """Defines the same flags, each for several values."""
-    for field in dataclasses.fields(config):
-        flags.DEFINE_string(prefix + field.name, None, field.metadata["help"], flag_values=values)
+    for entry in config.flatten(record, prefix):
+        flags.DEFINE_string(entry.name, None, entry.field.metadata["help"], flag_values=values)
 
 
-def given_lists(values: flags.FlagValues, config: type, prefix: str = "") -> dict[str, list[Any]]:
-    """Returns the fields whose flags stood on the command line, each with its values.
+def given_lists(values: flags.FlagValues, record: Any, prefix: str = "") -> dict[str, list[Any]]:
+    """Returns the settings whose flags stood on the command line, each with its values.
 
     Values are separated by commas; those that are lists of integers, with commas of their own, by colons.
 
     Raises:
-        UserError: A value is missing, or not of the field's type.
+        UserError: A value is missing, or not of the declared type.
     """
-    flagged = {field: values[prefix + field.name] for field in dataclasses.fields(config)}
+    flagged = [(entry, values[prefix + entry.name]) for entry in config.flatten(record)]
     return {
-        field.name: _values(f"--{flag.name}", field.type, str(flag.value))
-        for field, flag in flagged.items()
+        entry.name: _values(f"--{flag.name}={flag.value}", entry, str(flag.value))
+        for entry, flag in flagged
         if flag.present
     }
+
+
+def _values(setting: str, entry: config.Entry, text: str) -> list[Any]:
+    lists = isinstance(entry.value, tuple)
+    parts = [part.strip() for part in text.split(":" if lists else ",")]
+    if "" in parts:
+        raise UserError(f"{setting} lacks a value; write for example {'256,256:512,512' if lists else '0.1,0.2'}")
+    try:
+        return [texts.read_text(entry.kind, part) for part in parts]
+    except ValueError as error:
+        raise UserError(f"{setting} {error}") from error
 
 
 def parse(
@@ -135,8 +107,10 @@ def parse(
         raise UserError(f"unknown flag --{error.flagname}{near}; --help lists all") from error
     except flags.IllegalFlagValueError as error:
         setting = str(error).removeprefix("flag ").split(": ")[0]
-        kind = values[setting.lstrip("-").split("=")[0]].flag_type()
-        raise UserError(f"{_short(setting)} {_reason(error, kind)}") from error
+        told = str(error.__context__)
+        raise UserError(
+            f"{_short(setting)} {told if told.startswith('is ') else 'is not of type bool; see --help'}"
+        ) from error
     except flags.Error as error:
         raise UserError(f"{str(error).replace(chr(10), ' ')}; see --help") from error
     if empty := [name for name in values if values[name].present and values[name].value == "" and "." not in name]:
@@ -151,33 +125,44 @@ def _short(text: str) -> str:
 
 
 def _nearest_flag(name: str, values: flags.FlagValues) -> str:
-    """Returns a suggestion for an unknown flag: the agent's field of that name, or what is spelt alike."""
-    if f"agent.{name}" in values:
-        return f"; did you mean --agent.{name}?"
+    """Returns a suggestion for an unknown flag: what is called so in another record, or what is spelt alike."""
+    if nested := sorted((known for known in values if known.endswith(f".{name}")), key=len):
+        return f"; did you mean --{nested[0]}?"
     near = suggestion(f"--{name}", [f"--{known}" for known in values if len(known) > 1])
     return near if "?" in near else ""
 
 
-def _reason(error: BaseException, kind: str) -> str:
-    """Says what is wrong with a flag's value: what our parsers said of it, or that its type is another."""
-    told = str(error.__context__)
-    return told if told.startswith("is ") else f"is not of type {kind}; see --help"
+def read(record: T, arguments: Sequence[str], description: str) -> T | None:
+    """Returns a program's settings with what a command line gives; prints help instead if that asks for it.
 
-
-def read(config: type[T], arguments: Sequence[str], description: str) -> T | None:
-    """Returns the settings, an instance of `config`, that a command line gives; prints help instead if it asks for it.
+    Args:
+        record: The settings by default.
+        arguments: The command line, the program first.
+        description: For `--help`.
 
     Raises:
         UserError: A flag is unknown or has a bad value, or there is an argument that is no flag.
     """
-    if informed(arguments, lambda: f"{description}\n{help_text(config)}"):
+    found = read_with_rest(record, arguments, description)
+    return None if found is None else found[0]
+
+
+def read_with_rest(
+    record: T, arguments: Sequence[str], description: str, *, known_only: bool = False, positional: bool = False
+) -> tuple[T, list[str]] | None:
+    """Returns the same, with the arguments that `parse` leaves over.
+
+    Raises:
+        UserError: As `parse` raises it, or a value is out of range.
+    """
+    if informed(arguments, lambda: f"{description}\n{help_text(record)}"):
         return None
     values = flags.FlagValues()
-    define(values, config)
-    parse(values, arguments)
-    settings = config(**given(values, config))
-    check(settings)
-    return settings
+    define(values, record)
+    rest = parse(values, arguments, known_only=known_only, positional=positional)
+    settings = config.put(record, given(values, record))
+    config.check(settings)
+    return settings, rest
 
 
 def asks(arguments: Sequence[str], *names: str) -> bool:
@@ -198,13 +183,13 @@ def informed(arguments: Sequence[str], text: Callable[[], str]) -> bool:
     return False
 
 
-def help_text(config: type, prefix: str = "") -> str:
-    """Returns one line per field: flag, default, whether a sweep may map over it, and meaning."""
+def help_text(record: Any, prefix: str = "") -> str:
+    """Returns one line per setting: flag, default, of an agent's whether a sweep may map over it, and meaning."""
     lines = []
-    for field in dataclasses.fields(config):
-        shown = "" if field.default is None else f"={_text(field.default)}"
-        note = {True: " [sweepable]", False: " [static]", None: ""}[field.metadata.get("sweepable")]
-        lines.append(f"  --{prefix}{field.name}{shown}{note}\n        {field.metadata['help']}")
+    for entry in config.flatten(record, prefix):
+        shown = "" if entry.value is None else texts.shown(entry.value)
+        note = f" [{'sweepable' if entry.traced else 'static'}]" if prefix else ""
+        lines.append(f"  --{entry.name}{shown and f'={shown}'}{note}\n        {entry.field.metadata['help']}")
     return "\n".join(lines)
 
 
@@ -244,45 +229,3 @@ def _leave(status: int) -> typing.NoReturn:
     if hosts is not None:
         hosts.leave(status)
     sys.exit(status)
-
-
-def _bare(kind: Any) -> Any:
-    """Returns the type inside an optional one."""
-    if isinstance(kind, types.UnionType):
-        (kind,) = [option for option in kind.__args__ if option is not type(None)]
-    return kind
-
-
-def _text(value: Any) -> Any:
-    return ",".join(map(str, value)) if isinstance(value, tuple) else value
-
-
-_PARSERS: dict[Any, flags.ArgumentParser] = {
-    bool: flags.BooleanParser(),
-    int: _Integer(),
-    float: _Float(),
-    str: flags.ArgumentParser(),
-}
-
-
-def _values(flag: str, kind: Any, text: str) -> list[Any]:
-    parts = [part.strip() for part in text.split("," if kind in _PARSERS else ":")]
-    if "" in parts:
-        example = "0.1,0.2" if kind in _PARSERS else "256,256:512,512"
-        raise UserError(f"{flag}={text} lacks a value; write for example {flag}={example}")
-    if kind not in _PARSERS:
-        return [_parse(flag, kind, part) for part in parts]
-    try:
-        return [_PARSERS[kind].parse(part) for part in parts]
-    except (ValueError, TypeError) as error:
-        told = str(error) if str(error).startswith("is ") else f"is not of type {kind.__name__}, or a list of that"
-        raise UserError(f"{flag}={text} {told}; see --help") from error
-
-
-def _parse(flag: str, kind: Any, value: Any) -> Any:
-    if typing.get_origin(kind) is not tuple:
-        return value
-    try:
-        return tuple(_PARSERS[int].parse(part.strip()) for part in value.strip("()").removesuffix(",").split(","))
-    except (ValueError, TypeError) as error:
-        raise UserError(f"{flag}={value} is not a list of integers; write for example {flag}=256,256") from error

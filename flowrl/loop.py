@@ -1,264 +1,21 @@
-"""The training loop: one compiled program that samples, updates and averages metrics, for many runs at once."""
+"""The training loop: chunks of steps, and what happens between them: logs, evaluations, checkpoints."""
 
 import time
-from collections.abc import Callable, Iterable
-from functools import partial
-from typing import Any, Literal, NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
-import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from flowrl.agent import Agent
-from flowrl.data.dataset import Dataset, gather, sample_rows
-from flowrl.data.goals import relabel
-from flowrl.data.replay import Replay, mixed, of_run
-from flowrl.devices import ALL, ONE, RUNS, Layout, local
-from flowrl.streams import stream_key
-from flowrl.train_state import Batch, Hyper, Metrics, Params, TrainState
+from flowrl.devices import local
+from flowrl.step import Window
+from flowrl.train_state import TrainState
 
-MapMode = Literal["auto", "vmap", "serial"]
 FIRST_CHUNK = 50
 """Updates in the first chunk, from which the end of the run is estimated."""
-
-
-class Window(flax.struct.PyTreeNode):
-    """Metrics gathered since the last log line; carried from chunk to chunk and saved with checkpoints.
-
-    Attributes:
-        sums: Sum of each metric, float32 `[]`.
-        count: Updates summed, int32 `[]`; shared by all mapped runs.
-        bad_step: For each metric, and `params/<network>`, the first update after which it was not finite, int32 `[]`;
-            0 while there is none.
-    """
-
-    sums: Metrics
-    count: jax.Array
-    bad_step: dict[str, jax.Array]
-
-
-def empty_window(metrics: Iterable[str], networks: Iterable[str] = ()) -> Window:
-    """Returns a window with nothing in it, for metrics and networks of the given names."""
-    return Window(
-        sums={name: jnp.zeros((), jnp.float32) for name in metrics},
-        count=jnp.zeros((), jnp.int32),
-        bad_step={name: jnp.zeros((), jnp.int32) for name in (*metrics, *(f"params/{name}" for name in networks))},
-    )
-
-
-def finite(metrics: Metrics, params: Params) -> dict[str, jax.Array]:
-    """Returns whether each metric is finite, and as `params/<network>` whether all parameters of a network are."""
-    networks = {
-        f"params/{name}": jnp.all(jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(network)]))
-        for name, network in params.items()
-    }
-    return {name: jnp.isfinite(value) for name, value in metrics.items()} | networks
-
-
-def sample_batch(agent: Agent, key: jax.Array, dataset: Dataset, state: TrainState, batch_size: int) -> Batch:
-    """Draws transitions uniformly and relabels their goals as the agent needs them."""
-    rows_key, goals_key = jax.random.split(key)
-    rows = sample_rows(rows_key, dataset, (batch_size,))
-    batch = gather(dataset, rows) | relabel(goals_key, dataset, rows, state.hyper, agent.needs)
-    return {name: batch[name] for name in agent.needs.fields}
-
-
-def train_step(
-    agent: Agent,
-    batch_size: int,
-    state: TrainState,
-    key: jax.Array,
-    dataset: Dataset | None,
-    replay: Replay | None = None,
-    offline_share: float | None = None,
-    cut_batch: Callable[[Batch], Batch] = lambda batch: batch,
-) -> tuple[TrainState, Metrics]:
-    """One update of one run, whose root key is `key`; all randomness follows from the key and `state.step`.
-
-    Transitions come from the dataset, or where there is a replay buffer from both, as `flowrl.data.replay.mixed` says;
-    `cut_batch` spreads them over devices.
-    """
-    data_key = stream_key(key, "data", state.step)
-    if replay is None:
-        assert dataset is not None
-        batch = sample_batch(agent, data_key, dataset, state, batch_size)
-    else:
-        batch = mixed(data_key, replay, dataset, batch_size, agent.needs.fields, offline_share)
-    return agent.update(state, cut_batch(batch), stream_key(key, "update", state.step))
-
-
-def run_chunk(
-    step: Callable[..., tuple[TrainState, Metrics]],
-    state: TrainState,
-    window: Window,
-    key: jax.Array,
-    dataset: Dataset | None,
-    updates: jax.Array,
-    replay: Replay | None,
-) -> tuple[TrainState, Window]:
-    """Runs `updates` updates of one run, each by `step(state, key, dataset, replay)`.
-
-    The count is traced, so that chunks of any length share one program; metrics are summed in the carry, in an order
-    that does not depend on where chunks begin and end. A run that diverges is frozen in the state before that update,
-    but for the step counter, which mapped runs share.
-    """
-
-    def body(_: jax.Array, carry: tuple[TrainState, Window]) -> tuple[TrainState, Window]:
-        before, window = carry
-        after, metrics = step(before, key, dataset, replay)
-        bad_step = {
-            name: jnp.where((window.bad_step[name] == 0) & ~good, after.step, window.bad_step[name])
-            for name, good in finite(metrics, after.params).items()
-        }
-        going = jnp.all(jnp.stack([*bad_step.values()]) == 0)
-        kept = jax.tree.map(partial(jnp.where, going), after.replace(step=None), before.replace(step=None))
-        sums = {name: window.sums[name] + value for name, value in metrics.items()}
-        return kept.replace(step=after.step), Window(sums, window.count + 1, bad_step)
-
-    return jax.lax.fori_loop(0, updates, body, (state, window))
-
-
-class Program(NamedTuple):
-    """The functions of a training with R runs mapped; states and windows carry a leading axis R but for counters.
-
-    R are the rows of a `Layout`, on whose devices all arrays lie.
-
-    Attributes:
-        start: `(keys [R], hyper=None) -> (states, window)` before the first update; `hyper` holds values of sweepable
-            fields `[R]` to use instead of the agent's own.
-        chunk: `(states, window, keys, dataset, updates, replays=None) -> (states, window)`; jitted, takes its first two
-            over. All runs share the dataset; each has its own replay buffer.
-        policies: `states -> policies`, jitted.
-    """
-
-    start: Callable[..., tuple[TrainState, Window]]
-    chunk: Any
-    policies: Callable[[TrainState], Any]
-
-
-def _state_axes(states: TrainState, mapped: Any = 0, shared: Any = None) -> TrainState:
-    """Returns `mapped` for each array of the states, and `shared` for their counter."""
-    return jax.tree.map(lambda _: mapped, states).replace(step=shared)
-
-
-def _window_axes(window: Window, mapped: Any = 0, shared: Any = None) -> Window:
-    return jax.tree.map(lambda _: mapped, window).replace(count=shared)
-
-
-def resolve_map(mode: MapMode, runs: int) -> Literal["vmap", "serial"]:
-    """Returns how runs are mapped: `auto` is `vmap` on accelerators and `serial` for one run or on a CPU.
-
-    On a CPU one run's matrices already fill the cores, and batched products are slower than plain ones.
-    """
-    if mode != "auto":
-        return mode
-    return "serial" if runs == 1 or jax.default_backend() == "cpu" else "vmap"
-
-
-RunChunk = Callable[..., tuple[TrainState, Window]]
-"""`run_chunk` of a certain step."""
-
-
-def vmapped(
-    one: RunChunk,
-    states: TrainState,
-    window: Window,
-    keys: jax.Array,
-    dataset: Dataset | None,
-    updates: jax.Array,
-    replays: Replay | None = None,
-) -> tuple[TrainState, Window]:
-    """Runs a chunk of all runs in one batched computation, where `one` runs that of one run."""
-    axes = (_state_axes(states), _window_axes(window))
-    mapped = jax.vmap(one, in_axes=(*axes, 0, None, None, 0), out_axes=axes)
-    return mapped(states, window, keys, dataset, updates, replays)
-
-
-def serial(
-    one: RunChunk,
-    states: TrainState,
-    window: Window,
-    keys: jax.Array,
-    dataset: Dataset | None,
-    updates: jax.Array,
-    replays: Replay | None = None,
-) -> tuple[TrainState, Window]:
-    """Runs a chunk of all runs, one run after another, where `one` runs that of one run."""
-    step, count = states.step, window.count
-
-    def run(args: tuple[TrainState, Window, jax.Array, jax.Array]) -> tuple[TrainState, Window]:
-        state, own, key, index = args
-        replay = None if replays is None else of_run(replays, index)
-        state, own = one(state.replace(step=step), own.replace(count=count), key, dataset, updates, replay)
-        return state.replace(step=None), own.replace(count=None)
-
-    mapped = (states.replace(step=None), window.replace(count=None), keys, jnp.arange(len(keys)))
-    states, window = jax.lax.map(run, mapped)
-    return states.replace(step=step + updates), window.replace(count=count + updates)
-
-
-def build(
-    agent: Agent,
-    batch_size: int,
-    dataset: Dataset | None,
-    mode: Literal["vmap", "serial"],
-    replay: Replay | None = None,
-    offline_share: float | None = None,
-    layout: Layout = ONE,
-) -> Program:
-    """Builds the program for `mode` `vmap` (all runs in one batched computation) or `serial` (one run after another).
-
-    Args:
-        agent: The algorithm.
-        batch_size: Transitions per update B.
-        dataset: The data, whose shapes give the names of the metrics; None without offline data.
-        mode: How runs are mapped. A serial run equals the same run alone bit for bit; with `vmap` keys, batches and
-            noise are equal and floats agree up to rounding.
-        replay: One run's replay buffer, or its shapes, where `chunk` will be given some.
-        offline_share: Share of each batch from the dataset where there is a buffer too; None is in proportion to size.
-        layout: The devices that the runs, or their batches, are spread over.
-    """
-    if mode not in ("vmap", "serial"):
-        raise ValueError(f"mode {mode!r} is neither vmap nor serial")
-    step = partial(train_step, agent, batch_size, offline_share=offline_share, cut_batch=layout.cut_batch)
-    chunk_of_all = partial(vmapped if mode == "vmap" else serial, partial(run_chunk, step))
-    whole = layout.replicated()
-    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), dataset)
-
-    def begin(keys: jax.Array, hyper: Hyper | None) -> tuple[TrainState, Window]:
-        states = jax.vmap(lambda key, own: agent.init(stream_key(key, "init"), own))(keys, hyper)
-        states = states.replace(step=jnp.zeros((), jnp.int32))
-        single = jax.eval_shape(lambda: agent.init(jax.random.key(0)))
-        names = jax.eval_shape(step, single, jax.random.key(0), shapes, replay)[1]
-        windows = jax.vmap(lambda _: empty_window(names, single.params))(keys)
-        return states, windows.replace(count=jnp.zeros((), jnp.int32))
-
-    def start(keys: jax.Array, hyper: Hyper | None = None) -> tuple[TrainState, Window]:
-        specs = specs_of(*jax.eval_shape(begin, keys, hyper))
-        return layout.spread(begin, (RUNS, RUNS), specs)(keys, hyper)
-
-    def chunk(
-        states: TrainState, window: Window, keys: jax.Array, dataset: Any, updates: jax.Array, replays: Any = None
-    ) -> tuple[TrainState, Window]:
-        specs = specs_of(states, window)
-        mapped = layout.spread(chunk_of_all, (*specs, RUNS, ALL, ALL, RUNS), specs)
-        return mapped(states, window, keys, dataset, updates, replays)
-
-    def policies(states: TrainState) -> Any:
-        mapped = jax.vmap(agent.policy, in_axes=(_state_axes(states),))
-        return layout.spread(mapped, (_state_axes(states, RUNS, ALL),), RUNS)(states)
-
-    return Program(
-        jax.jit(start, out_shardings=whole),
-        jax.jit(chunk, donate_argnums=(0, 1), out_shardings=whole),
-        jax.jit(policies, out_shardings=whole),
-    )
-
-
-def specs_of(states: TrainState, window: Window) -> tuple[TrainState, Window]:
-    """Returns which of their arrays are cut into shares for the devices."""
-    return _state_axes(states, RUNS, ALL), _window_axes(window, RUNS, ALL)
+States = TrainState[Any]
+"""The states of R runs in one, with a leading axis R but for the counter."""
 
 
 def clear(window: Window) -> Window:
@@ -354,8 +111,8 @@ class Hooks(NamedTuple):
     """
 
     log: Callable[[int, dict[str, np.ndarray]], None]
-    evaluate: Callable[[int, TrainState], bool]
-    checkpoint: Callable[[int, TrainState, Window, bool], None]
+    evaluate: Callable[[int, States], bool]
+    checkpoint: Callable[[int, States, Window, bool], None]
     progress: Callable[[int, int, float], None]
     stopping: Callable[[], bool]
     diverged: Callable[[dict[int, Divergence]], None] = end
@@ -366,7 +123,7 @@ class Stopped(Exception):
     """The run was asked to stop, and has saved where it was."""
 
 
-Advance = Callable[[TrainState, Window, int], tuple[TrainState, Window]]
+Advance = Callable[[States, Window, int], tuple[States, Window]]
 """`(states, window, steps) -> (states, window)`, which takes its first two over."""
 
 
@@ -374,14 +131,14 @@ def train(
     advance: Advance,
     schedule: Schedule,
     hooks: Hooks,
-    states: TrainState,
+    states: States,
     window: Window,
     *,
     step: int,
     unit: int = 1,
     evaluated: bool = True,
     chunk_seconds: float = 1.0,
-) -> tuple[TrainState, Window]:
+) -> tuple[States, Window]:
     """Trains until `schedule.steps`, in chunks of about `chunk_seconds`.
 
     Chunk lengths, log and evaluation intervals do not change what is learnt.

@@ -1,24 +1,21 @@
-"""How many runs fit into the memory of the devices at once."""
+"""How many runs fit into the memory of the devices at once, estimated from the sizes of what they consist of."""
 
-import dataclasses
+from functools import partial
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
-from flowrl import config as configs
-from flowrl import devices
-from flowrl.data import sources
-from flowrl.machine import available_memory
-from flowrl.online import empty_replays
-from flowrl.parts import build_program, prepare, spec_of
+from flowrl.data import replay, sources
+from flowrl.data.samplers import Transitions
+from flowrl.devices import free_bytes, size_of
+from flowrl.parts import Parts, prepare, spec_of
 from flowrl.settings import Plan
-from flowrl.streams import root_keys
 
 SHARE = 0.9
 """Of the memory that is free; the rest is for evaluation and for what the allocator loses."""
-SMALL = 0.1
-"""Runs whose states need less than this share of what is free surely fit."""
+PASSES = 4
+"""How often the outputs of all layers are held for a batch: for several losses and targets, forward and backward. XLA
+asks for a half to three quarters of what comes of this for SAC and GCIVL."""
 
 
 def fitting(free: float, fixed: float, per_run: float, runs: int) -> int:
@@ -26,45 +23,46 @@ def fitting(free: float, fixed: float, per_run: float, runs: int) -> int:
     return max(1, min(runs, int((SHARE * free - fixed) // per_run)))
 
 
-def free_bytes() -> int | None:
-    """Returns the memory that is free on each device, or None where nobody tells."""
-    device = jax.local_devices()[0]
-    if stats := device.memory_stats():
-        return stats["bytes_limit"] - stats["bytes_in_use"] if "bytes_limit" in stats else None
-    free = available_memory() if device.platform == "cpu" else None
-    return None if free is None else free // jax.local_device_count()
-
-
 def runs_that_fit(plan: Plan) -> int:
     """Returns how many of a plan's runs fit into one device's memory at once: all where nobody tells its size.
 
-    The program of two runs is compiled for one device, and XLA asked what it needs; the data are in memory while that
-    is compared. Where all runs are small beside what is free, that is not done.
+    The data are in memory while that is estimated. Runs that are trained one after another share the memory of work.
     """
     runs = len(plan.trials)
     if runs == 1 or free_bytes() is None:
         return runs
-    two = dataclasses.replace(plan, grid=plan.trials[:2])
-    parts = prepare(two, sources.locate(plan.env, plan.settings.data, workers=plan.settings.workers))
-    program, count = build_program(parts), len(two.trials)
-    keys = root_keys(jnp.arange(count))
-    hyper = configs.hypers(plan.agent_config, [trial.values for trial in two.trials])
-    arrays: Any = jax.eval_shape(program.start, keys, hyper)
-    replays: tuple[Any, ...] = ()
-    if plan.settings.online_steps:
-        needs = parts.agent.needs
-        two_rows = devices.Layout(count)
-        replays = (jax.eval_shape(lambda: empty_replays(spec_of(parts.sizes), plan.online.capacity, needs, two_rows)),)
-    kept = size_of((arrays, replays, jax.eval_shape(program.policies, arrays[0])))
-    serial = plan.settings.map == "serial"  # then one run at a time works
-    free = free_bytes() or 0
-    if serial and kept / count * runs < SMALL * free:
-        return runs
-    compiled = program.chunk.lower(*arrays, keys, parts.dataset, jnp.int32(1), *replays).compile()
-    work = compiled.memory_analysis().temp_size_in_bytes
-    return fitting(free, work if serial else 0, (kept if serial else kept + work) / count, runs)
+    parts = prepare(plan, sources.locate(plan.env, plan.settings.data, workers=plan.settings.workers))
+    kept, work = kept_bytes(parts), work_bytes(parts)
+    serial = plan.settings.map == "serial"
+    return fitting(free_bytes() or 0, work if serial else 0, kept if serial else kept + work, runs)
 
 
-def size_of(tree: Any) -> int:
-    """Returns the bytes of arrays, or of their shapes."""
-    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+def kept_bytes(parts: Parts) -> int:
+    """Returns what one run has all the time: its state with the optimizer's moments, its policy, its replay buffer."""
+    state = _state(parts)
+    return size_of((state, jax.eval_shape(parts.agent.policy, state), _buffer(parts)))
+
+
+def work_bytes(parts: Parts) -> int:
+    """Returns about what one run needs besides while it is at work: a new state, a batch, outputs of layers."""
+    batch_size, kind, key = parts.plan.config.batch_size, parts.agent.batch(parts.plan.config), jax.random.key(0)
+    if parts.dataset is None:
+        batch: Any = jax.eval_shape(partial(replay.sample, batch_size=batch_size), key, _buffer(parts))
+    else:
+        batch = jax.eval_shape(partial(kind.sample, batch_size=batch_size), key, parts.dataset)
+    state = _state(parts)
+    # A kernel [..., inputs, outputs] gives as many numbers for each row as it has outputs.
+    outputs = sum(leaf.size // leaf.shape[-2] for leaf in jax.tree.leaves(state.params) if leaf.ndim > 1)
+    return size_of(state) + size_of(batch) + PASSES * 4 * batch_size * outputs
+
+
+def _state(parts: Parts) -> Any:
+    return jax.eval_shape(parts.agent.init, jax.random.key(0), parts.plan.config)
+
+
+def _buffer(parts: Parts) -> Any:
+    """Returns the shapes of one run's replay buffer; none where it learns from data alone."""
+    kind, online = parts.agent.batch(parts.plan.config), parts.plan.settings.online
+    if not online.steps or not isinstance(kind, Transitions):
+        return ()
+    return jax.eval_shape(partial(replay.empty, spec_of(parts.sizes), online.capacity, returns=kind.returns))

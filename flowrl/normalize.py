@@ -1,7 +1,7 @@
 """Normalised observations and rescaled rewards: a dataset's statistics, applied once as data are loaded or gathered."""
 
 from collections.abc import Mapping
-from typing import TypeVar
+from typing import Any
 
 import flax.struct
 import jax
@@ -11,7 +11,8 @@ import numpy as np
 from flowrl.config import record, static
 from flowrl.errors import UserError
 
-Array = TypeVar("Array", np.ndarray, jax.Array)
+Array = np.ndarray | jax.Array
+_STATES = ("observations", "next_observations")
 
 
 @record
@@ -43,30 +44,28 @@ class Normalizer(flax.struct.PyTreeNode):
     reward_shift: Array
     goals_are_states: bool = flax.struct.field(pytree_node=False, default=True)
 
-    def observations(self, x: Array) -> Array:
-        """Normalises observations `[..., D]`."""
-        return (x - self.mean) / self.std
-
-    def rewards(self, x: Array) -> Array:
-        """Rescales rewards `[...]`."""
-        return self.reward_scale * x + self.reward_shift
-
-    def returns(self, x: Array, horizons: Array) -> Array:
-        """Rescales discounted sums `[...]` of rewards over `horizons` steps; one that is not known, −∞, stays so."""
-        known = abs(x) < np.inf
-        return jnp.where(known, self.reward_scale * jnp.where(known, x, 0.0) + self.reward_shift * horizons, x)
-
     def inputs(self, inputs: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
         """Normalises what a policy acts on: `observations`, and `goals` if they are states."""
         names = ("observations", "goals") if self.goals_are_states else ("observations",)
-        return {name: self.observations(x) if name in names else x for name, x in inputs.items()}
+        return {name: (x - self.mean) / self.std if name in names else x for name, x in inputs.items()}
+
+    def transitions(self, rows: Mapping[str, Any]) -> dict[str, Any]:
+        """Normalises `observations`, `next_observations` and `rewards` `[..., D]` where they are; of either library."""
+        found = {name: (x - self.mean) / self.std if name in _STATES else x for name, x in rows.items()}
+        if "rewards" in rows:
+            found["rewards"] = self.reward_scale * rows["rewards"] + self.reward_shift
+        return found
+
+    def returns(self, returns: Array, horizons: Array) -> jax.Array:
+        """Rescales discounted sums `[...]` of rewards over `horizons` steps; one that is not known, −∞, stays so."""
+        known = jnp.isfinite(returns)
+        scaled = self.reward_scale * jnp.where(known, returns, 0.0) + self.reward_shift * horizons
+        return jnp.where(known, scaled, returns)
 
     def arrays(self, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Normalises a dataset `[N, ...]` in OGBench's layout, with `returns` and their `horizons` if it has them."""
         own: Normalizer = jax.tree.map(np.asarray, self)
-        found = {**arrays, "observations": own.observations(arrays["observations"].astype(np.float32))}
-        if "rewards" in arrays:
-            found["rewards"] = own.rewards(arrays["rewards"].astype(np.float32))
+        found: dict[str, np.ndarray] = own.transitions(arrays)
         if "returns" in arrays:
             found["returns"] = np.asarray(own.returns(arrays["returns"], arrays["horizons"]))
         return found
@@ -85,7 +84,8 @@ def fit(
         return None
     observations, rewards = arrays["observations"], arrays.get("rewards")
     size = observations.shape[1]
-    mean, std = np.zeros(size), np.ones(size)
+    mean: Array = np.zeros(size)
+    std: Array = np.ones(size)
     if normalization.observations:
         mean, std = observations.mean(axis=0, dtype=np.float64), observations.std(axis=0, dtype=np.float64) + 1e-3
     scale = normalization.reward_scale
@@ -101,7 +101,8 @@ def fit(
     with np.errstate(over="ignore"):  # which is refused
         values = [np.asarray(x, np.float32) for x in (mean, std, scale, normalization.reward_shift)]
     _require_finite(arrays, *values)
-    return Normalizer(*(jnp.asarray(x) for x in values), goals_are_states=goals_are_states)
+    mean, std, factor, shift = map(jnp.asarray, values)
+    return Normalizer(mean, std, factor, shift, goals_are_states)
 
 
 def _require_finite(

@@ -9,39 +9,57 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from flowrl.agent import Agent, Needs, Spec
+from flowrl.acting import by_itself, explorer
+from flowrl.agent import Agent
+from flowrl.compiled import Program, States
+from flowrl.config import MOST_COUNT, record, static
 from flowrl.data import replay as buffers
 from flowrl.data.dataset import Dataset
 from flowrl.data.replay import Replay
 from flowrl.data.returns import OpenEpisodes
+from flowrl.data.samplers import Transitions
 from flowrl.devices import ALL, RUNS, Layout
 from flowrl.episodes import NotFinite
-from flowrl.loop import Program, Window
+from flowrl.networks import Spec
+from flowrl.normalize import Normalizer
+from flowrl.random_streams import stream_key
 from flowrl.side_by_side import Apart, SideBySide
-from flowrl.streams import stream_key
-from flowrl.train_state import TrainState
+from flowrl.step import Window
+from flowrl.train_state import Policy
 from flowrl.workers import EnvFactory
 
 T = TypeVar("T")
+MOST_ENVIRONMENTS = 10_000
+"""The most environments that all runs together act in at a time."""
 
 
-class Options(NamedTuple):
-    """How an agent gathers and uses experience; steps are those of one run's environments taken together.
+@record
+class Online:
+    """How an agent gathers and uses experience; steps are those of one run's environments taken together."""
 
-    Attributes:
-        num_envs: Environments E that each run acts in at a time.
-        updates_per_step: Updates for each environment step after the warm-up, the updates-to-data ratio.
-        warmup_steps: Steps with uniform actions and without updates at the beginning.
-        capacity: The most transitions that a run's buffer keeps.
-    """
+    steps: int = static(0, "Environment steps of each run, after the offline updates.", low=0, high=MOST_COUNT)
+    num_envs: int = static(1, "Environments that each run acts in at a time.", high=MOST_ENVIRONMENTS)
+    updates_per_step: float = static(1.0, "Updates for each environment step.", low=0, high=MOST_COUNT)
+    warmup_steps: int = static(0, "First environment steps: uniform actions, no updates.", low=0, high=MOST_COUNT)
+    buffer_size: int = static(1_000_000, "The most transitions that the replay buffer keeps.", high=MOST_COUNT)
+    offline_share: float | None = static(
+        None, "Share of each online batch from the offline data; absent, as if these lay in the buffer.", low=0, high=1
+    )
+    vectorization: Literal["sync", "async"] = static(
+        "sync",
+        "Training environments: sync (one process) or async (one each).",
+        choices=("sync", "async"),
+        resumable=True,
+        learning=False,
+    )
 
-    num_envs: int = 1
-    updates_per_step: float = 1.0
-    warmup_steps: int = 0
-    capacity: int = 1_000_000
+    @property
+    def capacity(self) -> int:
+        """Transitions that a run's buffer has room for."""
+        return max(self.num_envs, min(self.buffer_size, self.steps))
 
 
-def updates_due(options: Options, step: int) -> int:
+def updates_due(options: Online, step: int) -> int:
     """Returns how many updates a run has done once the transitions of `step` environment steps are used."""
     return math.floor(round(max(0, step - options.warmup_steps) * options.updates_per_step, 6))
 
@@ -49,7 +67,7 @@ def updates_due(options: Options, step: int) -> int:
 # ------------------------------------------------------------------------------------------------ environments
 
 
-class Transitions(NamedTuple):
+class Moves(NamedTuple):
     """One step of N environments.
 
     Attributes:
@@ -134,7 +152,7 @@ class Environments:
                 "that step was stored"
             ) from error
 
-    def step(self, actions: np.ndarray) -> Transitions:
+    def step(self, actions: np.ndarray) -> Moves:
         """Steps every environment with its row of `actions` `[N, A]`; those whose episode ends begin the next.
 
         Raises:
@@ -154,7 +172,7 @@ class Environments:
             self.episodes += ended.reshape(self.episodes.shape)
             self._begin(ended)
         masks = 1 - terminated.astype(np.float32)
-        return Transitions(before, after, rewards.astype(np.float32), masks, ended)
+        return Moves(before, after, rewards.astype(np.float32), masks, ended)
 
     def drain(self) -> list[dict[str, float]]:
         """Returns, for each run, what its episodes since the last call came to; empty where none ended."""
@@ -179,11 +197,12 @@ class Collector:
     """The online part of a training run: acts, stores, updates.
 
     Each step takes the actions of the current policies, starts the updates that the transitions so far are due, steps
-    the environments while the device computes, and stores what they showed. So updates lag the newest transitions by
-    one step of the environments, whatever the device. Where the agent reads returns, those of an episode are written
-    to its transitions in the buffer once it has ended.
+    the environments while the device computes, and stores what they showed, normalised. So updates lag the newest
+    transitions by one step of the environments, whatever the device. Where the agent reads returns, those of an episode
+    are written to its transitions in the buffer once it has ended.
 
     Attributes:
+        program: The compiled functions.
         step: Environment steps of each run so far.
         replays: The runs' buffers, with a leading axis R.
         environments: What is acted in.
@@ -191,13 +210,15 @@ class Collector:
 
     def __init__(
         self,
-        agent: Agent,
+        agent: Agent[Any],
         spec: Spec,
         program: Program,
         environments: Environments,
         keys: jax.Array,
-        options: Options,
+        options: Online,
+        kind: Transitions,
         dataset: Dataset | None = None,
+        normalizer: Normalizer | None = None,
         step: int = 0,
         replays: Replay | None = None,
         layout: Layout | None = None,
@@ -206,42 +227,40 @@ class Collector:
 
         Args:
             agent: Who acts and learns.
-            spec: The sizes of its observations and actions.
+            spec: The shapes of its observations and actions.
             program: The compiled functions, built for a replay buffer.
             environments: Of all runs.
             keys: Root keys of the runs `[R]`.
             options: How.
-            dataset: Offline data that batches are mixed with.
+            kind: The batches that the agent reads, with a plain discount if it reads returns.
+            dataset: Offline data that batches are mixed with, normalised.
+            normalizer: What they were normalised by.
             step: Environment steps done before.
             replays: The buffers then; by default empty ones.
             layout: The devices of the runs, all with equally many; by default one device.
         """
         layout = layout or Layout(len(keys))
         self.program, self.environments, self.step = program, environments, step
-        if replays is None:
-            replays = empty_replays(spec, options.capacity, agent.needs, layout)
-        self.replays = replays
-        self._keys, self._options, self._dataset = keys, options, dataset
-        act = functools.partial(_act, agent, spec, options)
-        self._act = jax.jit(layout.spread(act, (RUNS, RUNS, ALL, RUNS), RUNS))
-        self._add = jax.jit(layout.spread(jax.vmap(buffers.add), RUNS, RUNS), donate_argnums=0)
-        self._record = jax.jit(layout.spread(jax.vmap(buffers.record), RUNS, RUNS), donate_argnums=0)
+        self.replays = empty_replays(spec, options.capacity, kind, layout) if replays is None else replays
+        self._agent, self._keys, self._options = agent, keys, options
+        self._dataset, self._normalizer = dataset, normalizer
+        self._act = explorer(agent, spec, options.warmup_steps, layout)
+        self._add, self._record = _writers(layout)
         self._open: OpenEpisodes | None = None
-        if (discount := agent.needs.returns_discount) is not None:
-            self._open = OpenEpisodes(len(keys), options.num_envs, options.capacity, discount)
+        if kind.returns:
+            self._open = OpenEpisodes(len(keys), options.num_envs, options.capacity, float(kind.discount))
 
     @property
     def warm(self) -> bool:
         """Whether updates are under way."""
         return updates_due(self._options, self.step - self._options.num_envs) > 0
 
-    def advance(self, states: TrainState, window: Window, steps: int) -> tuple[TrainState, Window]:
+    def advance(self, states: States, window: Window, steps: int) -> tuple[States, Window]:
         """Does `steps` environment steps in each run, a multiple of `num_envs`, and the updates that are due."""
         runs, num_envs = len(self._keys), self._options.num_envs
         for _ in range(steps // num_envs):
             observations = self.environments.observations.reshape(runs, num_envs, -1)
-            policies = self.program.policies(states)
-            actions = self._act(policies, self._keys, np.int32(self.step), observations)
+            actions = self._act(self._policies(states), self._keys, np.int32(self.step), observations)
             updates = updates_due(self._options, self.step) - updates_due(self._options, self.step - num_envs)
             if updates:
                 arguments = (self._keys, self._dataset, np.int32(updates), self.replays)
@@ -249,37 +268,56 @@ class Collector:
             played = np.asarray(actions)
             if not np.isfinite(played).all():  # of a policy that diverges; no simulator is to answer for it
                 actions = played = np.where(np.isfinite(played), played, np.float32(0))
-            moved = self.environments.step(played.reshape(runs * num_envs, -1))
-            rows = {name: getattr(moved, name) for name in buffers.FIELDS if name != "actions"}
-            rows = {name: array.reshape(runs, num_envs, *array.shape[1:]) for name, array in rows.items()}
-            self.replays = self._add(self.replays, rows | {"actions": actions})
-            self.step += num_envs
-            if self._open is not None:
-                known = self._open.add(moved.rewards, moved.masks, moved.ended, self.step)
-                self.replays = self.replays if known is None else self._record(self.replays, *known)
+            self._store(actions, self.environments.step(played.reshape(runs * num_envs, -1)))
         return states, window
 
+    def _policies(self, states: States) -> Policy[Any]:
+        acting = states.replace(config=by_itself(self._agent, states.config))
+        return self.program.policies(acting).replace(normalizer=self._normalizer)
 
-def empty_replays(spec: Spec, capacity: int, needs: Needs, layout: Layout) -> Replay:
-    """Returns the buffers of R runs of an agent with these needs, with a leading axis R, on the runs' devices."""
-    empty = jax.vmap(lambda _: buffers.empty(spec, capacity, buffers.stored(needs)))
+    def _store(self, actions: Any, moved: Moves) -> None:
+        """Stores one step of all environments, in which `actions` `[R, E, A]` were taken."""
+        fields = {
+            "observations": moved.observations,
+            "rewards": moved.rewards,
+            "masks": moved.masks,
+            "next_observations": moved.next_observations,
+        }
+        rows = {name: array.reshape(*actions.shape[:2], *array.shape[1:]) for name, array in fields.items()}
+        self.replays = self._add(self.replays, {**rows, "actions": actions}, self._normalizer)
+        self.step += self._options.num_envs
+        if self._open is None:
+            return
+        if (known := self._open.add(moved.rewards, moved.masks, moved.ended, self.step)) is not None:
+            self.replays = self._record(self.replays, *known, self._normalizer)
+
+
+def empty_replays(spec: Spec, capacity: int, kind: Transitions, layout: Layout) -> Replay:
+    """Returns the buffers of R runs of an agent that reads such batches, with a leading axis R, on their devices."""
+    empty = jax.vmap(lambda _: buffers.empty(spec, capacity, returns=kind.returns))
     rows = layout.place(np.arange(layout.rows), mapped=True)
     return jax.jit(layout.spread(empty, RUNS, RUNS), out_shardings=layout.replicated())(rows)
 
 
-def _act(
-    agent: Agent, spec: Spec, options: Options, policies: Any, keys: jax.Array, step: jax.Array, observations: jax.Array
-) -> jax.Array:
-    """Actions `[R, E, A]` in `observations` `[R, E, D]`: uniform ones during the warm-up, then the policies'."""
-    goals = jnp.zeros((options.num_envs, spec.goal_dim))
-    keys = jax.vmap(lambda key: stream_key(key, "act", step))(keys)
+@functools.lru_cache(maxsize=16)
+def _writers(layout: Layout) -> tuple[Any, Any]:
+    """Returns functions that write to the buffers of all runs, which they take over: transitions, and returns.
 
-    def uniform() -> jax.Array:
-        shape = (options.num_envs, spec.action_dim)
-        return jax.vmap(lambda key: jax.random.uniform(key, shape, minval=-1.0, maxval=1.0))(keys)
+    They are `(replays, rows [R, E, ...], normalizer)` and `(replays, places, returns, horizons [R, L], normalizer)`.
+    """
 
-    def chosen() -> jax.Array:
-        act = functools.partial(agent.act, mode="explore")
-        return jax.vmap(act, in_axes=(0, 0, None, 0))(policies, observations, goals, keys)
+    def add(replays: Replay, rows: dict[str, jax.Array], normalizer: Normalizer | None) -> Replay:
+        seen = rows if normalizer is None else normalizer.transitions(rows)
+        return jax.vmap(buffers.add)(replays, seen)
 
-    return jax.lax.cond(step < options.warmup_steps, uniform, chosen)
+    def record(
+        replays: Replay, places: jax.Array, returns: jax.Array, horizons: jax.Array, normalizer: Normalizer | None
+    ) -> Replay:
+        seen = returns if normalizer is None else normalizer.returns(returns, horizons)
+        return jax.vmap(buffers.record)(replays, places, seen)
+
+    adding, recording = (RUNS, RUNS, ALL), (RUNS, RUNS, RUNS, RUNS, ALL)
+    return (
+        jax.jit(layout.spread(add, adding, RUNS), donate_argnums=0),
+        jax.jit(layout.spread(record, recording, RUNS), donate_argnums=0),
+    )

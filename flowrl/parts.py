@@ -7,14 +7,16 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from flowrl import agent as agents
-from flowrl import devices, envs, loop, normalize
-from flowrl.agent import Agent, Spec
-from flowrl.data import description, goals, minari_sets, replay, returns, sources
+from flowrl import agents, compiled, devices, envs, normalize
+from flowrl.agent import Agent
+from flowrl.compiled import Program
+from flowrl.data import description, minari_sets, replay, returns, sources
 from flowrl.data.dataset import Dataset, from_arrays
 from flowrl.data.fields import Expected
+from flowrl.data.samplers import Transitions, require
 from flowrl.errors import UserError
-from flowrl.loop import Program
+from flowrl.networks import Spec
+from flowrl.normalize import Normalizer
 from flowrl.settings import Plan
 
 
@@ -25,15 +27,17 @@ class Parts(NamedTuple):
         plan: What to do, with the environment that the data name.
         agent: Who learns.
         sizes: Of its environment.
-        dataset: What it learns from; None without offline data.
+        dataset: What it learns from, normalised; None without offline data.
+        normalizer: What stands between environment and agent; None where nothing does.
         facts: Lines for people on what the data consist of.
         doubts: Lines on what about them is to be noted, or implausible.
     """
 
     plan: Plan
-    agent: Agent
+    agent: Agent[Any]
     sizes: envs.Sizes
     dataset: Dataset | None
+    normalizer: Normalizer | None
     facts: tuple[str, ...] = ()
     doubts: tuple[str, ...] = ()
 
@@ -48,53 +52,68 @@ def prepare(plan: Plan, source: sources.Source, layout: devices.Layout = devices
     sizes = envs.sizes(plan.env) if plan.env.env_id is not None else None
     if source is sources.NONE:
         assert sizes is not None
-        return Parts(plan, build_agent(plan, sizes, None), sizes, None)
+        nothing = {"observations": np.zeros((1, sizes.observation_dim), np.float32)}
+        return Parts(plan, build_agent(plan, sizes), sizes, None, fit(plan, nothing))
     known = Expected() if sizes is None else Expected(*(getattr(sizes, name) for name in Expected._fields))
     reading = sources.examine(source, plan.env, known)
     arrays = reading.arrays
     if sizes is None:
         sizes = envs.Sizes(arrays["observations"].shape[1], arrays["actions"].shape[1])
-    doubts = [*reading.notes, *description.small(arrays, plan.agent_config.batch_size)]
+    doubts = [*reading.notes, *description.small(arrays, plan.config.batch_size)]
     facts = description.facts(reading)
-    agent = _plain_agent(plan, sizes)
-    if agent.needs.returns_discount is not None:
-        arrays |= returns.of_dataset(arrays, agent.needs.returns_discount)
-    agent = _normalized(plan, agent, arrays)
-    return Parts(plan, agent, sizes, layout.place(from_arrays(arrays), mapped=False), tuple(facts), tuple(doubts))
+    agent = build_agent(plan, sizes)
+    kind = agent.batch(plan.config)
+    if isinstance(kind, Transitions) and kind.returns:
+        arrays |= returns.of_dataset(arrays, float(kind.discount))
+    normalizer = fit(plan, arrays)
+    arrays = arrays if normalizer is None else normalizer.arrays(arrays)
+    arrays = {name: array for name, array in arrays.items() if name != "horizons"}
+    require(kind, arrays)
+    dataset = layout.place(from_arrays(arrays), mapped=False)
+    return Parts(plan, agent, sizes, dataset, normalizer, tuple(facts), tuple(doubts))
 
 
 def with_environment(plan: Plan, source: sources.Source) -> Plan:
     """Adds the environment that a Minari dataset names, in which its policies are evaluated."""
-    if plan.env.family != "minari" or not plan.settings.eval_episodes:
+    if plan.env.family != "minari" or not plan.settings.eval.episodes:
         return plan
     found = minari_sets.environment(source.path)
     if found is None:
-        raise UserError(f"{plan.env.name} names no environment; train only, with --eval_episodes=0")
+        raise UserError(f"{plan.env.name} names no environment; train only, with --eval.episodes=0")
     kwargs = found.kwargs | dict(plan.env.kwargs)
     env = plan.env._replace(env_id=found.env_id, kwargs=tuple(kwargs.items()), module=found.module)
     return dataclasses.replace(plan, env=env)
 
 
-def build_agent(plan: Plan, sizes: envs.Sizes, arrays: dict[str, np.ndarray] | None) -> Agent:
-    """Builds the agent, with the normalisation that the settings ask for."""
-    seen = {"observations": np.zeros((1, sizes.observation_dim))} if arrays is None else arrays
-    return _normalized(plan, _plain_agent(plan, sizes), seen)
+def build_agent(plan: Plan, sizes: envs.Sizes) -> Agent[Any]:
+    """Builds the agent."""
+    return agents.build(plan.settings.agent, plan.config, spec_of(sizes))
 
 
-def _plain_agent(plan: Plan, sizes: envs.Sizes) -> Agent:
-    return agents.load(str(plan.settings.agent)).make(plan.agent_config, spec_of(sizes))
+def fit(plan: Plan, arrays: dict[str, np.ndarray]) -> Normalizer | None:
+    """Returns the normaliser that the settings ask for, of a dataset; None where nothing is to be done.
 
-
-def _normalized(plan: Plan, agent: Agent, arrays: dict[str, np.ndarray]) -> Agent:
-    normalizer = normalize.fit(arrays, plan.normalization)
-    if normalizer is None:
-        return agent
-    return normalize.normalized(agent, normalizer, goals_are_states=plan.env.goals == "state")
+    Raises:
+        UserError: The data cannot be normalised so.
+    """
+    return normalize.fit(arrays, plan.settings.normalize, goals_are_states=plan.env.goals == "state")
 
 
 def spec_of(sizes: envs.Sizes) -> Spec:
-    """Returns the sizes that an agent is built for."""
-    return Spec(sizes.observation_dim, sizes.action_dim, sizes.goal_dim)
+    """Returns the shapes that an agent is built for."""
+    return Spec.of_sizes(sizes.observation_dim, sizes.action_dim, sizes.goal_dim)
+
+
+def online_kind(parts: Parts) -> Transitions:
+    """Returns the kind of batches that an agent reads, which must be one that a replay buffer gives.
+
+    Raises:
+        UserError: It is another.
+    """
+    kind = parts.agent.batch(parts.plan.config)
+    if not isinstance(kind, Transitions):
+        raise UserError(f"{parts.plan.settings.agent} learns offline only; leave --online.steps out")
+    return kind
 
 
 def build_program(parts: Parts, layout: devices.Layout = devices.ONE) -> Program:
@@ -105,16 +124,19 @@ def build_program(parts: Parts, layout: devices.Layout = devices.ONE) -> Program
         layout: The devices that it runs on.
 
     Raises:
-        UserError: The agent reads what the data lack.
+        UserError: The agent cannot learn online.
     """
-    plan, agent, sizes, dataset = parts[:4]
-    settings: Any = plan.settings
-    stored = replay.stored(agent.needs)
-    available = stored if dataset is None else goals.available(dataset, agent.needs)
-    agents.check_needs(agent.needs, dict.fromkeys(available))
-    buffer = None
-    if settings.online_steps:
-        agents.check_needs(agent.needs, dict.fromkeys(stored))
-        buffer = jax.eval_shape(partial(replay.empty, spec_of(sizes), plan.online.capacity, stored))
-    batch_size = plan.agent_config.batch_size
-    return loop.build(agent, batch_size, dataset, settings.map, buffer, settings.offline_share, layout)
+    plan, settings = parts.plan, parts.plan.settings
+    buffer: Any = None
+    if settings.online.steps:
+        returns = online_kind(parts).returns
+        buffer = jax.eval_shape(partial(replay.empty, spec_of(parts.sizes), settings.online.capacity, returns=returns))
+    return compiled.build(
+        parts.agent,
+        plan.config.batch_size,
+        parts.dataset,
+        settings.map,
+        buffer,
+        settings.online.offline_share,
+        layout,
+    )

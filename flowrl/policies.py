@@ -21,8 +21,10 @@ LOG_STD_RANGE = (-5.0, 2.0)
 class BestOfN:
     """How many actions are drawn, and how one of them is chosen."""
 
-    num_samples: int = static(1, "With more than 1, also evaluates the best of that many actions by Q.")
-    temperature: float = traced(0.0, "Draws by softmax(temperature x Q), as in DQL's code; 0 takes the best.")
+    num_samples: int = static(1, "With more than 1, also evaluates the best of that many actions by Q.", acting=True)
+    temperature: float = traced(
+        0.0, "Draws by softmax(temperature x Q), as in DQL's code; 0 takes the best.", acting=True
+    )
 
 
 def best_of_n(

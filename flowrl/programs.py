@@ -4,47 +4,77 @@ import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import flax.serialization
 import jax
 import jax.numpy as jnp
 from absl import flags as absl_flags
 
-from flowrl import agent as agents
-from flowrl import flags, run_files, schema
+from flowrl import agents, flags, run_files, schema
 from flowrl.agent import Agent
-from flowrl.config import check
+from flowrl.config import stacked
 from flowrl.errors import UserError
 from flowrl.files import CHECKPOINTS, CONFIG, SUMMARY
-from flowrl.settings import Plan, Settings, points, read_plan
+from flowrl.normalize import Normalizer
+from flowrl.random_streams import root_keys
+from flowrl.settings import Plan, Settings
 from flowrl.signals import run_program
-from flowrl.streams import root_keys
+from flowrl.stored import read_plan
 from flowrl.train_state import TrainState
+from flowrl.trials import points
+
+T = TypeVar("T")
 
 
-def agent_name(arguments: Sequence[str], read: Callable[[Path], dict[str, Any]]) -> str | None:
-    """Returns the agent whose flags are to be defined: the one named, or that of the folder to resume.
+def given(
+    arguments: Sequence[str], records: Sequence[Any], read: Callable[[Path], dict[str, Any]], *, several: bool = False
+) -> list[dict[str, Any]]:
+    """Reads the command line of a program that trains.
 
     Args:
         arguments: The command line, the program first.
-        read: Returns what such a folder records of itself.
+        records: Its settings.
+        read: Returns what a folder to resume records of itself, whose agent is meant where none is named.
+        several: Whether each setting of the agent may have several values.
+
+    Returns:
+        What is given of each record, and last of the agent's settings, by dotted name.
+
+    Raises:
+        UserError: A flag is unknown or has a bad value.
     """
     values = absl_flags.FlagValues()
-    flags.define(values, Settings)
+    for record in records:
+        flags.define(values, record)
+    name = _agent_name(arguments, read)
+    usual = agents.default(name) if name else None
+    if usual is not None:
+        (flags.define_lists if several else flags.define)(values, usual, "agent.")
+    flags.parse(values, arguments, known_only=usual is None)  # without an agent its flags are not known yet
+    found = [flags.given(values, record) for record in records]
+    if usual is None:
+        return [*found, {}]
+    return [*found, (flags.given_lists if several else flags.given)(values, usual, "agent.")]
+
+
+def _agent_name(arguments: Sequence[str], read: Callable[[Path], dict[str, Any]]) -> str | None:
+    """Returns the agent whose flags are to be defined: the one named, or that of the folder to resume."""
+    values = absl_flags.FlagValues()
+    flags.define(values, Settings())
     flags.parse(values, arguments, known_only=True)
     if values.agent is None and values.resume and values.run_dir:
-        return read(Path(values.run_dir).expanduser())["settings"]["agent"]
-    return values.agent
+        return str(read(Path(values.run_dir).expanduser())["settings"]["agent"])
+    return None if values.agent is None else str(values.agent)
 
 
-def help_text(description: str, arguments: Sequence[str], tables: Mapping[str, type]) -> str:
+def help_text(description: str, arguments: Sequence[str], tables: Mapping[str, Any]) -> str:
     """Returns the help of a program that trains: its flags, and those of the agent that the command line names.
 
     Args:
         description: What it is for.
         arguments: The command line, the program first.
-        tables: Dataclasses of flags under their headings; the first needs none.
+        tables: Records of settings under their headings; the first needs none.
 
     Raises:
         UserError: There is no such agent.
@@ -52,7 +82,7 @@ def help_text(description: str, arguments: Sequence[str], tables: Mapping[str, t
     parts = [f"{description}\nagents: {', '.join(agents.names())}"]
     parts += [f"{heading and f'{heading}:'}\n{flags.help_text(table)}".strip("\n") for heading, table in tables.items()]
     if name := _named(arguments):
-        parts.append(f"{name}:\n{flags.help_text(agents.load(name).Config, 'agent.')}")
+        parts.append(f"{name}:\n{flags.help_text(agents.default(name), 'agent.')}")
     return "\n\n".join(parts)
 
 
@@ -66,12 +96,12 @@ def _named(arguments: Sequence[str]) -> str | None:
 
 
 def own_and_other(
-    settings: type, arguments: Sequence[str], description: str, fixed: Sequence[str] = ()
-) -> tuple[Any, list[str]] | None:
+    settings: T, arguments: Sequence[str], description: str, fixed: Sequence[str] = ()
+) -> tuple[T, list[str]] | None:
     """Splits a command line into a program's own settings and flags for the training.
 
     Args:
-        settings: Dataclass of the program's own flags.
+        settings: The program's own settings by default.
         arguments: The command line, the program first.
         description: For `--help`.
         fixed: Names of flags of the training that the program sets itself.
@@ -82,19 +112,16 @@ def own_and_other(
     Raises:
         UserError: A flag is malformed, or fixed.
     """
-    if flags.informed(arguments, lambda: f"{description}\n{flags.help_text(settings)}"):
+    found = flags.read_with_rest(settings, arguments, description, known_only=True)
+    if found is None:
         return None
-    values = absl_flags.FlagValues()
-    flags.define(values, settings)
-    others = flags.parse(values, arguments, known_only=True)
+    own, others = found
     if wrong := [flag for flag in others if not re.fullmatch(r"--?[\w.]+=.*", flag)]:
         raise UserError(f"{wrong[0]!r} cannot be passed on; write --name=value")
     for flag in others:
         if (name := flag.lstrip("-").split("=")[0]) in fixed:
             raise UserError(f"--{name} is set by this program; leave it out")
-    own = settings(**flags.given(values, settings))
-    check(own)
-    return own, list(others)
+    return own, others
 
 
 def train(main: Path, folder: Path, arguments: Sequence[str]) -> None:
@@ -133,16 +160,19 @@ def stored_plan(run_dir: str | None) -> tuple[Plan, dict[str, Any]]:
     return plan, stored
 
 
-def load_states(plan: Plan, agent: Agent, step: int | None = None) -> tuple[int, TrainState]:
-    """Returns the step of a run's newest checkpoint, or of the one that is asked for, and its states for acting.
+def load_states(
+    plan: Plan, agent: Agent[Any], step: int | None = None
+) -> tuple[int, TrainState[Any], Normalizer | None]:
+    """Returns the step of a run's newest checkpoint, or of the one that is asked for, and what acts of it.
 
     Args:
         plan: Of the run.
-        agent: As it was trained, or with settings that only acting reads changed.
+        agent: As it was trained, or with settings that only acting reads changed, as the plan has them.
         step: Of which checkpoint.
 
     Returns:
-        The step, and the states `[R, ...]` of its runs without the optimizer's.
+        The step, the states `[R, ...]` of its runs without the optimizer's, and what stands between environment and
+        agent, if anything does.
 
     Raises:
         UserError: There is no such checkpoint, it is damaged, or it is of another agent.
@@ -160,16 +190,21 @@ def load_states(plan: Plan, agent: Agent, step: int | None = None) -> tuple[int,
     trained, runs = checkpoints.facts(step)["agent"], len(plan.trials)
     if trained != plan.settings.agent:
         raise UserError(f"the checkpoint in {folder} is of agent {trained}, not {plan.settings.agent} as its run says")
-    like = jax.eval_shape(jax.vmap(agent.init), root_keys(jnp.zeros(runs, jnp.uint32))).replace(opt_state=())
+    config = stacked(plan.config, [trial.values for trial in plan.trials])
+    like = jax.eval_shape(jax.vmap(agent.init), root_keys(jnp.zeros(runs, jnp.uint32)), config)
+    like = like.replace(opt_state=(), config=None)
     like = like.replace(step=jax.ShapeDtypeStruct((), like.step.dtype))  # which runs share
-    stored = {**checkpoints.raw(step)[0], "opt_state": ()}
     try:
-        states = flax.serialization.from_state_dict(like, stored)
-    except (ValueError, KeyError) as error:
+        arrays = checkpoints.raw(step)
+        states = flax.serialization.from_state_dict(like, {**arrays["states"], "opt_state": (), "config": None})
+    except (ValueError, KeyError, TypeError) as error:
         raise checkpoints.unfit(step, str(error)) from error
     checkpoints.require_fit(like, states, step)
     if (rows := min(len(leaf) for leaf in jax.tree.leaves(states) if leaf.ndim)) < runs:
         raise checkpoints.unfit(step, f"it has {rows} runs, not {runs}")
     checkpoints.close()
     # More rows than runs were stored, where these did not fill their devices evenly.
-    return step, jax.tree.map(lambda x: x[:runs] if x.ndim else x, states)
+    states = jax.tree.map(lambda x: x[:runs] if x.ndim else x, states).replace(config=config)
+    found = arrays.get("normalizer")
+    normalizer = found and Normalizer(**found, goals_are_states=plan.env.goals == "state")
+    return step, states, normalizer

@@ -1,46 +1,61 @@
 """What a run says of itself: its `config.json`, what changed when it is resumed, and the lines at its beginning."""
 
-import dataclasses
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
 
-from flowrl import hosts, loggers
+from flowrl import config as configs
+from flowrl import envs, hosts, loggers
 from flowrl.data import sources
+from flowrl.files import CONFIG
 from flowrl.provenance import git_commit, hardware, versions
-from flowrl.settings import OUTPUTS, Plan, command, read_config
+from flowrl.settings import Settings
+from flowrl.stored import command, read_config
 from flowrl.train_state import TrainState
+from flowrl.trials import Trial, seeds
 
 
-def describe(plan: Plan, source: sources.Source) -> dict[str, Any]:
-    """Returns the `config.json` of a run, by which it is told apart, repeated and continued."""
+def describe(
+    settings: Settings, config: Any, trials: Sequence[Trial], preset: str, data: sources.Source, *, swept: bool
+) -> dict[str, Any]:
+    """Returns the `config.json` of runs, by which they are told apart, repeated and continued.
+
+    Args:
+        settings: Of the runs.
+        config: The agent's.
+        trials: The runs.
+        preset: Where the settings started from.
+        data: What is learnt from.
+        swept: Whether the runs are a part of a sweep.
+    """
     packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "ogbench", "mujoco", "gymnasium")
-    settings = dataclasses.asdict(plan.settings) | {"resume": False, "run_dir": None}
-    config: dict[str, Any] = {
-        "settings": settings,
-        "agent_config": dataclasses.asdict(plan.agent_config),
-        "seeds": plan.seeds,
-        "preset": {"name": plan.preset.name, "source": plan.preset.source},
-        "data": source._asdict() | {"path": "none" if source is sources.NONE else str(source.path.resolve())},
+    told: dict[str, Any] = {
+        "settings": configs.values(settings) | {"resume": False, "run_dir": ""},
+        "agent_config": configs.values(config),
+        "seeds": seeds(trials),
+        "preset": {"name": settings.preset, "source": preset},
+        "data": data._asdict() | {"path": "none" if data is sources.NONE else str(data.path.resolve())},
         "hardware": hardware(),
         "devices": jax.device_count(),
         "hosts": hosts.count(),
         "versions": versions(*packages),
         "git_commit": git_commit(),
     }
-    if plan.grid:
-        config["grid"] = [trial.labels for trial in plan.grid]
-    return {"command": command(config)} | config
+    if swept:
+        told["grid"] = [trial.labels for trial in trials]
+    return {"command": command(told)} | told
 
 
-def record_changes(plan: Plan) -> None:
+def record_changes(folder: Path, settings: Settings) -> None:
     """Writes what a resumed run does otherwise from now on into its `config.json`."""
-    config = read_config(plan.folder)
-    changed = {name: getattr(plan.settings, name) for name in ("steps", "keep_checkpoints", *OUTPUTS)}
-    if config["settings"] | changed != config["settings"]:
-        config["settings"] |= changed
-        loggers.write_json(plan.folder / "config.json", config)
+    told = read_config(folder)
+    changed = {entry.name: entry.value for entry in configs.flatten(settings) if entry.field.metadata["resumable"]}
+    changed |= {"resume": False, "run_dir": "", "data": told["settings"]["data"]}  # which is where it lies now
+    if told["settings"] | changed != told["settings"]:
+        told["settings"] |= changed
+        loggers.write_json(folder / CONFIG, told)
 
 
 def warn_of_changes(stored: dict[str, Any], now: dict[str, Any]) -> None:
@@ -51,34 +66,44 @@ def warn_of_changes(stored: dict[str, Any], now: dict[str, Any]) -> None:
 
 
 def print_banner(
-    plan: Plan,
-    source: sources.Source,
-    states: TrainState,
-    used: int,
-    facts: Sequence[str] = (),
-    doubts: Sequence[str] = (),
+    settings: Settings,
+    batch_size: int,
+    trials: Sequence[Trial],
+    env: envs.EnvName,
+    states: TrainState[Any],
+    rows: dict[str, str | Sequence[str]],
 ) -> None:
-    """Says what begins, with these states on so many devices, and what the data consist of and leave in doubt."""
-    settings, runs = plan.settings, len(plan.trials)
-    spread = f"{used} × " if used > 1 else ""
-    spread_over = f", {hosts.count()} hosts" if hosts.count() > 1 else ""
+    """Says what begins.
+
+    Args:
+        settings: Of the runs.
+        batch_size: Transitions of an update.
+        trials: The runs.
+        env: Where they are evaluated.
+        states: Theirs.
+        rows: Further lines, one or several, by what stands before them: `data`, `note`, `preset`, `device`, `run`.
+    """
+    runs = len(trials)
     parameters = sum(leaf.size // len(leaf) for leaf in jax.tree.leaves(states.params))
     mapped = f" × {runs} runs ({settings.map})" if runs > 1 else ""
-    rows: dict[str, str | Sequence[str]] = {
+    shown: dict[str, str | Sequence[str]] = {
         "agent": f"{settings.agent}, {parameters:,} parameters{mapped}",
-        "environment": "; ".join(filter(None, (plan.env.env_id or "none: training only", plan.env.note))),
-        "data": (source.detail, *facts),
-        "note": doubts,
-        "preset": plan.preset.source,
-        "training": f"{_amount(plan)}, batches of {plan.agent_config.batch_size} transitions, {_seeds(plan.seeds)}",
-        "sweep": ", ".join(plan.trials[0].swept) if plan.grid else "",
-        "device": f"{spread}{jax.devices()[0].device_kind} ({jax.default_backend()}){spread_over}, {hardware()}",
-        "run": str(plan.folder),
+        "environment": "; ".join(filter(None, (env.env_id or "none: training only", env.note))),
+        "training": f"{_amount(settings)}, batches of {batch_size} transitions, {_seeds(seeds(trials))}",
+        "sweep": ", ".join(trials[0].swept),
+        **rows,
     }
-    for name, found in rows.items():
+    for name, found in shown.items():
         for i, text in enumerate((found,) if isinstance(found, str) else found):
             if text:
                 print(f"{name if name == 'note' or not i else '':>12}  {text}")
+
+
+def device_text(used: int) -> str:
+    """Returns what computes, with so many devices in use."""
+    spread = f"{used} × " if used > 1 else ""
+    spread_over = f", {hosts.count()} hosts" if hosts.count() > 1 else ""
+    return f"{spread}{jax.devices()[0].device_kind} ({jax.default_backend()}){spread_over}, {hardware()}"
 
 
 def _seeds(seeds: list[int]) -> str:
@@ -86,11 +111,11 @@ def _seeds(seeds: list[int]) -> str:
     return f"seeds {seeds}" if len(seeds) <= 10 else f"{len(seeds):,} seeds from {seeds[0]} to {seeds[-1]}"
 
 
-def _amount(plan: Plan) -> str:
+def _amount(settings: Settings) -> str:
     """Returns how much is trained, in words."""
-    settings: Any = plan.settings
+    online = settings.online
     parts = [f"{settings.steps:,} updates"] if settings.steps else []
-    if settings.online_steps:
-        rate = f"{settings.updates_per_step:g} updates each, {settings.num_envs} at a time"
-        parts.append(f"{settings.online_steps:,} environment steps with {rate}")
+    if online.steps:
+        rate = f"{online.updates_per_step:g} updates each, {online.num_envs} at a time"
+        parts.append(f"{online.steps:,} environment steps with {rate}")
     return ", then ".join(parts)

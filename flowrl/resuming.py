@@ -5,13 +5,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from flowrl import loggers, loop, run_files
+from flowrl import loggers, run_files
 from flowrl.errors import UserError
 from flowrl.files import CHECKPOINTS, DIVERGED, SUMMARY
-from flowrl.settings import Plan
+from flowrl.settings import Settings
+from flowrl.trials import Trial
 
-KINDS = {"metrics": "log", "eval": "eval", "time": "log"}
-"""The logs, and what each is written at."""
+KINDS = ("metrics", "eval", "time")
+"""The logs."""
 DROPPED = ".dropped"
 """What is added to the name of a log for the file that keeps what was taken out of it."""
 
@@ -34,28 +35,36 @@ class Reached(NamedTuple):
     others: Sequence[int]
 
 
-def due(settings: Mapping[str, Any], what: str, last: int) -> list[int]:
-    """Returns the steps up to `last` at which a run with these settings logs (`log`) or evaluates (`eval`)."""
-    switch, end = settings["steps"], settings["steps"] + settings["online_steps"]
-    intervals = [settings[f"{name}_interval"] for name in ("log", "eval", "checkpoint")]
-    parts = [loop.Schedule(part, *intervals) for part in (switch, end)]
-    steps = {*range(settings[f"{what}_interval"], last + 1, settings[f"{what}_interval"]), switch, end}
-    return [step for step in sorted(steps) if step <= last and parts[step > switch].due(what, step)]
+def due(interval: int, steps: int, online_steps: int, last: int) -> list[int]:
+    """Returns the steps up to `last` at which something happens.
+
+    Args:
+        interval: Between which it happens; it also does at the end of either part.
+        steps: Updates on data.
+        online_steps: Online steps, which are counted on from them.
+        last: Where to end.
+    """
+    ends = {steps, steps + online_steps} - {0}
+    return sorted(step for step in {*range(interval, last + 1, interval), *ends} if step <= last)
 
 
-def expected(plan: Plan, kind: str, reached: Reached) -> Iterator[dict[str, Any]]:
+def expected(settings: Settings, trials: Sequence[Trial], kind: str, reached: Reached) -> Iterator[dict[str, Any]]:
     """Yields what each line of a log that a checkpoint covers must say, in their order."""
-    settings: Any = plan.settings
-    last = reached.step if kind != "eval" or reached.evaluated else reached.step - 1
-    for step in due(vars(settings), KINDS[kind], last):
-        runs = [{"step": step, "run": run, **trial.labels} for run, trial in enumerate(plan.trials)]
+    episodes, online_steps = settings.eval.episodes, settings.online.steps
+    if kind == "eval":
+        last = reached.step if reached.evaluated else reached.step - 1
+        steps = due(settings.eval.interval, settings.steps, online_steps, last) if episodes else []
+    else:
+        steps = due(settings.log.interval, settings.steps, online_steps, reached.step)
+    for step in steps:
+        runs = [{"step": step, "run": run, **trial.labels} for run, trial in enumerate(trials)]
         if kind == "time":
             yield {"step": step}
         elif kind == "metrics":
             yield from runs
-        elif settings.eval_episodes:
+        else:
             for mode, run, task in itertools.product(reached.modes, runs, range(1, reached.tasks + 1)):
-                yield {**run, "mode": mode, "task": task, "episodes": settings.eval_episodes}
+                yield {**run, "mode": mode, "task": task, "episodes": episodes}
 
 
 def require_unbegun(folder: Path) -> None:
@@ -86,24 +95,23 @@ class Cut(NamedTuple):
     dropped: str
 
 
-def cuts(plan: Plan, reached: Reached) -> list[Cut]:
+def cuts(folder: Path, settings: Settings, trials: Sequence[Trial], reached: Reached) -> list[Cut]:
     """Checks that the logs hold each line that the checkpoint covers, once and in order, and says what to cut.
 
     Raises:
         UserError: A line is damaged, missing, there twice, or another run's.
     """
-    total = int(plan.settings.steps or 0) + plan.settings.online_steps
-    if reached.step > total:
+    if reached.step > settings.total:
+        unit = settings.unit
         raise UserError(
-            f"the checkpoint in {plan.folder} is at {plan.unit} {reached.step}, but its config.json is of {total} "
-            f"{plan.unit}s; put the right config.json back"
+            f"the checkpoint in {folder} is at {unit} {reached.step}, but its config.json is of {settings.total} "
+            f"{unit}s; put the right config.json back"
         )
-    return [_cut(plan, kind, reached) for kind in KINDS]
+    return [_cut(folder / f"{kind}.jsonl", [*expected(settings, trials, kind, reached)], reached) for kind in KINDS]
 
 
-def _cut(plan: Plan, kind: str, reached: Reached) -> Cut:
-    path = plan.folder / f"{kind}.jsonl"
-    log, wanted = run_files.read_log(path), [*expected(plan, kind, reached)]
+def _cut(path: Path, wanted: Sequence[Mapping[str, Any]], reached: Reached) -> Cut:
+    log = run_files.read_log(path)
     steps = {line["step"] for line in wanted}
     # Later lines will be written again. At the checkpoint itself lie those of an end that has since been moved on.
     kept = [

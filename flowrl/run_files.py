@@ -24,8 +24,8 @@ _COUNT, _STEP, _NUMBER = number(0, whole=True), number(1, whole=True), number()
 _HASH = text("([0-9a-f]{64})?", "a SHA-256 in hexadecimal digits")
 _SCORES = dict.fromkeys(("success", "normalized_score", "return"), _NUMBER)
 
-_SCHEDULE = {"online_steps": _COUNT, "eval_episodes": _COUNT}
-_SCHEDULE |= dict.fromkeys(("log_interval", "eval_interval", "checkpoint_interval"), _STEP)
+_SCHEDULE = {"steps": _COUNT, "online.steps": _COUNT, "eval.episodes": _COUNT}
+_SCHEDULE |= dict.fromkeys(("log.interval", "eval.interval", "checkpoint.interval"), _STEP)
 
 LABELS = record({"seed": _COUNT}, others=_NUMBER)
 """What tells one of the runs of a folder from the others."""
@@ -33,9 +33,7 @@ LABELS = record({"seed": _COUNT}, others=_NUMBER)
 CONFIG = record(
     {
         "command": text(),
-        "settings": record(
-            {"agent": text(), "env": text(), "preset": text(), "steps": _COUNT, **_SCHEDULE}, optional=_SCHEDULE
-        ),
+        "settings": record({"agent": text(), "env": text(), "preset": text(), **_SCHEDULE}),
         "agent_config": record({}),
         "seeds": listing(_COUNT, least=1),
         "preset": record({"name": text(), "source": text()}),
@@ -47,7 +45,7 @@ CONFIG = record(
         "versions": record({}),
         "git_commit": nullable(text()),
     },
-    optional=("command", "grid", "devices", "hosts"),
+    optional=("grid", "devices", "hosts"),
 )
 """`config.json` of a run, but for the values of its settings, which only its agent knows."""
 
@@ -108,11 +106,11 @@ class Lines(NamedTuple):
 
     Attributes:
         check: Of one line.
-        key: The fields, with values for where they are absent, by which lines of one step differ.
+        key: The fields by which lines of one step differ.
     """
 
     check: Check
-    key: Mapping[str, Any]
+    key: tuple[str, ...]
 
 
 def _scored(place: str, value: Any) -> None:
@@ -130,14 +128,14 @@ def _all(*checks: Check) -> Check:
 
 _EVALUATION = record(
     {"step": _STEP, "run": _COUNT, "seed": _COUNT, "task": _STEP, "episodes": _STEP, "length": number(0)}
-    | {"mode": text("eval|best_of_n", "eval or best_of_n"), **_SCORES},
-    optional=("mode", *_SCORES),
+    | {"mode": text(r"\w+", "the name of an evaluation, such as eval"), **_SCORES},
+    optional=_SCORES,
     others=either(_NUMBER, text()),
 )
 LINES = {
-    "metrics.jsonl": Lines(record({"step": _STEP, "run": _COUNT, "seed": _COUNT}, others=_NUMBER), {"run": None}),
-    "eval.jsonl": Lines(_all(_EVALUATION, _scored), {"mode": "eval", "run": None, "task": None}),
-    "time.jsonl": Lines(record({"step": _STEP, "steps_per_second": number(0)}), {}),
+    "metrics.jsonl": Lines(record({"step": _STEP, "run": _COUNT, "seed": _COUNT}, others=_NUMBER), ("run",)),
+    "eval.jsonl": Lines(_all(_EVALUATION, _scored), ("mode", "run", "task")),
+    "time.jsonl": Lines(record({"step": _STEP, "steps_per_second": number(0)}), ()),
 }
 """The logs of a run by their names."""
 
@@ -222,7 +220,7 @@ def _record(written: str) -> dict[str, Any]:
 
 def _require_later(line: Mapping[str, Any], kind: Lines, newest: dict[tuple[Any, ...], int]) -> None:
     """Checks that a line is of a later step than those before it with the same key."""
-    key = tuple(line.get(name, usual) for name, usual in kind.key.items())
+    key = tuple(line[name] for name in kind.key)
     if line["step"] <= newest.get(key, 0):
         what = ", ".join(f"{name} {value}" for name, value in zip(kind.key, key, strict=True))
         raise Mismatch(f"step {line['step']}{what and f' of {what}'} comes after step {newest[key]}")

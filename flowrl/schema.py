@@ -3,17 +3,15 @@
 A check takes a value read from JSON and the place where it stood, and raises `Mismatch` where the value cannot be.
 """
 
-import dataclasses
 import json
 import math
 import re
 import sys
-import types
-import typing
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_origin
 
+from flowrl.config import bare, flatten
 from flowrl.errors import UserError
 
 REMEDY = "put the right file back, or do without this folder"
@@ -117,15 +115,15 @@ def record(fields: Mapping[str, Check], *, optional: Collection[str] = (), other
     return check
 
 
-def of_dataclass(config: type, *, partial: bool = False, several: bool = False) -> Check:
-    """Takes objects with the fields of a dataclass and of their types, and no others.
+def of_settings(settings: Any, *, partial: bool = False, several: bool = False) -> Check:
+    """Takes objects with the settings of a record by dotted name, of their types, and no others.
 
     Args:
-        config: The dataclass.
-        partial: Whether fields may be absent.
-        several: Whether each field has a list of values.
+        settings: The record.
+        partial: Whether settings may be absent.
+        several: Whether each setting has a list of values.
     """
-    fields = {field.name: of_type(field.type, least=int(field.default != ())) for field in dataclasses.fields(config)}
+    fields = {entry.name: of_type(entry.field.type, int(entry.field.default != ())) for entry in flatten(settings)}
     if several:
         fields = {name: listing(check, least=1) for name, check in fields.items()}
 
@@ -138,14 +136,11 @@ def of_dataclass(config: type, *, partial: bool = False, several: bool = False) 
 _PLAIN: dict[Any, Check] = {bool: boolean, int: number(whole=True), float: number(), str: text()}
 
 
-def of_type(kind: Any, least: int = 1) -> Check:
+def of_type(declared: Any, least: int = 1) -> Check:
     """Takes values of the types that settings have: bool, int, float, str, tuples of `least` or more, or None too."""
-    if isinstance(kind, types.UnionType):
-        (kind,) = [option for option in kind.__args__ if option is not type(None)]
-        return nullable(of_type(kind, least))
-    if typing.get_origin(kind) is tuple:
-        return listing(of_type(typing.get_args(kind)[0]), least)
-    return _PLAIN[kind]
+    kind = bare(declared)
+    check = listing(_PLAIN[int], least) if get_origin(kind) is tuple else _PLAIN[kind]
+    return nullable(check) if type(None) in get_args(declared) else check
 
 
 # ----------------------------------------------------------------------------------------------------- reading

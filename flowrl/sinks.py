@@ -10,6 +10,7 @@ import itertools
 import secrets
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -17,9 +18,10 @@ import numpy as np
 from tqdm import tqdm
 
 from flowrl import loggers, run_files, schema
+from flowrl.config import MOST_COUNT, record, static
 from flowrl.errors import UserError
-from flowrl.files import replacing
-from flowrl.settings import Plan, Trial, read_config
+from flowrl.files import CONFIG, replacing
+from flowrl.trials import Trial
 
 KINDS = ("metrics", "eval")
 """The files whose lines go to sinks, in the order in which one step writes them."""
@@ -27,6 +29,26 @@ PROJECT = "flowrl"
 """The project that runs belong to in Weights & Biases."""
 _OUTCOMES = ("success", "normalized_score", "return", "length")
 Records = Sequence[Mapping[str, Any]]
+
+
+@record
+class Log:
+    """When a run's numbers are written, and where they go besides; this changes nothing else of it."""
+
+    interval: int = static(
+        5_000, "Updates, or online steps, that one log line averages.", high=MOST_COUNT, learning=False
+    )
+    csv: bool = static(False, "Also write metrics.csv and eval.csv.", resumable=True, learning=False)
+    tensorboard: bool = static(
+        False, "Also write event files for TensorBoard; needs the extra tensorboard.", resumable=True, learning=False
+    )
+    wandb: bool = static(
+        False, "Also log to Weights & Biases, project flowrl; needs the extra wandb.", resumable=True, learning=False
+    )
+    video_episodes: int = static(
+        0, "Episodes per task of the first run's last evaluation to make videos of; needs the extra video.",
+        low=0, high=MOST_COUNT, resumable=True, learning=False,
+    )  # fmt: skip
 
 
 class Sink(Protocol):
@@ -42,17 +64,31 @@ class Sink(Protocol):
 class Sinks:
     """The sinks that the settings of a run ask for; one that fails is given up with a warning, and the run goes on."""
 
-    def __init__(self, plan: Plan):
-        self._plan = plan
+    def __init__(self, log: Log, folder: Path, trials: Sequence[Trial], group: str | None = None):
+        """Takes what is asked for, which `open` begins.
+
+        Args:
+            log: Which.
+            folder: Of the runs.
+            trials: The runs.
+            group: What the runs belong to, such as a sweep; their folder's name if nothing.
+        """
+        self._folder = folder
+        self._asked: dict[str, Callable[[], Sink]] = {}
+        if log.csv:
+            self._asked["csv"] = partial(Csv, folder)
+        if log.tensorboard:
+            self._asked["tensorboard"] = partial(TensorBoard, folder, trials)
+        if log.wandb:
+            self._asked["wandb"] = partial(Wandb, folder, trials, group)
         self._sinks: dict[str, Sink] = {}
 
     def open(self) -> None:
         """Opens them with what the run has written so far."""
-        for name, make in SINKS.items():
-            if getattr(self._plan.settings, name):
-                with self._forgiving(name):
-                    self._sinks[name] = make(self._plan)
-        for kind, records in history(self._plan.folder):
+        for name, make in self._asked.items():
+            with self._forgiving(name):
+                self._sinks[name] = make()
+        for kind, records in history(self._folder):
             self.write(kind, records)
 
     def write(self, kind: str, records: Records) -> None:
@@ -76,8 +112,8 @@ class Sinks:
             self._sinks.pop(name, None)
             reason = " ".join(str(error).split()) or type(error).__name__
             tqdm.write(
-                f"warning: --{name} failed ({reason}) and gets no more numbers; the run goes on, its JSONL files hold "
-                "them all, and a --resume fills it anew"
+                f"warning: --log.{name} failed ({reason}) and gets no more numbers; the run goes on, its JSONL files "
+                "hold them all, and a --resume fills it anew"
             )
 
 
@@ -105,8 +141,8 @@ def scalars(kind: str, records: Records) -> Iterator[tuple[int, int, dict[str, f
     of choices among several actions begin with `best_of_n` instead.
     """
     by_run: dict[int, list[Mapping[str, Any]]] = {}
-    for record in records:
-        by_run.setdefault(record["run"], []).append(record)
+    for line in records:
+        by_run.setdefault(line["run"], []).append(line)
     for run, own in by_run.items():
         marks = {name: float(own[0][name]) for name in ("diverged",) if name in own[0]}
         numbers = _evaluation(own) if kind == "eval" else {name: own[0][name] for name in own[0] if "/" in name}
@@ -133,8 +169,8 @@ class Csv:
     Columns stand in the order in which their names first appear.
     """
 
-    def __init__(self, plan: Plan):
-        self._paths = {kind: plan.folder / f"{kind}.csv" for kind in KINDS}
+    def __init__(self, folder: Path):
+        self._paths = {kind: folder / f"{kind}.csv" for kind in KINDS}
         self._columns: dict[str, list[str]] = {kind: [] for kind in KINDS}
         for path in self._paths.values():
             path.unlink(missing_ok=True)
@@ -167,13 +203,12 @@ class Csv:
 class TensorBoard:
     """Event files in `tensorboard/<run>`, a folder for each run that is mapped."""
 
-    def __init__(self, plan: Plan):
+    def __init__(self, folder: Path, trials: Sequence[Trial]):
         from tensorboardX import SummaryWriter
 
-        folder = plan.folder / "tensorboard"
-        for old in folder.rglob("events.out.tfevents.*"):
+        for old in (folder / "tensorboard").rglob("events.out.tfevents.*"):
             old.unlink()
-        self._writers = [SummaryWriter(str(folder / run_name(trial))) for trial in plan.trials]
+        self._writers = [SummaryWriter(str(folder / "tensorboard" / run_name(trial))) for trial in trials]
 
     def write(self, kind: str, records: Records) -> None:
         """Adds the numbers of one step."""
@@ -198,24 +233,23 @@ class Wandb:
     and one more for evaluations: so a resumed run, which repeats its numbers exactly, adds just those that are missing.
     """
 
-    def __init__(self, plan: Plan):
+    def __init__(self, folder: Path, trials: Sequence[Trial], group: str | None):
         import wandb
 
-        config, part = read_config(plan.folder), plan.folder.resolve()
+        config, part = schema.read(folder / CONFIG, run_files.CONFIG), folder.resolve()
         told = {name: config[name] for name in ("command", "settings", "preset", "git_commit", "hardware", "versions")}
-        group = part.parent.name if plan.grid else part.name
         self._runs, self._begin = [], []
-        for trial, own_id in zip(plan.trials, _ids(plan), strict=True):
-            for old in (plan.folder / "wandb").glob(f"offline-run-*-{own_id}"):
+        for trial, own_id in zip(trials, _ids(folder, len(trials)), strict=True):
+            for old in (folder / "wandb").glob(f"offline-run-*-{own_id}"):
                 shutil.rmtree(old)  # which the new one repeats
             run = wandb.init(
                 project=PROJECT,
-                group=group,
+                group=group or part.name,
                 name=f"{part.name} {run_name(trial)}",
                 id=own_id,
                 resume="allow",
                 reinit="create_new",
-                dir=str(plan.folder),
+                dir=str(folder),
                 config=told | {"agent": config["agent_config"] | dict(trial.values), "seed": trial.seed},
                 settings=wandb.Settings(console="off"),
             )
@@ -237,20 +271,16 @@ class Wandb:
             run.finish()
 
 
-def _ids(plan: Plan) -> list[str]:
+def _ids(folder: Path, runs: int) -> list[str]:
     """Returns the ids of the runs, which the run directory keeps.
 
     Raises:
         UserError: The file that keeps them is damaged.
     """
-    path = plan.folder / "wandb.json"
+    path = folder / "wandb.json"
     if not path.exists():
-        loggers.write_json(path, {"ids": [secrets.token_hex(8) for _ in plan.trials]})
-    ids = schema.read(path, run_files.WANDB, remedy="delete it to begin new ones")["ids"]
-    if len(ids) != len(plan.trials):
-        raise UserError(f"{path} has {len(ids)} ids for {len(plan.trials)} runs; delete it to begin new ones")
+        loggers.write_json(path, {"ids": [secrets.token_hex(8) for _ in range(runs)]})
+    ids: list[str] = schema.read(path, run_files.WANDB, remedy="delete it to begin new ones")["ids"]
+    if len(ids) != runs:
+        raise UserError(f"{path} has {len(ids)} ids for {runs} runs; delete it to begin new ones")
     return ids
-
-
-SINKS: dict[str, Callable[[Plan], Sink]] = {"csv": Csv, "tensorboard": TensorBoard, "wandb": Wandb}
-"""By the settings that ask for them."""

@@ -1,26 +1,42 @@
 """What a run's evaluations come to: lines of `eval.jsonl`, and the headline number with the rule it was formed by."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
-from flowrl import stats
+from flowrl import config, stats
 from flowrl.data import d4rl
 from flowrl.envs import EnvName
-from flowrl.evaluate import Evaluation
-from flowrl.settings import Plan, Trial, points
-from flowrl.train_state import Mode
+from flowrl.settings import Settings
+from flowrl.trials import Trial, points, seeds
 
 HEADLINE_EVALUATIONS = 3
-
+SINGLE = "eval"
+"""The evaluation that counts: of the agent as it acts by itself."""
 
 METRICS = ("success", "normalized_score", "return")
 """What an evaluation may be judged by, the first of those that it has."""
 
 
+class Outcome(Protocol):
+    """What episodes came to, `[R, K, N]` each: see `flowrl.evaluate`."""
+
+    @property
+    def successes(self) -> np.ndarray:
+        """Whether each reached its goal, NaN where nobody says."""
+
+    @property
+    def returns(self) -> np.ndarray:
+        """Sums of rewards, NaN where one was not finite."""
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Environment steps."""
+
+
 def evaluation_lines(
-    step: int, trials: Sequence[Trial], mode: Mode, outcome: Evaluation, env: EnvName, *, first_run: int = 0
+    step: int, trials: Sequence[Trial], mode: str, outcome: Outcome, env: EnvName, *, first_run: int = 0
 ) -> list[dict[str, Any]]:
     """One line per run and task, runs counted from `first_run`; what the environment does not tell is left out.
 
@@ -76,26 +92,42 @@ def evaluation_text(step: int, lines: list[dict[str, Any]], unit: str = "update"
         return f"{unit} {step:>9,}  no episode had finite numbers"
     tasks = sorted({line["task"] for line in lines})
     means = [float(np.mean([line[metric] for line in lines if line["task"] == task])) for task in tasks]
-    label = f"{metric}{' best of n' if mode == 'best_of_n' else ''}"
+    label = metric if mode == SINGLE else f"{metric} {mode.replace('_', ' ')}"
     each = "   " + "  ".join(f"task{task} {shown(metric, mean)}" for task, mean in zip(tasks, means, strict=True))
     return f"{unit} {step:>9,}  {label} {shown(metric, float(np.mean(means)))}{each if len(tasks) > 1 else ''}"
 
 
-def summarize(plan: Plan, lines: list[dict[str, Any]]) -> dict[str, Any]:
+def summarize(
+    settings: Settings,
+    env: EnvName,
+    trials: Sequence[Trial],
+    lines: list[dict[str, Any]],
+    notes: Mapping[str, Mapping[str, Any]],
+    *,
+    swept: bool,
+) -> dict[str, Any]:
     """Returns the summary of a run directory from its evaluation lines; of a part of a sweep by configuration.
 
     The headline follows OGBench: success (where the environment does not tell it, D4RL's normalised score or the
     return) averaged over tasks and over the last three evaluations, for each seed; then the mean over seeds with its
-    95 % bootstrap interval. It is of single actions; a choice among several by Q is reported apart.
+    95 % bootstrap interval. It is of the agent as it acts by itself; others of its evaluations are reported apart.
+
+    Args:
+        settings: Of the runs.
+        env: Where they are evaluated.
+        trials: The runs.
+        lines: Their evaluations.
+        notes: For each other evaluation of the agent the settings that it acts with, from `acting_notes`.
+        swept: Whether the runs are a part of a sweep.
     """
     summary: dict[str, Any] = {
-        "agent": plan.settings.agent,
-        "environment": plan.env.env_id,
-        "dataset": plan.env.dataset,
-        "preset": plan.preset.name,
-        "steps": plan.settings.steps,
-        "online_steps": plan.settings.online_steps,
-        "seeds": plan.seeds,
+        "agent": settings.agent,
+        "environment": env.env_id,
+        "dataset": env.dataset,
+        "preset": settings.preset,
+        "steps": settings.steps,
+        "online_steps": settings.online.steps,
+        "seeds": seeds(trials),
     }
     if not lines:
         return summary | {"metric": None, "rule": "no evaluation was asked for"}
@@ -103,29 +135,41 @@ def summarize(plan: Plan, lines: list[dict[str, Any]]) -> dict[str, Any]:
     if metric is None:
         return summary | {"metric": None, "rule": "no evaluation episode had finite numbers"}
     lines = [line for line in lines if "return" not in line] + told
-    if not plan.grid:
-        return summary | _configuration(plan, {}, lines, metric)
-    configurations = [
-        Trial(0, values).swept | _configuration(plan, values, lines, metric) for values in points(plan.trials)
-    ]
-    return summary | {"metric": metric, "configurations": configurations}
+    found = []
+    for values in points(trials):
+        runs = [run for run, trial in enumerate(trials) if trial.values == values]
+        own = [line for line in lines if line["run"] in runs]
+        found.append(Trial(0, values).swept | _configuration(own, runs, metric, settings.unit, notes))
+    return summary | ({"metric": metric, "configurations": found} if swept else found[0])
 
 
-def _configuration(plan: Plan, values: Mapping[str, float], lines: list[dict[str, Any]], metric: str) -> dict[str, Any]:
-    """Returns the numbers of the runs that have these values of the sweepable fields."""
-    runs = [run for run, trial in enumerate(plan.trials) if trial.values == values]
-    of_mode = {mode: [line for line in lines if line["mode"] == mode] for mode in ("eval", "best_of_n")}
-    found = _headline(plan, of_mode["eval"], runs, metric)
-    if diverged := sorted({line["seed"] for line in lines if line["run"] in runs and "diverged" in line}):
+def acting_notes(evaluations: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Returns for each evaluation of an agent but the first in what the configuration that acts differs from that."""
+    first, *others = evaluations.items()
+    usual = config.values(first[1])
+    return {
+        name: {key: value for key, value in config.values(own).items() if value != usual[key]} for name, own in others
+    }
+
+
+def _configuration(
+    lines: list[dict[str, Any]],
+    runs: Sequence[int],
+    metric: str,
+    unit: str,
+    notes: Mapping[str, Mapping[str, Any]],
+) -> dict[str, Any]:
+    """Returns the numbers of runs of one configuration."""
+    found = _headline([line for line in lines if line["mode"] == SINGLE], runs, metric, unit)
+    if diverged := sorted({line["seed"] for line in lines if "diverged" in line}):
         found["diverged"] = diverged
-    if of_mode["best_of_n"]:
-        note = {"candidates": plan.agent_config.candidates}
-        found["best_of_n"] = note | _headline(plan, of_mode["best_of_n"], runs, metric)
+    for mode, note in notes.items():
+        if own := [line for line in lines if line["mode"] == mode]:
+            found[mode] = dict(note) | _headline(own, runs, metric, unit)
     return found
 
 
-def _headline(plan: Plan, lines: list[dict[str, Any]], runs: Sequence[int], metric: str) -> dict[str, Any]:
-    lines = [line for line in lines if line["run"] in runs]
+def _headline(lines: list[dict[str, Any]], runs: Sequence[int], metric: str, unit: str) -> dict[str, Any]:
     lacking = {line["step"] for line in lines if metric not in line}  # no number of theirs was finite
     if not (steps := sorted({line["step"] for line in lines} - lacking)[-HEADLINE_EVALUATIONS:]):
         return {"metric": None, "rule": "no evaluation had finite numbers of all runs and tasks"}
@@ -138,7 +182,7 @@ def _headline(plan: Plan, lines: list[dict[str, Any]], runs: Sequence[int], metr
     tasks = sorted({line["task"] for line in lines})
     interval = stats.mean_interval(np.array(per_seed))
     known = len(per_seed) > 1
-    rule = f"{metric} averaged over tasks and the last {len(steps)} evaluations ({plan.unit}s {steps}), then over seeds"
+    rule = f"{metric} averaged over tasks and the last {len(steps)} evaluations ({unit}s {steps}), then over seeds"
     broken = sum(line.get("not_finite", 0) for line in lines)
     if broken:
         rule += f"; {broken} evaluation episodes with numbers that are not finite are left out"
@@ -163,7 +207,7 @@ def shown(metric: str, value: float) -> str:
     return f"{scale(metric) * value:.1f}{' %' if metric == 'success' else ''}"
 
 
-def print_summary(summary: dict[str, Any]) -> None:
+def print_summary(summary: Mapping[str, Any], notes: Mapping[str, Mapping[str, Any]]) -> None:
     """Prints the headline and the numbers per task; of a part of a sweep nothing, for its table says it all."""
     metric = summary["metric"]
     if "configurations" in summary:
@@ -172,8 +216,9 @@ def print_summary(summary: dict[str, Any]) -> None:
         print(f"done; {summary['rule']}")
         return
     parts = {"": summary}
-    if "best_of_n" in summary:
-        parts[f", best of {summary['best_of_n']['candidates']} by Q"] = summary["best_of_n"]
+    for mode, note in notes.items():
+        told = ", ".join(f"{name}={value}" for name, value in note.items())
+        parts |= {f" {mode.replace('_', ' ')} ({told})": summary[mode]} if mode in summary else {}
     for label, part in parts.items():
         if part["metric"] is None:
             print(f"{metric}{label}: {part['rule']}")

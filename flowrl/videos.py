@@ -1,17 +1,18 @@
 """Videos of a run's final policy: the first episodes of its evaluation, played again and drawn."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from flowrl import camera, loggers, run_files, schema
+from flowrl.envs import EnvName
 from flowrl.errors import UserError
-from flowrl.evaluate import Evaluation, Evaluator
+from flowrl.evaluate import Evaluator
 from flowrl.files import make_folder
-from flowrl.settings import Plan
+from flowrl.summary import Outcome
 from flowrl.workers import WorkerDied
 
 FOLDER = "videos"
@@ -29,38 +30,39 @@ class NotDrawn(Exception):
 
 
 def record(
-    plan: Plan,
+    run_dir: Path,
+    env: EnvName,
+    asked: Mapping[str, Any],
     evaluator: Evaluator,
     policies: Any,
-    step: int,
     on_step: Callable[[int, int], None] = lambda done, total: None,
 ) -> None:
     """Films the first episodes per task of the first run, unless that was done before.
 
     Args:
-        plan: Of the runs.
+        run_dir: Of the runs.
+        env: Where they act.
+        asked: What the videos will show: `step`, `unit`, `seed`, other labels of the first run, and `episodes`.
         evaluator: Who evaluated them.
         policies: Of all runs, with a leading axis `[R, ...]`.
-        step: After which they are what they are.
         on_step: Called after every environment step with the numbers of finished and of all episodes; may raise to
             break off.
 
     Raises:
         NotDrawn: Nothing can be drawn here.
     """
-    folder, episodes = plan.folder / FOLDER, int(plan.settings.video_episodes)
-    asked = {"step": step, "unit": plan.unit, **plan.trials[0].labels, "episodes": episodes}
-    if asked.items() <= index(plan.folder).items():
+    if asked.items() <= index(run_dir).items():
         return
+    folder = run_dir / FOLDER
     make_folder(folder)
     for old in (folder / INDEX, *folder.glob("*.mp4")):
         old.unlink(missing_ok=True)
     try:
-        make_env = functools.partial(camera.filming, plan.env, camera.opengl(), folder.absolute())
-        outcome = evaluator.play_first_run(policies, make_env, episodes, on_step)
+        make_env = functools.partial(camera.filming, env, camera.opengl(), folder.absolute())
+        outcome = evaluator.play_first_run(policies, make_env, asked["episodes"], on_step)
     except (UserError, RuntimeError) as error:
         raise NotDrawn(f"no videos ({_reason(error)}). {REMEDY}") from error
-    loggers.write_json(folder / INDEX, asked | {"videos": _shown(outcome)})
+    loggers.write_json(folder / INDEX, {**asked, "videos": _shown(outcome)})
 
 
 def _reason(error: Exception) -> str:
@@ -69,7 +71,7 @@ def _reason(error: Exception) -> str:
     return str(error).strip().splitlines()[-1]  # of a traceback
 
 
-def _shown(outcome: Evaluation) -> list[dict[str, Any]]:
+def _shown(outcome: Outcome) -> list[dict[str, Any]]:
     """Returns for each video of the first run its file and what happens in it."""
     found = []
     for task, episode in np.ndindex(outcome.lengths.shape[1:]):

@@ -4,6 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from flowrl import texts
+
 
 def make_run(
     folder: Path,
@@ -12,14 +14,23 @@ def make_run(
     env: str = "pointmaze-medium-navigate",
     preset: str = "paper",
     sha: str = "ab" * 32,
+    steps: int = 0,
     **fields: Any,
 ) -> Path:
-    """Writes a run: for each seed its success after updates 100, 200, …; tasks 1 and 2 lie 0.1 beside their mean."""
+    """Writes a run: for each seed its success after updates 100, 200, …; tasks 1 and 2 lie 0.1 beside their mean.
+
+    It was to have so many steps, or those that it has.
+    """
     folder.mkdir()
-    seeds, steps = list(curves), 100 * max(len(curve) for curve in curves.values())
+    seeds, steps = list(curves), steps or 100 * max(len(curve) for curve in curves.values())
+    settings = {"agent": agent, "env": env, "preset": preset, "steps": steps, "online.steps": 0, "seed": seeds[0]}
+    settings |= {"num_seeds": len(seeds), "log.interval": 50, "eval.interval": 100, "eval.episodes": 10}
+    of_agent = {"alpha": 3.0, "hidden_dims": [8, 8]} | fields
+    told = "".join(f" --agent.{name}={texts.shown(value)}" for name, value in of_agent.items())
     config = {
-        "settings": dict(agent=agent, env=env, preset=preset, steps=steps, seed=seeds[0], num_seeds=len(seeds)),
-        "agent_config": {"alpha": 3.0, "hidden_dims": [8, 8]} | fields,
+        "command": f"python experiments/main.py --agent={agent} --env={env}{told}",
+        "settings": settings | {"checkpoint.interval": 100},
+        "agent_config": of_agent,
         "seeds": seeds,
         "preset": {"name": preset, "source": "somewhere"},
         "data": {
@@ -34,7 +45,8 @@ def make_run(
     }
     (folder / "config.json").write_text(json.dumps(config))
     lines = [
-        dict(step=100 * (index + 1), run=run, seed=seed, task=task, success=mean + sign * 0.1, episodes=10, length=9.0)
+        dict(step=100 * (index + 1), run=run, seed=seed, mode="eval", task=task, success=mean + sign * 0.1)
+        | dict(episodes=10, length=9.0)
         for run, (seed, curve) in enumerate(curves.items())
         for index, mean in enumerate(curve)
         for task, sign in ((1, -1), (2, 1))

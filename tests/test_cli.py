@@ -14,9 +14,8 @@ import numpy as np
 import pytest
 from programs import main, save_walks
 
-from flowrl import agent as agents
+from flowrl import agents, files, loggers
 from flowrl import config as configs
-from flowrl import files, loggers
 from flowrl.checkpoint import Checkpoints
 from flowrl.data import sources
 from flowrl.errors import UserError
@@ -24,7 +23,7 @@ from flowrl.errors import UserError
 pytestmark = pytest.mark.filterwarnings("ignore:Sharding info not provided")
 MAIN = Path(__file__).parents[1] / "experiments" / "main.py"
 ENV = "--env=pointmaze-medium-navigate"
-TINY = ("--agent.hidden_dims=8,8", "--agent.batch_size=8", "--eval_episodes=0")
+TINY = ("--agent.hidden_dims=8,8", "--agent.batch_size=8", "--eval.episodes=0")
 
 
 def assert_error(message: str, *arguments: object) -> None:
@@ -55,7 +54,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def finished(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of 20 updates with checkpoints at 10 and 20."""
     folder = tmp_path_factory.mktemp("runs") / "finished"
-    schedule = ("--steps=20", "--log_interval=10", "--checkpoint_interval=10")
+    schedule = ("--steps=20", "--log.interval=10", "--checkpoint.interval=10")
     assert main("--agent=gcbc", ENV, f"--data={data}", f"--run_dir={folder}", *TINY, *schedule) == 0
     return folder
 
@@ -92,13 +91,13 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ("--steps=1.5 is not of type int", ["--agent=gcbc", ENV, "--steps=1.5"]),
         ("--resume=maybe is not of type bool", ["--agent=gcbc", ENV, "--resume=maybe"]),
         ("--agent.learning_rate=fast is not of type float", ["--agent=gcbc", ENV, "--agent.learning_rate=fast"]),
-        ("for example --agent.hidden_dims=256,256", ["--agent=gcbc", ENV, "--agent.hidden_dims=8,x"]),
-        ("for example --agent.hidden_dims=256,256", ["--agent=gcbc", ENV, "--agent.hidden_dims="]),
+        ("for example 256,256", ["--agent=gcbc", ENV, "--agent.hidden_dims=8,x"]),
+        ("for example 256,256", ["--agent=gcbc", ENV, "--agent.hidden_dims="]),
         ("--steps=0 is too small; the least is 1", ["--agent", "gcbc", ENV, "--steps=0"]),
-        ("--eval_interval=-5 is too small", ["--agent=gcbc", ENV, "--eval_interval=-5"]),
-        ("--eval_episodes=-1 is too small; the least is 0", ["--agent=gcbc", ENV, "--eval_episodes=-1"]),
-        ("--log_interval=0 is too small", ["--agent=gcbc", ENV, "--log_interval=0"]),
-        ("--checkpoint_interval=0 is too small", ["--agent=gcbc", ENV, "--checkpoint_interval=0"]),
+        ("--eval.interval=-5 is too small", ["--agent=gcbc", ENV, "--eval.interval=-5"]),
+        ("--eval.episodes=-1 is too small; the least is 0", ["--agent=gcbc", ENV, "--eval.episodes=-1"]),
+        ("--log.interval=0 is too small", ["--agent=gcbc", ENV, "--log.interval=0"]),
+        ("--checkpoint.interval=0 is too small", ["--agent=gcbc", ENV, "--checkpoint.interval=0"]),
         ("--num_seeds=0 is too small", ["--agent=gcbc", ENV, "--num_seeds=0"]),
         ("--seed=-1 is too small", ["--agent=gcbc", ENV, "--seed=-1"]),
         ("--workers=0 is too small", ["--agent=gcbc", ENV, "--workers=0"]),
@@ -106,8 +105,8 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ("--agent.hidden_dims=(8, -8)", ["--agent=gcbc", ENV, "--agent.hidden_dims=8,-8"]),
         ("--agent.discount=1.5 is out of range; give a value in [0, 1]", ["--agent=hiql", ENV, "--agent.discount=1.5"]),
         ("--agent.subgoal_steps=0 is out of range", ["--agent=gc_sscp", ENV, "--agent.subgoal_steps=0"]),
-        ("leave at most 1 in all", ["--agent=gcbc", ENV, "--agent.actor_p_random=0.5"]),
-        ("leave at most 1 in all", ["--agent=hiql", ENV, "--agent.value_p_trajectory=0.8"]),
+        ("leave at most 1 in all", ["--agent=gcbc", ENV, "--agent.actor_goals.p_random=0.5"]),
+        ("leave at most 1 in all", ["--agent=hiql", ENV, "--agent.value_goals.p_trajectory=0.8"]),
         ("choose auto, vmap or serial", ["--agent=gcbc", ENV, "--map=parallel"]),
         ("choose paper, quick or none", ["--agent=gcbc", ENV, "--preset=papr"]),
         ("choose --preset=quick or --preset=none", ["--agent=gc_sscp", "--env=scene-play"]),
@@ -135,15 +134,17 @@ def test_help_lists_every_flag_with_its_default(name: str, capsys: pytest.Captur
     assert main(f"--agent={name}", "--help") == 0
     own = capsys.readouterr().out
     assert own.startswith(general.rstrip())
-    for field, value in vars(agents.load(name).Config()).items():
-        shown = ",".join(map(str, value)) if isinstance(value, tuple) else value
-        assert f"  --agent.{field}={shown} [" in own
+    for entry in configs.flatten(agents.default(name), "agent."):
+        shown = ",".join(map(str, entry.value)) if isinstance(entry.value, tuple) else entry.value
+        assert (
+            f"  --{entry.name}{f'={shown}' if shown != '' else ''} [{'sweepable' if entry.traced else 'static'}]" in own
+        )
 
 
 def test_importing_the_package_or_an_agent_brings_in_no_environments_or_plots() -> None:
     heavy = {"mujoco", "ogbench", "gymnasium", "matplotlib", "wandb", "tensorflow"}
     program = (
-        "import sys, flowrl, flowrl.agent as agents\n"
+        "import sys, flowrl, flowrl.agents as agents\n"
         "for name in agents.names(): agents.load(name)\n"
         f"print(sorted({heavy!r} & set(sys.modules)))"
     )
@@ -237,7 +238,7 @@ def test_a_damaged_record_of_a_run(run_dir: Path, text: str) -> None:
 def test_the_checkpoint_of_another_agent(run_dir: Path) -> None:
     config = loggers.read_json(run_dir / "config.json")
     config["settings"]["agent"] = "gcivl"
-    config["agent_config"] = vars(agents.load("gcivl").Config()) | config["agent_config"]
+    config["agent_config"] = configs.values(agents.default("gcivl")) | config["agent_config"]
     (run_dir / "config.json").write_text(json.dumps(config))
     assert_error("is of agent gcbc, not gcivl", "--resume", f"--run_dir={run_dir}", "--steps=30")
 
@@ -287,7 +288,7 @@ def test_a_damaged_checkpoint_exits_without_a_traceback(run_dir: Path) -> None:
 
 def test_a_diverging_run_stops_with_a_checkpoint_from_before_it(tmp_path: Path, data: Path) -> None:
     folder = tmp_path / "run"
-    often = ("--log_interval=1", "--checkpoint_interval=1", "--steps=50", "--num_seeds=2", "--seed=4")
+    often = ("--log.interval=1", "--checkpoint.interval=1", "--steps=50", "--num_seeds=2", "--seed=4")
     arguments = ("--agent=gcbc", ENV, f"--data={data}", f"--run_dir={folder}", *TINY, *often)
     message = "diverged: actor/loss of the run with seed 5 is not finite after update 2; the checkpoint at 1 in"
     assert_program_fails(message, *arguments, "--agent.learning_rate=1e20")  # and so, with what helps:
@@ -309,8 +310,12 @@ def test_a_diverging_run_stops_with_a_checkpoint_from_before_it(tmp_path: Path, 
     ("rate", "fields", "advice"),
     [
         (1e20, {"observations": 1e6}, "try a smaller --agent.learning_rate than 1e+20"),
-        (3e-4, {"observations": 1e6, "rewards": 1.0}, "observations are as large as 1e+06: try --normalize_observ"),
-        (3e-4, {"observations": 1.0, "rewards": 1e9}, "rewards are as large as 1e+09: try a smaller --reward_scale"),
+        (3e-4, {"observations": 1e6, "rewards": 1.0}, "observations are as large as 1e+06: try --normalize.observ"),
+        (
+            3e-4,
+            {"observations": 1.0, "rewards": 1e9},
+            "rewards are as large as 1e+09: try a smaller --normalize.reward_scale",
+        ),
         (3e-4, {"observations": 1.0, "rewards": 1.0}, "look at what grew before in metrics.jsonl"),
     ],
 )
@@ -319,13 +324,14 @@ def test_the_advice_after_a_divergence_is_about_what_is_unusual(
 ) -> None:
     from flowrl import run as runs
     from flowrl.loop import Divergence
-    from flowrl.settings import Trial
+    from flowrl.settings import Settings
+    from flowrl.trials import Trial
 
-    config, preset = agents.load("bc").Config(learning_rate=rate), SimpleNamespace(agent={})
-    plan = SimpleNamespace(agent_config=config, preset=preset, trials=(Trial(3, {}),), folder="x")
+    config = configs.put(agents.default("bc"), {"learning_rate": rate})
+    plan = SimpleNamespace(settings=Settings(agent="bc"), config=config, trials=(Trial(3, {}),), folder="x")
     dataset = SimpleNamespace(fields={name: np.array([0.0, -size]) for name, size in fields.items()})
-    own: Any = SimpleNamespace(plan=plan, dataset=dataset, checkpoints=SimpleNamespace(latest=lambda: 1))
-    own.largest = lambda: runs.Run.largest(own)
+    parts: Any = SimpleNamespace(plan=plan, dataset=dataset)
+    own: Any = SimpleNamespace(parts=parts, checkpoints=SimpleNamespace(latest=lambda: 1))
     told = runs._diverged(own, Divergence(2, "actor/loss", 0))
     assert advice in told
     assert ("learning_rate" in told) == (rate > 1)
@@ -334,28 +340,28 @@ def test_the_advice_after_a_divergence_is_about_what_is_unusual(
 def test_the_bar_comes_after_the_banner_and_counts_what_was_done_for_no_rate(
     run_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from flowrl import run as runs
+    from flowrl import runner
 
-    class Told(runs.Progress):
+    class Told(runner.Progress):
         def __init__(self, *arguments: Any, **named: Any):
             super().__init__(*arguments, **named)
             print(f"bar from {self.n}")
 
-    monkeypatch.setattr(runs, "Progress", Told)
+    monkeypatch.setattr(runner, "Progress", Told)
     assert main("--resume", f"--run_dir={run_dir}", "--steps=25") == 0
     out = capsys.readouterr().out
     assert out.index("agent  gcbc") < out.index("         run  ") < out.index("bar from 20")
 
 
 def test_metrics_whose_sum_overflows_are_not_logged(tmp_path: Path) -> None:
-    from flowrl import run as runs
-    from flowrl.settings import Trial
+    from flowrl.recorder import Recorder
+    from flowrl.settings import Settings
+    from flowrl.trials import Trial
 
-    plan = SimpleNamespace(folder=tmp_path, trials=tuple(Trial(seed, {}) for seed in range(3)))
-    own: Any = SimpleNamespace(plan=plan, collector=None, steps=10, seconds=1.0, _mark=lambda run: {})
-    own.own = range(1, 3)  # as on a later host
-    own._write = lambda kind, records: loggers.append_lines(tmp_path / f"{kind}.jsonl", records)
-    runs.Run._log(own, 30, {"actor/loss": np.array([1.0, np.inf])})
+    trials = tuple(Trial(seed, {}) for seed in range(3))
+    plan: Any = SimpleNamespace(settings=Settings(), folder=tmp_path, trials=trials, swept=False)
+    recorder = Recorder(plan, range(1, 3), {})  # as on a later host
+    recorder.log(30, {"actor/loss": np.array([1.0, np.inf])}, [{}, {}])
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [line.get("train/actor/loss") for line in lines] == [1.0, None]
     assert [(line["run"], line["seed"]) for line in lines] == [(1, 1), (2, 2)]
@@ -398,4 +404,4 @@ def test_no_disk_space_for_a_log_line() -> None:
 
 def test_every_sweepable_default_is_in_range() -> None:
     for name in agents.names():
-        configs.check(agents.load(name).Config())
+        configs.check(agents.default(name), "agent.")

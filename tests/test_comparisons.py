@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 from run_dirs import make_run
 
-from flowrl import comparisons, curves, stats
+from flowrl import comparisons, curves, evaluations, stats
 from flowrl.curves import Group
 
 LARGE = "pointmaze-large-navigate"
 
 
 def groups_of(*folders: Path) -> list[Group]:
-    return curves.group_runs([run for folder in folders for run in curves.read_runs(folder, with_minutes=False)])
+    return curves.group_runs([run for folder in folders for run in evaluations.read_runs(folder, with_minutes=False)])
 
 
 @pytest.fixture

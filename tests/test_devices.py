@@ -25,7 +25,7 @@ RUNS = 15
 """Two for each of eight devices, but for one that has a copy to fill it up."""
 COMMON = (
     "--agent=bc", "--env=Pendulum-v1", "--preset=none", "--agent.hidden_dims=4", "--agent.batch_size=8", "--workers=1",
-    "--log_interval=5", "--eval_interval=10", "--checkpoint_interval=10", "--eval_episodes=1",
+    "--log.interval=5", "--eval.interval=10", "--checkpoint.interval=10", "--eval.episodes=1",
 )  # fmt: skip
 SEEDS = (*COMMON, f"--num_seeds={RUNS}")
 
@@ -95,8 +95,9 @@ def spread(data: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
         (*COMMON, data, "--steps=20", "--num_seeds=2", "--shard=batch", f"--run_dir={root / 'batch'}"),
         (
             "--agent=td3", "--env=Pendulum-v1", "--preset=none", "--agent.hidden_dims=4", "--agent.batch_size=4",
-            "--online_steps=20", "--warmup_steps=5", "--log_interval=10", "--eval_interval=20", "--eval_episodes=1",
-            "--checkpoint_interval=20", "--workers=1", "--num_seeds=10", "--map=serial", f"--run_dir={root / 'online'}",
+            "--online.steps=20", "--online.warmup_steps=5", "--log.interval=10", "--eval.interval=20",
+            "--eval.episodes=1", "--checkpoint.interval=20", "--workers=1", "--num_seeds=10", "--map=serial",
+            f"--run_dir={root / 'online'}",
         ),
     )  # fmt: skip
     out, err = process.communicate(timeout=400)
@@ -109,8 +110,8 @@ def spread(data: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_serial_runs_on_eight_devices_are_those_on_one(alone: Path, spread: Path) -> None:
     require_same(spread / "serial", alone)
     checkpoints = Checkpoints(spread / "serial" / "checkpoints")
-    assert checkpoints.raw()[0]["params"]["actor"] is not None
-    assert {len(x) for x in jax.tree.leaves(checkpoints.raw()[0]["params"])} == {RUNS + 1}
+    assert checkpoints.raw()["states"]["params"]["actor"] is not None
+    assert {len(x) for x in jax.tree.leaves(checkpoints.raw()["states"]["params"])} == {RUNS + 1}
     checkpoints.close()
 
 
@@ -195,17 +196,17 @@ def test_options_that_cannot_connect_are_refused(message: str, given: dict[str, 
 
 
 def test_what_cannot_be_spread_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    given = {"agent": "td3", "env": "Pendulum-v1", "preset": "none", "online_steps": 10, "run_dir": str(tmp_path)}
+    given = {"agent": "td3", "env": "Pendulum-v1", "preset": "none", "online.steps": 10, "run_dir": str(tmp_path)}
     with pytest.raises(UserError, match="--shard=bath is unknown; choose runs or batch"):
         plan(given | {"shard": "bath"}, {})
     monkeypatch.setattr(jax, "device_count", lambda: 3)
     with pytest.raises(UserError, match="batch_size=8 cannot be spread evenly over 3 devices"):
         plan(given | {"shard": "batch"}, {"batch_size": 8})
     monkeypatch.setattr(jax, "process_count", lambda: 4)
-    with pytest.raises(UserError, match="--online_steps works on one host only"):
+    with pytest.raises(UserError, match=r"--online\.steps works on one host only"):
         plan(given | {"num_seeds": 4}, {})
-    offline = {"agent": "bc", "env": "hopper-medium-v2", "preset": "none", "eval_episodes": 0}
-    offline |= {"steps": 1, "eval_interval": 1, "log_interval": 1, "checkpoint_interval": 1}
+    offline = {"agent": "bc", "env": "hopper-medium-v2", "preset": "none", "eval.episodes": 0}
+    offline |= {"steps": 1, "eval.interval": 1, "log.interval": 1, "checkpoint.interval": 1}
     with pytest.raises(UserError, match="several hosts need --run_dir"):
         plan(offline | {"num_seeds": 4}, {})
     with pytest.raises(UserError, match="4 hosts are more than 3 runs; start at most 3"):
@@ -221,15 +222,15 @@ def test_batches_are_cut_only_where_asked_for() -> None:
 
 def test_waves_fit_wherever_they_lie(monkeypatch: pytest.MonkeyPatch) -> None:
     """Online, eighteen runs lie on six devices, but nine on three: no wave may need more than two rows for each."""
-    from flowrl import sweeps
+    from flowrl import grids
 
     monkeypatch.setattr(jax, "devices", lambda: [SimpleNamespace(process_index=0, id=i) for i in range(8)])
     monkeypatch.setattr(jax, "local_device_count", lambda: 8)
     monkeypatch.setattr(devices, "Mesh", lambda array, _: SimpleNamespace(size=array.size))
 
     def most(runs: int, each: int, online_steps: int) -> int:
-        made = SimpleNamespace(trials=[None] * runs, settings=SimpleNamespace(shard="runs", online_steps=online_steps))
-        return sweeps.at_once(made, each)  # type: ignore[arg-type]
+        settings = SimpleNamespace(shard="runs", online=SimpleNamespace(steps=online_steps))
+        return grids.at_once(settings, runs, each)  # type: ignore[arg-type]
 
     assert most(18, 2, 0) == 17  # two waves of nine, with two rows on each of five devices
     assert most(18, 2, 100) == 8  # three waves of six, a row on each of six devices

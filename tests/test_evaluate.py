@@ -15,28 +15,33 @@ import numpy as np
 import own_envs
 import pytest
 
-from flowrl import curves, envs, evaluate, loggers, run, settings, workers
-from flowrl.agent import Agent, Needs
+from flowrl import curves, envs, evaluate, loggers, run, settings, stored, workers
+from flowrl.agent import Agent
 from flowrl.episodes import EnvironmentFailed
 from flowrl.errors import UserError
 from flowrl.evaluate import Evaluation, Evaluator
-from flowrl.streams import stream_key
+from flowrl.random_streams import stream_key
+from flowrl.train_state import Policy
 from flowrl.workers import MOST_RESTARTS, WorkerDied
 
 ENV = "pointmaze-medium-v0"
 TASKS, EPISODES = 5, 2
 
 
-def wanderer() -> Agent:
-    """Steps toward the goal with noise; its policy is the weight of the goal's direction, `[]`."""
+def wanderer() -> Agent[Any]:
+    """Steps toward the goal with noise; its parameters are the weight of the goal's direction, `[]`."""
 
-    def act(policy: Any, observations: Any, goals: Any, key: Any, *, mode: str) -> jax.Array:
-        direction = goals - observations
+    def act(policy: Policy[Any], inputs: Any, key: Any, *, explore: bool = False) -> jax.Array:
+        direction = inputs["goals"] - inputs["observations"]
         direction /= jnp.linalg.norm(direction, axis=-1, keepdims=True) + 1e-6
-        return jnp.clip(policy * direction + jax.random.normal(key, observations.shape), -1, 1)
+        return jnp.clip(policy.params["w"] * direction + jax.random.normal(key, direction.shape), -1, 1)
 
     unused: Any = None
-    return Agent(init=unused, update=unused, policy=unused, act=act, needs=Needs(()))
+    return Agent(init=unused, update=unused, policy=unused, act=act, batch=unused, evaluations=unused)
+
+
+def policies_of(runs: int, weight: float = 0.8) -> Policy[Any]:
+    return Policy({}, {"w": jnp.full(runs, weight)})
 
 
 def keys_of(*seeds: int) -> jax.Array:
@@ -47,7 +52,7 @@ def outcome(*seeds: int, workers: int = 2, twice: bool = False, slots: int = eva
     sizes = dict(tasks=TASKS, episodes=EPISODES, workers=workers, slots=slots)
     evaluator = Evaluator(wanderer(), functools.partial(envs.make, ENV), keys_of(*seeds), **sizes)
     try:
-        policies = jnp.full(len(seeds), 0.8)
+        policies = policies_of(len(seeds))
         first = evaluator(policies)
         if twice:
             again = evaluator(policies)
@@ -94,7 +99,7 @@ def test_few_of_the_large_environments_exist_at_a_time() -> None:
 
 def test_agrees_with_a_plain_loop(two_runs: Any) -> None:
     env, agent = envs.make(ENV), wanderer()
-    act = jax.jit(lambda *args: agent.act(jnp.float32(0.8), *args, mode="eval"))
+    act = jax.jit(functools.partial(agent.act, Policy({}, {"w": jnp.float32(0.8)})))
     root = stream_key(jax.random.key(3), "eval")
     for task, episode in ((0, 0), (2, 1), (4, 0)):
         env_key, key = jax.random.split(jax.random.fold_in(jax.random.fold_in(root, task), episode))
@@ -102,7 +107,8 @@ def test_agrees_with_a_plain_loop(two_runs: Any) -> None:
         goal = np.asarray(info["goal"], np.float32)[None]
         for time in range(1000):
             observations = np.asarray(observation, np.float32)[None]
-            action = np.asarray(act(observations, goal, jax.random.fold_in(key, time)))[0]
+            inputs = {"observations": observations, "goals": goal}
+            action = np.asarray(act(inputs, jax.random.fold_in(key, time)))[0]
             observation, _, terminated, truncated, info = env.step(action)
             if terminated or truncated:
                 break
@@ -116,7 +122,7 @@ def test_breaking_off_leaves_the_evaluator_usable() -> None:
     def stop(done: int, total: int) -> None:
         raise KeyboardInterrupt
 
-    policies = jnp.full(1, 0.8)
+    policies = policies_of(1)
     with pytest.raises(KeyboardInterrupt):
         evaluator(policies, stop)
     assert evaluator(policies).lengths.min() > 1
@@ -126,10 +132,7 @@ def test_breaking_off_leaves_the_evaluator_usable() -> None:
 def test_actions_that_are_not_finite_are_played_as_0(two_runs: Any, capsys: pytest.CaptureFixture[str]) -> None:
     sizes = dict(tasks=TASKS, episodes=EPISODES, workers=2)
     evaluator = Evaluator(wanderer(), functools.partial(envs.make, ENV), keys_of(3, 4), **sizes)
-    actions = jnp.array([[[jnp.nan, 0.5], [-jnp.inf, 1.0]]])
-    np.testing.assert_array_equal(evaluator._finite(actions), [[[0, 0.5], [0, 1]]])
-    evaluator._noted.clear()
-    evaluation = evaluator(jnp.array([0.8, jnp.nan]))
+    evaluation = evaluator(Policy({}, {"w": jnp.array([0.8, jnp.nan])}))
     evaluator.close()
     np.testing.assert_array_equal(evaluation.lengths[0], two_runs.lengths[0])
     assert (evaluation.successes[1] == 0).all()
@@ -141,7 +144,7 @@ def test_a_failing_worker_is_reported() -> None:
         wanderer(), functools.partial(envs.make, "no-such-env-v0"), keys_of(3), tasks=1, episodes=1, workers=1
     )
     with pytest.raises(UserError, match=r"^no-such-env-v0 cannot be made here \(.*\)"):
-        evaluator(jnp.full(1, 0.8))
+        evaluator(policies_of(1))
     evaluator.close()
 
 
@@ -152,7 +155,7 @@ def fault() -> None:
 def test_a_fault_that_is_not_the_environments_comes_with_its_traceback() -> None:
     evaluator = Evaluator(wanderer(), fault, keys_of(3), tasks=1, episodes=1, workers=1)
     with pytest.raises(RuntimeError, match=r"environment worker failed[\s\S]*in fault[\s\S]*of flowrl's own"):
-        evaluator(jnp.full(1, 0.8))
+        evaluator(policies_of(1))
     evaluator.close()
 
 
@@ -201,7 +204,7 @@ def own_run(folder: Path, env: str, **given: Any) -> settings.Plan:
     fields = {"observations": rng.normal(size=(16, 2)), "next_observations": rng.normal(size=(16, 2))}
     np.savez(data, actions=rng.uniform(-1, 1, (16, 1)), rewards=np.zeros(16), terminals=np.zeros(16), **fields)
     small: dict[str, Any] = dict(agent="bc", env=env, data=str(data), preset="none", run_dir=str(folder), workers=1)
-    small |= dict(steps=4, eval_interval=2, eval_episodes=4, log_interval=2, checkpoint_interval=2)
+    small |= {"steps": 4, "eval.interval": 2, "eval.episodes": 4, "log.interval": 2, "checkpoint.interval": 2}
     return settings.plan(small | given, OWN)
 
 
@@ -231,8 +234,8 @@ def test_a_run_without_any_finite_number_ends_well_and_resumes(tmp_path: Path, m
     assert run.execute(own_run(tmp_path / "run", env)) == 0
     summary = loggers.read_json(tmp_path / "run" / "summary.json")
     assert (summary["metric"], summary["rule"]) == (None, "no evaluation episode had finite numbers")
-    plan, stored = settings.resumed_plan({"run_dir": str(tmp_path / "run"), "resume": True, "steps": 6}, {})
-    assert run.execute(plan, stored) == 0
+    plan, told = stored.resumed_plan({"run_dir": str(tmp_path / "run"), "resume": True, "steps": 6}, {})
+    assert run.execute(plan, told) == 0
     lines = loggers.read_lines(tmp_path / "run" / "eval.jsonl")
     assert [(line["step"], line["not_finite"]) for line in lines] == [(2, 4), (4, 4), (6, 4)]
     assert not any({"return", "success"} & line.keys() for line in lines)
@@ -252,8 +255,8 @@ def test_success_is_judged_once_and_0_where_it_is_not_told(tmp_path: Path, monke
         outcomes.append(Evaluation(successes, np.zeros((2, 1, 4), np.float32), np.ones((2, 1, 4), np.int32)))
     monkeypatch.setattr(Evaluator, "__call__", lambda self, *_, **__: outcomes.pop(0))
     assert run.execute(own_run(tmp_path / "run", "own_envs:own/Own-v0", num_seeds=2, steps=6)) == 0
-    plan, stored = settings.resumed_plan({"run_dir": str(tmp_path / "run"), "resume": True, "steps": 8}, {})
-    assert run.execute(plan, stored) == 0
+    plan, told = stored.resumed_plan({"run_dir": str(tmp_path / "run"), "resume": True, "steps": 8}, {})
+    assert run.execute(plan, told) == 0
     lines = loggers.read_lines(tmp_path / "run" / "eval.jsonl")
     assert [line.get("success") for line in lines] == [None, None, 0.25, 0, 0, 0, 0, 0]
     summary = loggers.read_json(tmp_path / "run" / "summary.json")
@@ -293,8 +296,8 @@ def test_episodes_that_end_from_the_start_are_counted(monkeypatch: pytest.Monkey
     monkeypatch.setattr(workers.EnvPool, "start", start)
     monkeypatch.setattr(workers.EnvPool, "step", step)
     evaluator = Evaluator(wanderer(), fault, keys_of(3, 4), tasks=0, episodes=2, workers=1, slots=2)
-    monkeypatch.setattr(evaluator, "_act", lambda *_, **__: np.zeros((2, 1, 1), np.float32))
-    found = evaluator(jnp.zeros(2))
+    monkeypatch.setattr(evaluator, "_actor", lambda *_: np.zeros((2, 1, 1), np.float32))
+    found = evaluator(policies_of(2))
     evaluator.close()
     np.testing.assert_array_equal(found.returns, [[[np.nan, np.nan]], [[5, 5]]])
 
@@ -302,10 +305,10 @@ def test_episodes_that_end_from_the_start_are_counted(monkeypatch: pytest.Monkey
 def test_a_limit_of_steps_belongs_to_the_run(tmp_path: Path) -> None:
     given = dict(num_seeds=1, max_episode_steps=3)
     assert run.execute(own_run(tmp_path / "run", "own_envs:own/Endless-v0", **given)) == 0
-    plan, stored = settings.resumed_plan({"run_dir": str(tmp_path / "run"), "resume": True, "steps": 6}, {})
-    assert run.execute(plan, stored) == 0
+    plan, told = stored.resumed_plan({"run_dir": str(tmp_path / "run"), "resume": True, "steps": 6}, {})
+    assert run.execute(plan, told) == 0
     assert [line["length"] for line in loggers.read_lines(tmp_path / "run" / "eval.jsonl")] == [3, 3, 3]
-    assert "--max_episode_steps=3" in stored["command"]
+    assert "--max_episode_steps=3" in told["command"]
     with pytest.raises(UserError, match="max_episode_steps=0 is too small"):
         own_run(tmp_path / "other", "own_envs:own/Endless-v0", max_episode_steps=0)
 
@@ -369,15 +372,15 @@ def assert_equal(one: Any, other: Any) -> None:
 def test_a_worker_killed_amid_an_evaluation_changes_nothing(
     three_slots: Evaluator, two_runs: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    undisturbed = three_slots(jnp.full(1, 0.8))
+    undisturbed = three_slots(policies_of(1))
     np.testing.assert_array_equal(undisturbed.lengths[0], two_runs.lengths[0])
     moments: list[Moment] = [
         always,
         lambda left: len(left[0]) < 4 or len(left[1]) < 3,  # one of its slots is further than the other
         lambda left: bool(left[0]) != bool(left[1]),  # one has no more to play
     ]
-    assert_equal(three_slots(jnp.full(1, 0.8), killing(three_slots, 0, *moments)), undisturbed)
-    assert_equal(three_slots(jnp.full(1, 0.8), killing(three_slots, 1, lambda left: len(left[2]) == 2)), undisturbed)
+    assert_equal(three_slots(policies_of(1), killing(three_slots, 0, *moments)), undisturbed)
+    assert_equal(three_slots(policies_of(1), killing(three_slots, 1, lambda left: len(left[2]) == 2)), undisturbed)
     said = capsys.readouterr().out
     assert said.count("an environment worker died by signal 9 (Killed); it is started anew") == 4
 
@@ -386,20 +389,20 @@ def test_a_worker_killed_between_evaluations_changes_nothing(three_slots: Evalua
     for _ in range(2):  # before the first evaluation, and after it
         for worker in range(2):
             kill(three_slots, worker)
-        np.testing.assert_array_equal(three_slots(jnp.full(1, 0.8)).lengths[0], two_runs.lengths[0])
+        np.testing.assert_array_equal(three_slots(policies_of(1)).lengths[0], two_runs.lengths[0])
 
 
 def test_a_worker_that_dies_again_and_again_is_an_error(three_slots: Evaluator) -> None:
     again = [always] * (MOST_RESTARTS + 1)
     with pytest.raises(WorkerDied, match=rf"died {len(again)} times .* signal 9 \(Killed\).*--workers"):
-        three_slots(jnp.full(1, 0.8), killing(three_slots, 0, *again, delay=1))
-    three_slots(jnp.full(1, 0.8), killing(three_slots, 0, always))  # counted anew
+        three_slots(policies_of(1), killing(three_slots, 0, *again, delay=1))
+    three_slots(policies_of(1), killing(three_slots, 0, always))  # counted anew
 
 
 def test_a_worker_that_ends_by_itself_is_an_error() -> None:
     evaluator = Evaluator(wanderer(), functools.partial(os._exit, 7), keys_of(3), tasks=1, episodes=1, workers=1)
     with pytest.raises(WorkerDied, match="ended with status 7"):
-        evaluator(jnp.full(1, 0.8))
+        evaluator(policies_of(1))
     evaluator.close()
 
 
@@ -412,9 +415,9 @@ def test_breaking_off_goes_before_a_restart(three_slots: Evaluator, capsys: pyte
         on_step(done, total)
 
     with pytest.raises(KeyboardInterrupt):
-        three_slots(jnp.full(1, 0.8), stop)
+        three_slots(policies_of(1), stop)
     assert "started anew" not in capsys.readouterr().out
-    assert three_slots(jnp.full(1, 0.8)).lengths.min() > 1
+    assert three_slots(policies_of(1)).lengths.min() > 1
 
 
 def test_environments_side_by_side_do_not_disturb_each_other() -> None:

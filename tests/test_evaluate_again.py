@@ -5,26 +5,34 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from programs import load, main, save_walks, sweep
 
 from flowrl import loggers
-from flowrl.agents import gc_sscp
 from flowrl.errors import UserError
 
-again, weights = load("experiments/evaluate.py"), load("experiments/mirror_weights.py")
-noises = load("experiments/shared_noise.py")
+again = load("experiments/evaluate.py")
 
 
 @pytest.fixture(scope="module")
 def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("again") / "run"
-    tiny = ("--agent.hidden_dims=8", "--agent.batch_size=8", "--agent.candidates=3", "--num_seeds=2", "--workers=1")
-    schedule = ("--online_steps=20", "--warmup_steps=10", "--num_envs=1", "--eval_episodes=2", "--eval_interval=20")
-    scale = ("--reward_scale=0.1", "--log_interval=10", "--checkpoint_interval=20")
+    tiny = (
+        "--agent.hidden_dims=8",
+        "--agent.batch_size=8",
+        "--agent.choice.num_samples=3",
+        "--num_seeds=2",
+        "--workers=1",
+    )
+    schedule = (
+        "--online.steps=20",
+        "--online.warmup_steps=10",
+        "--online.num_envs=1",
+        "--eval.episodes=2",
+        "--eval.interval=20",
+    )
+    scale = ("--normalize.reward_scale=0.1", "--log.interval=10", "--checkpoint.interval=20")
     assert main("--agent=fpmd_m", "--env=Pendulum-v1", *tiny, *schedule, *scale, f"--run_dir={folder}") == 0
     return folder
 
@@ -70,21 +78,21 @@ def test_another_checkpoint_and_more_episodes(data: str, tmp_path: Path) -> None
     """Of a run with normalised observations, whose data are gone."""
     path = shutil.copy(data.removeprefix("--data="), tmp_path / "own.npz")
     tiny = ("--agent=bc", "--env=Pendulum-v1", "--preset=none", "--agent.hidden_dims=8", "--agent.batch_size=8")
-    schedule = ("--steps=20", "--eval_interval=10", "--checkpoint_interval=10", "--eval_episodes=2", "--workers=1")
+    schedule = ("--steps=20", "--eval.interval=10", "--checkpoint.interval=10", "--eval.episodes=2", "--workers=1")
     folder = tmp_path / "run"
-    arguments = (*tiny, *schedule, "--normalize_observations", "--num_seeds=2", f"--data={path}")
+    arguments = (*tiny, *schedule, "--normalize.observations", "--num_seeds=2", f"--data={path}")
     assert main(*arguments, f"--run_dir={folder}") == 0
     Path(path).unlink()
     for step in (10, 20):
         (row,) = evaluated(folder, tmp_path / "out.json", f"--step={step}")
         assert (row["step"], row["per_seed"]) == (step, own_scores(folder, step=step))
-    (row,) = evaluated(folder, tmp_path / "out.json", "--eval_episodes=3")
+    (row,) = evaluated(folder, tmp_path / "out.json", "--episodes=3")
     assert row["episodes_per_task"] == 3
     assert row["per_seed"] != own_scores(folder, step=20)
 
 
 def test_all_runs_of_a_sweep(data: str, tmp_path: Path) -> None:
-    tiny = ("--agent=bc", "--env=Pendulum-v1", "--preset=none", "--agent.batch_size=8", "--eval_episodes=1")
+    tiny = ("--agent=bc", "--env=Pendulum-v1", "--preset=none", "--agent.batch_size=8", "--eval.episodes=1")
     grid = ("--agent.learning_rate=0.01,1e20", "--agent.hidden_dims=4:8", "--num_seeds=2", "--workers=1")
     assert sweep(*tiny, "--steps=10", *grid, data, f"--run_dir={tmp_path / 'sweep'}") == 0
     rows = evaluated(tmp_path / "sweep", tmp_path / "out.json")
@@ -102,7 +110,7 @@ def test_all_runs_of_a_sweep(data: str, tmp_path: Path) -> None:
 def test_a_goal_conditioned_run_on_all_its_tasks(tmp_path: Path) -> None:
     path = save_walks(tmp_path / "walks.npz")
     tiny = ("--agent=gcbc", "--env=pointmaze-medium-navigate", "--agent.hidden_dims=8", "--agent.batch_size=8")
-    schedule = ("--steps=10", "--eval_interval=10", "--eval_episodes=1", "--workers=1")
+    schedule = ("--steps=10", "--eval.interval=10", "--eval.episodes=1", "--workers=1")
     assert main(*tiny, *schedule, f"--data={path}", f"--run_dir={tmp_path / 'run'}") == 0
     (row,) = evaluated(tmp_path / "run", tmp_path / "out.json")
     assert row["per_seed"] == own_scores(tmp_path / "run", "success")
@@ -138,13 +146,13 @@ def test_what_cannot_be_loaded_is_named(run_dir: Path, tmp_path: Path) -> None:
     ("message", "arguments"),
     [
         ("which run", []),
-        ("choose eval_steps or candidates", ["--vary=learning_rate"]),
+        ("choose choice.num_samples or choice.temperature or eval_steps", ["--vary=learning_rate"]),
         ("has no checkpoint at step 7; give --step=0 or 20", ["--step=7"]),
-        ("--eval_episodes=0 is too small; the least is 1", ["--eval_episodes=0"]),
-        ("--eval_episodes=-1 is too small", ["--eval_episodes=-1"]),
+        ("--episodes=0 is too small; the least is 1", ["--episodes=0"]),
+        ("--episodes=-1 is too small", ["--episodes=-1"]),
         ("--workers=0 is too small", ["--workers=0"]),
         ("holds no run", ["--run_dir=."]),
-        ("not a list of positive numbers", ["--vary=eval_steps", "--values=0,2"]),
+        ("--values=1,x: x is not of type int", ["--vary=eval_steps", "--values=1,x"]),
         ("is no JSON file", ["--vary=eval_steps", "--out=table.md"]),
     ],
 )
@@ -152,37 +160,3 @@ def test_bad_input_names_the_remedy(run_dir: Path, message: str, arguments: list
     given = [f"--run_dir={run_dir}", *arguments] if arguments else []
     with pytest.raises(UserError, match=message):
         again.main(["evaluate.py", *given])
-
-
-def test_the_spread_of_weights_is_split_by_hand() -> None:
-    """Two actions in two states, standardised Q 1 and 3 in one, 6 and 8 in the other, α = 2."""
-    standard = jnp.array([[1.0, 6.0], [3.0, 8.0]])
-    found = weights.spread(standard, jnp.float32(2.0), jnp.float32(9.0))
-    np.testing.assert_allclose(found["deviation_between_states"], 2.5)
-    np.testing.assert_allclose(found["deviation_between_actions"], 1.0)
-    np.testing.assert_allclose(found["deviation_ratio"], 0.4)
-    np.testing.assert_allclose(found["weight_ratio_of_actions"], np.exp(1.0), rtol=1e-6)
-    np.testing.assert_allclose(found["weight_ratio_of_states"], np.exp(0.9 * 5 / 2), rtol=1e-5)
-    assert found["clipped"] == 0
-    # Cut at 4 the second state's are all alike, and 2 above the first's mean.
-    found = weights.spread(standard, jnp.float32(2.0), jnp.float32(4.0))
-    np.testing.assert_allclose(found["deviation_between_states"], 2.5)
-    np.testing.assert_allclose(found["weight_ratio_of_actions"], (np.e + 1) / 2, rtol=1e-6)
-    np.testing.assert_allclose(found["weight_ratio_of_states"], np.exp(0.9), rtol=1e-5)
-    assert found["clipped"] == 0.5
-
-
-def test_a_runs_weights_are_measured(run_dir: Path) -> None:
-    assert weights.main(["mirror_weights.py", f"--run_dir={run_dir}", "--states=8", "--actions=4"]) == 0
-    report = json.loads((run_dir / "mirror_weights.json").read_text())
-    assert set(report["per_seed"]) == {"0", "1"}
-    assert report["mean"]["deviation_between_actions"] > 0
-    assert str(run_dir) not in json.dumps(report)
-
-
-def test_shared_noise_begins_alike_and_is_normal() -> None:
-    like = gc_sscp.Pair(jnp.zeros((2000, 2)), jnp.zeros((2000, 5)))
-    actions, reps = noises.shared(jax.random.key(0), like)
-    np.testing.assert_array_equal(actions, reps[:, :2])
-    assert reps.shape == (2000, 5)
-    assert abs(float(reps.std()) - 1) < 0.03

@@ -35,7 +35,7 @@ def test_a_file_of_ones_own_trains_an_agent(tmp_path: Path) -> None:
     np.savez(tmp_path / "pendulum.npz", **arrays)
     folder = tmp_path / "run"
     names = ("--agent=sscp", "--env=Pendulum-v1", "--preset=quick", f"--data={tmp_path / 'pendulum.npz'}")
-    sizes = ("--agent.hidden_dims=8", "--agent.batch_size=8", "--steps=2", "--eval_episodes=1", "--eval_interval=2")
+    sizes = ("--agent.hidden_dims=8", "--agent.batch_size=8", "--steps=2", "--eval.episodes=1", "--eval.interval=2")
     assert main(*names, *sizes, f"--run_dir={folder}") == 0
     assert -2000 < loggers.read_json(folder / "summary.json")["return"] < 0
 
@@ -54,6 +54,6 @@ def test_a_new_agent_runs_from_the_command_line(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(flowrl.agents, "__path__", [*flowrl.agents.__path__, str(tmp_path)])
     data, folder = save_walks(tmp_path / "tiny.npz"), tmp_path / "run"
     names = ("--agent=max_q", "--env=pointmaze-medium-navigate-singletask", "--preset=quick", f"--data={data}")
-    sizes = ("--agent.hidden_dims=8", "--agent.batch_size=8", "--agent.alpha=1", "--steps=2", "--log_interval=1")
-    assert main(*names, *sizes, f"--run_dir={folder}", "--eval_episodes=0") == 0
+    sizes = ("--agent.hidden_dims=8", "--agent.batch_size=8", "--agent.alpha=1", "--steps=2", "--log.interval=1")
+    assert main(*names, *sizes, f"--run_dir={folder}", "--eval.episodes=0") == 0
     assert [line["step"] for line in loggers.read_lines(folder / "metrics.jsonl")] == [1, 2]

@@ -15,12 +15,13 @@ import scipy.stats
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flowrl.agent import Needs
+from flowrl.config import as_arrays
 from flowrl.data.dataset import Dataset, from_arrays, gather, sample_rows
-from flowrl.data.goals import draw, geometric_offsets, relabel, trajectory_rows
+from flowrl.data.goals import GoalMix, draw, geometric_offsets, trajectory_rows
+from flowrl.data.samplers import Goals
 
-FIELDS = ("value_goals", "rewards", "masks", "actor_goals", "low_actor_goals", "high_actor_goals", "high_actor_targets")
-NEEDS = Needs(FIELDS, geometric=("value_goals",))
+GOALS = ("value_goals", "actor_goals", "low_actor_goals", "high_actor_goals", "high_actor_targets")
+SCALARS = ("rewards", "masks", "discounts", "valid")
 FALSE_ALARM = 1e-6
 LENGTHS = (1, 4, 9, 2, 1, 6, 1)
 Pmf = dict[Any, float]
@@ -48,17 +49,17 @@ def layout(lengths: tuple[int, ...]) -> tuple[list[int], dict[int, int]]:
     return valid, ends
 
 
-def hyper_of(**replacements: float) -> dict[str, jax.Array]:
-    values = {
-        "discount": 0.8,
-        "value_p_trajectory": 0.5,
-        "value_p_random": 0.3,
-        "actor_p_trajectory": 1.0,
-        "actor_p_random": 0.0,
-    }
-    values |= {name: value for name, value in replacements.items() if name != "subgoal_steps"}
-    steps = jnp.int32(replacements.get("subgoal_steps", 3))
-    return {name: jnp.float32(value) for name, value in values.items()} | {"subgoal_steps": steps}
+def mix(p_trajectory: float, p_random: float, *, geometric: bool = False) -> GoalMix:
+    return as_arrays(GoalMix(p_trajectory=p_trajectory, p_random=p_random, geometric=geometric))
+
+
+VALUE = mix(0.5, 0.3, geometric=True)
+
+
+def kind_of(
+    actor: GoalMix | None = None, value: GoalMix = VALUE, discount: float = 0.8, subgoal_steps: int = 3
+) -> Goals:
+    return Goals(mix(1.0, 0.0) if actor is None else actor, value, jnp.float32(discount), jnp.int32(subgoal_steps))
 
 
 # --- the independent statement ---
@@ -130,11 +131,16 @@ def p_value(draws: list[Any], pmf: Pmf) -> float:
 DRAWS = 10_000
 
 
-def sampled(hyper: dict[str, jax.Array], seed: int, needs: Needs = NEEDS) -> tuple[list[int], dict[str, np.ndarray]]:
+@jax.jit
+def relabel(key: jax.Array, dataset: Dataset, rows: jax.Array, kind: Goals) -> dict[str, jax.Array]:
+    return kind.relabel(key, dataset, rows)
+
+
+def sampled(kind: Goals, seed: int) -> tuple[list[int], dict[str, np.ndarray]]:
     """The rows of the standard layout that have a transition, and for each `DRAWS` relabellings [rows, draws]."""
     valid, _ = layout(LENGTHS)
     rows = jnp.repeat(jnp.array(valid, jnp.int32), DRAWS)
-    fields = jax.jit(relabel, static_argnums=4)(jax.random.key(seed), dataset_of(LENGTHS), rows, hyper, needs)
+    fields = relabel(jax.random.key(seed), dataset_of(LENGTHS), rows, kind)
     return valid, {name: np.asarray(field).reshape(len(valid), DRAWS).astype(int) for name, field in fields.items()}
 
 
@@ -146,8 +152,8 @@ def sampled(hyper: dict[str, jax.Array], seed: int, needs: Needs = NEEDS) -> tup
     [(0.5, 0.3, 0.8), (1.0, 0.0, 0.8), (0.0, 1.0, 0.8), (0.0, 0.0, 0.8), (0.5, 0.5, 0.3), (0.5, 0.3, 1.0)],
 )
 def test_value_goals(p_future: float, p_random: float, discount: float) -> None:
-    hyper = hyper_of(value_p_trajectory=p_future, value_p_random=p_random, discount=discount)
-    valid, fields = sampled(hyper, seed=1)
+    kind = kind_of(value=mix(p_future, p_random, geometric=True), discount=discount)
+    valid, fields = sampled(kind, seed=1)
     _, ends = layout(LENGTHS)
     for row, draws in zip(valid, fields["value_goals"], strict=True):
         expected = goal_pmf(row, valid, ends[row], p_future, p_random, discount)
@@ -157,8 +163,7 @@ def test_value_goals(p_future: float, p_random: float, discount: float) -> None:
 @pytest.mark.parametrize(("p_future", "p_random"), [(1.0, 0.0), (0.5, 0.5), (0.3, 0.2)])
 @pytest.mark.parametrize("steps", [1, 3, 50])
 def test_actor_goals_and_high_targets(p_future: float, p_random: float, steps: int) -> None:
-    hyper = hyper_of(actor_p_trajectory=p_future, actor_p_random=p_random, subgoal_steps=steps)
-    valid, fields = sampled(hyper, seed=2)
+    valid, fields = sampled(kind_of(mix(p_future, p_random), subgoal_steps=steps), seed=2)
     _, ends = layout(LENGTHS)
     for i, row in enumerate(valid):
         goals = goal_pmf(row, valid, ends[row], p_future, p_random, None)
@@ -168,8 +173,7 @@ def test_actor_goals_and_high_targets(p_future: float, p_random: float, steps: i
 
 
 def test_any_kind_of_goal_may_be_geometric() -> None:
-    needs = Needs(FIELDS, geometric=("actor_goals", "high_actor_goals"))
-    valid, fields = sampled(hyper_of(value_p_trajectory=1.0, value_p_random=0.0), seed=3, needs=needs)
+    valid, fields = sampled(kind_of(mix(1.0, 0.0, geometric=True), mix(1.0, 0.0)), seed=3)
     _, ends = layout(LENGTHS)
     for i, row in enumerate(valid):
         for name, discount in {"value_goals": None, "actor_goals": 0.8, "high_actor_goals": 0.8}.items():
@@ -178,8 +182,7 @@ def test_any_kind_of_goal_may_be_geometric() -> None:
 
 def test_kinds_of_goals_are_drawn_independently() -> None:
     # Whether the value goal is the row itself or comes from elsewhere says nothing about the policies' goals.
-    hyper = hyper_of(actor_p_trajectory=0.5, actor_p_random=0.5)
-    valid, fields = sampled(hyper, seed=4)
+    valid, fields = sampled(kind_of(mix(0.5, 0.5)), seed=4)
     middle = valid.index(8)
     names = ("value_goals", "actor_goals", "high_actor_goals")
     for one, other in ((0, 1), (0, 2), (1, 2)):
@@ -193,14 +196,7 @@ def test_kinds_of_goals_are_drawn_independently() -> None:
 def test_the_kind_of_goal_is_independent_of_the_draw_within_the_episode() -> None:
     # Were one uniform used for both, goals of the trajectory would come from a part of the future only; the tests above
     # would notice it in the marginals, this one in two draws of one call.
-    drawn = draw(
-        jax.random.key(5),
-        dataset_of((40,)),
-        jnp.zeros(DRAWS, jnp.int32),
-        hyper_of(actor_p_trajectory=0.5, actor_p_random=0.5),
-        "actor",
-        geometric=False,
-    )
+    drawn = draw(jax.random.key(5), dataset_of((40,)), jnp.zeros(DRAWS, jnp.int32), mix(0.5, 0.5), jnp.float32(0.8))
     random, future = (np.asarray(drawn.rows)[np.asarray(drawn.is_random) == flag] for flag in (True, False))
     assert abs(len(random) - DRAWS / 2) < 5 * np.sqrt(DRAWS / 4)
     assert set(random) == set(range(39))
@@ -245,7 +241,6 @@ def test_geometric_offsets_at_the_extremes() -> None:
 # --- structure of any layout ---
 
 ROWS, BATCH = 24, 64
-jitted_relabel = jax.jit(relabel, static_argnums=4)
 
 
 @st.composite
@@ -278,17 +273,13 @@ def test_goals_keep_to_their_episodes(
     p_future, p_random = shares
     dataset, (valid, ends) = dataset_of(lengths), layout(lengths)
     rows = np.random.default_rng(seed).choice(valid, BATCH)
-    hyper = hyper_of(
-        value_p_trajectory=p_future,
-        value_p_random=p_random,
-        actor_p_trajectory=p_future,
-        actor_p_random=p_random,
-        subgoal_steps=steps,
-    )
-    fields = jitted_relabel(jax.random.key(seed), dataset, jnp.asarray(rows, jnp.int32), hyper, NEEDS)
-    assert set(fields) == set(FIELDS)
-    assert fields["rewards"].dtype == fields["masks"].dtype == jnp.float32
-    assert {fields[name].shape for name in FIELDS if name not in ("rewards", "masks")} == {(BATCH, 1)}
+    kind = kind_of(mix(*shares), mix(*shares, geometric=True), subgoal_steps=steps)
+    fields = relabel(jax.random.key(seed), dataset, jnp.asarray(rows, jnp.int32), kind)
+    assert set(fields) == {*GOALS, *SCALARS}
+    assert {fields[name].dtype for name in SCALARS} == {jnp.dtype(jnp.float32)}
+    assert {fields[name].shape for name in GOALS} == {(BATCH, 1)}
+    np.testing.assert_allclose(fields["discounts"], 0.8 * fields["masks"])
+    np.testing.assert_array_equal(fields["valid"], 1)
     numbers = {name: np.asarray(field).ravel() for name, field in fields.items()}
     for i, row in enumerate(rows):
         value, actor, high = (int(numbers[name][i]) for name in ("value_goals", "actor_goals", "high_actor_goals"))
@@ -310,18 +301,38 @@ def test_goals_keep_to_their_episodes(
             assert target in (within, beyond)
 
 
-def test_only_the_fields_that_an_agent_needs_are_drawn_and_the_others_do_not_change_them() -> None:
-    dataset, key, rows = dataset_of(LENGTHS), jax.random.key(9), jnp.array([1, 5, 6], jnp.int32)
-    all_fields = relabel(key, dataset, rows, hyper_of(), NEEDS)
-    assert relabel(key, dataset, rows, hyper_of(), Needs(("observations", "actions"))) == {}
-    one = relabel(key, dataset, rows, hyper_of(), Needs(("actor_goals",)))
-    assert set(one) == {"actor_goals"}
-    np.testing.assert_array_equal(one["actor_goals"], all_fields["actor_goals"])
+def test_a_batch_is_drawn_and_relabelled_by_its_key() -> None:
+    dataset, kind, key = dataset_of(LENGTHS), kind_of(), jax.random.key(9)
+    rows_key, goals_key = jax.random.split(key)
+    rows, batch = sample_rows(rows_key, dataset, (5,)), kind.sample(key, dataset, 5)
+    expected = {**gather(dataset, rows), **relabel(goals_key, dataset, rows, kind)}
+    jax.tree.map(np.testing.assert_array_equal, batch, expected)
+    flat = kind._replace(subgoal_steps=None).sample(key, dataset, 5)
+    assert batch.keys() - flat.keys() == {"low_actor_goals", "high_actor_goals", "high_actor_targets"}
+    for name, array in flat.items():
+        np.testing.assert_array_equal(array, batch[name])
+
+
+def test_compact_goals_are_goals_and_states_are_subgoals() -> None:
+    dataset = dataset_of(LENGTHS)
+    compact = dataset.replace(fields={**dataset.fields, "oracle_reps": 100 + dataset.fields["observations"]})
+    rows = jnp.array([1, 5, 6], jnp.int32)
+    plain, found = (relabel(jax.random.key(9), one, rows, kind_of()) for one in (dataset, compact))
+    for name in GOALS:
+        np.testing.assert_array_equal(found[name], plain[name] + 100 * (name in ("value_goals", "actor_goals")))
+    assert kind_of().lacking(compact.fields) == ["low_actor_goals", "high_actor_goals", "high_actor_targets"]
+    assert kind_of()._replace(subgoal_steps=None).lacking(compact.fields) == []
+
+
+def test_shares_of_goals_are_at_most_all() -> None:
+    assert GoalMix(p_trajectory=0.5, p_random=0.5).problem("--agent.actor_goals.") == ""
+    told = GoalMix(p_trajectory=0.8, p_random=0.3).problem("--agent.actor_goals.")
+    assert "--agent.actor_goals.p_trajectory=0.8 and --agent.actor_goals.p_random=0.3" in told
 
 
 def test_goals_differ_between_keys_and_rows() -> None:
     dataset, rows = dataset_of((1001,)), jnp.zeros(50, jnp.int32)
-    one, other = (relabel(jax.random.key(seed), dataset, rows, hyper_of(), NEEDS) for seed in (0, 1))
+    one, other = (relabel(jax.random.key(seed), dataset, rows, kind_of()) for seed in (0, 1))
     for name in ("value_goals", "actor_goals", "high_actor_goals"):
         assert len(np.unique(one[name])) > 5
         assert not np.array_equal(one[name], other[name])

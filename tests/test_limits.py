@@ -1,6 +1,5 @@
 """Numbers as people write them, the bounds that messages name, and what no machine can do."""
 
-import dataclasses
 import shutil
 from pathlib import Path
 from typing import Any
@@ -9,22 +8,21 @@ import pytest
 from absl import flags as absl_flags
 from programs import load, main, sweep
 
-from flowrl import agent as agents
+from flowrl import agents, devices, estimates, flags, machine, run, settings
 from flowrl import config as configs
-from flowrl import estimates, flags, machine, memory, run, settings
 from flowrl.errors import UserError
 from flowrl.settings import MAX_SEED, MOST_RUNS, Plan, Settings, plan
 
 ENV = "--env=pointmaze-medium-navigate"
 OFFLINE = ("--agent=gcbc", ENV, "--preset=quick")
-ONLINE = ("--agent=sac", "--env=Pendulum-v1", "--preset=quick", "--online_steps=1e6")
+ONLINE = ("--agent=sac", "--env=Pendulum-v1", "--preset=quick", "--online.steps=1e6")
 
 
 @pytest.fixture(autouse=True)
 def a_small_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """16 GB of memory, 100 GB of disk and two cores; nothing is trained, and no test leaves runs behind."""
     monkeypatch.setattr(estimates, "available_memory", lambda: 16 * 10**9)
-    monkeypatch.setattr(memory, "free_bytes", lambda: 16 * 10**9)
+    monkeypatch.setattr(devices, "free_bytes", lambda: 16 * 10**9)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: (10**12, 0, 10**11))
     monkeypatch.setattr(estimates, "usable_cores", lambda: 2)
     monkeypatch.setattr(run, "_execute", lambda plan, stored, signals: plans.append(plan) or 0)
@@ -63,7 +61,7 @@ def test_integers_as_people_write_them(text: str, value: int) -> None:
 
 def test_layers_and_values_of_sweeps_as_people_write_them() -> None:
     values = absl_flags.FlagValues()
-    config = agents.load("gcbc").Config
+    config = agents.default("gcbc")
     flags.define_lists(values, config)
     flags.parse(values, ["x", "--hidden_dims=1e2,64:1_000", "--batch_size=1e3,8", "--learning_rate=-0.0,1e-3"])
     found = flags.given_lists(values, config)
@@ -77,22 +75,14 @@ def test_values_of_sweeps_that_are_no_numbers(text: str) -> None:
         sweep(*OFFLINE, f"--agent.learning_rate={text}")
 
 
-def floats(config: Any) -> list[str]:
-    return [field.name for field in dataclasses.fields(config) if float in (field.type, *_options(field.type))]
-
-
-def _options(kind: Any) -> tuple[Any, ...]:
-    return getattr(kind, "__args__", ())
-
-
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
-def test_no_float_field_takes_what_is_no_number(value: float) -> None:
-    configurations = [Settings(), *(agents.load(name).Config() for name in agents.names())]
-    for config in configurations:
-        assert floats(config)
-        for name in floats(config):
+def test_no_float_setting_takes_what_is_no_number(value: float) -> None:
+    for record in (Settings(), *map(agents.default, agents.names())):
+        floats = [entry.name for entry in configs.flatten(record) if entry.kind is float]
+        assert floats
+        for name in floats:
             with pytest.raises(UserError, match=rf"{name}={value}"):
-                configs.check(dataclasses.replace(config, **{name: value}))
+                configs.check(configs.put(record, {name: value}))
 
 
 @pytest.mark.parametrize(
@@ -103,8 +93,8 @@ def test_no_float_field_takes_what_is_no_number(value: float) -> None:
         ("--agent.learning_rate=nan is not a finite number", ["--agent.learning_rate=nan"]),
         ("--agent.learning_rate=1e-400 is too small to be told", ["--agent.learning_rate=1e-400"]),
         ("--agent.learning_rate=1e-50 is too small to be told", ["--agent.learning_rate=1e-50"]),
-        ("--reward_shift=-inf is not a finite number", ["--reward_shift=-inf"]),
-        ("--reward_scale=0 makes all rewards equal", ["--reward_scale=-0.0"]),
+        ("--normalize.reward_shift=-inf is not a finite number", ["--normalize.reward_shift=-inf"]),
+        ("--normalize.reward_scale=0 makes all rewards equal", ["--normalize.reward_scale=-0.0"]),
         ("--seed=4294967296 is too large; the most is 4,294,967,295", ["--seed=4294967296"]),
         ("goes beyond the last seed, 4294967295", ["--seed=4294967295", "--num_seeds=2"]),
         ("--steps=1e999999999 is too large", ["--steps=1e999999999"]),
@@ -121,35 +111,31 @@ def test_numbers_and_texts_that_cannot_be(message: str, arguments: list[str]) ->
 # ------------------------------------------------------------------------------------------------------------- bounds
 
 
-def bounded(config: Any) -> list[tuple[dataclasses.Field, float, float]]:
-    found = [(field, *field.metadata.get("range", (0, 0))) for field in dataclasses.fields(config)]
-    whole = [each for each in found if int in (each[0].type, *_options(each[0].type))]
-    return [each for each in whole if "sweepable" not in each[0].metadata and each[0].name != "keep_checkpoints"]
+WHOLE = {entry.name: entry.field for entry in configs.flatten(Settings()) if entry.kind is int}
 
 
-@pytest.mark.parametrize("field", [field.name for field, *_ in bounded(Settings)])
-def test_the_bounds_that_messages_name_are_those_that_hold(field: str) -> None:
-    low, high = next(each[1:] for each in bounded(Settings) if each[0].name == field)
+@pytest.mark.parametrize("name", [name for name in WHOLE if name != "checkpoint.keep"])
+def test_the_bounds_that_messages_name_are_those_that_hold(name: str) -> None:
+    low, high = WHOLE[name].metadata["range"]
     for value in (low, high):
-        configs.check(Settings(**{field: value}))
-    with pytest.raises(UserError, match=f"--{field}={low - 1} is too small; the least is {low}$"):
-        configs.check(Settings(**{field: low - 1}))
-    with pytest.raises(UserError, match=f"--{field}={high + 1} is too large; the most is {high:,}$"):
-        configs.check(Settings(**{field: high + 1}))
+        configs.check(configs.put(Settings(), {name: value}))
+    with pytest.raises(UserError, match=f"--{name}={low - 1} is too small; the least is {low}$"):
+        configs.check(configs.put(Settings(), {name: low - 1}))
+    with pytest.raises(UserError, match=f"--{name}={high + 1} is too large; the most is {high:,}$"):
+        configs.check(configs.put(Settings(), {name: high + 1}))
 
 
 def test_the_bounds_of_agents_are_those_that_hold() -> None:
-    for name in agents.names():
-        config = agents.load(name).Config()
-        for field in dataclasses.fields(config):
-            if field.metadata.get("sweepable") is not True:
+    for agent in agents.names():
+        for entry in configs.flatten(agents.default(agent), "agent."):
+            if not entry.traced:
                 continue
-            low, high = field.metadata["range"]
-            most = min(high, configs.MOST_COUNT if field.type is int else configs.MOST_FLOAT)
+            low, high = entry.field.metadata["range"]
+            most = min(high, configs.MOST_COUNT if entry.kind is int else configs.MOST_FLOAT)
             for value in (max(low, -configs.MOST_FLOAT), most):
-                configs._check_value(field, value)
-            with pytest.raises(UserError, match=f"--agent.{field.name}=.* is out of range"):
-                configs._check_value(field, most + max(1, most))
+                configs._check_value(entry._replace(value=value))
+            with pytest.raises(UserError, match=f"--{entry.name}=.* is out of range"):
+                configs._check_value(entry._replace(value=most + max(1, most)))
 
 
 def test_the_last_seed() -> None:
@@ -161,12 +147,16 @@ def test_the_last_seed() -> None:
 
 
 def test_the_preset_and_not_the_user_is_named() -> None:
-    assert "leaves nothing of --online_steps=1000 " in refusal(*ONLINE, "--online_steps=1e3")
-    assert refusal(*ONLINE, "--online_steps=1e3").startswith("the preset's --warmup_steps=")
-    assert refusal(*ONLINE, "--warmup_steps=2e6").startswith("--warmup_steps=2000000 leaves nothing of --online_steps")
-    assert refusal(*ONLINE, "--num_envs=3").startswith("--online_steps=1000000 is no multiple of --num_envs=3")
-    told = refusal(*ONLINE, "--num_envs=3", "--online_steps=999999")
-    assert told.startswith("the preset's --log_interval=1000 is no multiple of --num_envs=3")
+    assert "leaves nothing of --online.steps=1000 " in refusal(*ONLINE, "--online.steps=1e3")
+    assert refusal(*ONLINE, "--online.steps=1e3").startswith("the preset's --online.warmup_steps=")
+    assert refusal(*ONLINE, "--online.warmup_steps=2e6").startswith(
+        "--online.warmup_steps=2000000 leaves nothing of --online.steps"
+    )
+    assert refusal(*ONLINE, "--online.num_envs=3").startswith(
+        "--online.steps=1000000 is no multiple of --online.num_envs=3"
+    )
+    told = refusal(*ONLINE, "--online.num_envs=3", "--online.steps=999999")
+    assert told.startswith("the preset's --log.interval=1000 is no multiple of --online.num_envs=3")
 
 
 # ------------------------------------------------------------------------------------------------------ absurd sizes
@@ -182,14 +172,14 @@ def test_the_preset_and_not_the_user_is_named() -> None:
         (("--agent.hidden_dims=" + ",".join(["8"] * 1000),), "has 1000 layers; the most is 100"),
         (("--agent.batch_size=1e13",), "--agent.batch_size=10000000000000 is too large"),
         (("--agent.batch_size=1e8",), "most of it is for batches of 100,000,000 transitions"),
-        (("--eval_episodes=1e8",), "the 500,000,000 episodes of each evaluation would take at least 29 days"),
-        (("--eval_episodes=1e5", "--eval_interval=1", "--steps=1e6"), "give a smaller --eval_episodes"),
-        (("--eval_interval=1", "--steps=1e9", "--eval_episodes=1"), "1,000,000,000 evaluations"),
+        (("--eval.episodes=1e8",), "the 500,000,000 episodes of each evaluation would take at least 29 days"),
+        (("--eval.episodes=1e5", "--eval.interval=1", "--steps=1e6"), "give a smaller --eval.episodes"),
+        (("--eval.interval=1", "--steps=1e9", "--eval.episodes=1"), "1,000,000,000 evaluations"),
         (("--steps=2e9", "--agent.batch_size=65536"), "2,000,000,000 updates; give a smaller --steps"),
-        (("--steps=2e9", "--checkpoint_interval=1"), "give a larger --checkpoint_interval"),
-        (("--steps=1e6", "--checkpoint_interval=1", "--keep_checkpoints=0"), "no disk space in"),
-        (("--steps=2e9", "--log_interval=1"), "2,000,000,000 log lines; give a larger --log_interval, or free space"),
-        (("--eval_episodes=1e5", "--video_episodes=1e5"), "the videos would take at least 29 days"),
+        (("--steps=2e9", "--checkpoint.interval=1"), "give a larger --checkpoint.interval"),
+        (("--steps=1e6", "--checkpoint.interval=1", "--checkpoint.keep=0"), "no disk space in"),
+        (("--steps=2e9", "--log.interval=1"), "2,000,000,000 log lines; give a larger --log.interval, or free space"),
+        (("--eval.episodes=1e5", "--log.video_episodes=1e5"), "the videos would take at least 29 days"),
         (("--workers=100000",), "--workers=100000 is too large; the most is 1,024"),
     ],
 )
@@ -202,13 +192,16 @@ def test_what_no_machine_can_do_is_refused_at_once(arguments: tuple[str, ...], t
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (("--num_envs=100000",), "--num_envs=100000 is too large; the most is 10,000"),
-        (("--num_envs=100", "--num_seeds=1000"), "come to 100,000 environments; the most is 10,000"),
-        (("--num_envs=1000", "--vectorization=async"), "1,000 processes with environments; give a smaller --num_envs"),
-        (("--num_seeds=1000", "--buffer_size=1e6"), "replay buffers of 1,000,000 transitions of 1,000 runs"),
-        (("--online_steps=2e9", "--buffer_size=2e9"), "give a smaller --buffer_size"),
-        (("--updates_per_step=1e6",), "come to 1e+12 steps and updates; the most is 2,147,483,647"),
-        (("--online_steps=1e20",), "is too large"),
+        (("--online.num_envs=100000",), "--online.num_envs=100000 is too large; the most is 10,000"),
+        (("--online.num_envs=100", "--num_seeds=1000"), "come to 100,000 environments; the most is 10,000"),
+        (
+            ("--online.num_envs=1000", "--online.vectorization=async"),
+            "1,000 processes with environments; give a smaller --online.num_envs",
+        ),
+        (("--num_seeds=1000", "--online.buffer_size=1e6"), "replay buffers of 1,000,000 transitions of 1,000 runs"),
+        (("--online.steps=2e9", "--online.buffer_size=2e9"), "give a smaller --online.buffer_size"),
+        (("--online.updates_per_step=1e6",), "come to 1e+12 steps and updates; the most is 2,147,483,647"),
+        (("--online.steps=1e20",), "is too large"),
     ],
 )
 def test_what_no_machine_can_do_online(arguments: tuple[str, ...], told: str) -> None:
@@ -217,14 +210,14 @@ def test_what_no_machine_can_do_online(arguments: tuple[str, ...], told: str) ->
 
 def test_sizes_that_work_are_let_through() -> None:
     assert planned(*OFFLINE, "--num_seeds=64").num_seeds == 64
-    assert planned(*ONLINE, "--num_envs=100").num_envs == 100
-    assert planned(*OFFLINE, "--eval_interval=2147483647", "--keep_checkpoints=1000").eval_interval == 2**31 - 1
+    assert planned(*ONLINE, "--online.num_envs=100").online.num_envs == 100
+    assert planned(*OFFLINE, "--eval.interval=2147483647", "--checkpoint.keep=1000").eval.interval == 2**31 - 1
 
 
 def test_a_grid_of_a_million_points_is_not_written_out() -> None:
     rates = ",".join(str(each) for each in range(1, 1001))
     with pytest.raises(UserError, match=r"1,000,000 grid points × 1 seeds are more than 10,000 runs"):
-        sweep(*OFFLINE, f"--agent.learning_rate={rates}", f"--agent.actor_p_random={rates}")
+        sweep(*OFFLINE, f"--agent.learning_rate={rates}", f"--agent.actor_goals.p_random={rates}")
     with pytest.raises(UserError, match=r"--num_seeds=100000000 is too large"):
         sweep(*OFFLINE, "--num_seeds=1e8")
     with pytest.raises(UserError, match=r"not enough memory: at least 12\.0 TB"):
@@ -237,8 +230,8 @@ def test_the_disk_of_a_resumed_run_holds_its_checkpoints_already(monkeypatch: py
     made = plan({"agent": "gcbc", "env": "pointmaze-medium-navigate", "preset": "quick"}, {})
     monkeypatch.setattr(shutil, "disk_usage", lambda _: (10**12, 0, 1000))
     with pytest.raises(UserError, match=r"3 checkpoints of 1\.6 MB"):
-        estimates.require(made)
-    estimates.require(made, begun=True)
+        estimates.require(made.settings, made.config, made.env, made.folder, runs=1)
+    estimates.require(made.settings, made.config, made.env, made.folder, runs=1, begun=True)
 
 
 def test_memory_is_what_the_narrowest_limit_leaves(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -277,10 +270,9 @@ def test_help_on_an_agent_that_is_not_there() -> None:
     [
         ("collect", [ENV, "--episodes=1e20"], "is too large; the most is 1,000,000"),
         ("collect", [ENV, "--workers=1e6"], "is too large; the most is 1,024"),
-        ("evaluate", ["--run_dir=x", "--eval_episodes=1e8"], "is too large"),
+        ("evaluate", ["--run_dir=x", "--episodes=1e8"], "is too large"),
         ("expert", ["--episodes=1e20"], "is too large"),
-        ("toys", ["--steps=0"], "is too small; the least is 1"),
-        ("toys", ["--learning_rate=nan"], "is not a finite number"),
+        ("evaluate", ["--run_dir=x", "--step=-1"], "is too small; the least is 0"),
         ("bench", ["--seconds=inf"], "is not a finite number"),
         ("plot", ["x", "--out="], "--out= is empty"),
     ],

@@ -8,30 +8,41 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from flowrl import agent as agents
-from flowrl import config as configs
-from flowrl import loop
-from flowrl.agent import Agent, Spec
+from flowrl import agents, compiled, loop
+from flowrl import step as updates
+from flowrl.agent import Agent
+from flowrl.compiled import Program
+from flowrl.config import as_arrays, put, stacked
 from flowrl.data.dataset import Dataset
-from flowrl.streams import stream_key
+from flowrl.errors import UserError
+from flowrl.networks import Spec
+from flowrl.random_streams import stream_key
+from flowrl.step import Window
 
-SPEC = Spec(2, 2, 2)
+SPEC = Spec.of_sizes(2, 2, 2)
 BATCH = 32
 MAPPED_TOLERANCE = 1e-4
 """Stated in docs/reproducibility.md: parameters after 100 updates, mapped by vmap against alone."""
 
 
-def make(name: str = "gcbc") -> Agent:
-    module = agents.load(name)
-    return module.make(module.Config(hidden_dims=(16, 16), batch_size=BATCH), SPEC)
+def config_of(name: str = "gcbc") -> Any:
+    return put(agents.default(name), {"hidden_dims": (16, 16), "batch_size": BATCH})
+
+
+def make(name: str = "gcbc") -> Agent[Any]:
+    return agents.build(name, config_of(name), SPEC)
 
 
 def keys_of(*seeds: int) -> jax.Array:
     return jnp.stack([jax.random.key(seed) for seed in seeds])
 
 
-def advance(program: loop.Program, dataset: Dataset, keys: jax.Array, *lengths: int) -> tuple[Any, loop.Window]:
-    states, window = program.start(keys)
+def start(program: Program, keys: jax.Array, name: str = "gcbc") -> tuple[Any, Window]:
+    return program.start(keys, stacked(config_of(name), [{}] * len(keys)))
+
+
+def advance(program: Program, dataset: Dataset, keys: jax.Array, *lengths: int, name: str = "gcbc") -> Any:
+    states, window = start(program, keys, name)
     for length in lengths:
         states, window = program.chunk(states, window, keys, dataset, jnp.int32(length))
     return states, window
@@ -46,18 +57,18 @@ def run_of(states: Any, index: int) -> Any:
     return jax.tree.map(lambda leaf: leaf[index : index + 1], states.replace(step=None))
 
 
-@pytest.mark.parametrize("name", ["gc_sscp", "hiql", "gcivl", "gcbc"])
+@pytest.mark.parametrize("name", ["gc_sscp", "gcivl"])
 def test_a_mapped_run_agrees_with_the_run_alone(walks: Dataset, name: str) -> None:
     agent, seeds = make(name), (3, 4)
-    serial = loop.build(agent, BATCH, walks, "serial")
-    mapped = loop.build(agent, BATCH, walks, "vmap")
-    start, _ = mapped.start(keys_of(*seeds))
-    one_after_another, _ = advance(serial, walks, keys_of(*seeds), 100)
-    side_by_side, _ = advance(mapped, walks, keys_of(*seeds), 100)
+    serial = compiled.build(agent, BATCH, walks, "serial")
+    mapped = compiled.build(agent, BATCH, walks, "vmap")
+    begun, _ = start(mapped, keys_of(*seeds), name)
+    one_after_another, _ = advance(serial, walks, keys_of(*seeds), 100, name=name)
+    side_by_side, _ = advance(mapped, walks, keys_of(*seeds), 100, name=name)
     for index, seed in enumerate(seeds):
-        own_start, _ = serial.start(keys_of(seed))
-        assert_equal(run_of(start, index), own_start.replace(step=None))
-        alone, _ = advance(serial, walks, keys_of(seed), 100)
+        own_start, _ = start(serial, keys_of(seed), name)
+        assert_equal(run_of(begun, index), own_start.replace(step=None))
+        alone, _ = advance(serial, walks, keys_of(seed), 100, name=name)
         assert_equal(run_of(one_after_another, index), alone.replace(step=None))
         # Rounding differs with the width of the map; 100 Adam steps of 3e-4 move a parameter by up to 0.03.
         close = functools.partial(np.testing.assert_allclose, atol=MAPPED_TOLERANCE)
@@ -65,11 +76,10 @@ def test_a_mapped_run_agrees_with_the_run_alone(walks: Dataset, name: str) -> No
 
 
 def test_mapping_does_not_change_rows_goals_or_noise(walks: Dataset) -> None:
-    agent, keys = make("gc_sscp"), keys_of(3, 4)
-    hyper = agent.init(jax.random.key(0))
+    kind, keys = make("gc_sscp").batch(config_of("gc_sscp")), keys_of(3, 4)
 
     def draws(key: jax.Array) -> Any:
-        batch = loop.sample_batch(agent, stream_key(key, "data", 7), walks, hyper, BATCH)
+        batch = kind.sample(stream_key(key, "data", 7), walks, BATCH)
         return batch, jax.random.normal(stream_key(key, "update", 7), (BATCH, 2))
 
     mapped = jax.jit(jax.vmap(draws))(keys)
@@ -80,30 +90,31 @@ def test_mapping_does_not_change_rows_goals_or_noise(walks: Dataset) -> None:
 
 @pytest.mark.parametrize("mode", ["serial", "vmap"])
 def test_chunks_do_not_change_states_or_metrics(walks: Dataset, mode: Any) -> None:
-    program, keys = loop.build(make("hiql"), BATCH, walks, mode), keys_of(0, 1)
-    assert_equal(advance(program, walks, keys, 30), advance(program, walks, keys, 1, 7, 22))
+    program, keys = compiled.build(make("gcivl"), BATCH, walks, mode), keys_of(0, 1)
+    one, other = (advance(program, walks, keys, *lengths, name="gcivl") for lengths in ((30,), (1, 7, 22)))
+    assert_equal(one, other)
 
 
 def test_window_averages_every_update(walks: Dataset) -> None:
     agent, key = make("gcbc"), jax.random.key(0)
-    step = jax.jit(functools.partial(loop.train_step, agent, BATCH))
-    state = agent.init(stream_key(key, "init"))
+    step = jax.jit(functools.partial(updates.train_step, agent, BATCH))
+    state = agent.init(stream_key(key, "init"), as_arrays(config_of()))
     losses = []
     for _ in range(5):
         state, metrics = step(state, key, walks)
         losses.append(float(metrics["actor/loss"]))
-    _, window = advance(loop.build(agent, BATCH, walks, "serial"), walks, keys_of(0), 5)
+    _, window = advance(compiled.build(agent, BATCH, walks, "serial"), walks, keys_of(0), 5)
     assert int(window.count) == 5
     np.testing.assert_allclose(window.sums["actor/loss"], [sum(losses)], rtol=1e-5)
 
 
 def test_different_seeds_differ_from_the_start_and_in_their_batches(walks: Dataset) -> None:
     agent = make("gcbc")
-    states, _ = loop.build(agent, BATCH, walks, "serial").start(keys_of(0, 1))
+    states, _ = start(compiled.build(agent, BATCH, walks, "serial"), keys_of(0, 1))
     kernels = [leaf for leaf in jax.tree.leaves(states.params) if leaf.ndim == 3]
     assert all((leaf[0] != leaf[1]).mean() > 0.9 for leaf in kernels)
-    state = agent.init(jax.random.key(0))
-    batches = [loop.sample_batch(agent, stream_key(k, "data", 0), walks, state, BATCH) for k in keys_of(0, 1)]
+    kind = agent.batch(config_of())
+    batches = [kind.sample(stream_key(k, "data", 0), walks, BATCH) for k in keys_of(0, 1)]
     assert (batches[0]["observations"] != batches[1]["observations"]).mean() > 0.5
 
 
@@ -137,12 +148,12 @@ class Recorder:
 
 
 def train(
-    agent: Agent, dataset: Dataset, schedule: loop.Schedule, recorder: Recorder, chunk_seconds: float = 1.0
+    agent: Agent[Any], dataset: Dataset, schedule: loop.Schedule, recorder: Recorder, chunk_seconds: float = 1.0
 ) -> Any:
-    program, keys = loop.build(agent, BATCH, dataset, "serial"), keys_of(0)
-    states, window = program.start(keys)
+    program, keys = compiled.build(agent, BATCH, dataset, "serial"), keys_of(0)
+    states, window = start(program, keys)
 
-    def advance(states: Any, window: loop.Window, steps: int) -> Any:
+    def advance(states: Any, window: Window, steps: int) -> Any:
         return program.chunk(states, window, keys, dataset, jnp.int32(steps))
 
     return loop.train(advance, schedule, recorder.hooks(), states, window, step=0, chunk_seconds=chunk_seconds)[0]
@@ -165,13 +176,13 @@ def test_chunks_shrink_when_steps_become_slow(walks: Dataset, monkeypatch: pytes
     clock, taken, lengths = [0.0], [0], []
     monkeypatch.setattr(loop.time, "perf_counter", lambda: clock[0])
 
-    def advance(states: Any, window: loop.Window, steps: int) -> Any:
+    def advance(states: Any, window: Window, steps: int) -> Any:
         taken[0] += steps
         clock[0] += steps * (0.001 if taken[0] <= 2000 else 0.1)
         lengths.append(steps)
         return states, window
 
-    states, window = loop.build(make(), BATCH, walks, "serial").start(keys_of(0))
+    states, window = start(compiled.build(make(), BATCH, walks, "serial"), keys_of(0))
     hooks = Recorder().hooks()._replace(progress=lambda *_: None)
     loop.train(advance, loop.Schedule(3000, 500, 3000, 3000), hooks, states, window, step=0)
     assert max(lengths[:8]) >= 400
@@ -250,16 +261,16 @@ def test_divergence_names_update_metric_and_run(walks: Dataset, where: str) -> N
 @pytest.mark.parametrize("mode", ["serial", "vmap"])
 def test_a_diverged_run_is_frozen_while_others_go_on(walks: Dataset, mode: Any) -> None:
     agent, keys = make(), keys_of(0, 0)
-    program = loop.build(agent, BATCH, walks, mode)
-    hyper = configs.hypers(agents.load("gcbc").Config(), [{}, {"learning_rate": 1e20}])
-    states, window = program.start(keys, hyper)
+    program = compiled.build(agent, BATCH, walks, mode)
+    own = stacked(config_of(), [{}, {"learning_rate": 1e20}])
+    states, window = program.start(keys, own)
     assert_equal(run_of(states, 0).params, run_of(states, 1).params)  # grid points share their seed's key
-    np.testing.assert_array_equal(states.hyper["learning_rate"], np.float32([3e-4, 1e20]))
+    np.testing.assert_array_equal(states.config.learning_rate, np.float32([3e-4, 1e20]))
     states, window = program.chunk(states, window, keys, walks, jnp.int32(12))
     ((run, event),) = loop.divergences(window).items()
     assert run == event.run == 1
     assert 1 < event.step < 10
-    before, fresh = program.start(keys, hyper)
+    before, fresh = program.start(keys, own)
     before, fresh = program.chunk(before, fresh, keys, walks, jnp.int32(event.step - 1))
     assert loop.divergences(fresh) == {}
     frozen, last = run_of(states, 1), run_of(before, 1)
@@ -269,12 +280,48 @@ def test_a_diverged_run_is_frozen_while_others_go_on(walks: Dataset, mode: Any) 
     assert_equal(run_of(states, 0).params, run_of(alone, 0).params)
 
 
-def test_hyperparameters_of_runs_are_their_own() -> None:
-    config = agents.load("gc_sscp").Config(subgoal_steps=7)
-    hyper = configs.hypers(config, [{"discount": 0.5}, {"subgoal_steps": 3}])
-    assert hyper.keys() == configs.hyper(config).keys()
-    np.testing.assert_array_equal(hyper["discount"], np.float32([0.5, config.discount]))
-    np.testing.assert_array_equal(hyper["subgoal_steps"], [7, 3])
-    assert hyper["subgoal_steps"].dtype == jnp.int32
-    with pytest.raises(KeyError, match="hidden_dims"):
-        configs.hypers(config, [{"hidden_dims": 3}])
+def test_configurations_survive_the_states_that_were_made_of_them(walks: Dataset) -> None:
+    program, keys, own = compiled.build(make(), BATCH, walks, "serial"), keys_of(0), stacked(config_of(), [{}])
+    states, window = program.start(keys, own)
+    states, _ = program.chunk(states, window, keys, walks, jnp.int32(1))  # takes the first states over
+    np.testing.assert_array_equal(own.learning_rate, states.config.learning_rate)
+
+
+def test_what_is_built_again_is_not_compiled_again(walks: Dataset) -> None:
+    """Neither for other numbers, nor for other data of the same shapes."""
+    one, other = config_of(), put(config_of(), {"learning_rate": 1e-3, "actor_goals.p_random": 0.5})
+    assert agents.build("gcbc", one, SPEC) is agents.build("gcbc", other, SPEC)
+    assert agents.build("gcbc", put(one, {"hidden_dims": (8,)}), SPEC) is not agents.build("gcbc", one, SPEC)
+    assert agents.build("gcbc", one, Spec.of_sizes(3, 2, 3)) is not agents.build("gcbc", one, SPEC)
+    program, same = (compiled.build(make(), BATCH, data, "serial") for data in (walks, jax.tree.map(jnp.copy, walks)))
+    assert program is same
+    fewer = walks.replace(transitions=walks.transitions[1:])
+    for changed in ((BATCH, fewer, "serial"), (BATCH + 1, walks, "serial"), (BATCH, walks, "vmap")):
+        assert compiled.build(make(), *changed) is not program
+    arguments = (*start(program, keys_of(0)), keys_of(0), walks, jnp.int32(1))
+    assert program.chunk.lower(*arguments).compile() is not None
+    with pytest.raises(ValueError, match="neither vmap nor serial"):
+        compiled.build(make(), BATCH, walks, "auto")
+
+
+def test_networks_that_depend_on_a_traced_field_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = agents.load("gcbc")
+
+    def reading(read: Any) -> None:
+        monkeypatch.setattr(module, "make", lambda config, spec: read(config.learning_rate))
+        with pytest.raises(TypeError, match="traced field was read while networks are built"):
+            agents.build("gcbc", config_of(), Spec.of_sizes(2, 2, 9))
+
+    for read in (bool, float, jnp.asarray, lambda rate: 2 * rate, lambda rate: rate > 0, lambda rate: rate == 3e-4):
+        reading(read)
+
+
+def test_agents_have_names_and_configurations() -> None:
+    assert {"fql", "gcbc", "fpmd_r", "dpmd"} <= set(agents.names())
+    assert "fpmd" not in agents.names()  # a module that serves three names
+    assert agents.default("fql").alpha == 10
+    assert type(agents.default("fpmd_r")) is type(agents.default("dpmd"))
+    assert agents.default("fpmd_r") != agents.default("dpmd")
+    for unknown in ("fpmd", "nosuch"):
+        with pytest.raises(UserError, match=f"unknown agent '{unknown}'"):
+            agents.default(unknown)

@@ -1,14 +1,12 @@
 """Collection of the manipulation sets: OGBench's procedures, and episodes that their seed and number fix."""
 
 import collections
-import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import ogbench
 import pytest
-from programs import load
 
 from flowrl import envs
 from flowrl.data import behaviours, collect, manipulation
@@ -252,27 +250,3 @@ def test_files_are_ogbenchs(
     made = collect.provenance(paths[0])
     assert made is not None
     assert (made["env"], made["published_episodes"], made["steps_per_episode"]) == (name, 1000, 20)
-
-
-def test_oracles_reach_their_targets(tmp_path: Path) -> None:
-    program = load("experiments/oracle_success.py")
-    with pytest.raises(UserError, match="has no targets to count"):
-        program.main(["oracle_success.py", "--envs=pointmaze-medium-navigate"])
-    out = tmp_path / "made" / "oracle_success.json"
-    assert program.main(["oracle_success.py", "--envs=cube-single-play", "--episodes=1", f"--out={out}"]) == 0
-    report = json.loads(out.read_text())
-    assert {"command", "git_commit", "hardware", "versions", "seed", "results"} == set(report)
-    (result,) = report["results"]
-    assert result["targets"] >= 8
-    assert result["share_at_the_end"] > 0.8
-    assert result["targets_cut_off_by_the_end"] == 1
-    assert result["by_task"]["cube"]["targets"] == result["targets"]
-    assert result["targets"] * result["steps_per_target"] < 1001
-    for task, states, expected in (
-        ("drawer", (0, 1), "drawer, locked"),
-        ("drawer", (1, 0), "drawer"),
-        ("window", (1, 0), "window, locked"),
-        ("button", (0, 0), "button"),
-    ):
-        assert program.target({"privileged/target_task": task, "button_states": states}) == expected
-    assert program.target({"privileged/target_task": "cube"}) == "cube"

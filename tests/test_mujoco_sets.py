@@ -136,12 +136,12 @@ def test_a_set_is_collected_and_read(tmp_path: Path, monkeypatch: pytest.MonkeyP
         assert arrays["terminals"].sum() == ends.sum()
 
 
-TINY = ("--online_steps=40", "--warmup_steps=20", "--agent.hidden_dims=8", "--agent.batch_size=8", "--eval_interval=40")
+TINY = ("--online.steps=40", "--online.warmup_steps=20", "--agent.hidden_dims=8", "--agent.batch_size=8", "--eval.interval=40")
 
 
 def test_the_program_trains_and_exports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folders = (f"--run_dir={tmp_path / 'run'}", f"--out={tmp_path / 'made'}")
-    schedule = ("--log_interval=20", "--checkpoint_interval=20", "--eval_episodes=0", "--buffer_size=40")
+    schedule = ("--log.interval=20", "--checkpoint.interval=20", "--eval.episodes=0", "--online.buffer_size=40")
     command = ["snapshots.py", "--body=hopper", "--episodes=1", *folders, *TINY, *schedule]
     assert snapshots.main(command) == 0
     record = json.loads((tmp_path / "made" / "hopper.json").read_text())
@@ -199,16 +199,16 @@ def test_policies_take_turns(hopper: envs.SeededEpisodes) -> None:
 
 
 def test_keeping_one_checkpoint_is_refused() -> None:
-    with pytest.raises(UserError, match="--keep_checkpoints=1 could leave none"):
-        main("--agent=sac", "--env=Pendulum-v1", "--online_steps=30", "--keep_checkpoints=1")
+    with pytest.raises(UserError, match="--checkpoint.keep=1 could leave none"):
+        main("--agent=sac", "--env=Pendulum-v1", "--online.steps=30", "--checkpoint.keep=1")
 
 
 @pytest.mark.parametrize(("keep", "expected"), [(0, [0, 10, 20, 30]), (2, [20, 30]), (3, [10, 20, 30])])
 def test_checkpoints_are_kept_as_asked(tmp_path: Path, keep: int, expected: list[int]) -> None:
     folder = tmp_path / "run"
-    tiny = ("--agent=sac", "--env=Pendulum-v1", "--agent.hidden_dims=8", "--agent.batch_size=4", "--online_steps=30")
-    schedule = ("--warmup_steps=5", "--checkpoint_interval=10", "--log_interval=10", "--eval_episodes=0")
-    assert main(*tiny, *schedule, "--buffer_size=30", f"--keep_checkpoints={keep}", f"--run_dir={folder}") == 0
+    tiny = ("--agent=sac", "--env=Pendulum-v1", "--agent.hidden_dims=8", "--agent.batch_size=4", "--online.steps=30")
+    schedule = ("--online.warmup_steps=5", "--checkpoint.interval=10", "--log.interval=10", "--eval.episodes=0")
+    assert main(*tiny, *schedule, "--online.buffer_size=30", f"--checkpoint.keep={keep}", f"--run_dir={folder}") == 0
     assert sorted(int(path.name) for path in (folder / "checkpoints").iterdir() if path.name.isdigit()) == expected
-    assert main("--resume", f"--run_dir={folder}", "--keep_checkpoints=5") == 0
+    assert main("--resume", f"--run_dir={folder}", "--checkpoint.keep=5") == 0
     assert json.loads((folder / "config.json").read_text())["settings"]["keep_checkpoints"] == 5

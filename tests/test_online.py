@@ -13,17 +13,18 @@ import pytest
 from own_envs import make_counter
 from programs import main
 
-from flowrl import agent as agents
-from flowrl import envs, loggers, loop, online
-from flowrl.agent import Agent, Spec
+from flowrl import agents, compiled, envs, loggers, online
+from flowrl.config import put, stacked
 from flowrl.data import replay
 from flowrl.data.dataset import Dataset
 from flowrl.episodes import NotFinite
 from flowrl.errors import UserError
-from flowrl.online import Environments, Options
+from flowrl.networks import Spec
+from flowrl.normalize import Normalizer
+from flowrl.online import Environments, Online
 from flowrl.side_by_side import Apart
 
-SPEC = Spec(2, 1, 0)
+SPEC = Spec.of_sizes(2, 1)
 BATCH = 8
 
 
@@ -88,41 +89,46 @@ def test_processes_do_not_change_what_is_seen() -> None:
 @pytest.mark.parametrize(
     ("options", "due"),
     [
-        (Options(), [0, 1, 2, 3, 4, 5]),
-        (Options(warmup_steps=2), [0, 0, 0, 1, 2, 3]),
-        (Options(updates_per_step=0.5), [0, 0, 1, 1, 2, 2]),
-        (Options(updates_per_step=0.29, warmup_steps=1), [0, 0, 0, 0, 0, 1]),
-        (Options(updates_per_step=3), [0, 3, 6, 9, 12, 15]),
-        (Options(updates_per_step=0), [0] * 6),
+        (Online(), [0, 1, 2, 3, 4, 5]),
+        (Online(warmup_steps=2), [0, 0, 0, 1, 2, 3]),
+        (Online(updates_per_step=0.5), [0, 0, 1, 1, 2, 2]),
+        (Online(updates_per_step=0.29, warmup_steps=1), [0, 0, 0, 0, 0, 1]),
+        (Online(updates_per_step=3), [0, 3, 6, 9, 12, 15]),
+        (Online(updates_per_step=0), [0] * 6),
     ],
 )
-def test_updates_due(options: Options, due: list[int]) -> None:
+def test_updates_due(options: Online, due: list[int]) -> None:
     assert [online.updates_due(options, step) for step in range(6)] == due
 
 
 def test_no_update_is_lost_to_rounding() -> None:
-    assert online.updates_due(Options(updates_per_step=0.29), 100) == 29
-    assert online.updates_due(Options(updates_per_step=0.1), 1_000_000) == 100_000
-
-
-def make_agent(name: str = "td3") -> Agent:
-    module = agents.load(name)
-    return module.make(module.Config(hidden_dims=(8,), batch_size=BATCH), SPEC)
+    assert online.updates_due(Online(updates_per_step=0.29), 100) == 29
+    assert online.updates_due(Online(updates_per_step=0.1), 1_000_000) == 100_000
 
 
 class Session:
     """One online run, with what its collector holds."""
 
     def __init__(
-        self, *seeds: int, options: Options, mode: Any = "serial", dataset: Any = None, agent: str = "td3"
+        self,
+        *seeds: int,
+        options: Online,
+        mode: str = "serial",
+        dataset: Any = None,
+        agent: str = "td3",
+        normalizer: Normalizer | None = None,
     ) -> None:
-        made, self.keys = make_agent(agent), keys_of(*seeds)
-        buffer = jax.eval_shape(lambda: replay.empty(SPEC, options.capacity, replay.stored(made.needs)))
-        program = loop.build(made, BATCH, dataset, mode, buffer)
+        config = put(agents.default(agent), {"hidden_dims": (8,), "batch_size": BATCH})
+        made, self.keys = agents.build(agent, config, SPEC), keys_of(*seeds)
+        kind = made.batch(config)
+        buffer = jax.eval_shape(lambda: replay.empty(SPEC, options.capacity, returns=kind.returns))
+        program = compiled.build(made, BATCH, dataset, mode, buffer)
         acted = Environments(make_counter, self.keys, options.num_envs)
-        self.resume = functools.partial(online.Collector, made, SPEC, program, acted, self.keys, options, dataset)
+        self.resume = functools.partial(
+            online.Collector, made, SPEC, program, acted, self.keys, options, kind, dataset, normalizer
+        )
         self.collector = self.resume()
-        self.states, self.window = program.start(self.keys)
+        self.states, self.window = program.start(self.keys, stacked(config, [{}] * len(seeds)))
 
     def advance(self, *steps: int) -> "Session":
         for count in steps:
@@ -131,7 +137,7 @@ class Session:
 
 
 def test_counters_buffer_and_updates_agree() -> None:
-    options = Options(num_envs=2, updates_per_step=0.5, warmup_steps=4, capacity=12)
+    options = Online(num_envs=2, updates_per_step=0.5, warmup_steps=4, buffer_size=12, steps=1000)
     session = Session(0, 1, options=options).advance(10)
     assert session.collector.step == 10
     assert int(session.states.step) == online.updates_due(options, 8)  # the newest transitions are still to be used
@@ -147,12 +153,13 @@ def test_counters_buffer_and_updates_agree() -> None:
 
 
 def test_returns_are_written_when_their_episode_has_ended() -> None:
-    """Rewards 1, 2, 3: G = 1 + .99·2 + .9801·3 = 5.9203, 4.97, 3, and H = 2.9701, 1.99, 1."""
-    session = Session(0, 1, options=Options(num_envs=2, updates_per_step=0, capacity=14), agent="cal_ql").advance(10)
+    """Rewards 1, 2, 3: G = 1 + .99·2 + .9801·3 = 5.9203, 4.97, 3."""
+    session = Session(
+        0, 1, options=Online(num_envs=2, updates_per_step=0, buffer_size=14, steps=1000), agent="cal_ql"
+    ).advance(10)
     known, open_ = np.repeat([5.9203, 4.97, 3], 2), [-np.inf] * 4
     fields = session.collector.replays.fields
     np.testing.assert_allclose(fields["returns"][:, :10], [[*known, *open_]] * 2, rtol=1e-6)
-    np.testing.assert_allclose(fields["horizons"][0, :6], np.repeat([2.9701, 1.99, 1], 2), rtol=1e-6)
     # Those of the episode under way where the run was stopped are never known; nor are they mixed with the next's.
     resumed = session.resume(step=10, replays=session.collector.replays)
     resumed.environments._begin(np.ones(4, bool))
@@ -160,8 +167,24 @@ def test_returns_are_written_when_their_episode_has_ended() -> None:
     np.testing.assert_allclose(resumed.replays.fields["returns"][1], [3, 3, *known[2:], *open_, *known[:4]], rtol=1e-6)
 
 
+def test_the_buffer_holds_what_the_agent_sees() -> None:
+    """Observations and rewards are normalised as they are stored: 4 r − 2, whose returns are 4 G − 2 H."""
+    normalizer = Normalizer(jnp.array([1.0, 0.0]), jnp.array([2.0, 1.0]), jnp.float32(4), jnp.float32(-2))
+    options = Online(updates_per_step=0, buffer_size=8, steps=1000)
+    plain, seen = (Session(0, options=options, agent="cal_ql", normalizer=n).advance(4) for n in (None, normalizer))
+    before, after = plain.collector.replays.fields, seen.collector.replays.fields
+    for name in ("observations", "next_observations"):
+        np.testing.assert_array_equal(after[name][0, :4, 0], (before[name][0, :4, 0] - 1) / 2)
+        np.testing.assert_array_equal(after[name][0, :4, 1], before[name][0, :4, 1])
+    np.testing.assert_array_equal(after["rewards"][0, :4], [2, 6, 10, 2])
+    horizons = [2.9701, 1.99, 1]
+    np.testing.assert_allclose(after["returns"][0, :3], 4 * np.array([5.9203, 4.97, 3]) - 2 * np.array(horizons))
+    np.testing.assert_array_equal(after["returns"][0, 3:], -np.inf)
+    assert float(np.abs(after["actions"] - before["actions"]).max()) > 0  # the policy acts on what it sees
+
+
 def test_the_warm_up_is_uniform_and_the_policy_follows() -> None:
-    session = Session(0, options=Options(warmup_steps=200, capacity=400)).advance(400)
+    session = Session(0, options=Online(warmup_steps=200, buffer_size=400, steps=1000)).advance(400)
     actions = np.asarray(session.collector.replays.fields["actions"][0, :, 0])
     assert abs(np.abs(actions[:200]).mean() - 0.5) < 0.1
     assert np.abs(actions[200:220]).mean() < 0.3  # an untrained policy is near 0, with noise of 0.1
@@ -169,13 +192,13 @@ def test_the_warm_up_is_uniform_and_the_policy_follows() -> None:
 
 def test_the_buffer_keeps_exploration_that_left_the_box() -> None:
     """Mirror descent's noise is clipped neither in the policy nor in the buffer, only by the environment."""
-    session = Session(0, options=Options(updates_per_step=0, capacity=60), agent="fpmd_m").advance(60)
+    session = Session(0, options=Online(updates_per_step=0, buffer_size=60, steps=1000), agent="fpmd_m").advance(60)
     actions = np.abs(session.collector.replays.fields["actions"])
     assert 0.05 < (actions > 1).mean() < 0.95
 
 
 def test_chunks_do_not_change_what_is_learnt() -> None:
-    options = Options(warmup_steps=4, capacity=20)
+    options = Online(warmup_steps=4, buffer_size=20, steps=1000)
     one, other = Session(3, options=options).advance(30), Session(3, options=options).advance(4, 1, 20, 5)
     jax.tree.map(np.testing.assert_array_equal, (one.states, one.window), (other.states, other.window))
     jax.tree.map(np.testing.assert_array_equal, one.collector.replays, other.collector.replays)
@@ -183,7 +206,7 @@ def test_chunks_do_not_change_what_is_learnt() -> None:
 
 @pytest.mark.parametrize("mode", ["serial", "vmap"])
 def test_a_run_among_others_agrees_with_the_run_alone(mode: Any) -> None:
-    options = Options(warmup_steps=4, capacity=40)
+    options = Online(warmup_steps=4, buffer_size=40, steps=1000)
     both, alone = Session(3, 4, options=options, mode=mode).advance(40), Session(4, options=options).advance(40)
     compare = (
         np.testing.assert_array_equal if mode == "serial" else functools.partial(np.testing.assert_allclose, atol=1e-4)
@@ -195,19 +218,22 @@ def test_a_run_among_others_agrees_with_the_run_alone(mode: Any) -> None:
 def test_offline_data_take_part(walks: Dataset) -> None:
     fields = {**walks.fields, "actions": walks.fields["actions"][:, :1]}
     rewards = {"rewards": jnp.full(len(fields["actions"]), 100.0), "masks": jnp.zeros(len(fields["actions"]))}
-    session = Session(0, options=Options(capacity=20), dataset=walks.replace(fields={**fields, **rewards})).advance(10)
+    session = Session(
+        0, options=Online(buffer_size=20, steps=1000), dataset=walks.replace(fields={**fields, **rewards})
+    ).advance(10)
     assert float(session.window.sums["critic/loss"][0]) / 9 > 5000  # 580 of 590 transitions have the reward 100
 
 
 # ------------------------------------------------------------------------------------------------- command line
 
-PENDULUM = ("--env=Pendulum-v1", "--agent.hidden_dims=8", "--agent.batch_size=8", "--eval_episodes=1", "--workers=1")
+PENDULUM = ("--env=Pendulum-v1", "--agent.hidden_dims=8", "--agent.batch_size=8", "--eval.episodes=1", "--workers=1")
+SAC = ("--agent=sac", "--env=Pendulum-v1")
 SHORT = (
-    "--online_steps=40",
-    "--warmup_steps=10",
-    "--eval_interval=20",
-    "--log_interval=10",
-    "--checkpoint_interval=20",
+    "--online.steps=40",
+    "--online.warmup_steps=10",
+    "--eval.interval=20",
+    "--log.interval=10",
+    "--checkpoint.interval=20",
 )
 
 
@@ -265,8 +291,8 @@ def test_offline_training_goes_on_online(tmp_path: Path) -> None:
     fields = {"observations": rng.normal(size=(60, 3)), "actions": rng.uniform(-2, 2, (60, 1)), "rewards": np.ones(60)}
     np.savez(tmp_path / "own.npz", **fields, terminals=np.zeros(60, bool), timeouts=np.arange(60) % 20 == 19)
     folder, given = tmp_path / "run", ("--preset=none", "--steps=30", f"--data={tmp_path / 'own.npz'}")
-    schedule = ("--online_steps=20", "--eval_interval=10", "--log_interval=10", "--checkpoint_interval=10")
-    command = ("--agent=fql", *PENDULUM, *given, *schedule, "--offline_share=0.5")
+    schedule = ("--online.steps=20", "--eval.interval=10", "--log.interval=10", "--checkpoint.interval=10")
+    command = ("--agent=fql", *PENDULUM, *given, *schedule, "--online.offline_share=0.5")
     assert main(*command, f"--run_dir={folder}") == 0
     assert [line["step"] for line in lines(folder, "eval")] == [10, 20, 30, 40, 50]
     records = lines(folder, "metrics")
@@ -277,17 +303,17 @@ def test_offline_training_goes_on_online(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("message", "arguments"),
     [
-        ("add --online_steps=N", ("--agent=sac", "--env=Pendulum-v1", "--preset=none", "--data=none")),
-        ("--steps=5 are updates on offline data", ("--agent=sac", "--env=Pendulum-v1", "--steps=5")),
-        ("learn offline only", ("--agent=gc_sscp", "--env=pointmaze-medium-navigate", "--online_steps=5")),
-        ("no multiple of --num_envs=3", ("--agent=sac", "--env=Pendulum-v1", "--num_envs=3")),
-        ("--offline_share=1.5 is out of range", ("--agent=sac", "--env=Pendulum-v1", "--offline_share=1.5")),
-        ("choose sync or async", ("--agent=sac", "--env=Pendulum-v1", "--vectorization=fork")),
-        ("take their numbers from offline data", ("--agent=sac", *PENDULUM, *SHORT, "--normalize_observations")),
-        ("--updates_per_step=-1.0 is out of range", ("--agent=sac", "--env=Pendulum-v1", "--updates_per_step=-1")),
-        ("leaves nothing of --online_steps=40", ("--agent=sac", *PENDULUM, *SHORT, "--warmup_steps=40")),
-        ("--offline_share needs offline data", ("--agent=sac", *PENDULUM, *SHORT, "--offline_share=0.5")),
-        ("is not a finite number", ("--agent=sac", *PENDULUM, *SHORT, "--updates_per_step=nan")),
+        ("add --online.steps=N", (*SAC, "--preset=none", "--data=none")),
+        ("--steps=5 are updates on offline data", (*SAC, "--steps=5")),
+        ("learn offline only", ("--agent=gc_sscp", "--env=pointmaze-medium-navigate", "--online.steps=5")),
+        ("no multiple of --online.num_envs=3", (*SAC, "--online.num_envs=3")),
+        ("--online.offline_share=1.5 is out of range", (*SAC, "--online.offline_share=1.5")),
+        ("choose sync or async", (*SAC, "--online.vectorization=fork")),
+        ("take their numbers from offline data", ("--agent=sac", *PENDULUM, *SHORT, "--normalize.observations")),
+        ("--online.updates_per_step=-1.0 is out of range", (*SAC, "--online.updates_per_step=-1")),
+        ("leaves nothing of --online.steps=40", ("--agent=sac", *PENDULUM, *SHORT, "--online.warmup_steps=40")),
+        ("--online.offline_share needs offline data", (*SAC, *SHORT, "--online.offline_share=0.5")),
+        ("is not a finite number", ("--agent=sac", *PENDULUM, *SHORT, "--online.updates_per_step=nan")),
         ("flowrl needs continuous, bounded ones", ("--agent=sac", "--env=CartPole-v1")),
     ],
 )  # fmt: skip
@@ -307,7 +333,7 @@ def test_a_dead_environment_is_named_and_closed() -> None:
     assert not any(process.is_alive() for process, _ in acted._envs._started)
 
 
-def acting(env: str, vectorization: Any, steps: int, **kwargs: Any) -> list[online.Transitions]:
+def acting(env: str, vectorization: Any, steps: int, **kwargs: Any) -> list[online.Moves]:
     """Acts in two environments of each of two runs, which are ended whatever they do."""
     make = functools.partial(envs.make, f"own/{env}-v0", spec=gymnasium.spec(f"own/{env}-v0"), **kwargs)
     acted = Environments(make, keys_of(4, 5), 2, vectorization=vectorization)
@@ -354,7 +380,7 @@ def test_infos_that_are_not_read_break_nothing() -> None:
 
 def test_actions_of_a_diverging_policy_are_no_fault_of_the_simulator() -> None:
     """They are played, and stored, as 0."""
-    session = Session(0, options=Options(num_envs=2, updates_per_step=0, capacity=8))
+    session = Session(0, options=Online(num_envs=2, updates_per_step=0, buffer_size=8, steps=1000))
     session.collector._act = lambda *_: jnp.array([[[jnp.nan], [0.5]]])
     session.advance(2)
     np.testing.assert_array_equal(session.collector.replays.fields["actions"][0, :2], [[0], [0.5]])

@@ -147,7 +147,7 @@ def test_bad_input_is_named_with_its_remedy(tmp_path: Path, monkeypatch: pytest.
     assert_error("nowhere is not a folder", "nowhere")
     assert_error("holds no run", tmp_path)
     assert_error("no evaluations in eval.jsonl", bare)
-    assert_error("strange/config.json: settings is missing; put the right file back", strange)
+    assert_error("strange/config.json: command is missing; put the right file back", strange)
     assert_error("same seed 0", run, run)
     assert_error("choose updates or minutes", run, "--x=hours")
     assert_error("did you mean profile", run, "--kind=profiles")
@@ -185,7 +185,7 @@ def test_what_is_no_run_or_has_no_evaluation_is_left_out_with_a_warning(
         assert str(path) in text
     assert_error(f"none of the 4 runs has evaluations of mode eval; the first: {bare} has no evaluations", *others)
     assert_error("no part of the sweep in .* has begun", others[-1])
-    assert_error("--mode=evl is unknown; choose eval or best_of_n", run, "--mode=evl")
+    assert_error("a has no evaluations of mode evl; choose --mode=eval", run, "--mode=evl")
 
 
 def test_a_run_that_was_interrupted_and_begun_anew_counts_once(
@@ -206,9 +206,6 @@ def test_a_run_that_was_interrupted_and_begun_anew_counts_once(
 def test_damaged_evaluations_are_not_averaged_around(tmp_path: Path) -> None:
     folder = make_run(tmp_path / "a", {0: [0.1, 0.2, 0.3], 1: [0.1, 0.2, 0.3]})
     text = (folder / "eval.jsonl").read_text()
-    config = json.loads((folder / "config.json").read_text())
-    config["settings"] |= dict(eval_interval=100, log_interval=100, checkpoint_interval=100, online_steps=0)
-    (folder / "config.json").write_text(json.dumps(config))
     draw(folder, f"--out={tmp_path / 'c.png'}")
     lines = text.splitlines(keepends=True)
     for damaged, message in (

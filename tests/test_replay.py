@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flowrl.agent import Spec
 from flowrl.data import replay
 from flowrl.data.dataset import Dataset, from_arrays
 from flowrl.data.replay import Replay
+from flowrl.networks import Shape, Spec
 
-SPEC = Spec(2, 1, 0)
+SPEC = Spec.of_sizes(2, 1)
 add = jax.jit(replay.add)
 
 
@@ -91,23 +91,23 @@ def dataset() -> Dataset:
 
 @pytest.mark.parametrize(("share", "offline"), [(0.0, 0), (0.5, 50), (0.25, 25), (1.0, 100)])
 def test_a_share_of_each_batch_is_offline(dataset: Dataset, share: float, offline: int) -> None:
-    batch = replay.mixed(jax.random.key(0), filled(4, 1, 2), dataset, 100, replay.FIELDS, share)
+    batch = replay.mixed(jax.random.key(0), filled(4, 1, 2), dataset, 100, share)
     assert (np.asarray(batch["rewards"]) > 100).sum() == offline
     np.testing.assert_array_equal(batch["actions"][:, 0], batch["rewards"])  # rows stay whole
 
 
 def test_without_a_share_every_transition_is_equally_likely(dataset: Dataset) -> None:
-    batch = replay.mixed(jax.random.key(0), filled(4, 1, 2), dataset, 5000, replay.FIELDS)
+    batch = replay.mixed(jax.random.key(0), filled(4, 1, 2), dataset, 5000)
     numbers, counts = np.unique(batch["rewards"], return_counts=True)
     assert numbers.tolist() == [1, 2, 101, 102, 103]
     assert (abs(counts - 1000) < 4 * np.sqrt(5000 * 0.2 * 0.8)).all()
-    untouched = replay.mixed(jax.random.key(0), replay.empty(SPEC, 4), dataset, 500, replay.FIELDS)
+    untouched = replay.mixed(jax.random.key(0), replay.empty(SPEC, 4), dataset, 500)
     assert (np.asarray(untouched["rewards"]) > 100).all()  # nothing of an empty buffer
 
 
 def test_without_a_dataset_all_is_online() -> None:
-    batch = replay.mixed(jax.random.key(0), filled(4, 1, 2), None, 50, ("rewards",))
-    assert set(batch) == {"rewards"}
+    batch = replay.mixed(jax.random.key(0), filled(4, 1, 2), None, 50)
+    assert set(batch) == {"observations", "actions", "rewards", "masks", "next_observations"}
     assert set(np.asarray(batch["rewards"]).tolist()) == {1, 2}
 
 
@@ -117,3 +117,13 @@ def test_mapped_buffers_are_their_runs_own() -> None:
     buffers = jax.vmap(replay.add)(buffers, both)
     np.testing.assert_array_equal(buffers.fields["rewards"], [[1, 0], [2, 0]])
     np.testing.assert_array_equal(buffers.size, [1, 1])
+
+
+def test_a_buffer_has_the_shapes_and_types_of_its_environment() -> None:
+    pixels = Spec(Shape((4, 4, 3), jnp.uint8), Shape((2,), jnp.float32))
+    fields = replay.empty(pixels, 5, returns=True).fields
+    assert fields["observations"].shape == fields["next_observations"].shape == (5, 4, 4, 3)
+    assert fields["observations"].dtype == jnp.uint8
+    assert fields["actions"].shape == (5, 2)
+    np.testing.assert_array_equal(fields["returns"], [-np.inf] * 5)
+    assert "returns" not in replay.empty(pixels, 5).fields

@@ -96,7 +96,7 @@ def test_text_from_runs_is_escaped(tmp_path: Path) -> None:
 
 
 def test_warnings_say_what_may_not_be_compared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    unfinished = make_run(tmp_path / "unfinished", {0: [0.1, 0.2, 0.3, 0.4], 1: [0.1, 0.2]})
+    unfinished = make_run(tmp_path / "unfinished", {0: [0.1, 0.2], 1: [0.1, 0.2]}, steps=400)
     (unfinished / "diverged.json").write_text(json.dumps([{"step": 250, "metric": "critic/loss", "run": 1, "seed": 1}]))
     other = make_run(tmp_path / "other", {seed: [0.5] * 4 for seed in range(3)}, alpha=1.0, sha="cd" * 32)
     bare = make_run(tmp_path / "bare", {7: [0.5]}, agent="hiql")

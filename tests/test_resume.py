@@ -47,8 +47,8 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def command(data: Path, run_dir: Path, *extra: str) -> list[str]:
     flags = [
         "--agent=gcivl", "--env=pointmaze-medium-navigate", "--preset=none", f"--data={data}", f"--run_dir={run_dir}",
-        "--agent.hidden_dims=16,16", "--agent.batch_size=32", "--num_seeds=2", "--steps=400", "--log_interval=50",
-        "--checkpoint_interval=100", "--eval_interval=200", "--eval_episodes=0",
+        "--agent.hidden_dims=16,16", "--agent.batch_size=32", "--num_seeds=2", "--steps=400", "--log.interval=50",
+        "--checkpoint.interval=100", "--eval.interval=200", "--eval.episodes=0",
     ]  # fmt: skip
     return [sys.executable, str(MAIN), *flags, *extra]
 
@@ -145,7 +145,7 @@ def test_what_a_kill_before_config_json_leaves_is_no_run(tmp_path: Path) -> None
 @pytest.fixture(scope="module")
 def undisturbed_with_evaluation(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("evaluated") / "run"
-    run(command(data, folder, "--agent=gcbc", "--eval_episodes=1"))
+    run(command(data, folder, "--agent=gcbc", "--eval.episodes=1"))
     lines = [json.loads(line) for line in (folder / "eval.jsonl").read_text().splitlines()]
     assert [(line["step"], line["run"], line["task"]) for line in lines] == [
         (step, run, task) for step in (200, 400) for run in range(2) for task in range(1, 6)
@@ -160,7 +160,7 @@ def test_a_signal_during_training_or_evaluation(
     """The signal goes to the whole process group, as from a terminal or a batch system."""
     folder = tmp_path / "run"
     process = subprocess.Popen(
-        command(data, folder, "--agent=gcbc", "--eval_episodes=1"),
+        command(data, folder, "--agent=gcbc", "--eval.episodes=1"),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -7,13 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from flowrl.agent import Agent, Needs, Spec
 from flowrl.data import replay, returns
 from flowrl.errors import UserError
-from flowrl.normalize import Normalizer, normalized
-from flowrl.train_state import new_state
-
-NEEDS = Needs((), returns_discount=0.5)
+from flowrl.networks import Spec
+from flowrl.normalize import Normalizer
 
 
 def laid_out(*episodes: tuple[list[float], list[float]]) -> dict[str, np.ndarray]:
@@ -66,21 +63,11 @@ def test_returns_are_the_sums_that_they_stand_for() -> None:
         start += len(rewards) + 1
 
 
-def seen_by(scale: float, shift: float, batch: dict[str, Any]) -> Any:
+def seen_by(scale: float, shift: float, found: dict[str, Any]) -> Any:
     """The returns that an agent behind a normaliser reads."""
-
-    def update(state: Any, batch: Any, key: jax.Array) -> Any:
-        return state, {"returns": batch["returns"]}
-
-    def init(key: jax.Array, hyper: Any = None) -> Any:
-        return new_state({}, (), {})
-
-    plain = Agent(init=init, update=update, policy=lambda state: {}, act=lambda *_, **__: None, needs=NEEDS)
     numbers = (jnp.asarray(x, jnp.float32) for x in (scale, shift))
-    wrapped = normalized(plain, Normalizer(jnp.zeros(1), jnp.ones(1), *numbers))
-    state = wrapped.init(jax.random.key(0))
-    arrays = {name: jnp.asarray(array, jnp.float32) for name, array in batch.items()}
-    return jax.jit(wrapped.update)(state, arrays, jax.random.key(0))[1]["returns"]
+    normalizer = Normalizer(jnp.zeros(1), jnp.ones(1), *numbers)
+    return jax.jit(normalizer.returns)(*(jnp.asarray(found[name], jnp.float32) for name in ("returns", "horizons")))
 
 
 @pytest.mark.parametrize(("scale", "shift"), [(10.0, -5.0), (0.5, 0.0), (1.0, -1.0), (0.1, 2.0)])
@@ -101,13 +88,13 @@ def test_unknown_returns_stay_unknown(scale: float, shift: float) -> None:
 @pytest.mark.parametrize(("runs", "num_envs", "capacity"), [(1, 1, 5), (2, 3, 10), (1, 4, 4), (2, 2, 64)])
 def test_returns_reach_the_rows_where_their_transitions_lie(runs: int, num_envs: int, capacity: int) -> None:
     """Against a list of everything: the ring holds the newest, episodes are as long as two rings, rewards tell rows."""
-    rng, spec = np.random.default_rng(capacity), Spec(1, 1, 0)
-    empty = jax.vmap(lambda _: replay.empty(spec, capacity, replay.stored(NEEDS)))
+    rng, spec = np.random.default_rng(capacity), Spec.of_sizes(1, 1)
+    empty = jax.vmap(lambda _: replay.empty(spec, capacity, returns=True))
     buffers = empty(jnp.arange(runs))
     add, record = jax.jit(jax.vmap(replay.add)), jax.jit(jax.vmap(replay.record))
     episodes = returns.OpenEpisodes(runs, num_envs, capacity, 0.5)
     history: list[list[tuple[int, float, float]]] = [[] for _ in range(runs * num_envs)]
-    known: dict[int, tuple[float, float]] = {}
+    known: dict[int, float] = {}
     sizes = set()
     left = rng.integers(1, 2 * capacity, runs * num_envs)
     for step in range(6 * capacity // num_envs + 10):
@@ -119,10 +106,9 @@ def test_returns_reach_the_rows_where_their_transitions_lie(runs: int, num_envs:
         for i, number in enumerate(numbers):
             history[i].append((int(number), float(number), masks[i]))
             if ended[i]:
-                total = length = 0.0
+                total = 0.0
                 for row, reward, mask in reversed(history[i]):
-                    total, length = reward + 0.5 * mask * total, 1 + 0.5 * mask * length
-                    known[row] = (total, length)
+                    total = known[row] = reward + 0.5 * mask * total
                 history[i] = []
         rows = {"rewards": numbers, "masks": masks}
         rows |= {name: np.zeros((runs * num_envs, 1)) for name in ("observations", "next_observations", "actions")}
@@ -132,14 +118,13 @@ def test_returns_reach_the_rows_where_their_transitions_lie(runs: int, num_envs:
         assert (found is not None) == ended.any()
         if found is not None:
             sizes.add(found.places.shape)
-            buffers = record(buffers, *found)
+            assert (found.horizons[found.places < capacity] >= 1).all()
+            buffers = record(buffers, found.places, found.returns)
         fields = jax.device_get(buffers.fields)
         for run in range(runs):
             for place in range(int(buffers.size[run])):
                 row = int(fields["rewards"][run, place])
-                expected = known.get(row, (-np.inf, 0.0))
-                found_here = fields["returns"][run, place], fields["horizons"][run, place]
-                np.testing.assert_allclose(found_here, expected, rtol=1e-6)
+                np.testing.assert_allclose(fields["returns"][run, place], known.get(row, -np.inf), rtol=1e-6)
     assert sizes == {(runs, 256)}
 
 
@@ -152,11 +137,6 @@ def test_long_episodes_come_in_few_sizes() -> None:
         if found is not None:
             assert (found.places == 10_000).sum() == sizes[-1] - {100: 100, 400: 300, 1100: 700}[step]
     assert sizes == [256, 512, 1024]
-
-
-def test_other_agents_store_no_returns() -> None:
-    assert replay.stored(Needs(())) == replay.FIELDS
-    assert set(replay.empty(Spec(1, 1, 0), 2).fields) == set(replay.FIELDS)
 
 
 def test_returns_that_are_not_finite_are_refused() -> None:

@@ -14,15 +14,15 @@ import numpy as np
 import pytest
 from programs import main, sweep
 
-from flowrl import checkpoint, files, loggers, resuming, run, run_files, schema, sweeps
+from flowrl import checkpoint, files, grids, loggers, resuming, run_files, runner, schema
 from flowrl.checkpoint import Checkpoints
 from flowrl.errors import UserError
 from flowrl.resuming import Reached
-from flowrl.settings import read_plan, resumed_plan
+from flowrl.stored import read_plan, resumed_plan
 
 pytestmark = pytest.mark.filterwarnings("ignore:Sharding info not provided")
 TINY = ("--env=Pendulum-v1", "--preset=none", "--agent.hidden_dims=4", "--agent.batch_size=4", "--workers=1")
-SCHEDULE = ("--log_interval=5", "--eval_interval=10", "--checkpoint_interval=10", "--eval_episodes=1")
+SCHEDULE = ("--log.interval=5", "--eval.interval=10", "--checkpoint.interval=10", "--eval.episodes=1")
 RUN = (*TINY, *SCHEDULE, "--agent=bc", "--num_seeds=2")
 LOGS = [f"{kind}.jsonl" for kind in resuming.KINDS]
 
@@ -56,8 +56,10 @@ def assert_refused(message: str, function: Callable[[], Any]) -> None:
 # ------------------------------------------------------------------------------------------------------------ logs
 
 
-def reached(folder: Path, step: int = 20, *, evaluated: bool = True) -> tuple[Any, Reached]:
-    return read_plan(folder)[0], Reached(step, evaluated, ("eval",), 1, (10, 20))
+def reached(folder: Path, step: int = 20, *, evaluated: bool = True) -> tuple[Any, ...]:
+    """Returns what `resuming.cuts` takes of a run whose checkpoint is at this step."""
+    plan = read_plan(folder)[0]
+    return folder, plan.settings, plan.trials, Reached(step, evaluated, ("eval",), 1, (10, 20))
 
 
 def edit(change: Callable[[list[str]], Any]) -> Callable[[Path], None]:
@@ -108,7 +110,7 @@ METRICS, EVALUATIONS, TIMES = LOGS
         (EVALUATIONS, Path.unlink, "eval.jsonl lacks the line of step 10, run 0, seed 0, mode eval, task 1, episodes"),
         (EVALUATIONS, edit(lambda lines: lines.pop(1)), "line 2: the line of step 10, run 1"),
         (EVALUATIONS, replaced(1, '"return"', '"reward"'), "line 1: success or normalized_score or return is missing"),
-        (EVALUATIONS, replaced(1, '"mode": "eval"', '"mode": "best"'), 'line 1: mode is "best", not eval or best_of_n'),
+        (EVALUATIONS, replaced(1, '"mode": "eval"', '"mode": "best"'), 'line 1: the line of step 10'),
         (EVALUATIONS, replaced(1, '"episodes": 1', '"episodes": 2'), "line 1: the line of step 10"),
         (TIMES, edit(lambda lines: lines.pop(0)), "time.jsonl, line 1: the line of step 5 is missing"),
         (TIMES, replaced(1, "steps_per_second", "rate"), "time.jsonl, line 1: steps_per_second is missing"),
@@ -118,8 +120,8 @@ def test_a_log_that_was_changed_is_named_with_its_line(
     run_dir: Path, name: str, damage: Callable[[Path], None], message: str
 ) -> None:
     damage(run_dir / name)
-    plan, there = reached(run_dir)
-    assert_refused(message, lambda: resuming.cuts(plan, there))
+    there = reached(run_dir)
+    assert_refused(message, lambda: resuming.cuts(*there))
 
 
 def test_a_refused_run_is_left_as_it_was(run_dir: Path) -> None:
@@ -147,8 +149,8 @@ def test_lines_are_kept_before_they_are_cut(run_dir: Path, monkeypatch: pytest.M
     def killed(*_: Any) -> None:
         raise RuntimeError("killed")
 
-    plan, there = reached(run_dir, 10)
-    cuts = resuming.cuts(plan, there)
+    there = reached(run_dir, 10)
+    cuts = resuming.cuts(*there)
     monkeypatch.setattr(loggers, "write_text", killed)
     with pytest.raises(RuntimeError):
         resuming.apply(cuts)
@@ -158,16 +160,16 @@ def test_lines_are_kept_before_they_are_cut(run_dir: Path, monkeypatch: pytest.M
 
 def test_a_whole_last_line_without_its_end_gets_it(run_dir: Path, finished: Path) -> None:
     (run_dir / "metrics.jsonl").write_text((finished / "metrics.jsonl").read_text()[:-1])
-    plan, there = reached(run_dir)
-    resuming.apply(resuming.cuts(plan, there))
+    there = reached(run_dir)
+    resuming.apply(resuming.cuts(*there))
     assert (run_dir / "metrics.jsonl").read_bytes() == (finished / "metrics.jsonl").read_bytes()
     assert not list(run_dir.glob("*.dropped"))
 
 
 def test_an_evaluation_that_was_to_come_is_written_again(run_dir: Path) -> None:
     """A kill between the lines of an evaluation and the checkpoint that covers it."""
-    plan, there = reached(run_dir, evaluated=False)
-    assert ["".join(cut.dropped).count("\n") for cut in resuming.cuts(plan, there)] == [0, 2, 0]
+    there = reached(run_dir, evaluated=False)
+    assert ["".join(cut.dropped).count("\n") for cut in resuming.cuts(*there)] == [0, 2, 0]
 
 
 @pytest.mark.parametrize("broken", ["record_changes", "apply"])
@@ -181,7 +183,7 @@ def test_a_kill_while_a_finished_run_is_given_more_steps(
     def killed(*_: Any) -> None:
         raise RuntimeError("killed")
 
-    monkeypatch.setattr(*((run, broken) if broken == "record_changes" else (resuming, broken)), killed)
+    monkeypatch.setattr(*((runner, broken) if broken == "record_changes" else (resuming, broken)), killed)
     with pytest.raises(RuntimeError):
         main("--resume", f"--run_dir={folder}", "--steps=20")
     monkeypatch.undo()
@@ -195,18 +197,21 @@ def test_a_kill_while_a_finished_run_is_given_more_steps(
 def test_the_lines_of_every_kind_of_run_are_those_that_are_expected(data: str, tmp_path: Path) -> None:
     """Offline updates, then online steps; a diverged run among others of a sweep."""
     folder = tmp_path / "both"
-    arguments = (*TINY, *SCHEDULE, "--agent=td3", "--num_seeds=2", data, "--steps=12", "--online_steps=12")
+    arguments = (*TINY, *SCHEDULE, "--agent=td3", "--num_seeds=2", data, "--steps=12", "--online.steps=12")
     assert main(*arguments, f"--run_dir={folder}") == 0
     broken = (*TINY, *SCHEDULE, "--agent=bc", data, "--steps=12", "--agent.learning_rate=0.1,1e20")
     assert sweep(*broken, f"--run_dir={tmp_path / 'sweep'}") == 0
     for made, step in ((folder, 24), (tmp_path / "sweep" / "group1", 12)):
-        for cut in resuming.cuts(read_plan(made)[0], Reached(step, True, ("eval",), 1, (step,))):
+        plan = read_plan(made)[0]
+        for cut in resuming.cuts(made, plan.settings, plan.trials, Reached(step, True, ("eval",), 1, (step,))):
             assert (cut.dropped, cut.kept) == ("", cut.path.read_text())
             assert {line["step"] for line in loggers.read_lines(cut.path)} >= {10, 12}
 
 
 def test_the_lines_of_an_evaluation_are_expected_in_their_order(finished: Path) -> None:
-    lines = resuming.expected(read_plan(finished)[0], "eval", Reached(15, True, ("eval", "best_of_n"), 2, ()))
+    plan = read_plan(finished)[0]
+    reached = Reached(15, True, ("eval", "best_of_n"), 2, ())
+    lines = resuming.expected(plan.settings, plan.trials, "eval", reached)
     assert [(line["step"], line["mode"], line["run"], line["task"]) for line in lines] == [
         (10, mode, run, task) for mode in ("eval", "best_of_n") for run in range(2) for task in (1, 2)
     ]
@@ -243,17 +248,17 @@ def test_a_run_whose_checkpoints_are_gone_is_not_begun_anew(run_dir: Path) -> No
         ("settings.steps", "20", 'settings.steps is "20", not a whole number'),
         ("settings.steps", 1e99, "settings.steps is 1e[+]99"),
         ("settings.steps", 0, "--steps=0 is too small"),
-        ("settings.log_interval", None, "settings.log_interval is null"),
-        ("settings.log_interval", 0, "settings.log_interval is 0, not a whole number of at least 1"),
+        ("settings.log.interval", None, "settings.log.interval is null"),
+        ("settings.log.interval", 0, "settings.log.interval is 0, not a whole number of at least 1"),
         ("settings.num_seeds", 1.5, "settings.num_seeds is 1.5"),
         ("settings.num_seeds", 1, r"seeds are \[0, 1\], but those of its runs are \[0\]"),
         ("settings.seed", -1, "--seed=-1 is too small"),
-        ("settings.csv", "yes", 'settings.csv is "yes", not true or false'),
-        ("settings.updates_per_step", "1", "settings.updates_per_step is"),
+        ("settings.log.csv", "yes", 'settings.log.csv is "yes", not true or false'),
+        ("settings.online.updates_per_step", "1", "settings.online.updates_per_step is"),
         ("settings.map", "other", "--map=other is unknown"),
         ("settings.workers", [], r"settings.workers is \[\]"),
         ("settings.speed", 3, "settings.speed is no setting"),
-        ("settings.reward_scale", ..., "settings.reward_scale is missing"),
+        ("settings.normalize.reward_scale", ..., "settings.normalize.reward_scale is missing"),
         ("agent_config.hidden_dims", 4, "agent_config.hidden_dims is 4, not a list"),
         ("agent_config.hidden_dims", [4, "x"], r'agent_config.hidden_dims\[1\] is "x"'),
         ("agent_config.hidden_dims", [], r"agent_config.hidden_dims is \[\], not a list of at least 1"),
@@ -276,8 +281,8 @@ def test_a_run_whose_checkpoints_are_gone_is_not_begun_anew(run_dir: Path) -> No
 )
 def test_a_changed_config_is_named_with_its_field(run_dir: Path, place: str, value: Any, message: str) -> None:
     config = loggers.read_json(run_dir / "config.json")
-    *outer, name = place.split(".")
-    holder = config[outer[0]] if outer else config
+    outer, _, name = place.rpartition(".") if place.count(".") < 2 else place.partition(".")
+    holder = config[outer] if outer else config
     if value is ...:
         del holder[name]
     else:
@@ -301,8 +306,8 @@ def test_a_folder_in_the_place_of_a_file(run_dir: Path) -> None:
 def test_fewer_steps_than_the_checkpoint_has(run_dir: Path) -> None:
     text = (run_dir / "config.json").read_text()
     (run_dir / "config.json").write_text(text.replace('"steps": 20', '"steps": 10'))
-    plan, there = reached(run_dir)
-    assert_refused("at update 20, but its config.json is of 10 updates", lambda: resuming.cuts(plan, there))
+    there = reached(run_dir)
+    assert_refused("at update 20, but its config.json is of 10 updates", lambda: resuming.cuts(*there))
 
 
 # ---------------------------------------------------------------------------------------------------------- sweep.json
@@ -326,8 +331,8 @@ def record() -> dict[str, Any]:
 
 def test_the_parts_of_a_sweep_are_read_as_they_were_written(record: dict[str, Any], tmp_path: Path) -> None:
     loggers.write_json(tmp_path / "sweep.json", record)
-    made = sweeps.resumed({"run_dir": str(tmp_path)}, {}, sweeps.Options())
-    assert sweeps.recorded(made) == sweeps.groups(made)
+    made = grids.resumed({"run_dir": str(tmp_path)}, {}, grids.Options())
+    assert grids.recorded(made) == grids.groups(made)
 
 
 @pytest.mark.parametrize(
@@ -358,7 +363,7 @@ def test_a_changed_sweep_is_named_with_its_field(
     loggers.write_json(tmp_path / "sweep.json", record | change)
 
     def read() -> None:
-        sweeps.recorded(sweeps.resumed({"run_dir": str(tmp_path)}, {}, sweeps.Options()))
+        grids.recorded(grids.resumed({"run_dir": str(tmp_path)}, {}, grids.Options()))
 
     assert_refused(f"sweep.json: .*{message}", read)
 

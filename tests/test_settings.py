@@ -1,29 +1,25 @@
 """Settings: what a run records about itself makes the same run again."""
 
-import dataclasses
+import json
 from typing import Any
 
-from absl import flags as absl_flags
+import pytest
 
-from flowrl import agent as agents
-from flowrl import flags
-from flowrl.settings import Plan, Settings, command, plan
+from flowrl import config as configs
+from flowrl import programs, texts
+from flowrl.errors import UserError
+from flowrl.settings import Plan, Settings, plan
+from flowrl.stored import command, read_config
 
 
-def parsed(line: str, agent: str) -> Plan:
-    values = absl_flags.FlagValues()
-    config = agents.load(agent).Config
-    flags.define(values, Settings)
-    flags.define(values, config, "agent.")
-    flags.parse(values, line.split()[1:])
-    return plan(flags.given(values, Settings), flags.given(values, config, "agent."))
+def parsed(line: str) -> Plan:
+    return plan(*programs.given(line.split()[1:], (Settings(),), read_config))
 
 
 def recorded(made: Plan) -> dict[str, Any]:
     return {
-        "settings": dataclasses.asdict(made.settings),
-        "agent_config": dataclasses.asdict(made.agent_config),
-        "preset": {"name": made.preset.name},
+        "settings": configs.values(made.settings),
+        "agent_config": configs.values(made.config),
         "data": {"origin": made.settings.data},
     }
 
@@ -31,9 +27,39 @@ def recorded(made: Plan) -> dict[str, Any]:
 def test_the_recorded_command_makes_the_same_run() -> None:
     run = {"agent": "gc_sscp", "env": "antmaze-large-stitch-v0", "preset": "quick", "data": "collected", "seed": 3}
     agent = {"hidden_dims": (32, 16), "low_alpha": 2.5, "batch_size": 64}
-    first = plan(run | {"num_seeds": 2, "steps": 123}, agent)
+    first = plan(run | {"num_seeds": 2, "steps": 123, "checkpoint.interval": 77, "workers": 3}, agent)
     line = command(recorded(first))
-    again = parsed(line, "gc_sscp")
-    assert (again.settings, again.agent_config) == (first.settings, first.agent_config)
+    again = parsed(line)
+    assert (again.settings, again.config) == (configs.put(first.settings, {"workers": None}), first.config)
     assert "--agent.hidden_dims=32,16" in line
+    assert "--checkpoint.interval=77" in line
     assert "subgoal_steps" not in line  # the preset's own value
+    assert "workers" not in line  # where it was done, not what
+
+
+def test_what_json_keeps_comes_back_as_it_was() -> None:
+    given = {"agent": "sac", "env": "Pendulum-v1", "online.steps": 100, "online.updates_per_step": 2.0, "workers": 3}
+    made = plan(given | {"online.warmup_steps": 5}, {"critic.hidden_dims": (8, 4), "learning_rate": 1.0})
+    for own, usual in ((made.settings, Settings()), (made.config, configs.put(made.config, {"learning_rate": 0.5}))):
+        stored = json.loads(json.dumps(configs.values(own)))
+        again = texts.of_json(usual, stored)
+        assert again == own
+        assert repr(again) == repr(own)  # with the same types
+    whole = configs.values(made.config) | {"learning_rate": 1}  # as a hand would write it
+    assert repr(texts.of_json(made.config, whole)) == repr(made.config)
+
+
+@pytest.mark.parametrize("name", ["normalize.rewards", "normalize.reward_scale", "normalize.reward_shift"])
+def test_rewards_of_goals_are_not_normalised(name: str) -> None:
+    given = {"agent": "gcbc", "env": "pointmaze-medium-navigate", "preset": "none"}
+    assert plan(given | {"normalize.observations": True}, {}).settings.normalize.observations
+    with pytest.raises(UserError, match="gcbc is goal-conditioned, its rewards are -1 and 0; leave out") as caught:
+        plan(given | {name: 2.0 if "_" in name else True}, {})
+    assert "\n" not in str(caught.value)
+
+
+def test_a_preset_that_sets_what_an_agent_has_not_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    row = dict.fromkeys(("dataset", "setting"), "") | {"agent": "bc", "source": "x", "agent.wings": "2"}
+    monkeypatch.setattr("flowrl.presets._table", lambda name: (row,))
+    with pytest.raises(UserError, match=r"the preset quick sets --agent\.wings, which bc has not; give --preset=none"):
+        plan({"agent": "bc", "env": "Pendulum-v1", "preset": "quick"}, {})

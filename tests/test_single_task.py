@@ -13,7 +13,7 @@ from flowrl.errors import UserError
 
 pytestmark = pytest.mark.filterwarnings("ignore:Sharding info not provided")
 SINGLE = "pointmaze-medium-navigate-singletask"
-SMALL = ("--agent.hidden_dims=8,8", "--agent.batch_size=8", "--steps=2", "--log_interval=1", "--workers=1")
+SMALL = ("--agent.hidden_dims=8,8", "--agent.batch_size=8", "--steps=2", "--log.interval=1", "--workers=1")
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +51,7 @@ def test_a_published_preset_trains(tmp_path: Path, agent: str, env: str) -> None
         )
     folder = tmp_path / "run"
     assert main(
-        f"--agent={agent}", f"--env={env}", f"--data={data}", f"--run_dir={folder}", "--steps=2", "--eval_episodes=0"
+        f"--agent={agent}", f"--env={env}", f"--data={data}", f"--run_dir={folder}", "--steps=2", "--eval.episodes=0"
     ) == 0  # fmt: skip
     config = loggers.read_json(folder / "config.json")
     assert config["preset"]["name"] == "paper"
@@ -74,7 +74,7 @@ def save_hdf5(path: Path, observation_dim: int, action_dim: int, rows: int = 60)
 
 
 def test_success_and_return_are_reported(tmp_path: Path, data: Path) -> None:
-    summary = train(tmp_path / "run", "--agent=bc", f"--env={SINGLE}", f"--data={data}", "--eval_episodes=2")
+    summary = train(tmp_path / "run", "--agent=bc", f"--env={SINGLE}", f"--data={data}", "--eval.episodes=2")
     (line,) = loggers.read_lines(tmp_path / "run" / "eval.jsonl")
     assert (line["task"], line["mode"], line["episodes"]) == (1, "eval", 2)
     assert 0 <= line["success"] <= 1
@@ -84,7 +84,7 @@ def test_success_and_return_are_reported(tmp_path: Path, data: Path) -> None:
 
 
 def test_choices_by_q_are_reported_apart(tmp_path: Path, data: Path) -> None:
-    flags = ("--agent=sscp", f"--env={SINGLE}", f"--data={data}", "--eval_episodes=1", "--agent.candidates=3")
+    flags = ("--agent=sscp", f"--env={SINGLE}", f"--data={data}", "--eval.episodes=1", "--agent.choice.num_samples=3")
     summary = train(tmp_path / "run", *flags)
     lines = loggers.read_lines(tmp_path / "run" / "eval.jsonl")
     assert [line["mode"] for line in lines] == ["eval", "best_of_n"]
@@ -96,7 +96,7 @@ def test_d4rl_scores_are_normalised_and_name_their_environment(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     data = save_hdf5(tmp_path / "hopper-medium-v2.hdf5", 11, 3)
-    flags = ("--agent=ofql", "--env=hopper-medium-v2", f"--data={data}", "--eval_episodes=2", "--agent.candidates=1")
+    flags = ("--agent=ofql", "--env=hopper-medium-v2", f"--data={data}", "--eval.episodes=2", "--agent.choice.num_samples=1")
     summary = train(tmp_path / "run", *flags)
     (line,) = loggers.read_lines(tmp_path / "run" / "eval.jsonl")
     assert line["normalized_score"] == pytest.approx(
@@ -119,15 +119,15 @@ def test_own_files_train_for_any_gymnasium_environment(tmp_path: Path) -> None:
         terminals=np.zeros(100, bool),
         timeouts=timeouts,
     )
-    flags = ("--agent=fql", "--env=Pendulum-v1", f"--data={tmp_path / 'pendulum.npz'}", "--eval_episodes=1")
+    flags = ("--agent=fql", "--env=Pendulum-v1", f"--data={tmp_path / 'pendulum.npz'}", "--eval.episodes=1")
     summary = train(tmp_path / "run", *flags)
     assert summary["metric"] == "return"
     assert summary["return"] < 0
 
 
 def test_normalisation_is_recorded_and_resumed(tmp_path: Path, data: Path) -> None:
-    options = ("--normalize_observations", "--reward_scale=2", "--reward_shift=-0.5")
-    flags = ("--agent=sscp", f"--env={SINGLE}", f"--data={data}", "--eval_episodes=0")
+    options = ("--normalize.observations", "--normalize.reward_scale=2", "--normalize.reward_shift=-0.5")
+    flags = ("--agent=sscp", f"--env={SINGLE}", f"--data={data}", "--eval.episodes=0")
     train(tmp_path / "whole", *flags, *options, "--steps=4")
     train(tmp_path / "halves", *flags, *options)
     assert main("--resume", f"--run_dir={tmp_path / 'halves'}", "--steps=4") == 0
@@ -140,7 +140,7 @@ def test_normalisation_is_recorded_and_resumed(tmp_path: Path, data: Path) -> No
 
 
 def test_compact_goals_are_the_policys_goals(tmp_path: Path, data: Path) -> None:
-    flags = ("--agent=gcivl", "--env=pointmaze-medium-navigate-oraclerep", f"--data={data}", "--eval_episodes=1")
+    flags = ("--agent=gcivl", "--env=pointmaze-medium-navigate-oraclerep", f"--data={data}", "--eval.episodes=1")
     summary = train(tmp_path / "run", *flags)
     assert len(summary["success_per_task"]) == 5
 
@@ -154,7 +154,7 @@ def test_compact_goals_are_the_policys_goals(tmp_path: Path, data: Path) -> None
         (("--agent=fql", "--env=Pendulum-v1", "--data=auto"), "--data"),
         (("--agent=fql", "--env=CartPole-v1"), "continuous"),
         (("--agent=fql", "--env=Hopper-v2"), "Hopper-v2 cannot be made here"),
-        (("--agent=fql", "--env=antmaze-umaze-v2", "--eval_episodes=1"), "--eval_episodes=0"),
+        (("--agent=fql", "--env=antmaze-umaze-v2", "--eval.episodes=1"), "--eval.episodes=0"),
         (("--agent=fql", "--env=cube-single-play-singletusk"), "did you mean"),
         (("--agent=fql", "--env=cube-single-play-singletask-task6"), "-singletask-task1 to -task5"),
         (("--agent=hiql", f"--env={SINGLE}", "--preset=paper"), "hiql is goal-conditioned, but"),
@@ -162,6 +162,6 @@ def test_compact_goals_are_the_policys_goals(tmp_path: Path, data: Path) -> None
 )
 def test_what_does_not_fit_says_what_does(tmp_path: Path, data: Path, flags: tuple[str, ...], message: str) -> None:
     with pytest.raises(UserError) as caught:
-        train(tmp_path / "run", f"--data={data}", "--eval_episodes=0", *flags)
+        train(tmp_path / "run", f"--data={data}", "--eval.episodes=0", *flags)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)

@@ -19,15 +19,16 @@ from programs import ROOT, main, sweep
 
 from flowrl import extras, loggers, sinks
 from flowrl.errors import UserError
-from flowrl.run import Run
-from flowrl.settings import Settings, Trial
+from flowrl.runner import Runner
+from flowrl.sinks import Log
+from flowrl.trials import Trial
 
 pytestmark = pytest.mark.filterwarnings("ignore:Sharding info not provided")
 OFFLINE = (
     "--env=Pendulum-v1", "--preset=none", "--agent=bc", "--agent.hidden_dims=4", "--agent.batch_size=4", "--workers=1",
-    "--steps=20", "--log_interval=5", "--eval_interval=10", "--checkpoint_interval=10", "--eval_episodes=1",
+    "--steps=20", "--log.interval=5", "--eval.interval=10", "--checkpoint.interval=10", "--eval.episodes=1",
 )  # fmt: skip
-ALL = ("--csv", "--tensorboard", "--wandb")
+ALL = ("--log.csv", "--log.tensorboard", "--log.wandb")
 Points = dict[str, list[tuple[int, float]]]
 
 
@@ -181,9 +182,9 @@ def test_a_run_killed_and_resumed_holds_each_number_once(
     what: str, offline: bool, data: str, tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder, server.offline = tmp_path / "run", offline
-    original: Any = getattr(Run, what)
+    original: Any = getattr(Runner, what)
 
-    def killed(self: Run, step: int, *arguments: Any) -> Any:
+    def killed(self: Runner, step: int, *arguments: Any) -> Any:
         if step == 20 and what == "_checkpoint":
             raise RuntimeError("killed")
         found = original(self, step, *arguments)
@@ -192,7 +193,7 @@ def test_a_run_killed_and_resumed_holds_each_number_once(
         return found
 
     with monkeypatch.context() as patch:
-        patch.setattr(Run, what, killed)
+        patch.setattr(Runner, what, killed)
         patch.setattr(sinks.Sinks, "close", lambda self: None)  # as a kill leaves them
         with pytest.raises(RuntimeError, match="killed"):
             main(*OFFLINE, data, *ALL, "--num_seeds=2", f"--run_dir={folder}")
@@ -208,17 +209,17 @@ def test_sinks_can_be_asked_for_later(data: str, tmp_path: Path, server: Server)
     folder = tmp_path / "run"
     assert main(*OFFLINE, data, "--steps=12", f"--run_dir={folder}") == 0
     assert not [*folder.glob("*.csv"), *folder.glob("tensorboard"), *folder.glob("wandb*")]
-    assert main("--resume", f"--run_dir={folder}", "--csv", "--tensorboard") == 0
+    assert main("--resume", f"--run_dir={folder}", "--log.csv", "--log.tensorboard") == 0
     assert [row["step"] for row in rows(folder / "metrics.csv")] == [5, 10, 12]
-    assert main("--resume", f"--run_dir={folder}", "--steps=20", "--wandb") == 0
+    assert main("--resume", f"--run_dir={folder}", "--steps=20", "--log.wandb") == 0
     assert_sinks_hold(folder, server, [Trial(0, {})])
     settings = loggers.read_json(folder / "config.json")["settings"]
-    assert [settings[name] for name in ("csv", "tensorboard", "wandb")] == [True] * 3
+    assert [settings[f"log.{name}"] for name in ("csv", "tensorboard", "wandb")] == [True] * 3
 
 
 def test_what_was_sent_stays_and_nothing_after_it_is_lost(data: str, tmp_path: Path, server: Server) -> None:
     folder = tmp_path / "run"
-    assert main(*OFFLINE, data, "--wandb", "--steps=12", f"--run_dir={folder}") == 0
+    assert main(*OFFLINE, data, "--log.wandb", "--steps=12", f"--run_dir={folder}") == 0
     assert main("--resume", f"--run_dir={folder}", "--steps=20") == 0
     (points,) = server.points.values()
     assert [position for position, _ in points] == [10, 20, 21, 24, 25, 30, 40, 41]
@@ -230,7 +231,7 @@ def test_a_sink_that_fails_is_left_out_with_one_warning(
     server.broken_after = 3
     assert main(*OFFLINE, data, *ALL, f"--run_dir={tmp_path / 'run'}") == 0
     shown = "".join(capsys.readouterr())
-    assert shown.count("warning: --wandb failed (no network) and gets no more numbers") == 1
+    assert shown.count("warning: --log.wandb failed (no network) and gets no more numbers") == 1
     assert [row["step"] for row in rows(tmp_path / "run" / "metrics.csv")] == [5, 10, 15, 20]
     assert loggers.read_json(tmp_path / "run" / "summary.json")["metric"] == "return"
     server.broken_after = 10**9
@@ -244,9 +245,9 @@ def test_a_sink_that_fails_is_left_out_with_one_warning(
 @pytest.mark.parametrize(
     ("flag", "module", "extra"),
     [
-        ("tensorboard", "tensorboardX", "tensorboard"),
-        ("wandb", "wandb", "wandb"),
-        ("video_episodes=1", "imageio_ffmpeg", "video"),
+        ("log.tensorboard", "tensorboardX", "tensorboard"),
+        ("log.wandb", "wandb", "wandb"),
+        ("log.video_episodes=1", "imageio_ffmpeg", "video"),
     ],
 )
 @pytest.mark.parametrize("program", [main, sweep])
@@ -272,12 +273,12 @@ def test_nobody_logged_in_is_told_before_anything_begins(
 ) -> None:
     server.logged_in = False
     monkeypatch.delenv("WANDB_MODE", raising=False)
-    with pytest.raises(UserError, match=r"--wandb: No API key.*WANDB_MODE=offline") as caught:
-        main(*OFFLINE, "--data=/nowhere.npz", "--wandb", f"--run_dir={tmp_path / 'run'}")
+    with pytest.raises(UserError, match=r"--log.wandb: No API key.*WANDB_MODE=offline") as caught:
+        main(*OFFLINE, "--data=/nowhere.npz", "--log.wandb", f"--run_dir={tmp_path / 'run'}")
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "run").exists()
     monkeypatch.setenv("WANDB_MODE", "offline")
-    extras.check(Settings(wandb=True))
+    extras.check(Log(wandb=True))
 
 
 def test_optional_packages_are_imported_where_they_are_used_only() -> None:
@@ -308,7 +309,7 @@ def test_evaluations_by_hand() -> None:
 
 def test_history_is_in_the_order_of_writing(tmp_path: Path) -> None:
     metrics = [{"step": step, "run": run, "seed": run} for step, run in itertools.product((5, 10), (0, 1))]
-    evaluations = [line | {"task": 1, "return": 0.5, "episodes": 1, "length": 9.0} for line in metrics]
+    evaluations = [line | {"mode": "eval", "task": 1, "return": 0.5, "episodes": 1, "length": 9.0} for line in metrics]
     loggers.append_lines(tmp_path / "metrics.jsonl", metrics)
     loggers.append_lines(tmp_path / "eval.jsonl", evaluations)
     assert [*sinks.history(tmp_path)] == [
@@ -318,11 +319,8 @@ def test_history_is_in_the_order_of_writing(tmp_path: Path) -> None:
 
 def test_columns_may_come_and_go(tmp_path: Path) -> None:
     (tmp_path / "metrics.csv").write_text("of,another\nrun,before\n")
-    made, plan = (
-        [{"a": 1, "b": 0.1}, {"a": 2, "c": "x, y"}, {"c": "z"}, {"b": 1e-30, "d": 4}],
-        SimpleNamespace(folder=tmp_path),
-    )
-    sink = sinks.Csv(plan)  # type: ignore[arg-type]
+    made: list[dict[str, Any]] = [{"a": 1, "b": 0.1}, {"a": 2, "c": "x, y"}, {"c": "z"}, {"b": 1e-30, "d": 4}]
+    sink = sinks.Csv(tmp_path)
     for record in made:
         sink.write("metrics", [record])
     assert (tmp_path / "metrics.csv").read_text().splitlines()[0] == "a,b,c,d"

@@ -17,23 +17,36 @@ import pytest
 from programs import load, main, sweep
 from run_dirs import make_run
 
-from flowrl import agent as agents
-from flowrl import curves, flags, loggers, memory, signals, sweeps
+from flowrl import (
+    agents,
+    curves,
+    devices,
+    evaluations,
+    flags,
+    grids,
+    loggers,
+    memory,
+    signals,
+    sweep_table,
+    sweeps,
+)
 from flowrl.agents import bc
 from flowrl.checkpoint import Checkpoints
 from flowrl.data import sources
 from flowrl.errors import UserError
 from flowrl.evaluate import Evaluator
 from flowrl.programs import stored_plan
-from flowrl.run import Run
-from flowrl.settings import Trial, resumed_plan
+from flowrl.recorder import Recorder
+from flowrl.runner import Runner
+from flowrl.stored import resumed_plan
+from flowrl.trials import Trial
 
 pytestmark = pytest.mark.filterwarnings("ignore:Sharding info not provided")
 TINY = ("--env=Pendulum-v1", "--preset=none", "--agent.hidden_dims=4", "--agent.batch_size=4", "--workers=1")
-OFFLINE = (*TINY, "--agent=bc", "--steps=20", "--log_interval=5", "--eval_interval=10", "--checkpoint_interval=10")
+OFFLINE = (*TINY, "--agent=bc", "--steps=20", "--log.interval=5", "--eval.interval=10", "--checkpoint.interval=10")
 ONLINE = (
-    *TINY, "--agent=td3", "--online_steps=20", "--warmup_steps=5", "--log_interval=10", "--eval_interval=20",
-    "--checkpoint_interval=20",
+    *TINY, "--agent=td3", "--online.steps=20", "--online.warmup_steps=5", "--log.interval=10", "--eval.interval=20",
+    "--checkpoint.interval=20",
 )  # fmt: skip
 RATES = "--agent.learning_rate=0.001,0.01"
 
@@ -42,7 +55,7 @@ RATES = "--agent.learning_rate=0.001,0.01"
 def undisturbed(data: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two groups of two learning rates and two seeds, evaluated."""
     folder = tmp_path_factory.mktemp("undisturbed") / "sweep"
-    static = ("--agent.distribution=gaussian,flow", "--agent.flow_steps=1", "--eval_episodes=1")
+    static = ("--agent.distribution=gaussian,flow", "--agent.flow.steps=1", "--eval.episodes=1")
     assert sweep(*OFFLINE, data, RATES, *static, "--num_seeds=2", f"--run_dir={folder}") == 0
     return folder
 
@@ -51,7 +64,7 @@ def undisturbed(data: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def at_once(data: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two learning rates and two seeds, without evaluation, one after another in one program."""
     folder = tmp_path_factory.mktemp("at_once") / "sweep"
-    assert sweep(*OFFLINE, data, RATES, "--eval_episodes=0", "--num_seeds=2", f"--run_dir={folder}") == 0
+    assert sweep(*OFFLINE, data, RATES, "--eval.episodes=0", "--num_seeds=2", f"--run_dir={folder}") == 0
     return folder
 
 
@@ -75,7 +88,7 @@ def params(folder: Path, run: int) -> Any:
 @pytest.mark.parametrize(("part", "field"), [(OFFLINE, "learning_rate"), (ONLINE, "explore_noise")], ids=["off", "on"])
 def test_a_run_of_a_sweep_is_the_run_alone(part: tuple[str, ...], field: str, data: str, tmp_path: Path) -> None:
     """Bit for bit where runs are mapped serially, else up to rounding."""
-    given = (*part, *([data] if part is OFFLINE else []), "--eval_episodes=1")
+    given = (*part, *([data] if part is OFFLINE else []), "--eval.episodes=1")
     assert main(*given, f"--agent.{field}=0.01", "--seed=1", f"--run_dir={tmp_path / 'alone'}") == 0
     alone, names = tmp_path / "alone", {f"agent.{field}": 0.01}
     for mode in ("serial", "vmap"):
@@ -113,7 +126,7 @@ def test_a_group_is_traced_once(data: str, tmp_path: Path, monkeypatch: pytest.M
         return agent._replace(update=update)
 
     monkeypatch.setattr(bc, "make", counted)
-    grid = (RATES, "--num_seeds=3", "--agent.hidden_dims=4:2,2", "--eval_episodes=0")
+    grid = (RATES, "--num_seeds=3", "--agent.hidden_dims=4:2,2", "--eval.episodes=0")
     assert sweep(*OFFLINE, data, *grid, f"--run_dir={tmp_path / 'sweep'}") == 0
     # Per group once for the memory that it needs, once for shapes and once for the program of six runs.
     assert len(traces) == 2 * 3
@@ -126,11 +139,12 @@ def test_a_group_is_traced_once(data: str, tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_static_fields_split_and_sweepable_ones_do_not() -> None:
-    grid = {"alpha": [1.0, 2.0], "hidden_dims": [(4,), (2, 2)], "learning_rate": [0.1], "actor_p_random": [0.0, 0.5]}
-    groups = sweeps.split(agents.load("gcivl").Config, grid, [3, 4])
+    shares = {"actor_goals.p_random": [0.0, 0.5]}
+    grid = {"alpha": [1.0, 2.0], "hidden_dims": [(4,), (2, 2)], "learning_rate": [0.1]} | shares
+    groups = grids.split(agents.default("gcivl"), grid, [3, 4])
     assert [part.folder for part in groups] == ["group1", "group2"]
     assert [part.fixed for part in groups] == [{"hidden_dims": dims, "learning_rate": 0.1} for dims in ((4,), (2, 2))]
-    points = [{"alpha": alpha, "actor_p_random": share} for alpha in (1.0, 2.0) for share in (0.0, 0.5)]
+    points = [{"alpha": alpha, "actor_goals.p_random": share} for alpha in (1.0, 2.0) for share in (0.0, 0.5)]
     for part in groups:
         assert part.trials == [Trial(seed, point) for point in points for seed in (3, 4)]
 
@@ -138,14 +152,14 @@ def test_static_fields_split_and_sweepable_ones_do_not() -> None:
 @pytest.mark.parametrize(("runs", "most", "sizes"), [(8, 8, [8]), (8, 4, [4, 4]), (10, 4, [3, 4, 3]), (3, 1, [1] * 3)])
 def test_waves_are_few_and_equal(runs: int, most: int, sizes: list[int]) -> None:
     trials = [Trial(seed, {}) for seed in range(runs)]
-    parts = sweeps.waves(sweeps.Part("group1", {}, trials), most)
+    parts = grids.waves(grids.Part("group1", {}, trials), most)
     assert [len(part.trials) for part in parts] == sizes
     assert [trial for part in parts for trial in part.trials] == trials
     assert len({part.folder for part in parts}) == len(parts)
 
 
 def test_waves_do_not_change_numbers(data: str, at_once: Path, tmp_path: Path) -> None:
-    grid = (RATES, "--num_seeds=2", "--eval_episodes=0", "--runs_at_once=3")
+    grid = (RATES, "--num_seeds=2", "--eval.episodes=0", "--runs_at_once=3")
     assert sweep(*OFFLINE, data, *grid, f"--run_dir={tmp_path}") == 0
     parts = [tmp_path / part["folder"] for part in loggers.read_json(tmp_path / "sweep.json")["parts"]]
     assert len(parts) == 2
@@ -173,12 +187,12 @@ def test_memory_is_asked_of_device_and_program(
 ) -> None:
     given = {"agent": "bc", "env": "Pendulum-v1", "preset": "none", "num_seeds": 8, "map": mode}
     given |= {"data": data.removeprefix("--data="), "run_dir": str(tmp_path)}
-    made = sweeps.Sweep(given, {"hidden_dims": [(64, 64)], "batch_size": [16]}, sweeps.Options())
-    plan = sweeps.part_plan(made, sweeps.groups(made)[0])
+    made = grids.Sweep(given, {"hidden_dims": [(64, 64)], "batch_size": [16]}, grids.Options())
+    plan = grids.part_plan(made, grids.groups(made)[0])
     assert memory.runs_that_fit(plan) == 8
     asked = []
     device = SimpleNamespace(memory_stats=lambda: {"bytes_limit": 1000, "bytes_in_use": 400})
-    monkeypatch.setattr(memory.jax, "local_devices", lambda: [device])
+    monkeypatch.setattr(devices.jax, "local_devices", lambda: [device])
     monkeypatch.setattr(memory, "fitting", lambda *sizes: asked.append(sizes) or 5)
     assert memory.runs_that_fit(plan) == 5
     ((free, fixed, per_run, runs),) = asked
@@ -193,7 +207,7 @@ def test_memory_is_asked_of_device_and_program(
 
 
 def test_a_finished_part_that_is_resumed_still_tells_what_diverged(data: str, tmp_path: Path) -> None:
-    grid = ("--agent.learning_rate=0.001,1e38", "--eval_episodes=0")
+    grid = ("--agent.learning_rate=0.001,1e38", "--eval.episodes=0")
     assert sweep(*OFFLINE, data, *grid, f"--run_dir={tmp_path / 'sweep'}") == 0
     folder = tmp_path / "sweep" / "group1"
     before = loggers.read_json(folder / "diverged.json")
@@ -204,15 +218,15 @@ def test_a_finished_part_that_is_resumed_still_tells_what_diverged(data: str, tm
 
 def test_free_memory_of_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """Between nothing and all of it; each device has its share; where nobody tells, all runs fit."""
-    free = memory.free_bytes()
+    free = devices.free_bytes()
     assert free is not None
     assert 0 < free < os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    monkeypatch.setattr(memory, "available_memory", lambda: 1000)
-    assert memory.free_bytes() == 1000
-    monkeypatch.setattr(memory.jax, "local_device_count", lambda: 4)
-    assert memory.free_bytes() == 250
-    monkeypatch.setattr(memory, "available_memory", lambda: None)
-    assert memory.free_bytes() is None
+    monkeypatch.setattr(devices, "available_memory", lambda: 1000)
+    assert devices.free_bytes() == 1000
+    monkeypatch.setattr(devices.jax, "local_device_count", lambda: 4)
+    assert devices.free_bytes() == 250
+    monkeypatch.setattr(devices, "available_memory", lambda: None)
+    assert devices.free_bytes() is None
 
 
 # --------------------------------------------------------------------------------------------- broken off, diverged
@@ -221,16 +235,16 @@ def test_free_memory_of_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_broken_sweep_ends_like_an_undisturbed_one(
     data: str, undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder, checkpoint = tmp_path / "sweep", Run._checkpoint
-    static = ("--agent.distribution=gaussian,flow", "--agent.flow_steps=1", "--eval_episodes=1")
+    folder, checkpoint = tmp_path / "sweep", Runner._checkpoint
+    static = ("--agent.distribution=gaussian,flow", "--agent.flow.steps=1", "--eval.episodes=1")
     command = (*OFFLINE, data, RATES, *static, "--num_seeds=2", f"--run_dir={folder}")
 
-    def killed(self: Run, step: int, *arguments: Any) -> None:
-        if self.plan.folder.name == "group2" and step == 20:
+    def killed(self: Runner, step: int, *arguments: Any) -> None:
+        if self.parts.plan.folder.name == "group2" and step == 20:
             raise RuntimeError("killed")
         checkpoint(self, step, *arguments)
 
-    monkeypatch.setattr(Run, "_checkpoint", killed)
+    monkeypatch.setattr(Runner, "_checkpoint", killed)
     with pytest.raises(RuntimeError, match="killed"):
         sweep(*command)
     monkeypatch.undo()
@@ -266,12 +280,12 @@ def own_handlers(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         (signal.SIGTERM, sources, "examine", "terminated"),
         (signal.SIGINT, sources, "examine", "interrupted"),
         (signal.SIGTERM, Checkpoints, "save", "stopped at update 0;"),
-        (signal.SIGTERM, Run, "_compiled", "stopped at update 0;"),
+        (signal.SIGTERM, Runner, "_compiled", "stopped at update 0;"),
         (signal.SIGTERM, Evaluator, "__call__", "stopped at update 10;"),
-        (signal.SIGTERM, sweeps.run, "summarize", "continues the sweep"),
+        (signal.SIGTERM, Recorder, "summarize", "continues the sweep"),
         (signal.SIGTERM, sweeps, "_train", "terminated"),
         (signal.SIGINT, sweeps, "_train", "interrupted"),
-        (signal.SIGTERM, sweeps, "summarize", "terminated"),
+        (signal.SIGTERM, sweep_table, "summarize", "terminated"),
     ],
 )
 def test_a_signal_at_any_moment_leaves_what_the_same_command_continues(
@@ -295,7 +309,7 @@ def test_a_signal_at_any_moment_leaves_what_the_same_command_continues(
         return result
 
     program, folder = load("experiments/sweep.py").main, tmp_path / "sweep"
-    static = ("--agent.distribution=gaussian,flow", "--agent.flow_steps=1", "--eval_episodes=1", "--num_seeds=2")
+    static = ("--agent.distribution=gaussian,flow", "--agent.flow.steps=1", "--eval.episodes=1", "--num_seeds=2")
     monkeypatch.setattr(sys, "argv", ["sweep.py", *OFFLINE, data, RATES, *static, f"--run_dir={folder}"])
     monkeypatch.setattr(place, name, signalled)
     with pytest.raises(SystemExit) as stopped:
@@ -306,7 +320,7 @@ def test_a_signal_at_any_moment_leaves_what_the_same_command_continues(
     assert told in said.out + said.err
     assert "Traceback" not in said.err
     assert name != "save" or "compiled in" not in said.out  # the signal was heeded before
-    assert (folder / "group2").exists() == (place is sweeps and name == "summarize")  # at the very end
+    assert (folder / "group2").exists() == (place is sweep_table)  # at the very end
     with pytest.raises(SystemExit) as ended:
         flags.run(program)
     assert ended.value.code == 0
@@ -339,7 +353,7 @@ def test_the_comparison_of_killed_sweeps_notices_what_differs(undisturbed: Path,
 
 
 def test_a_diverged_run_is_frozen_and_marked(data: str, at_once: Path, tmp_path: Path) -> None:
-    grid = ("--agent.learning_rate=0.001,1e20", "--num_seeds=2", "--eval_episodes=1")
+    grid = ("--agent.learning_rate=0.001,1e20", "--num_seeds=2", "--eval.episodes=1")
     assert sweep(*OFFLINE, data, *grid, f"--run_dir={tmp_path}") == 0
     folder = tmp_path / "group1"
     healthy = lines(folder, **{"agent.learning_rate": 0.001})
@@ -366,20 +380,29 @@ SCORES = {
 }
 
 
+def write_evaluations(part: Path, lines: list[dict[str, Any]]) -> None:
+    """Writes the evaluations of a part of a sweep, and that its runs are theirs."""
+    (part / "eval.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    labels = {line["run"]: {name: line[name] for name in ("seed", "agent.alpha")} for line in lines}
+    config = loggers.read_json(part / "config.json")
+    command = config["command"].replace("--agent.alpha=9.0", "--agent.alpha=0.1,0.5")
+    loggers.write_json(part / "config.json", config | {"grid": [*labels.values()], "command": command})
+
+
 @pytest.fixture
-def made_up(tmp_path: Path) -> sweeps.Sweep:
+def made_up(tmp_path: Path) -> grids.Sweep:
     """A finished sweep of made-up scores: four seeds of two values in one part."""
     parts = [make_run(tmp_path / f"of {value}", scores, alpha=9.0) for value, scores in SCORES.items()]
-    evaluations = []
+    found = []
     for (value, _), part in zip(SCORES.items(), parts, strict=True):
         for line in loggers.read_lines(part / "eval.jsonl"):
-            evaluations.append(line | {"agent.alpha": value, "run": line["run"] + 4 * (value == 0.5), "mode": "eval"})
+            found.append(line | {"agent.alpha": value, "run": line["run"] + 4 * (value == 0.5), "mode": "eval"})
     folder = tmp_path / "sweep"
     folder.mkdir()
     make_run(folder / "group1", SCORES[0.1], alpha=9.0)
-    (folder / "group1" / "eval.jsonl").write_text("".join(json.dumps(line) + "\n" for line in evaluations))
+    write_evaluations(folder / "group1", found)
     given = {"agent": "gcbc", "env": "pointmaze-medium-navigate", "num_seeds": 4, "run_dir": str(folder)}
-    swept = sweeps.Sweep(given, {"alpha": [0.1, 0.5]}, sweeps.Options())
+    swept = grids.Sweep(given, {"alpha": [0.1, 0.5]}, grids.Options())
     parts_of = {"folder": "group1", "fixed": {}, "runs": [{"seed": 0}]}
     settings = {name: given[name] for name in ("agent", "env")}
     loggers.write_json(
@@ -388,14 +411,14 @@ def made_up(tmp_path: Path) -> sweeps.Sweep:
     return swept
 
 
-def test_the_table_by_hand(made_up: sweeps.Sweep) -> None:
+def test_the_table_by_hand(made_up: grids.Sweep) -> None:
     by_rule = {
         "final": ({0: 0.2, 1: 0.4, 2: 0.2, 3: 0.6}, {0: 0.3, 1: 0.2, 2: 0.2, 3: 0.2}, 0.1),
         "last": ({0: 0.3, 1: 0.5, 2: 0.2, 3: 0.6}, {0: 0.7, 1: 0.4, 2: 0.4, 3: 0.4}, 0.5),
         "best": ({0: 0.9, 1: 0.5, 2: 0.2, 3: 0.6}, {0: 0.7, 1: 0.4, 2: 0.4, 3: 0.4}, 0.1),
     }
     for rule, (*expected, best) in by_rule.items():
-        summary = sweeps.summarize(made_up._replace(options=sweeps.Options(select=rule)))
+        summary = sweep_table.summarize(made_up._replace(options=grids.Options(select=rule)))
         assert summary["best"] == {"alpha": best}
         assert summary["metric"] == "success"
         for row, scores in zip(summary["configurations"], expected, strict=True):
@@ -404,7 +427,7 @@ def test_the_table_by_hand(made_up: sweeps.Sweep) -> None:
             assert row["iqm"] == pytest.approx(np.mean(sorted(scores.values())[1:3]))  # the middle half of four
             low, high = row["mean_interval_95"]
             assert min(scores.values()) <= low < row["mean"] < high <= max(scores.values())
-    text = sweeps.markdown(sweeps.summarize(made_up))
+    text = sweep_table.markdown(sweep_table.summarize(made_up))
     assert re.search(
         r"\| \*\*0.1\*\* \| \*\*35.0 % \[.*\]\*\* \| \*\*30.0 % \[.*\]\*\* \| \*\*0: 20.0, 1: 40.0, ", text
     )
@@ -412,28 +435,27 @@ def test_the_table_by_hand(made_up: sweeps.Sweep) -> None:
     assert "last three evaluations (after updates 200, 300, 400)" in text
 
 
-def test_no_value_is_called_best_from_one_seed(made_up: sweeps.Sweep) -> None:
-    path = made_up.folder / "group1" / "eval.jsonl"
-    one = [line for line in loggers.read_lines(path) if line["seed"] == 0]
-    path.write_text("".join(json.dumps(line) + "\n" for line in one))
-    summary = sweeps.summarize(made_up)
+def test_no_value_is_called_best_from_one_seed(made_up: grids.Sweep) -> None:
+    part = made_up.folder / "group1"
+    write_evaluations(part, [line for line in loggers.read_lines(part / "eval.jsonl") if line["seed"] == 0])
+    summary = sweep_table.summarize(made_up)
     assert summary["best"] is None
-    text = sweeps.markdown(summary)
+    text = sweep_table.markdown(summary)
     assert "**" not in text
     assert "No best: of the two highest one has a single seed" in text
     assert text.startswith("| `alpha` | success, mean |")
 
 
-def test_plots_and_reports_see_the_grid_points(made_up: sweeps.Sweep, tmp_path: Path) -> None:
-    folders = curves.expand([made_up.folder])
+def test_plots_and_reports_see_the_grid_points(made_up: grids.Sweep, tmp_path: Path) -> None:
+    folders = evaluations.expand([made_up.folder])
     assert folders == [made_up.folder / "group1"]
     record = loggers.read_json(made_up.folder / "sweep.json")
     loggers.write_json(
         made_up.folder / "sweep.json", record | {"parts": [*record["parts"], record["parts"][0] | {"folder": "group2"}]}
     )
-    assert curves.expand([made_up.folder]) == folders
-    assert curves.waiting([made_up.folder, folders[0]]) == ["sweep/group2 has not begun"]
-    groups = curves.group_runs(curves.read_runs(folders[0], with_minutes=True))
+    assert evaluations.expand([made_up.folder]) == folders
+    assert evaluations.waiting([made_up.folder, folders[0]]) == ["sweep/group2 has not begun"]
+    groups = curves.group_runs(evaluations.read_runs(folders[0], with_minutes=True))
     assert [(group.identity["agent.alpha"], len(group.curves)) for group in groups] == [(0.1, 4), (0.5, 4)]
     assert "--agent.alpha=0.5" in curves.traces(groups[1].runs[0])["command"]
     picture = tmp_path / "picture.png"
@@ -460,7 +482,7 @@ def test_plots_and_reports_see_the_grid_points(made_up: sweeps.Sweep, tmp_path: 
         ("--agent.learning_rate=0.1,fast is not of type float", ["--agent.learning_rate=0.1,fast"]),
         ("--agent.batch_size=8,0.5 is not of type int", ["--agent.batch_size=8,0.5"]),
         ("--agent.hidden_dims=4,x is not a list", ["--agent.hidden_dims=8:4,x"]),
-        ("--agent.distribution=uniform must be gaussian or flow", ["--agent.distribution=gaussian,uniform"]),
+        ("--agent.distribution=uniform is unknown; choose gaussian or flow", ["--agent.distribution=gaussian,uniform"]),
         ("unknown flag --agent.learning_rat; did you mean", ["--agent.learning_rat=0.1,0.2"]),
         ("--num_seeds=0 is too small; the least is 1", ["--num_seeds=0"]),
         ("2 grid points × 6,000 seeds are more than 10,000 runs", [RATES, "--num_seeds=6000"]),
@@ -476,13 +498,13 @@ def test_bad_input_is_one_line(message: str, arguments: list[str], data: str, tm
     monkeypatch.chdir(tmp_path)
     (tmp_path / "something").touch()
     with pytest.raises(UserError, match=message) as caught:
-        sweep(*OFFLINE, "--eval_episodes=0", data, *arguments)
+        sweep(*OFFLINE, "--eval.episodes=0", data, *arguments)
     assert "\n" not in str(caught.value)
     assert {path.name for path in tmp_path.iterdir()} <= {"something", ".lock"}
 
 
 def test_waves_of_another_size_are_refused(at_once: Path, data: str) -> None:
-    grid = (RATES, "--eval_episodes=0", "--num_seeds=2", "--runs_at_once=1")
+    grid = (RATES, "--eval.episodes=0", "--num_seeds=2", "--runs_at_once=1")
     with pytest.raises(UserError, match="holds a sweep with 4 runs at once, not 1"):
         sweep(*OFFLINE, data, *grid, f"--run_dir={at_once}")
 

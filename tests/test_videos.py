@@ -21,11 +21,11 @@ from flowrl.errors import UserError
 pytestmark = pytest.mark.filterwarnings("ignore:Sharding info not provided")
 MAZE = (
     "--agent=gcbc", "--env=pointmaze-medium-navigate", "--preset=none", "--agent.hidden_dims=16", "--workers=1",
-    "--agent.batch_size=16", "--steps=20", "--eval_interval=20", "--eval_episodes=2", "--num_seeds=2", "--csv",
+    "--agent.batch_size=16", "--steps=20", "--eval.interval=20", "--eval.episodes=2", "--num_seeds=2", "--log.csv",
 )  # fmt: skip
 PENDULUM = (
     "--agent=td3", "--env=Pendulum-v1", "--preset=none", "--agent.hidden_dims=4", "--agent.batch_size=4", "--workers=1",
-    "--online_steps=20", "--eval_interval=20", "--eval_episodes=2",
+    "--online.steps=20", "--eval.interval=20", "--eval.episodes=2",
 )  # fmt: skip
 
 
@@ -85,7 +85,7 @@ def test_videos_show_the_evaluation_of_the_first_run(
 ) -> None:
     monkeypatch.setattr(evaluate, "MAX_SLOTS", 8)
     folder, data = tmp_path / "run", save_walks(tmp_path / "tiny.npz")
-    assert main(*MAZE, f"--data={data}", f"--run_dir={folder}", "--video_episodes=2") == 0
+    assert main(*MAZE, f"--data={data}", f"--run_dir={folder}", "--log.video_episodes=2") == 0
     index = videos.index(folder)
     assert (index["step"], index["unit"], index["seed"], index["episodes"]) == (20, "update", 0, 2)
     names = [f"task{task}_episode{number}.mp4" for task in range(1, 6) for number in range(2)]
@@ -108,7 +108,7 @@ def test_videos_show_the_evaluation_of_the_first_run(
     written = (folder / "videos" / names[0]).stat().st_mtime_ns
     assert main("--resume", f"--run_dir={folder}") == 0  # all of it is there
     assert (folder / "videos" / names[0]).stat().st_mtime_ns == written
-    assert main("--resume", f"--run_dir={folder}", "--video_episodes=1") == 0
+    assert main("--resume", f"--run_dir={folder}", "--log.video_episodes=1") == 0
     assert sorted(path.name for path in (folder / "videos").glob("*.mp4")) == names[::2]
     settings = loggers.read_json(folder / "config.json")
     assert settings["settings"]["video_episodes"] == 1
@@ -120,7 +120,7 @@ def test_a_finished_run_without_videos_gets_them_when_resumed(tmp_path: Path) ->
     pytest.importorskip("pygame", reason="Gymnasium draws the pendulum with pygame, which is not installed")
     assert main(*PENDULUM, f"--run_dir={tmp_path}") == 0
     before = (tmp_path / "metrics.jsonl").read_bytes()
-    assert main("--resume", f"--run_dir={tmp_path}", "--video_episodes=1") == 0
+    assert main("--resume", f"--run_dir={tmp_path}", "--log.video_episodes=1") == 0
     (film,) = videos.index(tmp_path)["videos"]
     shown = frames(tmp_path / "videos" / film["file"])[1]
     assert film["length"] == 200
@@ -134,7 +134,7 @@ def test_a_finished_sweep_gets_them_of_its_groups(tmp_path: Path) -> None:
     grid = ("--agent.learning_rate=0.001,0.01", "--agent.hidden_dims=4:2", f"--run_dir={tmp_path}")
     assert sweep(*[flag for flag in PENDULUM if "hidden_dims" not in flag], *grid) == 0
     before = [(tmp_path / group / "metrics.jsonl").read_bytes() for group in ("group1", "group2")]
-    assert sweep("--resume", f"--run_dir={tmp_path}", "--video_episodes=1") == 0
+    assert sweep("--resume", f"--run_dir={tmp_path}", "--log.video_episodes=1") == 0
     for group, content in zip(("group1", "group2"), before, strict=True):
         index = videos.index(tmp_path / group)
         assert index["agent.learning_rate"] == 0.001
@@ -161,7 +161,7 @@ def test_a_machine_that_cannot_draw_keeps_its_results(
 ) -> None:
     monkeypatch.setattr(camera, "filming", way)
     monkeypatch.setattr(camera, "opengl", lambda: None)
-    assert main(*PENDULUM, "--video_episodes=1", f"--run_dir={tmp_path}") == 0
+    assert main(*PENDULUM, "--log.video_episodes=1", f"--run_dir={tmp_path}") == 0
     shown = "".join(capsys.readouterr())
     assert shown.count("warning: no videos (") == 1
     assert "install EGL or OSMesa" in shown
@@ -196,11 +196,11 @@ def test_the_drawing_process_imports_mujoco_after_the_choice() -> None:
 
 def test_more_videos_than_episodes_are_refused(tmp_path: Path) -> None:
     for count, message in (
-        (3, "--video_episodes=3 is more than the --eval_episodes=2"),
-        (-1, "--video_episodes=-1 is"),
+        (3, "--log.video_episodes=3 is more than the --eval.episodes=2"),
+        (-1, "--log.video_episodes=-1 is"),
     ):
         with pytest.raises(UserError, match=message) as caught:
-            main(*PENDULUM, f"--video_episodes={count}", f"--run_dir={tmp_path / 'run'}")
+            main(*PENDULUM, f"--log.video_episodes={count}", f"--run_dir={tmp_path / 'run'}")
         assert "\n" not in str(caught.value)
 
 

@@ -141,7 +141,7 @@ def _of_rewards(arrays: Arrays, inside: np.ndarray) -> list[str]:
     if rewards.min() == rewards.max():
         found.append(f"all rewards are {rewards[0]:g}")
     if (size := float(np.abs(rewards).max())) >= _HUGE:
-        found.append(f"rewards reach {size:.3g}: give a smaller --reward_scale")
+        found.append(f"rewards reach {size:.3g}: give a smaller --normalize.reward_scale")
     if not arrays["masks"][inside].any():
         found.append("every transition ends its episode for good, so that nothing after it counts")
     return found

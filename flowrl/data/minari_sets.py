@@ -80,7 +80,7 @@ def examine(path: Path, expected: Expected | None = None) -> Reading:
     if known.action_low and not (_equal(low, known.action_low) and _equal(high, known.action_high)):
         raise UserError(
             f"{path}: actions are of {spaces.shown(space)}, but its environment's from {list(known.action_low)} to "
-            f"{list(known.action_high)}; train only, with --eval_episodes=0"
+            f"{list(known.action_high)}; train only, with --eval.episodes=0"
         )
     bounds = known._replace(action_low=tuple(low.tolist()), action_high=tuple(high.tolist()))
     _check_claims(path, dataset.id)

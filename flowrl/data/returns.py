@@ -1,8 +1,8 @@
 """Monte-Carlo returns from each row to its episode's end: of datasets, and of episodes that are under way.
 
-Two fields describe them, so that rewards may still be scaled and shifted: `returns`, G = r + γ m G', and `horizons`,
-H = 1 + γ m H', the discounted number of steps that G sums; m is the mask, G' and H' are those of the next transition,
-and 0 after an episode's last one. The return of rewards c·r + d is c·G + d·H.
+Two fields describe them: `returns`, G = r + γ m G', and `horizons`, H = 1 + γ m H', the discounted number of steps that
+G sums; m is the mask, G' and H' are those of the next transition, and 0 after an episode's last one. The return of
+rewards c·r + d is c·G + d·H, and that is what a normalised dataset or buffer holds; horizons are not kept.
 
 An episode that did not terminate and whose rewards are all the same number, not above 0, is a sparse task that was not
 solved, and would have gone on so for ever: G = r/(1 − γ) and H = 1/(1 − γ) in all of its rows, as in Cal-QL's code

@@ -1,0 +1,107 @@
+"""Kinds of batches by hand: transitions, and segments at ends of episodes and after terminations."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from flowrl.data.dataset import Dataset, from_arrays
+from flowrl.data.goals import GoalMix
+from flowrl.data.samplers import Goals, Segments, Transitions, require
+from flowrl.errors import UserError
+
+GAMMA = 0.5
+
+
+@pytest.fixture
+def dataset() -> Dataset:
+    """Two episodes: rows 0 to 4 with four transitions, of which the third terminates a task; rows 5 to 7 with two.
+
+    Rewards of transitions are 1, 2, 4, 8 and 16, 32; observations are row numbers, actions their negatives.
+    """
+    rows = np.arange(8, dtype=np.float32)[:, None]
+    return from_arrays(
+        {
+            "observations": rows,
+            "actions": -rows,
+            "rewards": np.array([1, 2, 4, 8, 99, 16, 32, 99], np.float32),
+            "masks": np.array([1, 1, 0, 1, 1, 1, 1, 1], np.float32),
+            "terminals": np.array([0, 0, 0, 0, 1, 0, 0, 1], bool),
+        }
+    )
+
+
+def at(dataset: Dataset, length: int, *rows: int) -> dict[str, np.ndarray]:
+    kind = Segments(length, jnp.float32(GAMMA))
+    found = jax.jit(lambda rows: kind.at(dataset, rows))(jnp.array(rows, jnp.int32))
+    return {name: np.asarray(x) for name, x in found.items()}
+
+
+def test_a_segment_within_an_episode(dataset: Dataset) -> None:
+    found = at(dataset, 2, 0, 5)
+    np.testing.assert_array_equal(found["observations"], [[0], [5]])
+    np.testing.assert_array_equal(found["states"], [[[0], [1]], [[5], [6]]])
+    np.testing.assert_array_equal(found["actions"], [[[0], [-1]], [[-5], [-6]]])
+    np.testing.assert_array_equal(found["next_observations"], [[2], [7]])
+    np.testing.assert_array_equal(found["rewards"], [1 + 2 / 2, 16 + 32 / 2])
+    np.testing.assert_array_equal(found["discounts"], [0.25, 0.25])  # γ²
+    np.testing.assert_array_equal(found["valid"], [1, 1])
+    np.testing.assert_array_equal(found["actions_valid"], [[1, 1], [1, 1]])
+
+
+def test_nothing_counts_after_a_termination(dataset: Dataset) -> None:
+    found = at(dataset, 3, 0, 1, 2)
+    np.testing.assert_array_equal(found["rewards"], [1 + 2 / 2 + 4 / 4, 2 + 4 / 2, 4])
+    np.testing.assert_array_equal(found["discounts"], [0, 0, 0])  # nothing is bootstrapped
+    np.testing.assert_array_equal(found["valid"], [1, 1, 1])
+    np.testing.assert_array_equal(found["actions_valid"], [[1, 1, 1], [1, 1, 0], [1, 0, 0]])
+    np.testing.assert_array_equal(found["actions"][:, :, 0], [[0, -1, -2], [-1, -2, -3], [-2, -3, -3]])
+
+
+def test_a_segment_stays_in_its_episode_and_has_no_value_where_that_only_ended(dataset: Dataset) -> None:
+    found = at(dataset, 3, 3, 5, 6)
+    np.testing.assert_array_equal(found["states"][:, :, 0], [[3, 3, 3], [5, 6, 6], [6, 6, 6]])
+    np.testing.assert_array_equal(found["next_observations"], [[4], [7], [7]])
+    np.testing.assert_array_equal(found["actions_valid"], [[1, 0, 0], [1, 1, 0], [1, 0, 0]])
+    np.testing.assert_array_equal(found["rewards"], [8, 16 + 32 / 2, 32])  # each once
+    np.testing.assert_array_equal(found["valid"], [0, 0, 0])  # what lies three steps ahead is not known
+
+
+def test_an_episode_that_terminates_before_its_segment_is_over_is_known(dataset: Dataset) -> None:
+    """From row 2 the task terminates at once, though the rows of the episode end before five steps are over."""
+    found = at(dataset, 5, 1, 2)
+    np.testing.assert_array_equal(found["valid"], [1, 1])
+    np.testing.assert_array_equal(found["discounts"], [0, 0])
+    np.testing.assert_array_equal(found["rewards"], [2 + 4 / 2, 4])
+    np.testing.assert_array_equal(found["actions_valid"], [[1, 1, 0, 0, 0], [1, 0, 0, 0, 0]])
+
+
+def test_segments_of_one_step_are_transitions(dataset: Dataset) -> None:
+    segments = at(dataset, 1, 0, 2, 3, 6)
+    rows = np.array([0, 2, 3, 6])
+    whole = {name: np.asarray(array)[rows] for name, array in dataset.fields.items()}
+    transitions = Transitions(GAMMA).complete({name: jnp.asarray(array) for name, array in whole.items()})
+    for name in ("observations", "rewards", "discounts", "valid"):
+        np.testing.assert_array_equal(segments[name], transitions[name])
+    np.testing.assert_array_equal(segments["actions"][:, 0], transitions["actions"])
+    np.testing.assert_array_equal(transitions["discounts"], [0.5, 0, 0.5, 0.5])
+    np.testing.assert_array_equal(segments["next_observations"], whole["observations"] + 1)
+
+
+def test_batches_come_from_rows_with_a_transition(dataset: Dataset) -> None:
+    for kind in (Transitions(GAMMA), Segments(2, GAMMA)):
+        batch = jax.jit(lambda key, kind=kind: kind.sample(key, dataset, 500))(jax.random.key(0))
+        assert {*np.asarray(batch["observations"])[:, 0].tolist()} == {0, 1, 2, 3, 5, 6}
+        assert not kind.goals
+
+
+def test_what_data_lack_is_named() -> None:
+    require(Transitions(), ("observations", "actions", "rewards", "masks", "more"))
+    require(Goals(GoalMix()), ("observations", "actions"))
+    for kind, lacking in (
+        (Transitions(), "rewards, masks"),
+        (Transitions(returns=True), "rewards, masks, returns"),
+        (Segments(2), "rewards, masks"),
+    ):
+        with pytest.raises(UserError, match=f"the data lack {lacking}, which this agent reads; they have actions, obs"):
+            require(kind, ("observations", "actions"))
