@@ -15,7 +15,7 @@ SHARE = 0.9
 """Of the memory that is free; the rest is for evaluation and for what the allocator loses."""
 PASSES = 4
 """How often the outputs of all layers are held for a batch: for several losses and targets, forward and backward. XLA
-asks for a half to three quarters of what comes of this for SAC and GCIVL."""
+asks for a half to four fifths of what comes of this for SAC, FQL and GCIVL."""
 
 
 def fitting(free: float, fixed: float, per_run: float, runs: int) -> int:
