@@ -11,7 +11,7 @@ import numpy as np
 
 from flowrl import loggers, resuming, run_files, schema, stats
 from flowrl.errors import UserError
-from flowrl.files import CONFIG, DIVERGED, SWEEP
+from flowrl.machine.files import CONFIG, DIVERGED, SWEEP
 from flowrl.settings import OUTPUTS, command, read_config
 from flowrl.summary import HEADLINE_EVALUATIONS, judged, scale
 

@@ -16,11 +16,12 @@ from typing import Any, NamedTuple
 import gymnasium
 from gymnasium.envs.registration import EnvSpec, load_env_creator
 
-from flowrl import extras, presets
+from flowrl import presets
 from flowrl.data import d4rl
-from flowrl.episodes import SeededEpisodes, explained, has_limit, place, quiet, tame_mujoco
+from flowrl.envs.episodes import SeededEpisodes, explained, has_limit, place, quiet, tame_mujoco
+from flowrl.envs.spaces import shown
 from flowrl.errors import UserError, suggestion
-from flowrl.spaces import shown
+from flowrl.machine import packages
 
 
 class EnvName(NamedTuple):

@@ -15,8 +15,8 @@ import gymnasium
 import numpy as np
 from tqdm import tqdm
 
+from flowrl.envs.spaces import Actions, observation_size, shown, vector
 from flowrl.errors import UserError
-from flowrl.spaces import Actions, observation_size, shown, vector
 
 LARGEST = 1e30
 """The largest reward; sums of larger ones would leave float32."""

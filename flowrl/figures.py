@@ -13,7 +13,7 @@ import numpy as np
 from flowrl import comparisons, loggers
 from flowrl.curves import Group, RunDir, data_name, final_text, label, panels, record, value_text
 from flowrl.errors import UserError
-from flowrl.files import replacing
+from flowrl.machine.files import replacing
 from flowrl.summary import scale
 
 FORMATS = ("png", "pdf", "svg")

@@ -15,7 +15,7 @@ from absl import flags
 from flowrl import terminal
 from flowrl.config import check
 from flowrl.errors import SharedError, UserError, explained, suggestion
-from flowrl.signals import orderly
+from flowrl.machine.signals import orderly
 
 T = typing.TypeVar("T")
 MOST_DIGITS = 40
@@ -191,7 +191,7 @@ def informed(arguments: Sequence[str], text: Callable[[], str]) -> bool:
         print(text())
         return True
     if asks(arguments, "version"):
-        from flowrl.provenance import version_text
+        from flowrl.machine.provenance import version_text
 
         print(version_text())
         return True

@@ -16,10 +16,10 @@ from flowrl import flags, run_files, schema
 from flowrl.agent import Agent
 from flowrl.config import check
 from flowrl.errors import UserError
-from flowrl.files import CHECKPOINTS, CONFIG, SUMMARY
+from flowrl.machine.files import CHECKPOINTS, CONFIG, SUMMARY
+from flowrl.machine.signals import run_program
+from flowrl.random_streams import root_keys
 from flowrl.settings import Plan, Settings, points, read_plan
-from flowrl.signals import run_program
-from flowrl.streams import root_keys
 from flowrl.train_state import TrainState
 
 

@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from flowrl.episodes import NotFinite
-from flowrl.workers import EnvFactory, WorkerDied, begin
+from flowrl.envs.episodes import NotFinite
+from flowrl.envs.workers import EnvFactory, WorkerDied, begin
 
 
 class SideBySide:

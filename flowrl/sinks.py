@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from flowrl import loggers, run_files, schema
 from flowrl.errors import UserError
-from flowrl.files import replacing
+from flowrl.machine.files import replacing
 from flowrl.settings import Plan, Trial, read_config
 
 KINDS = ("metrics", "eval")

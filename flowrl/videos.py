@@ -7,12 +7,13 @@ from typing import Any
 
 import numpy as np
 
-from flowrl import camera, loggers, run_files, schema
+from flowrl import loggers, run_files, schema
+from flowrl.envs import camera
+from flowrl.envs.workers import WorkerDied
 from flowrl.errors import UserError
 from flowrl.evaluate import Evaluation, Evaluator
-from flowrl.files import make_folder
+from flowrl.machine.files import make_folder
 from flowrl.settings import Plan
-from flowrl.workers import WorkerDied
 
 FOLDER = "videos"
 """Where in a run directory they lie."""

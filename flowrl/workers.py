@@ -15,9 +15,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from flowrl.episodes import NotFinite, explained, success
+from flowrl.envs.episodes import NotFinite, explained, success
 from flowrl.errors import UserError
-from flowrl.provenance import usable_cores
+from flowrl.machine.provenance import usable_cores
 
 MOST_RESTARTS = 3
 """How often one worker is started anew in an evaluation; what kills it more often will kill it again."""

@@ -23,12 +23,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from flowrl import envs, files
+from flowrl import envs
 from flowrl.data import behaviours, experts
+from flowrl.envs.workers import interrupts_held, leave_to_parent
 from flowrl.errors import UserError
-from flowrl.progress import Progress
-from flowrl.provenance import git_commit, usable_cores, versions
-from flowrl.workers import interrupts_held, leave_to_parent
+from flowrl.machine import files
+from flowrl.machine.progress import Progress
+from flowrl.machine.provenance import git_commit, usable_cores, versions
 
 _BLOCK_ROWS = 5_000  # rows per stored block: well under a second of point maze
 

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from flowrl import files
 from flowrl.data.storage import h5py
-from flowrl.progress import Progress
+from flowrl.machine import files
+from flowrl.machine.progress import Progress
 
 _TIMEOUT = 10.0  # seconds without a connection, or without a byte on it
 _CHUNK = 1 << 18

@@ -13,7 +13,7 @@ import numpy as np
 
 from flowrl.data.columns import BLOCK, extent, float32, vector
 from flowrl.errors import UserError
-from flowrl.machine import available_memory
+from flowrl.machine.limits import available_memory
 
 Arrays = dict[str, np.ndarray]
 ACTION_LIMIT = 1.0 - 1e-5  # OGBench's clipping, which keeps log-densities of squashed policies finite

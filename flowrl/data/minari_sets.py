@@ -12,10 +12,10 @@ from typing import Any, NamedTuple
 import gymnasium
 import numpy as np
 
-from flowrl import spaces
 from flowrl.data.fields import DAMAGE, Arrays, Expected, Loaded, Reading, told
 from flowrl.data.storage import Hdf5, opened
 from flowrl.data.transitions import EPISODE_FIELDS, ends_amid, episode, join, note_ends_amid
+from flowrl.envs import spaces
 from flowrl.errors import UserError
 
 _ID = re.compile(r"(?:[-\w]+/)*[-\w]+?-v\d+")

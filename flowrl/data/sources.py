@@ -12,11 +12,12 @@ from typing import NamedTuple
 
 import gymnasium
 
-from flowrl import envs, files
+from flowrl import envs
 from flowrl.data import behaviours, collect, d4rl, description, download, transitions
 from flowrl.data.fields import Arrays, Expected, Reading, told
 from flowrl.data.storage import h5py
 from flowrl.errors import UserError
+from flowrl.machine import files
 
 # Tried in this order; OGBench's own server, then a mirror.
 HOSTS = (

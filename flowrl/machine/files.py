@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import fcntl
+import hashlib
 import os
 import secrets
 import shutil
@@ -140,3 +141,9 @@ def unused(folder: Path) -> bool:
     """Whether a folder holds nothing but what a program leaves that is killed before it has written anything down."""
     others = {path.name for path in folder.iterdir()} - {LOCK}
     return not others or (others == {CHECKPOINTS} and not any((folder / CHECKPOINTS).glob("*")))
+
+
+def sha256(path: Path) -> str:
+    """Returns the SHA-256 of a file in hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -10,9 +10,9 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as Spec
 
-from flowrl import hosts
 from flowrl.errors import UserError
-from flowrl.streams import root_keys
+from flowrl.machine import hosts
+from flowrl.random_streams import root_keys
 
 Shard = Literal["runs", "batch"]
 AXIS = "devices"

@@ -1,4 +1,4 @@
-"""The machine that this process runs on."""
+"""What this process may take of the machine."""
 
 import contextlib
 import resource

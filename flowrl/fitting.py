@@ -1,4 +1,4 @@
-"""How many runs fit into the memory of the devices at once."""
+"""How many of a plan's runs fit into the memory of the devices at once."""
 
 import dataclasses
 from typing import Any
@@ -7,32 +7,14 @@ import jax
 import jax.numpy as jnp
 
 from flowrl import config as configs
-from flowrl import devices
-from flowrl.data import sources
-from flowrl.machine import available_memory
+from flowrl.machine import devices, memory
 from flowrl.online import empty_replays
 from flowrl.parts import build_program, prepare, spec_of
+from flowrl.random_streams import root_keys
 from flowrl.settings import Plan
-from flowrl.streams import root_keys
 
-SHARE = 0.9
-"""Of the memory that is free; the rest is for evaluation and for what the allocator loses."""
 SMALL = 0.1
 """Runs whose states need less than this share of what is free surely fit."""
-
-
-def fitting(free: float, fixed: float, per_run: float, runs: int) -> int:
-    """Returns how many of `runs` fit into `free` bytes, at least one, where `fixed` bytes are needed once."""
-    return max(1, min(runs, int((SHARE * free - fixed) // per_run)))
-
-
-def free_bytes() -> int | None:
-    """Returns the memory that is free on each device, or None where nobody tells."""
-    device = jax.local_devices()[0]
-    if stats := device.memory_stats():
-        return stats["bytes_limit"] - stats["bytes_in_use"] if "bytes_limit" in stats else None
-    free = available_memory() if device.platform == "cpu" else None
-    return None if free is None else free // jax.local_device_count()
 
 
 def runs_that_fit(plan: Plan) -> int:
@@ -42,10 +24,10 @@ def runs_that_fit(plan: Plan) -> int:
     is compared. Where all runs are small beside what is free, that is not done.
     """
     runs = len(plan.trials)
-    if runs == 1 or free_bytes() is None:
+    if runs == 1 or memory.free_bytes() is None:
         return runs
     two = dataclasses.replace(plan, grid=plan.trials[:2])
-    parts = prepare(two, sources.locate(plan.env, plan.settings.data, workers=plan.settings.workers))
+    parts = prepare(two, plan.env.locate(plan.settings.data, workers=plan.settings.workers))
     program, count = build_program(parts), len(two.trials)
     keys = root_keys(jnp.arange(count))
     hyper = configs.hypers(plan.agent_config, [trial.values for trial in two.trials])
@@ -55,16 +37,11 @@ def runs_that_fit(plan: Plan) -> int:
         needs = parts.agent.needs
         two_rows = devices.Layout(count)
         replays = (jax.eval_shape(lambda: empty_replays(spec_of(parts.sizes), plan.online.capacity, needs, two_rows)),)
-    kept = size_of((arrays, replays, jax.eval_shape(program.policies, arrays[0])))
+    kept = memory.size_of((arrays, replays, jax.eval_shape(program.policies, arrays[0])))
     serial = plan.settings.map == "serial"  # then one run at a time works
-    free = free_bytes() or 0
+    free = memory.free_bytes() or 0
     if serial and kept / count * runs < SMALL * free:
         return runs
     compiled = program.chunk.lower(*arrays, keys, parts.dataset, jnp.int32(1), *replays).compile()
     work = compiled.memory_analysis().temp_size_in_bytes
-    return fitting(free, work if serial else 0, (kept if serial else kept + work) / count, runs)
-
-
-def size_of(tree: Any) -> int:
-    """Returns the bytes of arrays, or of their shapes."""
-    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+    return memory.fitting(free, work if serial else 0, (kept if serial else kept + work) / count, runs)

@@ -31,7 +31,7 @@ def version_text() -> str:
 @functools.cache
 def git_commit() -> str | None:
     """Returns the commit of flowrl's checkout, with `-dirty` after local changes; None where there is no checkout."""
-    folder = Path(__file__).resolve().parent.parent
+    folder = Path(__file__).resolve().parents[2]
     git = functools.partial(subprocess.run, cwd=folder, capture_output=True, text=True, check=True)
     try:
         if Path(git(["git", "rev-parse", "--show-toplevel"]).stdout.strip()) != folder:

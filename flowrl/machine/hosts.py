@@ -5,7 +5,6 @@ which, unlike a collective, may be waited for as long as collecting data or eval
 functions here are trivial.
 """
 
-import dataclasses
 import itertools
 import json
 import os
@@ -17,7 +16,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from flowrl.config import setting
+from flowrl.config import MOST_COUNT, record, static
 from flowrl.errors import SharedError, UserError
 
 PATIENCE = 24 * 3600
@@ -27,16 +26,16 @@ _connected = False
 T = TypeVar("T")
 
 
-@dataclasses.dataclass(frozen=True)
+@record
 class Options:
     """How this process finds the others; without a coordinator it is alone."""
 
-    coordinator_address: str | None = setting(
+    coordinator_address: str | None = static(
         None, "HOST:PORT of process 0, or auto on Slurm, TPU pods and others that JAX detects; absent, one host."
     )
-    num_processes: int | None = setting(None, "Number of hosts, with HOST:PORT.")
-    process_id: int | None = setting(None, "Number of this host, from 0, with HOST:PORT.")
-    connect_timeout: int = setting(300, "Seconds to wait for the other hosts at the start.")
+    num_processes: int | None = static(None, "Number of hosts, with HOST:PORT.", high=MOST_COUNT)
+    process_id: int | None = static(None, "Number of this host, from 0, with HOST:PORT.", low=0, high=MOST_COUNT)
+    connect_timeout: int = static(300, "Seconds to wait for the other hosts at the start.", high=MOST_COUNT)
 
 
 def connect(options: Options) -> None:
@@ -96,7 +95,11 @@ def no_bars() -> bool | None:
 
 
 def _explicit(options: Options) -> dict[str, Any]:
-    return {name: getattr(options, name) for name in ("coordinator_address", "num_processes", "process_id")}
+    return {
+        "coordinator_address": options.coordinator_address,
+        "num_processes": options.num_processes,
+        "process_id": options.process_id,
+    }
 
 
 def _check(options: Options) -> None:
