@@ -10,14 +10,15 @@ import math
 import os
 import subprocess
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import gymnasium
 import numpy as np
 
-from flowrl import envs
-from flowrl.envs import EnvName
+from flowrl.envs.episodes import SeededEpisodes, quiet
+from flowrl.envs.making import make
 from flowrl.errors import UserError
 
 SIZE = 256
@@ -57,27 +58,31 @@ def _draws(platform: str) -> bool:
     return trial.returncode == 0
 
 
-def filming(env: EnvName, platform: str | None, folder: Path) -> "Camera":
-    """Makes an environment that films its episodes, in a process that has not imported MuJoCo yet."""
+def filming(kwargs: Mapping[str, Any], cameras: Sequence[str | None], platform: str | None, folder: Path) -> "Camera":
+    """Makes an environment that films its episodes, in a process that has not imported MuJoCo yet.
+
+    Args:
+        kwargs: What it is made with, as `flowrl.envs.making.make` takes it.
+        cameras: Names of cameras to try in this order; None is the environment's own.
+        platform: The value of MUJOCO_GL, as `opengl` finds it.
+        folder: Where the videos go.
+    """
     if platform is not None:
         os.environ["MUJOCO_GL"] = platform
     os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # pygame needs no window
     os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")
-    assert env.env_id is not None
-    make = functools.partial(envs.make, env.env_id, module=env.module, render_mode="rgb_array", **dict(env.kwargs))
-    size: dict[str, Any] = {"width": SIZE, "height": SIZE}
-    # Gymnasium's own camera lets walkers leave the picture; OGBench's shows the whole maze.
-    views = [size] if env.family == "ogbench" else [size | {"camera_name": "track"}, size]
-    for view in views:
+    drawn = functools.partial(make, **kwargs, render_mode="rgb_array")
+    for name in cameras:
+        view: dict[str, Any] = {} if name is None else {"camera_name": name}
         with contextlib.suppress(UserError):  # not every environment can be asked
-            return Camera(make(**view), folder)
-    return Camera(make(), folder)
+            return Camera(drawn(width=SIZE, height=SIZE, **view), folder)
+    return Camera(drawn(), folder)
 
 
 class Camera(gymnasium.Wrapper):
     """Writes each episode of an environment to a file, as it is played."""
 
-    def __init__(self, env: envs.SeededEpisodes, folder: Path):
+    def __init__(self, env: SeededEpisodes, folder: Path):
         super().__init__(env)
         self._folder = folder
         longest = env.spec.max_episode_steps if env.spec else None
@@ -112,7 +117,7 @@ class Camera(gymnasium.Wrapper):
         model: Any = getattr(self.unwrapped, "model", None)
         if hasattr(model, "light_castshadow"):
             model.light_castshadow[:] = False  # without a GPU shadows take most of the time
-        with envs.quiet():
+        with quiet():
             drawn: Any = self.env.render()
         return np.ascontiguousarray(drawn)
 

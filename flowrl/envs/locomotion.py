@@ -11,8 +11,10 @@ from typing import Any
 
 import gymnasium
 
-from flowrl.envs import LOCOMOTION
 from flowrl.errors import UserError
+
+NAMES = ("online-ant-xy-v0", "online-humanoid-xy-v0", "online-antball-ends-v0")
+"""What they are called."""
 
 
 def ant(resample_interval: int = 100, **kwargs: Any) -> gymnasium.Env:
@@ -59,6 +61,6 @@ def antball(steps: int = 200, **kwargs: Any) -> gymnasium.Env:
     return EndsForGood(gymnasium.wrappers.TimeLimit(env, steps))
 
 
-for _name, _maker in zip(LOCOMOTION, ("ant", "humanoid", "antball"), strict=True):
+for _name, _maker in zip(NAMES, ("ant", "humanoid", "antball"), strict=True):
     _limit = None if _maker == "antball" else 1000
     gymnasium.register(_name, entry_point=f"{__name__}:{_maker}", max_episode_steps=_limit)

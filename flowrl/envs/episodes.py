@@ -31,7 +31,8 @@ _next_of_all, _next_of_twin = random.getrandbits, _twin.getrandbits
 _set_bit_generator: Any = np.random.set_bit_generator  # type: ignore[attr-defined]
 _API = "Gymnasium's form is reset(*, seed=None, options=None) -> (observation, info) and step(action) -> (observation, \
 reward, terminated, truncated, info)"
-_OURS = tuple(f"{Path(str(module)).parent}{os.sep}" for module in (__file__, gymnasium.__file__, np.__file__))
+_FOLDERS = (Path(__file__).parents[1], Path(str(gymnasium.__file__)).parent, Path(np.__file__).parent)
+_OURS = tuple(f"{folder}{os.sep}" for folder in _FOLDERS)
 _INSTALLED = tuple({sysconfig.get_path(name) for name in ("purelib", "platlib", "stdlib", "platstdlib")})
 
 
