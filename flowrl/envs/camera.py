@@ -17,8 +17,8 @@ from typing import Any
 import gymnasium
 import numpy as np
 
+from flowrl.envs import making
 from flowrl.envs.episodes import SeededEpisodes, quiet
-from flowrl.envs.making import make
 from flowrl.errors import UserError
 
 SIZE = 256
@@ -62,7 +62,7 @@ def filming(kwargs: Mapping[str, Any], cameras: Sequence[str | None], platform: 
     """Makes an environment that films its episodes, in a process that has not imported MuJoCo yet.
 
     Args:
-        kwargs: What it is made with, as `flowrl.envs.making.make` takes it.
+        kwargs: What it is made with, as `making.make` takes it.
         cameras: Names of cameras to try in this order; None is the environment's own.
         platform: The value of MUJOCO_GL, as `opengl` finds it.
         folder: Where the videos go.
@@ -71,7 +71,7 @@ def filming(kwargs: Mapping[str, Any], cameras: Sequence[str | None], platform: 
         os.environ["MUJOCO_GL"] = platform
     os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # pygame needs no window
     os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")
-    drawn = functools.partial(make, **kwargs, render_mode="rgb_array")
+    drawn = functools.partial(making.make, **kwargs, render_mode="rgb_array")
     for name in cameras:
         view: dict[str, Any] = {} if name is None else {"camera_name": name}
         with contextlib.suppress(UserError):  # not every environment can be asked

@@ -3,7 +3,7 @@
 `play`: open-loop plans with smooth noise, one after another, each toward a new random target. `noisy`: closed-loop
 oracles with Gaussian noise of a size drawn per episode, and some random actions.
 
-The oracles draw from numpy's global generator. It is the episode's own: `envs.SeededEpisodes` has put it in place at
+The oracles draw from numpy's global generator. It is the episode's own: `SeededEpisodes` has put it in place at
 the reset, and a process plays one episode at a time. The noise, the random actions and the probability of stacking come
 from the procedure's generator instead; that is ours.
 """
@@ -14,8 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from flowrl import envs
-from flowrl.data.behaviours import ENDLESS, FIELDS, Episode, Recipe, follow
+from flowrl.collection.recipes import ENDLESS, FIELDS, Episode, Recipe, follow
 
 PLAN_NOISE, PLAN_SMOOTHING, MIN_NORM = 0.1, 0.5, 0.4
 MAX_NOISE = 0.1
@@ -43,6 +42,11 @@ class Place(NamedTuple):
     episodes: int = 1000
     stack: tuple[float, float] = (0.0, 0.0)
 
+    @property
+    def puzzle(self) -> bool:
+        """Whether there are buttons alone."""
+        return self.cubes == 0
+
 
 PLACES = {
     "cube-single": Place(cubes=1),
@@ -57,25 +61,29 @@ PLACES = {
 }
 
 
-def recipe(name: envs.EnvName) -> Recipe | None:
-    """Returns how a manipulation set is collected, or None where it is none."""
-    place = PLACES.get(str(name.env_id).removesuffix("-v0"))
-    if place is None or name.behaviour not in ("play", "noisy"):
+def recipe(name: str) -> Recipe | None:
+    """Returns how one of OGBench's manipulation sets, named without version, is collected; None where it is none."""
+    scene, _, kind = name.rpartition("-")
+    place = PLACES.get(scene)
+    if place is None or kind not in ("play", "noisy"):
         return None
-    puzzle = name.name.startswith("puzzle")
-    behaviour = play if name.behaviour == "play" else functools.partial(noisy, p_random=0.2 if puzzle else 0.1)
+    behaviour = play if kind == "play" else functools.partial(noisy, p_random=0.2 if place.puzzle else 0.1)
     moving = 7 * place.cubes + place.buttons + place.slides
     floats = (19 + 9 * place.cubes + 4 * place.buttons + 2 * place.slides) + 5 + 2 * (_JOINTS + moving)
     return Recipe(
-        follow,
+        name=name,
+        dataset=f"{name}-v0",
+        env_id=f"{scene}-v0",
+        kind=kind,
+        play=follow,
         behaviour=functools.partial(behaviour, place=place),
-        noise=PLAN_NOISE if name.behaviour == "play" else MAX_NOISE,
+        noise=PLAN_NOISE if kind == "play" else MAX_NOISE,
         episodes=place.episodes,
         length=1001,
         row_bytes=4 * floats + 8 * place.buttons + 1,
         fields=FIELDS | ({"button_states": np.int64} if place.buttons else {}),
         env_kwargs=(ENDLESS, ("mode", "data_collection")),
-        accept=block_stays_visible if name.name.startswith("scene") else None,
+        accept=block_stays_visible if place.slides else None,
     )
 
 
@@ -146,10 +154,9 @@ def _plan_oracles(env: Any, place: Place) -> dict[str, Any]:
     from ogbench.manipspace.oracles.plan import button_plan, cube_plan, drawer_plan, window_plan
 
     common = dict(env=env, noise=PLAN_NOISE, noise_smoothing=PLAN_SMOOTHING)
-    puzzle = place.cubes == 0
     return {
         "cube": cube_plan.CubePlanOracle(**common),
-        "button": button_plan.ButtonPlanOracle(gripper_always_closed=puzzle, **common),
+        "button": button_plan.ButtonPlanOracle(gripper_always_closed=place.puzzle, **common),
         "drawer": drawer_plan.DrawerPlanOracle(**common),
         "window": window_plan.WindowPlanOracle(**common),
     }
@@ -160,10 +167,9 @@ def _markov_oracles(env: Any, place: Place) -> dict[str, Any]:
 
     # A limit of steps for the cube's oracle would be without effect: its `reset` sets the limit anew.
     common = dict(env=env, min_norm=MIN_NORM)
-    puzzle = place.cubes == 0
     return {
         "cube": cube_markov.CubeMarkovOracle(**common),
-        "button": button_markov.ButtonMarkovOracle(gripper_always_closed=puzzle, **common),
+        "button": button_markov.ButtonMarkovOracle(gripper_always_closed=place.puzzle, **common),
         "drawer": drawer_markov.DrawerMarkovOracle(**common),
         "window": window_markov.WindowMarkovOracle(**common),
     }

@@ -6,7 +6,6 @@ nor on interruptions. Blocks of episodes are stored as they are finished; the sa
 
 import datetime
 import functools
-import hashlib
 import itertools
 import json
 import multiprocessing
@@ -23,9 +22,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from flowrl import envs
-from flowrl.data import behaviours, experts
-from flowrl.envs.workers import interrupts_held, leave_to_parent
+from flowrl.collection import experts
+from flowrl.collection.recipes import Recipe
+from flowrl.envs import making
+from flowrl.envs.episodes import SeededEpisodes
+from flowrl.envs.processes import interrupts_held, leave_to_parent
 from flowrl.errors import UserError
 from flowrl.machine import files
 from flowrl.machine.progress import Progress
@@ -51,7 +52,7 @@ class Block(NamedTuple):
 
 
 def collect(
-    env_name: str, out: Path, *, episodes: int | None = None, seed: int = 0, workers: int | None = None
+    recipe: Recipe, out: Path, *, episodes: int | None = None, seed: int = 0, workers: int | None = None
 ) -> Path:
     """Collects a dataset into `out`/<dataset>.npz with <dataset>-val.npz and <dataset>.json beside it.
 
@@ -59,7 +60,7 @@ def collect(
     the same collection is already there.
 
     Args:
-        env_name: An OGBench dataset such as `pointmaze-medium-navigate`, or one such as `collected:hopper-medium`.
+        recipe: How, as a task's `recipe` says it.
         out: Folder, made if absent.
         episodes: Training episodes; the published number where None. A tenth (at least one) is added for validation.
         seed: Any number from 0.
@@ -69,18 +70,15 @@ def collect(
         The path of the training file.
 
     Raises:
-        UserError: flowrl cannot collect this dataset; a number is out of range; another file has the name; the disk is
-            full; a process died.
+        UserError: A number is out of range; another file has the name; the disk is full; a process died.
     """
-    name = envs.parse(env_name)
-    recipe = behaviours.recipe(name)
     for label, value, least in (("episodes", episodes, 1), ("seed", seed, 0), ("workers", workers, 1)):
         if value is not None and value < least:
             raise UserError(f"{label} must be at least {least}, not {value}")
     train = recipe.episodes if episodes is None else episodes
-    job = Job(name.name, seed, train, max(1, train // 10))
-    with files.exclusive(out / f".{name.dataset}.lock", f"another collection of {name.name}"):
-        target, parts = out / f"{name.dataset}.npz", out / f"{name.dataset}.parts"
+    job = Job(recipe.name, seed, train, max(1, train // 10))
+    with files.exclusive(out / f".{recipe.dataset}.lock", f"another collection of {recipe.name}"):
+        target, parts = out / f"{recipe.dataset}.npz", out / f"{recipe.dataset}.parts"
         if not _finished(target, job, recipe):
             _prepare(parts, job, recipe)
             _run(parts, job, recipe, workers or usable_cores())
@@ -97,7 +95,7 @@ def blocks(job: Job, length: int) -> list[Block]:
     return [Block(first, min(first + size, stop)) for start, stop in ranges for first in range(start, stop, size)]
 
 
-def play(env: envs.SeededEpisodes, recipe: behaviours.Recipe, seed: int, episode: int) -> dict[str, np.ndarray]:
+def play(env: SeededEpisodes, recipe: Recipe, seed: int, episode: int) -> dict[str, np.ndarray]:
     """Plays one episode, which (seed, episode) fixes, and returns its fields, one row per step."""
     for attempt in itertools.count():
         fields = recipe.play(env, recipe, [seed, episode] + ([attempt] if attempt else []))
@@ -109,7 +107,7 @@ def play(env: envs.SeededEpisodes, recipe: behaviours.Recipe, seed: int, episode
 # ---------------------------------------------------------------------------------------------------- processes
 
 
-def _run(parts: Path, job: Job, recipe: behaviours.Recipe, workers: int) -> None:
+def _run(parts: Path, job: Job, recipe: Recipe, workers: int) -> None:
     """Collects the blocks that are missing; on an interruption lets the blocks in flight finish."""
     todo = [block for block in blocks(job, recipe.length) if not _part(parts, block).exists()]
     total = (job.train + job.validation) * recipe.length
@@ -145,9 +143,9 @@ def _end_with_parent() -> None:
         os._exit(1)
 
 
-def _collect_block(parts: Path, job: Job, recipe: behaviours.Recipe, block: Block) -> int:
+def _collect_block(parts: Path, job: Job, recipe: Recipe, block: Block) -> int:
     """Plays and stores one block in a worker process; returns its number of rows."""
-    env = _environment(str(envs.parse(job.env).env_id), recipe.length, recipe.env_kwargs)
+    env = _environment(recipe.env_id, recipe.length, recipe.env_kwargs)
     episodes = [play(env, recipe, job.seed, episode) for episode in range(block.first, block.stop)]
     merged = {field: np.concatenate([episode[field] for episode in episodes]) for field in episodes[0]}
     with files.replacing(_part(parts, block)) as temporary, open(temporary, "wb") as file:
@@ -156,8 +154,8 @@ def _collect_block(parts: Path, job: Job, recipe: behaviours.Recipe, block: Bloc
 
 
 @functools.cache
-def _environment(env_id: str, length: int, kwargs: tuple[tuple[str, Any], ...]) -> envs.SeededEpisodes:
-    return envs.make(env_id, max_episode_steps=length, **dict(kwargs))
+def _environment(env_id: str, length: int, kwargs: tuple[tuple[str, Any], ...]) -> SeededEpisodes:
+    return making.make(env_id, max_episode_steps=length, **dict(kwargs))
 
 
 # -------------------------------------------------------------------------------------------------------- parts
@@ -167,7 +165,7 @@ def _part(parts: Path, block: Block) -> Path:
     return parts / f"{block.first:06d}-{block.stop:06d}.npz"
 
 
-def _prepare(parts: Path, job: Job, recipe: behaviours.Recipe) -> None:
+def _prepare(parts: Path, job: Job, recipe: Recipe) -> None:
     """Makes the folder of parts; throws away those that another seed, length or version has made."""
     identity = {"job": job._asdict(), "versions": versions("ogbench", "mujoco", "gymnasium", "numpy")}
     identity |= _expert(recipe)
@@ -182,7 +180,7 @@ def _prepare(parts: Path, job: Job, recipe: behaviours.Recipe) -> None:
     files.require_space(parts, 2 * rows * recipe.row_bytes - stored)
 
 
-def _finished(target: Path, job: Job, recipe: behaviours.Recipe) -> bool:
+def _finished(target: Path, job: Job, recipe: Recipe) -> bool:
     """Returns whether `target` is this very collection.
 
     Raises:
@@ -206,12 +204,12 @@ def provenance(target: Path) -> dict[str, Any] | None:
     record = target.with_suffix(".json")
     try:
         made = json.loads(record.read_text())
-        return made if made["sha256"][target.name] == sha256(target) else None
+        return made if made["sha256"][target.name] == files.sha256(target) else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
-def _merge(parts: Path, target: Path, job: Job, recipe: behaviours.Recipe) -> None:
+def _merge(parts: Path, target: Path, job: Job, recipe: Recipe) -> None:
     """Joins the parts into the two files; the training file appears last, so that where it is, all is."""
     members: dict[str, list[Path]] = {f"{target.stem}-val.npz": [], target.name: []}
     for block in blocks(job, recipe.length):
@@ -221,7 +219,7 @@ def _merge(parts: Path, target: Path, job: Job, recipe: behaviours.Recipe) -> No
             rows = {
                 name: _write_npz(parts / f"{name}.tmp", members[name], recipe.fields, bar.advance) for name in members
             }
-        hashes = {name: sha256(parts / f"{name}.tmp") for name in members}
+        hashes = {name: files.sha256(parts / f"{name}.tmp") for name in members}
         with files.replacing(target.with_suffix(".json")) as temporary:
             temporary.write_text(json.dumps(_record(job, recipe, rows, hashes), indent=1) + "\n")
         for name in members:
@@ -259,20 +257,20 @@ def _arrays(members: list[Path], field: str) -> Iterator[np.ndarray]:
 # --------------------------------------------------------------------------------------------------- provenance
 
 
-def _expert(recipe: behaviours.Recipe) -> dict[str, Any]:
+def _expert(recipe: Recipe) -> dict[str, Any]:
     """Returns which policies act, if shipped ones do."""
     if not recipe.expert:
         return {}
-    expert = f"flowrl's own {recipe.expert}, {sha256(experts.path(recipe.expert))}"
+    expert = f"flowrl's own {recipe.expert}, {files.sha256(experts.path(recipe.expert))}"
     return {"expert": expert} | ({"policies": [*recipe.policies]} if recipe.policies else {})
 
 
-def _record(job: Job, recipe: behaviours.Recipe, rows: dict[str, int], hashes: dict[str, str]) -> dict[str, Any]:
+def _record(job: Job, recipe: Recipe, rows: dict[str, int], hashes: dict[str, str]) -> dict[str, Any]:
     """Returns what the provenance file says."""
     return {
         "made": f"collected by flowrl, {recipe.procedure}, not the official download",
         **job._asdict(),
-        "behaviour": envs.parse(job.env).behaviour,
+        "behaviour": recipe.kind,
         "noise": recipe.noise,
         "steps_per_episode": recipe.length,
         "published_episodes": recipe.episodes,
@@ -284,9 +282,3 @@ def _record(job: Job, recipe: behaviours.Recipe, rows: dict[str, int], hashes: d
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "sha256": hashes,
     }
-
-
-def sha256(path: Path) -> str:
-    """Returns the SHA-256 of a file in hexadecimal."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -14,9 +14,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from flowrl import envs
-from flowrl.data import behaviours, experts
+from flowrl.collection import experts
+from flowrl.collection.recipes import Recipe
+from flowrl.envs.episodes import SeededEpisodes
 
+PREFIX = "collected:"
+"""What stands before their names where a dataset is named."""
 BODIES = {"halfcheetah": "HalfCheetah-v5", "hopper": "Hopper-v5", "walker2d": "Walker2d-v5"}
 STRETCH = 1000
 STRETCHES = {"random": 1000, "medium": 1000, "medium-replay": 200, "medium-expert": 2000, "expert": 1000}
@@ -66,15 +69,19 @@ def policies(kind: str, returns: np.ndarray) -> tuple[int | None, ...]:
     return shares[kind]
 
 
-def recipe(dataset: str) -> behaviours.Recipe:
+def recipe(dataset: str) -> Recipe:
     """Returns how a set is collected.
 
     Raises:
         UserError: flowrl ships no snapshots of that body.
     """
     name = NAMES[dataset]
-    return behaviours.Recipe(
-        stretch,
+    return Recipe(
+        name=f"{PREFIX}{dataset}",
+        dataset=dataset,
+        env_id=BODIES[name.body],
+        kind=name.kind,
+        play=stretch,
         episodes=STRETCHES[name.kind],
         length=STRETCH,
         row_bytes=_ROW_BYTES,
@@ -86,7 +93,7 @@ def recipe(dataset: str) -> behaviours.Recipe:
     )
 
 
-def stretch(env: envs.SeededEpisodes, recipe: behaviours.Recipe, entropy: list[int]) -> dict[str, np.ndarray]:
+def stretch(env: SeededEpisodes, recipe: Recipe, entropy: list[int]) -> dict[str, np.ndarray]:
     """Plays one stretch with the policy whose turn it is and returns its fields, one row per step."""
     index = recipe.policies[entropy[1] % len(recipe.policies)]
     policy = None if index is None else experts.snapshots(recipe.expert).policies[index]
@@ -94,7 +101,7 @@ def stretch(env: envs.SeededEpisodes, recipe: behaviours.Recipe, entropy: list[i
 
 
 def rollout(
-    env: envs.SeededEpisodes, policy: experts.Layers | None, steps: int, seeds: np.random.SeedSequence
+    env: SeededEpisodes, policy: experts.Layers | None, steps: int, seeds: np.random.SeedSequence
 ) -> dict[str, np.ndarray]:
     """Plays `steps` steps with a policy's samples, or uniform actions, from a new start after each episode.
 
@@ -124,5 +131,5 @@ def rollout(
     return {field: np.array(rows[field], dtype) for field, dtype in FIELDS.items()}
 
 
-def _reset(env: envs.SeededEpisodes, starts: np.random.SeedSequence) -> np.ndarray:
+def _reset(env: SeededEpisodes, starts: np.random.SeedSequence) -> np.ndarray:
     return env.reset(seed=int(starts.spawn(1)[0].generate_state(1)[0]))[0]

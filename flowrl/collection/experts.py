@@ -19,7 +19,7 @@ from flowrl.errors import UserError
 BODIES = {"ant": "online-ant-xy-v0", "humanoid": "online-humanoid-xy-v0", "antball": "online-antball-ends-v0"}
 """What an expert for mazes can be of, and the task it is trained on."""
 LOG_STD_RANGE = (-5.0, 2.0)
-"""As in flowrl.gaussian, which would import JAX into processes that only collect."""
+"""As in flowrl.policies, which would import JAX into processes that only collect."""
 
 Layers = tuple[tuple[np.ndarray, np.ndarray], ...]
 """Kernels `[I, O]` and biases `[O]`."""
