@@ -6,14 +6,14 @@ import math
 import sys
 import zipfile
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from flowrl.data.columns import BLOCK, extent, float32, vector
 from flowrl.errors import UserError
 from flowrl.machine.limits import available_memory
+from flowrl.tasks.columns import BLOCK, extent, float32, vector
 
 Arrays = dict[str, np.ndarray]
 ACTION_LIMIT = 1.0 - 1e-5  # OGBench's clipping, which keeps log-densities of squashed policies finite
@@ -57,7 +57,7 @@ class Reading(NamedTuple):
     """A dataset as it was read.
 
     Attributes:
-        arrays: What training needs, in the layout that `flowrl.data.transitions` describes.
+        arrays: What training needs, in the layout that `flowrl.tasks.transitions` describes.
         rows: Rows of the file.
         unread: Names of the fields that were not read.
         notes: What people should know about the file, one line each.
@@ -337,25 +337,3 @@ def like(word: str, names: list[str], cutoff: float = 0.6) -> str | None:
     short = [name for name in _SHORT.get(word, ()) if name in lower]
     near = short or difflib.get_close_matches(word, lower, n=1, cutoff=cutoff)
     return lower[near[0]] if near else None
-
-
-class Loaded(Fields):
-    """Arrays that are in memory already."""
-
-    def __init__(self, name: object, remedy: str, arrays: Mapping[str, Any]):
-        super().__init__(name, remedy)
-        self._arrays = arrays
-
-    def names(self, prefix: str = "") -> list[str]:
-        """Returns the names of the arrays."""
-        return [name.removeprefix(prefix) for name in self._arrays if name.startswith(prefix)]
-
-    def __contains__(self, field: str) -> bool:
-        return field in self._arrays
-
-    def _header(self, field: str) -> Header:
-        array = np.asarray(self._arrays[field])
-        return Header(array.shape, array.dtype)
-
-    def _load(self, field: str) -> Any:
-        return self._arrays[field]

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from flowrl.data.storage import h5py
 from flowrl.machine import files
 from flowrl.machine.progress import Progress
+from flowrl.tasks.storage import h5py
 
 _TIMEOUT = 10.0  # seconds without a connection, or without a byte on it
 _CHUNK = 1 << 18

@@ -9,9 +9,9 @@ import re
 
 import numpy as np
 
-from flowrl.data.columns import extent, vector
-from flowrl.data.fields import Fields
 from flowrl.errors import UserError
+from flowrl.tasks.columns import extent, vector
+from flowrl.tasks.fields import Fields
 
 _TERMINATIONS = {"terminal", "termination", "terminated"}
 _TRUNCATIONS = {"timeout", "truncation", "truncated", "trunc", "timelimit", "timelimittruncated"}

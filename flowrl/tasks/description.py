@@ -2,9 +2,9 @@
 
 import numpy as np
 
-from flowrl.data.columns import BLOCK, extent
-from flowrl.data.fields import ACTION_LIMIT, Arrays, Reading
 from flowrl.normalize import episode_returns
+from flowrl.tasks.columns import BLOCK, extent
+from flowrl.tasks.fields import ACTION_LIMIT, Arrays, Reading
 
 _HUGE = 1e6  # beyond which a 32-bit float resolves less than a tenth
 _NARROW = 0.5  # of the bounds
@@ -40,7 +40,7 @@ def doubts(arrays: Arrays, *, limit: int | None = None, bounds: bool = False) ->
     """Returns what is implausible about a dataset, one line each.
 
     Args:
-        arrays: In the layout that `flowrl.data.transitions` describes, `rewards` and `masks` where it has them.
+        arrays: In the layout that `flowrl.tasks.transitions` describes, `rewards` and `masks` where it has them.
         limit: Steps after which the environment ends an episode, where known.
         bounds: Whether the actions were brought to [-1, 1] by the environment's bounds.
     """
@@ -141,7 +141,7 @@ def _of_rewards(arrays: Arrays, inside: np.ndarray) -> list[str]:
     if rewards.min() == rewards.max():
         found.append(f"all rewards are {rewards[0]:g}")
     if (size := float(np.abs(rewards).max())) >= _HUGE:
-        found.append(f"rewards reach {size:.3g}: give a smaller --reward_scale")
+        found.append(f"rewards reach {size:.3g}: give a smaller --normalize.reward_scale")
     if not arrays["masks"][inside].any():
         found.append("every transition ends its episode for good, so that nothing after it counts")
     return found

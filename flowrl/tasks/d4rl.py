@@ -1,15 +1,22 @@
 """D4RL's datasets: where they are, how their HDF5 files are read, and their normalised scores."""
 
+import dataclasses
+import functools
+from collections.abc import Iterable
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import numpy as np
 
-from flowrl.data import ends as marks
-from flowrl.data.fields import ACTION_TOLERANCE, Arrays, Expected, Fields, Reading, told
-from flowrl.data.storage import Hdf5, opened
-from flowrl.data.transitions import OPTIONAL, REMEDY, lay_out
+from flowrl.collection import mujoco_sets
 from flowrl.errors import UserError
+from flowrl.tasks import download, sources
+from flowrl.tasks import ends as marks
+from flowrl.tasks.fields import ACTION_TOLERANCE, Arrays, Expected, Fields, Reading, told
+from flowrl.tasks.sources import Source
+from flowrl.tasks.storage import Hdf5, h5py, opened
+from flowrl.tasks.task import Task
+from flowrl.tasks.transitions import OPTIONAL, REMEDY, lay_out
 
 FIELDS = ("observations", "actions", "rewards", "terminals")
 MIRROR = "https://huggingface.co/datasets/imone/D4RL/resolve/main"
@@ -153,6 +160,55 @@ def normalized_score(name: str, returns: np.ndarray) -> np.ndarray:
     return 100.0 * (np.asarray(returns) - known.random_return) / (known.expert_return - known.random_return)
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class D4RL(Task):
+    """One of D4RL's datasets."""
+
+    @classmethod
+    def parse(cls, name: str) -> Self | None:
+        """Resolves the name of a set."""
+        if name not in SETS:
+            return None
+        return cls(name=name, env_id=SETS[name].env_id, dataset=name, note=SETS[name].note)
+
+    @classmethod
+    def names(cls) -> Iterable[str]:
+        """Returns the names of the sets."""
+        return SETS
+
+    def _own(self, data: str, workers: int | None) -> Source:
+        if data == "collected":
+            raise sources.uncollectable(self.name, f"{self._ours_instead()}use --data=auto, or ")
+        path = sources.cache_root() / "d4rl" / f"{self.dataset}.hdf5"
+        if not path.exists():
+            h5py()  # before a download that could not be read
+            check = functools.partial(download.check_hdf5, fields=FIELDS)
+            sources.fetch(path, urls(self.dataset), check, f"{self._ours_instead()}use ")
+        return sources.of_file(path, "official", f"official download, {path}")
+
+    def _ours_instead(self) -> str:
+        """Names the set of our own that is made after this one, for messages."""
+        ours = self.dataset.removesuffix("-v2")
+        return f"train on flowrl's own set with --env={mujoco_sets.PREFIX}{ours}, " if ours in mujoco_sets.NAMES else ""
+
+    def _file_names(self) -> tuple[str, ...]:
+        return (f"{self.dataset}.hdf5", SETS[self.dataset].url.rsplit("/", 1)[-1])
+
+    def _examined(self, source: Source, expected: Expected, remedy: str) -> Reading:
+        if source.path.suffix == ".npz":  # a file of the user's own
+            return super()._examined(source, expected, remedy)
+        return examine(source.path, self.dataset, remedy)
+
+    @property
+    def unevaluated(self) -> str:
+        """Why policies cannot be evaluated here, or empty."""
+        return self.note if self.env_id is None else ""
+
+    def score(self, returns: np.ndarray) -> np.ndarray:
+        """Returns D4RL's scores of returns `[...]`."""
+        return normalized_score(self.dataset, returns)
+
+
 def read(path: Path, name: str) -> Arrays:
     """Returns the arrays that `examine` does, and prints what there is to note."""
     return told(examine(path, name)).arrays
@@ -173,7 +229,7 @@ def examine(path: Path, name: str, remedy: str = REMEDY) -> Reading:
 
     Returns:
         `observations`, `actions`, `rewards`, `masks` float32 and `terminals` bool, `[N, ...]`, in the layout that
-        `flowrl.data.transitions` describes; `masks` are 0 where the episode truly ended.
+        `flowrl.tasks.transitions` describes; `masks` are 0 where the episode truly ended.
 
     Raises:
         UserError: The file is missing, damaged, or not this dataset.

@@ -1,22 +1,27 @@
 """Minari's datasets, read through the package `minari`, and the environments they belong to.
 
-Observations become vectors as `flowrl.spaces` says, as they do where policies are evaluated. Actions are brought from
-the bounds of the dataset's action space to [-1, 1].
+Observations become vectors as `flowrl.envs.spaces` says, as they do where policies are evaluated. Actions are brought
+from the bounds of the dataset's action space to [-1, 1].
 """
 
+import dataclasses
 import re
 import warnings
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple, Self
 
 import gymnasium
 import numpy as np
 
-from flowrl.data.fields import DAMAGE, Arrays, Expected, Loaded, Reading, told
-from flowrl.data.storage import Hdf5, opened
-from flowrl.data.transitions import EPISODE_FIELDS, ends_amid, episode, join, note_ends_amid
 from flowrl.envs import spaces
 from flowrl.errors import UserError
+from flowrl.tasks import sources
+from flowrl.tasks.fields import DAMAGE, Arrays, Expected, Reading, told
+from flowrl.tasks.sources import Source
+from flowrl.tasks.storage import Hdf5, Loaded, opened
+from flowrl.tasks.task import Task
+from flowrl.tasks.transitions import EPISODE_FIELDS, ends_amid, episode, join, note_ends_amid
 
 _ID = re.compile(r"(?:[-\w]+/)*[-\w]+?-v\d+")
 
@@ -26,13 +31,65 @@ class Environment(NamedTuple):
 
     Attributes:
         env_id: The id registered with Gymnasium.
-        kwargs: What `flowrl.envs.make` is called with besides: the set's own specification, with all wrappers.
+        kwargs: What `flowrl.envs.making.make` is called with besides: the set's own specification, with all wrappers.
         module: The module whose import registers the id, such as `gymnasium_robotics`, or empty.
     """
 
     env_id: str
     kwargs: dict[str, Any]
     module: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Minari(Task):
+    """A dataset of Minari's, which says itself in which environment policies are evaluated; the dataset is its id."""
+
+    bounded: ClassVar[bool] = True
+
+    @classmethod
+    def parse(cls, name: str) -> Self | None:
+        """Resolves `minari:` and the id of a dataset."""
+        if not name.startswith("minari:"):
+            return None
+        return cls(name=name, env_id=None, dataset=name.removeprefix("minari:"))
+
+    @classmethod
+    def names(cls) -> Iterable[str]:
+        """Returns nothing: what there is, is for Minari to say."""
+        return ()
+
+    def _own(self, data: str, workers: int | None) -> Source:
+        if data == "collected":
+            raise sources.uncollectable(self.name, "use --data=auto, or ")
+        path = folder(self.dataset)
+        return sources.of_folder(path, "official", f"Minari dataset {self.dataset}, {path}")
+
+    def _given(self, data: str) -> Source:
+        """Returns the dataset in a folder: the dataset's own, one that holds it, or anything inside of it."""
+        given = Path(data).expanduser()
+        path = given.absolute()
+        for candidate in (path, path / self.dataset, *path.parents[:2]):
+            if (candidate / "data" / "metadata.json").is_file():
+                return sources.of_folder(candidate, "file", f"Minari dataset {candidate}")
+        near = "" if path.exists() else f"; {sources.meant(str(given), path)}"
+        raise UserError(
+            f"--data={given}: there is no Minari dataset; give its folder, the one with data/metadata.json{near}"
+        )
+
+    def _examined(self, source: Source, expected: Expected, remedy: str) -> Reading:
+        return examine(source.path, expected)
+
+    def evaluated(self, source: Source) -> Self:
+        """Returns the task with the environment that the dataset names.
+
+        Raises:
+            UserError: It names none.
+        """
+        found = environment(source.path)
+        if found is None:
+            raise UserError(f"{self.name} names no environment; train only, with --eval.episodes=0")
+        kwargs = found.kwargs | dict(self.kwargs)
+        return dataclasses.replace(self, env_id=found.env_id, kwargs=tuple(kwargs.items()), module=found.module)
 
 
 def folder(dataset_id: str) -> Path:
@@ -66,7 +123,7 @@ def examine(path: Path, expected: Expected | None = None) -> Reading:
 
     Returns:
         `observations`, `actions`, `rewards`, `masks` float32 and `terminals` bool, `[N, ...]`, in the layout that
-        `flowrl.data.transitions` describes; `masks` are 0 where an episode terminated, not where it was truncated.
+        `flowrl.tasks.transitions` describes; `masks` are 0 where an episode terminated, not where it was truncated.
 
     Raises:
         UserError: Minari is not installed; the dataset is damaged or not of continuous observations and actions.
@@ -80,7 +137,7 @@ def examine(path: Path, expected: Expected | None = None) -> Reading:
     if known.action_low and not (_equal(low, known.action_low) and _equal(high, known.action_high)):
         raise UserError(
             f"{path}: actions are of {spaces.shown(space)}, but its environment's from {list(known.action_low)} to "
-            f"{list(known.action_high)}; train only, with --eval_episodes=0"
+            f"{list(known.action_high)}; train only, with --eval.episodes=0"
         )
     bounds = known._replace(action_low=tuple(low.tolist()), action_high=tuple(high.tolist()))
     _check_claims(path, dataset.id)

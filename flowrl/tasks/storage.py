@@ -5,15 +5,15 @@ import functools
 import math
 import tokenize
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 
-from flowrl.data.columns import BLOCK
-from flowrl.data.fields import DAMAGE, Fields, Header
 from flowrl.errors import UserError
+from flowrl.tasks.columns import BLOCK
+from flowrl.tasks.fields import DAMAGE, Fields, Header
 
 _DEFLATION = 1100  # bytes that one of a compressed file can become; what deflates cannot become more than 1032
 _SPARSE = 1 << 26  # bytes that an HDF5 array may claim without having them stored
@@ -138,6 +138,28 @@ def check_stored(stored: Any, path: Path) -> None:
     claimed, held = math.prod(stored.shape) * stored.dtype.itemsize, path.stat().st_size
     if claimed > max(_SPARSE, 2 * _DEFLATION * held):
         raise OSError(f"it claims to be {stored.shape}, {claimed:,} bytes, in a file of {held:,}")
+
+
+class Loaded(Fields):
+    """Arrays that are in memory already."""
+
+    def __init__(self, name: object, remedy: str, arrays: Mapping[str, Any]):
+        super().__init__(name, remedy)
+        self._arrays = arrays
+
+    def names(self, prefix: str = "") -> list[str]:
+        """Returns the names of the arrays."""
+        return [name.removeprefix(prefix) for name in self._arrays if name.startswith(prefix)]
+
+    def __contains__(self, field: str) -> bool:
+        return field in self._arrays
+
+    def _header(self, field: str) -> Header:
+        array = np.asarray(self._arrays[field])
+        return Header(array.shape, array.dtype)
+
+    def _load(self, field: str) -> Any:
+        return self._arrays[field]
 
 
 @contextlib.contextmanager

@@ -15,7 +15,7 @@ no update can depend on it because the mask is 0, it gets a row of its own.
 - `masks` `[N]` in [0, 1], optional: what the next value is multiplied by. Where they are missing they are
   1 - terminals; where given, they alone say which transitions terminate, and `terminals` only where episodes end.
 
-Other usual names of the ends, and fields that tell of them otherwise, are what `flowrl.data.ends` is about.
+Other usual names of the ends, and fields that tell of them otherwise, are what `flowrl.tasks.ends` is about.
 
 **Episode files** (HDF5, Minari's form) have one group `episode_<i>` per episode, each with `observations` `[T + 1, D]`,
 `actions` `[T, A]`, `rewards` `[T]`, `terminations` `[T]` and, optional, `truncations` `[T]`.
@@ -27,9 +27,9 @@ from pathlib import Path
 
 import numpy as np
 
-from flowrl.data import ends as marks
-from flowrl.data.fields import Arrays, Expected, Fields, Reading, told
-from flowrl.data.storage import Hdf5, opened
+from flowrl.tasks import ends as marks
+from flowrl.tasks.fields import Arrays, Expected, Fields, Reading, told
+from flowrl.tasks.storage import Hdf5, opened
 
 REMEDY = "mend the file; docs/data.md says which fields it needs"
 OPTIONAL = ("timeouts", "next_observations", "masks")
