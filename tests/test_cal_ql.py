@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flowrl.maximum_entropy import Networks
 from offline_references import (
     A,
     B,
@@ -33,7 +34,6 @@ from flowrl.agent import Spec
 from flowrl.agents import cal_ql
 from flowrl.agents.cal_ql import Config, conservative_gap
 from flowrl.errors import UserError
-from flowrl.maximum_entropy import Networks
 from flowrl.networks import Value, ensemble
 from flowrl.train_state import Batch, Params, TrainState, new_state
 

@@ -14,14 +14,14 @@ import jax.numpy as jnp
 import numpy as np
 import own_envs
 import pytest
+from flowrl.episodes import EnvironmentFailed
+from flowrl.streams import stream_key
+from flowrl.workers import MOST_RESTARTS, WorkerDied
 
 from flowrl import curves, envs, evaluate, loggers, run, settings, workers
 from flowrl.agent import Agent, Needs
-from flowrl.episodes import EnvironmentFailed
 from flowrl.errors import UserError
 from flowrl.evaluate import Evaluation, Evaluator
-from flowrl.streams import stream_key
-from flowrl.workers import MOST_RESTARTS, WorkerDied
 
 ENV = "pointmaze-medium-v0"
 TASKS, EPISODES = 5, 2

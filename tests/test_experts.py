@@ -12,12 +12,14 @@ import numpy as np
 import pytest
 from programs import load
 
-from flowrl import envs, locomotion, programs
+from flowrl import programs, tasks
 from flowrl.agent import Spec
 from flowrl.agents import sac
 from flowrl.checkpoint import Checkpoints
-from flowrl.data import behaviours, collect, experts
+from flowrl.collection import collect, experts
+from flowrl.envs import locomotion, making
 from flowrl.errors import UserError
+from flowrl.machine import files
 
 expert = load("experiments/expert.py")
 SHIPPED = experts.path("ant")
@@ -44,7 +46,7 @@ def test_an_exported_policy_acts_as_the_agent_does(tmp_path: Path) -> None:
 
 def test_the_shipped_expert_has_its_record() -> None:
     record = json.loads(SHIPPED.with_suffix(".json").read_text())
-    assert record["sha256"] == collect.sha256(SHIPPED)
+    assert record["sha256"] == files.sha256(SHIPPED)
     assert record["made_by"].startswith("python experiments/main.py --agent=sac --env=online-ant-xy-v0")
     assert not record["git_commit"].endswith("-dirty")
 
@@ -65,9 +67,9 @@ def test_a_missing_expert_is_named() -> None:
 
 
 def test_an_ant_reaches_goals_in_a_maze() -> None:
-    name = envs.parse("antmaze-large-navigate")
-    recipe = behaviours.recipe(name)
-    env = envs.make(str(name.env_id), terminate_at_goal=False, max_episode_steps=recipe.length)
+    name = tasks.parse("antmaze-large-navigate")
+    recipe = name.recipe()
+    env = making.make(str(name.env_id), terminate_at_goal=False, max_episode_steps=recipe.length)
     walks = load("experiments/maze_walks.py")
     counted = walks.Counted(env)
     fields = collect.play(counted, recipe, 0, 0)  # type: ignore[arg-type]
@@ -89,7 +91,7 @@ def test_lying_on_the_back_is_seen() -> None:
 
 
 def test_directions_are_seen_and_rewarded() -> None:
-    env = envs.make("online-ant-xy-v0", module=locomotion.__name__)
+    env = making.make("online-ant-xy-v0", module=locomotion.__name__)
     observation, _ = env.reset(seed=0)
     assert observation.shape == (29,)
     np.testing.assert_allclose(np.linalg.norm(observation[-2:]), 1)
@@ -107,7 +109,7 @@ def test_the_program_trains_exports_and_measures(tmp_path: Path, monkeypatch: py
     command = ["expert.py", "--body=ant", "--episodes=2", *folders, *tiny, *schedule]
     assert expert.main(command) == 0
     record = json.loads((tmp_path / "made" / "ant.json").read_text())
-    assert record["sha256"] == collect.sha256(tmp_path / "made" / "ant.npz")
+    assert record["sha256"] == files.sha256(tmp_path / "made" / "ant.npz")
     assert len(record["measured"]["directions_changing_every_100_steps"]["falls_per_1000_steps"]["episodes"]) == 2
     assert (tmp_path / "made" / "ant.png").stat().st_size > 10_000
     monkeypatch.setattr(programs, "run_program", functools.partial(pytest.fail, "trained again"))

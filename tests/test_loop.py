@@ -7,13 +7,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flowrl.streams import stream_key
 
 from flowrl import agent as agents
 from flowrl import config as configs
 from flowrl import loop
 from flowrl.agent import Agent, Spec
 from flowrl.data.dataset import Dataset
-from flowrl.streams import stream_key
 
 SPEC = Spec(2, 2, 2)
 BATCH = 32

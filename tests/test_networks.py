@@ -5,10 +5,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flowrl.gaussian import SquashedGaussian
 
 from flowrl.agent import Spec
 from flowrl.agents import gc_sscp
-from flowrl.gaussian import SquashedGaussian
 from flowrl.networks import (
     MLP,
     FourierFeatures,

@@ -10,6 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flowrl.episodes import NotFinite
+from flowrl.side_by_side import Apart
 from own_envs import make_counter
 from programs import main
 
@@ -18,10 +20,8 @@ from flowrl import envs, loggers, loop, online
 from flowrl.agent import Agent, Spec
 from flowrl.data import replay
 from flowrl.data.dataset import Dataset
-from flowrl.episodes import NotFinite
 from flowrl.errors import UserError
 from flowrl.online import Environments, Options
-from flowrl.side_by_side import Apart
 
 SPEC = Spec(2, 1, 0)
 BATCH = 8

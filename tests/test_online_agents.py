@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flowrl.gaussian import draw, squash
 from offline_references import (
     A,
     Case,
@@ -28,7 +29,6 @@ from flowrl import agent as agents
 from flowrl import config as configs
 from flowrl.agent import Spec
 from flowrl.agents import sac, td3
-from flowrl.gaussian import draw, squash
 from flowrl.optim import every
 from flowrl.train_state import Params, TrainState, new_state
 
