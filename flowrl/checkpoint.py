@@ -15,9 +15,10 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
-from flowrl import devices, hosts, run_files, schema
+from flowrl import run_files, schema
 from flowrl.errors import UserError
-from flowrl.files import require_space
+from flowrl.machine import devices, hosts
+from flowrl.machine.files import require_space
 
 
 @contextlib.contextmanager

@@ -10,7 +10,7 @@ from absl import flags
 
 from flowrl import config, terminal, texts
 from flowrl.errors import SharedError, UserError, explained, suggestion
-from flowrl.signals import orderly
+from flowrl.machine.signals import orderly
 
 T = typing.TypeVar("T")
 MOST_SHOWN = 80
@@ -176,7 +176,7 @@ def informed(arguments: Sequence[str], text: Callable[[], str]) -> bool:
         print(text())
         return True
     if asks(arguments, "version"):
-        from flowrl.provenance import version_text
+        from flowrl.machine.provenance import version_text
 
         print(version_text())
         return True

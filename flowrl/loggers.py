@@ -7,7 +7,7 @@ from typing import Any
 
 from flowrl import run_files, schema
 from flowrl.errors import UserError
-from flowrl.files import replacing
+from flowrl.machine.files import replacing
 
 
 def append_lines(path: Path, records: Iterable[Mapping[str, Any]]) -> None:

@@ -1,6 +1,6 @@
 """What a program does before all else, its imports included, which take seconds."""
 
-from flowrl.signals import abrupt
+from flowrl.machine.signals import abrupt
 from flowrl.terminal import open_closed
 
 open_closed()

@@ -8,7 +8,7 @@ import gymnasium
 import numpy as np
 from gymnasium import spaces
 
-from flowrl.episodes import SeededEpisodes
+from flowrl.envs.episodes import SeededEpisodes
 
 NUMBERS = spaces.Box(-np.inf, np.inf, (2,), np.float32)
 UNIT = spaces.Box(-1, 1, (1,), np.float32)

@@ -3,17 +3,18 @@ import collections
 import numpy as np
 import pytest
 
-from flowrl import envs
-from flowrl.data import behaviours
+from flowrl import tasks
+from flowrl.collection import mazes
+from flowrl.envs import making
 from flowrl.errors import UserError
 
 STITCH, NAVIGATE = "pointmaze-medium-stitch", "pointmaze-medium-navigate"
 
 
 def make(name):
-    known = envs.parse(name)
-    recipe = behaviours.recipe(known)
-    return envs.make(known.env_id, terminate_at_goal=False, max_episode_steps=recipe.length), recipe
+    known = tasks.parse(name)
+    recipe = known.recipe()
+    return making.make(known.env_id, terminate_at_goal=False, max_episode_steps=recipe.length), recipe
 
 
 def distances(maze_map, start):
@@ -49,7 +50,7 @@ def navigate():
     ],
 )
 def test_recipes_are_the_published_ones(name, episodes, length):
-    recipe = behaviours.recipe(envs.parse(name))
+    recipe = tasks.parse(name).recipe()
     assert (recipe.episodes, recipe.length, recipe.noise) == (episodes, length, 0.5)
 
 
@@ -63,16 +64,16 @@ def test_recipes_are_the_published_ones(name, episodes, length):
     ],
 )
 def test_recipes_of_the_ant_are_the_published_ones(name, episodes, length, noise):
-    recipe = behaviours.recipe(envs.parse(name))
+    recipe = tasks.parse(name).recipe()
     assert (recipe.episodes, recipe.length, recipe.noise, recipe.expert) == (episodes, length, noise, "ant")
     assert recipe.row_bytes == 4 * (29 + 8 + 15 + 14) + 1
 
 
 def test_exploring_changes_direction_every_ten_steps():
-    known = envs.parse("pointmaze-medium-navigate")
-    env = envs.make(known.env_id, terminate_at_goal=False, max_episode_steps=31)
-    recipe = behaviours.recipe(envs.parse("antmaze-medium-explore"))._replace(actor=behaviours.straight, noise=0.0)
-    moves = behaviours.explore(env.unwrapped, np.random.default_rng(0), recipe)
+    known = tasks.parse("pointmaze-medium-navigate")
+    env = making.make(known.env_id, terminate_at_goal=False, max_episode_steps=31)
+    recipe = tasks.parse("antmaze-medium-explore").recipe()._replace(actor=mazes.straight, noise=0.0)
+    moves = mazes.explore(env.unwrapped, np.random.default_rng(0), recipe)
     observation, info = env.reset(seed=0, options=next(moves))
     actions = []
     for _ in range(30):
@@ -87,7 +88,7 @@ def test_exploring_changes_direction_every_ten_steps():
 @pytest.mark.parametrize("name", ["humanoidmaze-medium-stitch", "antsoccer-arena-navigate"])
 def test_other_datasets_are_refused_with_a_remedy(name):
     with pytest.raises(UserError, match=rf"cannot collect {name} yet.*--data=PATH.*{name}-v0\.npz"):
-        behaviours.recipe(envs.parse(name))
+        tasks.parse(name).recipe()
 
 
 def test_turning_cells_leave_out_straight_corridor_only():
@@ -102,15 +103,15 @@ def test_turning_cells_leave_out_straight_corridor_only():
         ]
     )
     corridor = {(1, 2), (1, 3), (2, 1), (2, 4), (3, 2)}
-    assert set(behaviours.turning_cells(maze_map)) == set(behaviours.free_cells(maze_map)) - corridor
-    assert len(behaviours.free_cells(maze_map)) == 12
+    assert set(mazes.turning_cells(maze_map)) == set(mazes.free_cells(maze_map)) - corridor
+    assert len(mazes.free_cells(maze_map)) == 12
 
 
 def test_direction_is_the_oracle_s(navigate):
     env, _ = navigate
     env.reset(seed=0)
     maze, generator = env.unwrapped, np.random.default_rng(0)
-    free = behaviours.free_cells(maze.maze_map)
+    free = mazes.free_cells(maze.maze_map)
     for _ in range(200):
         position, goal = (
             np.array(maze.ij_to_xy(free[generator.integers(len(free))])) + generator.uniform(-1.5, 1.5, 2)
@@ -119,21 +120,21 @@ def test_direction_is_the_oracle_s(navigate):
         maze.set_xy(position)
         maze.set_goal(goal_xy=tuple(goal))
         way = maze.get_oracle_subgoal(position, goal)[0] - position
-        np.testing.assert_allclose(behaviours._direction(maze), way / (np.linalg.norm(way) + 1e-6), rtol=1e-12)
+        np.testing.assert_allclose(mazes._direction(maze), way / (np.linalg.norm(way) + 1e-6), rtol=1e-12)
 
 
 def test_navigate_starts_anywhere_and_goes_to_turning_cells(navigate):
     env, recipe = navigate
     maze = env.unwrapped
-    tasks = [next(behaviours.navigate(maze, np.random.default_rng(seed), recipe))["task_info"] for seed in range(600)]
-    assert {task["init_ij"] for task in tasks} == set(behaviours.free_cells(maze.maze_map))
-    assert {task["goal_ij"] for task in tasks} == set(behaviours.turning_cells(maze.maze_map))
+    drawn = [next(mazes.navigate(maze, np.random.default_rng(seed), recipe))["task_info"] for seed in range(600)]
+    assert {task["init_ij"] for task in drawn} == set(mazes.free_cells(maze.maze_map))
+    assert {task["goal_ij"] for task in drawn} == set(mazes.turning_cells(maze.maze_map))
 
 
 def test_navigate_draws_a_new_goal_on_success_only(navigate):
     env, recipe = navigate
     maze = env.unwrapped
-    moves = behaviours.navigate(maze, np.random.default_rng(0), recipe)
+    moves = mazes.navigate(maze, np.random.default_rng(0), recipe)
     observation, info = env.reset(seed=0, options=next(moves))
     first = maze.cur_goal_xy
     moves.send((observation, info))
@@ -146,7 +147,7 @@ def test_navigate_draws_a_new_goal_on_success_only(navigate):
         goals.add(cell)
         offsets.append(np.subtract(maze.cur_goal_xy, maze.ij_to_xy(cell)))
         np.testing.assert_array_equal(maze.model.geom("target").pos[:2], maze.cur_goal_xy)
-    assert goals == set(behaviours.turning_cells(maze.maze_map))
+    assert goals == set(mazes.turning_cells(maze.maze_map))
     assert 0.95 < np.abs(offsets).max() <= 1.0  # the noise that OGBench adds to goals
     assert abs(np.std(offsets) - 3**-0.5) < 0.03
 
@@ -155,9 +156,9 @@ def test_stitch_goals_are_four_steps_away(stitch):
     env, recipe = stitch
     maze, seen = env.unwrapped, collections.defaultdict(set)
     for seed in range(1500):
-        task = next(behaviours.stitch(maze, np.random.default_rng(seed), recipe))["task_info"]
+        task = next(mazes.stitch(maze, np.random.default_rng(seed), recipe))["task_info"]
         seen[task["init_ij"]].add(task["goal_ij"])
-    assert set(seen) == set(behaviours.free_cells(maze.maze_map))
+    assert set(seen) == set(mazes.free_cells(maze.maze_map))
     for start, goals in seen.items():
         reach = distances(maze.maze_map, start)
         assert goals == {cell for cell, steps in reach.items() if steps == 4}
@@ -168,7 +169,7 @@ def test_stitch_keeps_its_goal_and_stays_where_no_cell_is_four_steps_away():
     maze = env.unwrapped
     maze.maze_map = np.ones_like(maze.maze_map)
     maze.maze_map[1, 1:3] = 0
-    moves = behaviours.stitch(maze, np.random.default_rng(0), recipe)
+    moves = mazes.stitch(maze, np.random.default_rng(0), recipe)
     options = next(moves)
     assert options["task_info"]["init_ij"] == options["task_info"]["goal_ij"]
     sent = env.reset(seed=0, options=options)
@@ -182,7 +183,7 @@ def test_action_noise_is_half_a_unit_and_clipped(stitch):
     _, recipe = stitch
     generator = np.random.default_rng(0)
     direction = np.array([0.6, -0.8])
-    actions = np.array([behaviours._act(recipe, generator, np.zeros(2), direction) for _ in range(20_000)])
+    actions = np.array([mazes._act(recipe, generator, np.zeros(2), direction) for _ in range(20_000)])
     assert np.abs(actions).max() == 1.0
     np.testing.assert_allclose(np.median(actions, axis=0), direction, atol=0.02)
     np.testing.assert_allclose(np.quantile(actions, 0.1587, axis=0)[0], 0.6 - 0.5, atol=0.03)

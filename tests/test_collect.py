@@ -13,12 +13,15 @@ import numpy as np
 import ogbench
 import pytest
 
-from flowrl import envs, files, flags
-from flowrl.data import behaviours, collect
+from flowrl import flags, tasks
+from flowrl.collection import collect, mazes
+from flowrl.envs import making
 from flowrl.errors import UserError
+from flowrl.machine import files
 
 ROOT = Path(__file__).parents[1]
 STITCH, NAVIGATE = "pointmaze-medium-stitch", "pointmaze-medium-navigate"
+RECIPES = {name: tasks.parse(name).recipe() for name in (STITCH, NAVIGATE)}
 
 
 def program():
@@ -33,15 +36,15 @@ def hashes(target):
 
 
 def make(name):
-    known = envs.parse(name)
-    recipe = behaviours.recipe(known)
-    return envs.make(known.env_id, terminate_at_goal=False, max_episode_steps=recipe.length), recipe
+    known = tasks.parse(name)
+    recipe = known.recipe()
+    return making.make(known.env_id, terminate_at_goal=False, max_episode_steps=recipe.length), recipe
 
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
     """The set that others are compared with, made by one process."""
-    return collect.collect(STITCH, tmp_path_factory.mktemp("one"), episodes=20, seed=3, workers=1)
+    return collect.collect(RECIPES[STITCH], tmp_path_factory.mktemp("one"), episodes=20, seed=3, workers=1)
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +91,7 @@ def test_rows_follow_ogbench(navigate):
     assert np.all(np.abs(moved) < 0.4)
     maze = env.unwrapped
     cells = {maze.xy_to_ij(position) for position in episode["observations"]}
-    assert cells <= set(behaviours.free_cells(maze.maze_map))
+    assert cells <= set(mazes.free_cells(maze.maze_map))
     assert len(cells) > 8  # an episode reaches several goals
 
 
@@ -114,7 +117,7 @@ def test_blocks_cover_each_episode_once_and_never_mix_the_files(train, validatio
 
 
 def test_the_number_of_processes_does_not_matter(undisturbed, tmp_path):
-    two = collect.collect(STITCH, tmp_path, episodes=20, seed=3, workers=2)
+    two = collect.collect(RECIPES[STITCH], tmp_path, episodes=20, seed=3, workers=2)
     assert hashes(two) == hashes(undisturbed)
     assert sorted(path.name for path in tmp_path.iterdir() if not path.name.startswith(".")) == [
         f"{STITCH}-v0-val.npz",
@@ -154,7 +157,7 @@ def test_provenance_says_how_it_was_made(undisturbed):
     assert made["rows"] == {f"{STITCH}-v0.npz": 4020, f"{STITCH}-v0-val.npz": 402}
     assert {"flowrl", "python", "ogbench", "mujoco", "gymnasium", "numpy"} == set(made["versions"])
     for name, digest in made["sha256"].items():
-        assert collect.sha256(undisturbed.with_name(name)) == digest
+        assert files.sha256(undisturbed.with_name(name)) == digest
     assert collect.provenance(undisturbed) == made
 
 
@@ -168,22 +171,22 @@ def test_provenance_of_another_file_does_not_count(undisturbed, tmp_path):
 def test_what_is_there_is_neither_made_again_nor_overwritten(undisturbed, tmp_path, monkeypatch):
     folder = shutil.copytree(undisturbed.parent, tmp_path / "copy")
     monkeypatch.setattr(collect, "_run", lambda *_: pytest.fail("collected again"))
-    assert collect.collect(STITCH, folder, episodes=20, seed=3) == folder / undisturbed.name
+    assert collect.collect(RECIPES[STITCH], folder, episodes=20, seed=3) == folder / undisturbed.name
     for changed in ({"episodes": 21, "seed": 3}, {"episodes": 20, "seed": 4}):
         with pytest.raises(UserError, match="has 20 episodes of seed 3; move it"):
-            collect.collect(STITCH, folder, **changed)
+            collect.collect(RECIPES[STITCH], folder, **changed)
     (folder / f"{STITCH}-v0.json").unlink()
     with pytest.raises(UserError, match="is no collection of flowrl"):
-        collect.collect(STITCH, folder, episodes=20, seed=3)
+        collect.collect(RECIPES[STITCH], folder, episodes=20, seed=3)
 
 
 def test_parts_of_another_collection_are_not_used(undisturbed, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(collect, "_merge", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
-            collect.collect(STITCH, tmp_path, episodes=20, seed=4, workers=1)
+            collect.collect(RECIPES[STITCH], tmp_path, episodes=20, seed=4, workers=1)
     assert len(list((tmp_path / f"{STITCH}-v0.parts").glob("*.npz"))) > 16
-    assert hashes(collect.collect(STITCH, tmp_path, episodes=20, seed=3, workers=1)) == hashes(undisturbed)
+    assert hashes(collect.collect(RECIPES[STITCH], tmp_path, episodes=20, seed=3, workers=1)) == hashes(undisturbed)
 
 
 def start(folder):
@@ -229,9 +232,9 @@ def test_a_killed_collection_leaves_no_process_and_continues(tmp_path, monkeypat
     bars = []
     real = collect.Progress
     monkeypatch.setattr(collect, "Progress", lambda *a: bars.append(a) or real(*a))
-    continued = collect.collect(NAVIGATE, tmp_path / "killed", episodes=20, workers=2)
+    continued = collect.collect(RECIPES[NAVIGATE], tmp_path / "killed", episodes=20, workers=2)
     assert bars[0][3] >= 2 * 1001  # what was stored is not collected again
-    assert hashes(continued) == hashes(collect.collect(NAVIGATE, tmp_path / "whole", episodes=20, workers=2))
+    assert hashes(continued) == hashes(collect.collect(RECIPES[NAVIGATE], tmp_path / "whole", episodes=20, workers=2))
     assert not parts.exists()
 
 
@@ -263,28 +266,26 @@ def test_a_block_that_is_half_written_does_not_count(tmp_path, monkeypatch):
 
     monkeypatch.setattr(collect.np, "savez", half)
     with pytest.raises(KeyboardInterrupt):
-        collect._collect_block(
-            tmp_path, collect.Job(STITCH, 0, 1, 1), behaviours.recipe(envs.parse(STITCH)), collect.Block(0, 1)
-        )
+        collect._collect_block(tmp_path, collect.Job(STITCH, 0, 1, 1), RECIPES[STITCH], collect.Block(0, 1))
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_dead_process_is_explained(tmp_path, monkeypatch):
     monkeypatch.setattr(collect, "_initialise", sys.exit)
     with pytest.raises(UserError, match="a collecting process died"):
-        collect.collect(STITCH, tmp_path, episodes=2, workers=1)
+        collect.collect(RECIPES[STITCH], tmp_path, episodes=2, workers=1)
 
 
 def test_a_full_disk_is_said_before_anything_is_collected(tmp_path, monkeypatch):
     monkeypatch.setattr(files.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(100, 50, 50))
     monkeypatch.setattr(collect, "_run", lambda *_: pytest.fail("started"))
     with pytest.raises(UserError, match="no disk space"):
-        collect.collect(STITCH, tmp_path, episodes=5)
+        collect.collect(RECIPES[STITCH], tmp_path, episodes=5)
 
 
 def test_two_collections_of_one_file_take_turns(tmp_path):
     script = (
-        "import sys\nfrom pathlib import Path\nfrom flowrl import files\n"
+        "import sys\nfrom pathlib import Path\nfrom flowrl.machine import files\n"
         "with files.exclusive(Path(sys.argv[1]), 'another'):\n print('in', flush=True)\n sys.stdin.readline()\n"
     )
     lock, environment = tmp_path / "lock", os.environ | {"PYTHONPATH": str(ROOT)}

@@ -5,10 +5,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from ogbench_files import Host
 
-from flowrl import envs
-from flowrl.data import collect, d4rl, sources
+from flowrl import tasks
 from flowrl.data.dataset import from_arrays
 from flowrl.errors import UserError
+from flowrl.machine import files
+from flowrl.tasks import d4rl
+from flowrl.tasks.fields import Expected
 
 HOPPER = "hopper-medium-v2"
 
@@ -286,9 +288,9 @@ def test_the_table_holds_the_published_sets():
 @pytest.mark.filterwarnings("ignore")  # version 4 of the environments is not the newest
 @pytest.mark.parametrize("body", ["halfcheetah", "hopper", "walker2d", "ant"])
 def test_sizes_are_those_of_the_environment(body):
-    env = envs.parse(f"{body}-medium-v2")
-    found, known = envs.sizes(env), d4rl.SETS[env.name]
-    assert (found.observation_dim, found.action_dim) == (known.observation_dim, known.action_dim)
+    env = tasks.parse(f"{body}-medium-v2")
+    found, known = env.facts(), d4rl.SETS[env.name]
+    assert found.expected[:2] == (known.observation_dim, known.action_dim)
     assert env.env_id.lower().removesuffix("-v4") in env.note.lower()
 
 
@@ -308,22 +310,22 @@ def host(monkeypatch, tmp_path):
 
 @pytest.mark.parametrize("data", ["auto", "official"])
 def test_a_download_is_kept_and_read(host, tmp_path, data):
-    env = envs.parse(HOPPER)
-    source = sources.locate(env, data)
+    env = tasks.parse(HOPPER)
+    source = env.locate(data)
     assert source.path == tmp_path / "cache" / "d4rl" / f"{HOPPER}.hdf5"
-    assert (source.origin, source.sha256) == ("official", collect.sha256(source.path))
-    assert sources.locate(env, data) == source
+    assert (source.origin, source.sha256) == ("official", files.sha256(source.path))
+    assert env.locate(data) == source
     assert [path for path, *_ in host.asked] == ["/own/hopper_medium-v2.hdf5"]
-    arrays = sources.read(source, env, observation_dim=11, action_dim=3, action_low=[-1] * 3, action_high=[1] * 3)
+    arrays = env.read(source, Expected(observation_dim=11, action_dim=3, action_low=[-1] * 3, action_high=[1] * 3))
     assert arrays["observations"].shape == (61, 11)
 
 
 def test_an_interrupted_download_continues(host):
-    env, host.cut = envs.parse(HOPPER), 900
+    env, host.cut = tasks.parse(HOPPER), 900
     with pytest.raises(UserError, match="another try continues"):
-        sources.locate(env, "official")
+        env.locate("official")
     host.cut = None
-    assert sources.locate(env, "official").path.read_bytes() == host.body
+    assert env.locate("official").path.read_bytes() == host.body
     assert host.asked[-1][1].startswith("bytes=")
 
 
@@ -332,7 +334,7 @@ def test_what_is_no_dataset_never_enters_the_cache(host, tmp_path, body, reason)
     lacking = write(tmp_path / "lacking.hdf5", episodes("30t", "30n"), rewards=None).read_bytes()
     host.body = body or lacking
     with pytest.raises(UserError, match=reason) as raised:
-        sources.locate(envs.parse(HOPPER), "auto")
+        tasks.parse(HOPPER).locate("auto")
     assert "--data=PATH" in str(raised.value)
     assert [path for path, *_ in host.asked] == ["/own/hopper_medium-v2.hdf5", "/mirror/hopper_medium-v2.hdf5"]
     assert not (tmp_path / "cache" / "d4rl" / f"{HOPPER}.hdf5").exists()
@@ -344,13 +346,13 @@ def test_d4rl_cannot_be_collected():
         UserError,
         match=r"train on flowrl.s own set with --env=collected:hopper-medium, use --data=auto, or --data=PATH",
     ):
-        sources.locate(envs.parse(HOPPER), "collected")
+        tasks.parse(HOPPER).locate("collected")
 
 
 @pytest.mark.parametrize("name", [f"{HOPPER}.hdf5", "hopper_medium-v2.hdf5"])
 def test_a_file_is_found_in_a_folder_under_both_names(tmp_path, name):
     path = write(tmp_path / name, episodes("5n"))
-    env = envs.parse(HOPPER)
+    env = tasks.parse(HOPPER)
     for data in (str(tmp_path), str(path)):
-        assert sources.locate(env, data) == (path, "file", f"file {path}", collect.sha256(path))
-    assert len(sources.read(sources.locate(env, str(tmp_path)), env)["rewards"]) == 5
+        assert env.locate(data) == (path, "file", f"file {path}", files.sha256(path))
+    assert len(env.read(env.locate(str(tmp_path)))["rewards"]) == 5

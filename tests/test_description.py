@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from programs import save_walks
 
-from flowrl import envs
-from flowrl.data import description, sources
-from flowrl.data.fields import Expected, Reading
+from flowrl import tasks
 from flowrl.parts import prepare
 from flowrl.records import print_banner
 from flowrl.settings import plan
+from flowrl.tasks import description
+from flowrl.tasks.fields import Expected, Reading
 
 # Episodes of 3, 1 and 4 transitions.
 TERMINALS = np.array([0, 0, 0, 1, 0, 1, 0, 0, 0, 0, 1], bool)
@@ -118,8 +118,8 @@ def test_tiny_sets_are_read_and_said(tmp_path: Path, rows: int) -> None:
     fields = {"observations": rng.normal(size=(rows, 3)), "next_observations": rng.normal(size=(rows, 3))}
     fields |= {"actions": rng.uniform(-2, 2, (rows, 1)), "rewards": rng.normal(size=rows), "terminals": np.zeros(rows)}
     np.savez(tmp_path / "own.npz", **fields)  # type: ignore[arg-type]
-    env = envs.parse("Pendulum-v1")
-    reading = sources.examine(sources.locate(env, str(tmp_path / "own.npz")), env, Expected(3, 1, (-2,), (2,)))
+    env = tasks.parse("Pendulum-v1")
+    reading = env.examine(env.locate(str(tmp_path / "own.npz")), Expected(3, 1, (-2,), (2,)))
     assert np.count_nonzero(~reading.arrays["terminals"]) == rows
     assert f"only {rows} transition" in " ".join(reading.notes)
     assert description.small(reading.arrays, rows) == []
@@ -132,7 +132,7 @@ def test_the_banner_says_what_was_read(tmp_path: Path, capsys: pytest.CaptureFix
     path = save_walks(tmp_path / "pointmaze-medium-navigate-v0.npz", observations=observations)
     given = {"agent": "gcbc", "env": "pointmaze-medium-navigate", "preset": "quick", "data": str(path)}
     made = plan(given, {"batch_size": 128, "hidden_dims": (8,)})
-    source = sources.locate(made.env, str(path))
+    source = made.env.locate(str(path))
     parts = prepare(made, source)
     states: Any = SimpleNamespace(params={"actor": np.zeros((1, 7))})
     print_banner(made, source, states, 1, parts.facts, parts.doubts)

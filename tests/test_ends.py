@@ -5,10 +5,11 @@ import numpy as np
 import pytest
 from ogbench_files import rows
 
-from flowrl import envs
-from flowrl.data import d4rl, ends, sources, transitions
-from flowrl.data.fields import Expected, Loaded
+from flowrl import tasks
 from flowrl.errors import UserError
+from flowrl.tasks import d4rl, ends, sources, transitions
+from flowrl.tasks.fields import Expected
+from flowrl.tasks.storage import Loaded
 
 # Two episodes of three rows.
 OBSERVATIONS = np.array([0, 1, 2, 100, 101, 102], np.float32)[:, None]
@@ -131,25 +132,25 @@ def test_ogbenchs_format_marks_every_end_in_terminals(tmp_path, changed):
     ((name, shift),) = changed.items()
     other = np.roll(rows()["terminals"], 1 - shift)
     np.savez(tmp_path / "good.npz", **rows(**{name: other}))
-    env = envs.parse("pointmaze-medium-stitch")
-    sources.read(sources.Source(tmp_path / "good.npz", "file", "", ""), env)
+    env = tasks.parse("pointmaze-medium-stitch")
+    env.read(sources.Source(tmp_path / "good.npz", "file", "", ""))
     only = np.arange(40) == 39
     np.savez(tmp_path / "bad.npz", **rows(**{name: other, "terminals": only}))
     with pytest.raises(UserError, match=f"'{name}' says that an episode ends in row 9.*; mark the last row of every"):
-        sources.read(sources.Source(tmp_path / "bad.npz", "file", "", ""), env)
+        env.read(sources.Source(tmp_path / "bad.npz", "file", "", ""))
 
 
 def test_ogbenchs_format_is_compared_with_next_observations(tmp_path):
     data = rows()
     following = np.roll(data["observations"], -1, axis=0)
     following[data["terminals"]] += 1
-    env = envs.parse("pointmaze-medium-stitch")
+    env = tasks.parse("pointmaze-medium-stitch")
     np.savez(tmp_path / "good.npz", **rows(next_observations=following))
-    sources.read(sources.Source(tmp_path / "good.npz", "file", "", ""), env)
+    env.read(sources.Source(tmp_path / "good.npz", "file", "", ""))
     following[4] += 1
     np.savez(tmp_path / "bad.npz", **rows(next_observations=following))
     with pytest.raises(UserError, match="an episode ends in row 4 by 'next_observations' alone; mark the last row"):
-        sources.read(sources.Source(tmp_path / "bad.npz", "file", "", ""), env)
+        env.read(sources.Source(tmp_path / "bad.npz", "file", "", ""))
 
 
 # ------------------------------------------------------------------------------------------------- unmarked ends

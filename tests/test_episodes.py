@@ -13,12 +13,13 @@ import own_envs
 import pytest
 from gymnasium import spaces
 
-from flowrl import envs, workers
-from flowrl.data import sources
-from flowrl.episodes import LARGEST, EnvironmentFailed, NotFinite, SeededEpisodes
+from flowrl import tasks
+from flowrl.envs import making, workers
+from flowrl.envs.episodes import LARGEST, EnvironmentFailed, NotFinite, SeededEpisodes
+from flowrl.envs.spaces import vector
+from flowrl.envs.workers import Episode, Finished
 from flowrl.errors import UserError
-from flowrl.spaces import vector
-from flowrl.workers import Episode, Finished
+from flowrl.tasks.fields import Expected
 
 MATRIX = spaces.Box(-1, 1, (2, 2), np.float32)
 
@@ -156,17 +157,17 @@ def test_bounds_are_those_that_users_see(tmp_path: Path) -> None:
     env = own_envs.Own(action_space=spaces.Box(-2, 2, (1,), np.float32))
     seen = gymnasium.wrappers.RescaleAction(env, np.float32(-0.5), np.float32(0.5))
     gymnasium.register("own/Halved-v0", entry_point=lambda: seen, max_episode_steps=4)
-    name = envs.parse("own/Halved-v0")
-    sizes = envs.sizes(name)
+    name = tasks.parse("own/Halved-v0")
+    sizes = name.facts()
     assert (sizes.action_low, sizes.action_high) == ((-0.5,), (0.5,))
     rows = np.linspace(-0.5, 0.5, 6)[:, None]
     fields = {"observations": np.random.default_rng(0).normal(size=(6, 2)), "actions": rows, "rewards": np.zeros(6)}
     fields |= {"next_observations": fields["observations"], "terminals": np.zeros(6)}
     np.savez(tmp_path / "own.npz", **fields)
-    source = sources.locate(name, str(tmp_path / "own.npz"))
-    read = sources.read(source, name, action_low=sizes.action_low, action_high=sizes.action_high)
+    source = name.locate(str(tmp_path / "own.npz"))
+    read = name.read(source, Expected(action_low=sizes.action_low, action_high=sizes.action_high))
     policy = read["actions"][~read["terminals"]]
-    made = envs.factory(name)()
+    made = name.make()
     for action, given in zip(policy, rows, strict=True):
         made.reset(seed=0)
         made.step(action)
@@ -203,7 +204,7 @@ def test_spaces_that_an_environment_samples_from_are_seeded() -> None:
 
 def share_of(env: str, episodes: int = 6, **kwargs: Any) -> list[Finished]:
     """Plays episodes as a worker does, in this process."""
-    share = workers._Share(functools.partial(envs.make, f"own/{env}-v0", **kwargs), 1)
+    share = workers._Share(functools.partial(making.make, f"own/{env}-v0", **kwargs), 1)
     found = [*share.start([[Episode(0, seed) for seed in range(episodes)]]).finished]
     while len(found) < episodes:
         found += share.step(np.zeros((1, 1), np.float32)).finished
@@ -316,19 +317,19 @@ def test_a_users_mistake_is_one_line_with_the_place(env: str, message: str, line
 def test_mistakes_show_before_the_training() -> None:
     for env in ("FourValues", "NoInfo", "NoSeed"):
         with pytest.raises(UserError, match="Gymnasium's form"):
-            envs.sizes(envs.parse(f"own/{env}-v0"))
+            tasks.parse(f"own/{env}-v0").facts()
 
 
 def test_an_environment_without_a_limit_is_refused_with_the_remedy() -> None:
-    name = envs.parse("own/Endless-v0")
+    name = tasks.parse("own/Endless-v0")
     with pytest.raises(UserError, match=r"own/Endless-v0 has no limit of steps.*--max_episode_steps=N"):
-        envs.sizes(name)
-    made = envs.factory(envs.limited(name, 3))()
+        name.facts()
+    made = name.limited(3).make()
     made.reset(seed=0)
     assert [made.step([0.0])[3] for _ in range(3)] == [False, False, True]
     inside = gymnasium.wrappers.TransformReward(gymnasium.wrappers.TimeLimit(own_envs.Own(), 5), abs)
     gymnasium.register("own/Inside-v0", entry_point=lambda: inside)
-    assert envs.make("own/Inside-v0").reset(seed=0)
+    assert making.make("own/Inside-v0").reset(seed=0)
 
 
 # ----------------------------------------------------------------------------------------------------------- names
@@ -355,36 +356,36 @@ def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 
 def test_a_module_of_ones_own_registers_its_environments(module: str) -> None:
     for name in ("own_maze:Maze-v0", "own_maze:mazes/Maze-v1", "mazes/Maze-v1"):
-        assert envs.sizes(envs.parse(name)).observation_dim == 3
-    pool = workers.EnvPool(envs.factory(envs.parse("own_maze:Maze-v0")), 1, 1)  # whose process knows nothing of it
+        assert tasks.parse(name).facts().spec.observation.shape == (3,)
+    pool = workers.EnvPool(tasks.parse("own_maze:Maze-v0").factory(), 1, 1)  # whose process knows nothing of it
     try:
         assert pool.start([[Episode(0, 1)]]).observations.shape == (1, 3)
     finally:
         pool.close()
     with pytest.raises(UserError, match="importing own_maze registers no 'Mazes-v0'; did you mean Maze-v0"):
-        envs.parse("own_maze:Mazes-v0")
+        tasks.parse("own_maze:Mazes-v0")
 
 
 def test_names_that_nothing_registers_come_with_the_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(
         UserError, match=r"did you mean Pendulum-v1\?; one of your own is named module:Name-v0.*data.md"
     ):
-        envs.parse("Pendulun-v1")
+        tasks.parse("Pendulun-v1")
     with pytest.raises(UserError, match=r"cannot import 'no_such_module'.*PYTHONPATH"):
-        envs.parse("no_such_module:Own-v0")
+        tasks.parse("no_such_module:Own-v0")
     with pytest.raises(UserError, match="cannot import ''"):
-        envs.parse(":Own-v0")
+        tasks.parse(":Own-v0")
     (tmp_path / "own_mistake.py").write_text("\n\nnone = missing\n")
     monkeypatch.syspath_prepend(str(tmp_path))
     with pytest.raises(UserError, match=r"importing own_mistake failed: NameError: .*own_mistake\.py:3"):
-        envs.parse("own_mistake:Own-v0")
+        tasks.parse("own_mistake:Own-v0")
 
 
 def test_mujocos_warnings_leave_no_file_and_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    made = envs.make("Hopper-v5")
+    made = making.make("Hopper-v5")
     assert sys.modules["mujoco"].get_mju_user_warning() is not None
     made.reset(seed=0)
     data = made.unwrapped.data  # type: ignore[attr-defined]

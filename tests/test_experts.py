@@ -12,12 +12,14 @@ import numpy as np
 import pytest
 from programs import load
 
-from flowrl import envs, locomotion, programs
+from flowrl import programs, tasks
 from flowrl.agent import Spec
 from flowrl.agents import sac
 from flowrl.checkpoint import Checkpoints
-from flowrl.data import behaviours, collect, experts
+from flowrl.collection import collect, experts
+from flowrl.envs import locomotion, making
 from flowrl.errors import UserError
+from flowrl.machine import files
 
 expert = load("experiments/expert.py")
 SHIPPED = experts.path("ant")
@@ -44,7 +46,7 @@ def test_an_exported_policy_acts_as_the_agent_does(tmp_path: Path) -> None:
 
 def test_the_shipped_expert_has_its_record() -> None:
     record = json.loads(SHIPPED.with_suffix(".json").read_text())
-    assert record["sha256"] == collect.sha256(SHIPPED)
+    assert record["sha256"] == files.sha256(SHIPPED)
     assert record["made_by"].startswith("python experiments/main.py --agent=sac --env=online-ant-xy-v0")
     assert not record["git_commit"].endswith("-dirty")
 
@@ -64,11 +66,14 @@ def test_a_missing_expert_is_named() -> None:
         experts.path("humanoid")
 
 
-def test_an_ant_is_collected_in_a_maze() -> None:
-    name = envs.parse("antmaze-large-navigate")
-    recipe = behaviours.recipe(name)
-    env = envs.make(str(name.env_id), terminate_at_goal=False, max_episode_steps=recipe.length)
-    fields = collect.play(env, recipe, 0, 0)
+def test_an_ant_reaches_goals_in_a_maze() -> None:
+    name = tasks.parse("antmaze-large-navigate")
+    recipe = name.recipe()
+    env = making.make(str(name.env_id), terminate_at_goal=False, max_episode_steps=recipe.length)
+    walks = load("experiments/maze_walks.py")
+    counted = walks.Counted(env)
+    fields = collect.play(counted, recipe, 0, 0)  # type: ignore[arg-type]
+    assert counted.reached[0] >= 2
     sizes = {"observations": 29, "actions": 8, "qpos": 15, "qvel": 14}
     assert {field: array.shape for field, array in fields.items()} == {
         **{field: (1001, size) for field, size in sizes.items()},
@@ -76,11 +81,17 @@ def test_an_ant_is_collected_in_a_maze() -> None:
     }
     assert np.abs(fields["actions"]).max() <= 1
     np.testing.assert_allclose(fields["observations"][:, :15], fields["qpos"], atol=1e-5)
-    assert np.linalg.norm(np.diff(fields["qpos"][:, :2], axis=0), axis=1).sum() > 50  # metres; it walks
+
+
+def test_lying_on_the_back_is_seen() -> None:
+    walks = load("experiments/maze_walks.py")
+    qpos = np.zeros((3, 15))
+    qpos[0, 3:7], qpos[1, 3:7], qpos[2, 3:7] = [1, 0, 0, 0], [0, 1, 0, 0], [np.cos(0.7), np.sin(0.7), 0, 0]
+    assert walks.upside_down(qpos).tolist() == [False, True, False]  # upright, on its back, tilted by 1.4
 
 
 def test_directions_are_seen_and_rewarded() -> None:
-    env = envs.make("online-ant-xy-v0", module=locomotion.__name__)
+    env = making.make("online-ant-xy-v0", module=locomotion.__name__)
     observation, _ = env.reset(seed=0)
     assert observation.shape == (29,)
     np.testing.assert_allclose(np.linalg.norm(observation[-2:]), 1)
@@ -92,13 +103,13 @@ def test_directions_are_seen_and_rewarded() -> None:
 
 def test_the_program_trains_exports_and_measures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(expert, "STEPS", 20)
-    tiny = ("--online.steps=40", "--online.warmup_steps=20", "--agent.hidden_dims=8", "--agent.batch_size=8")
-    schedule = ("--eval.interval=40", "--log.interval=20", "--checkpoint.interval=40", "--eval.episodes=0")
+    tiny = ("--online_steps=40", "--warmup_steps=20", "--agent.hidden_dims=8", "--agent.batch_size=8")
+    schedule = ("--eval_interval=40", "--log_interval=20", "--checkpoint_interval=40", "--eval_episodes=0")
     folders = (f"--run_dir={tmp_path / 'run'}", f"--out={tmp_path / 'made'}")
     command = ["expert.py", "--body=ant", "--episodes=2", *folders, *tiny, *schedule]
     assert expert.main(command) == 0
     record = json.loads((tmp_path / "made" / "ant.json").read_text())
-    assert record["sha256"] == collect.sha256(tmp_path / "made" / "ant.npz")
+    assert record["sha256"] == files.sha256(tmp_path / "made" / "ant.npz")
     assert len(record["measured"]["directions_changing_every_100_steps"]["falls_per_1000_steps"]["episodes"]) == 2
     assert (tmp_path / "made" / "ant.png").stat().st_size > 10_000
     monkeypatch.setattr(programs, "run_program", functools.partial(pytest.fail, "trained again"))
@@ -127,3 +138,14 @@ def test_an_episode_with_the_ball_ends_for_good() -> None:
     env = locomotion.EndsForGood(gymnasium.wrappers.TimeLimit(Counting(), 3))
     env.reset()
     assert [env.step(np.zeros(1))[2:4] for _ in range(3)] == [(False, False), (False, False), (True, False)]
+
+
+def test_walks_are_counted_and_drawn(tmp_path: Path) -> None:
+    walks = load("experiments/maze_walks.py")
+    arguments = ["--env=pointmaze-medium-navigate", "--episodes=2", f"--out={tmp_path}"]
+    assert walks.main(["maze_walks.py", *arguments]) == 0
+    record = json.loads((tmp_path / "pointmaze-medium-navigate.json").read_text())
+    assert min(record["goals_reached_per_episode"]["episodes"]) >= 1
+    assert (tmp_path / "pointmaze-medium-navigate.png").exists()
+    with pytest.raises(UserError, match="cube-single-play has no maze"):
+        walks.main(["maze_walks.py", "--env=cube-single-play"])

@@ -8,18 +8,21 @@ import numpy as np
 import ogbench
 import pytest
 
-from flowrl import envs
-from flowrl.data import behaviours, collect, manipulation
+from flowrl import tasks
+from flowrl.collection import collect, manipulation
+from flowrl.collection.recipes import Recipe
+from flowrl.envs import making
+from flowrl.envs.episodes import SeededEpisodes
 from flowrl.errors import UserError
 
 SHORT = 150
 
 
-def made(name: str, length: int = SHORT) -> tuple[envs.SeededEpisodes, behaviours.Recipe]:
-    known = envs.parse(name)
-    recipe = behaviours.recipe(known)._replace(length=length)
+def made(name: str, length: int = SHORT) -> tuple[SeededEpisodes, Recipe]:
+    known = tasks.parse(name)
+    recipe = known.recipe()._replace(length=length)
     kwargs = dict(recipe.env_kwargs)
-    return envs.make(str(known.env_id), max_episode_steps=length, **kwargs), recipe
+    return making.make(str(known.env_id), max_episode_steps=length, **kwargs), recipe
 
 
 @pytest.mark.parametrize(
@@ -37,7 +40,7 @@ def made(name: str, length: int = SHORT) -> tuple[envs.SeededEpisodes, behaviour
     ],
 )
 def test_recipes_are_the_published_ones(name: str, episodes: int, buttons: bool) -> None:
-    recipe = behaviours.recipe(envs.parse(name))
+    recipe = tasks.parse(name).recipe()
     assert (recipe.episodes, recipe.length, "button_states" in recipe.fields) == (episodes, 1001, buttons)
     assert dict(recipe.env_kwargs) == {"mode": "data_collection", "terminate_at_goal": False}
     assert recipe.noise == 0.1
@@ -47,7 +50,7 @@ def test_recipes_are_the_published_ones(name: str, episodes: int, buttons: bool)
 @pytest.mark.parametrize("name", ["visual-cube-single-play", "antsoccer-arena-navigate", "humanoidmaze-medium-stitch"])
 def test_other_sets_are_refused(name: str) -> None:
     with pytest.raises(UserError, match=r"pixel|cannot collect"):
-        behaviours.recipe(envs.parse(name))
+        tasks.parse(name).recipe()
 
 
 @pytest.mark.parametrize(
@@ -180,7 +183,7 @@ class Remembering:
 def test_each_target_follows_when_its_oracle_is_done(
     name: str, lowest: float, highest: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    recipe, stacks = behaviours.recipe(envs.parse(name)), []
+    recipe, stacks = tasks.parse(name).recipe(), []
     for episode in range(100):
         place = Remembering()
         for oracles in ("_plan_oracles", "_markov_oracles"):
@@ -238,9 +241,8 @@ def test_files_are_ogbenchs(
     name: str, observation: int, buttons: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A collection with two processes equals one with a single process, and OGBench reads it."""
-    short = behaviours.recipe(envs.parse(name))._replace(length=20)
-    monkeypatch.setattr(behaviours, "recipe", lambda _: short)
-    paths = [collect.collect(name, tmp_path / str(workers), episodes=3, workers=workers) for workers in (1, 2)]
+    short = tasks.parse(name).recipe()._replace(length=20)
+    paths = [collect.collect(short, tmp_path / str(workers), episodes=3, workers=workers) for workers in (1, 2)]
     assert paths[0].read_bytes() == paths[1].read_bytes()
     data = ogbench.load_dataset(str(paths[0]), add_info=True)
     assert data["observations"].shape == (3 * 19, observation)

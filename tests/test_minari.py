@@ -11,11 +11,12 @@ from gymnasium import spaces
 from minari.data_collector import EpisodeBuffer
 from programs import main
 
-from flowrl import envs
-from flowrl.data import minari_sets, sources
-from flowrl.data.fields import Expected
+from flowrl import tasks
+from flowrl.envs import making
+from flowrl.envs.spaces import vector
 from flowrl.errors import UserError
-from flowrl.spaces import vector
+from flowrl.tasks import minari as minari_sets
+from flowrl.tasks.fields import Expected
 
 ID = "test/pendulum/swing-v0"
 # Minari asks for what a public dataset should say about itself.
@@ -62,8 +63,8 @@ def create(lengths=(4, 3), observation_space=BOX, action_space=ACTIONS, data_for
 
 
 def read(dataset_id=ID, **expected):
-    env = envs.parse(f"minari:{dataset_id}")
-    return sources.read(sources.locate(env, "auto"), env, **expected)
+    env = tasks.parse(f"minari:{dataset_id}")
+    return env.read(env.locate("auto"), Expected(**expected))
 
 
 def test_episodes_masks_and_bounds():
@@ -91,21 +92,21 @@ def test_goals_follow_the_observation_in_sorted_order():
 
 def test_locating_names_the_folder_and_hashes_it(root, tmp_path):
     create()
-    env = envs.parse(f"minari:{ID}")
-    source = sources.locate(env, "official")
+    env = tasks.parse(f"minari:{ID}")
+    source = env.locate("official")
     assert source.path == root / ID
     assert source.origin == "official"
     assert ID in source.detail
-    given = sources.locate(env, str(root))
+    given = env.locate(str(root))
     assert (given.path, given.origin, given.sha256) == (root / ID, "file", source.sha256)
-    assert sources.locate(env, str(root / ID)) == given
+    assert env.locate(str(root / ID)) == given
     (root / ID / "data" / "more").write_text("x")
-    assert sources.locate(env, "official").sha256 != source.sha256
+    assert env.locate("official").sha256 != source.sha256
     for inside in ("data", "data/main_data.hdf5"):  # the set's own bounds of actions are never lost
-        assert sources.locate(env, str(root / ID / inside)).path == root / ID
+        assert env.locate(str(root / ID / inside)).path == root / ID
     (root / ID / "data" / "metadata.json").unlink()
     with pytest.raises(UserError, match="give its folder, the one with data/metadata"):
-        sources.locate(env, str(root / ID / "data" / "main_data.hdf5"))
+        env.locate(str(root / ID / "data" / "main_data.hdf5"))
 
 
 def test_what_is_missing_comes_with_the_command_that_gets_it(monkeypatch):
@@ -115,7 +116,7 @@ def test_what_is_missing_comes_with_the_command_that_gets_it(monkeypatch):
         with pytest.raises(UserError, match="is no id of a Minari set"):
             read(wrong)
     with pytest.raises(UserError, match="cannot collect data for minari:test"):
-        sources.locate(envs.parse(f"minari:{ID}"), "collected")
+        tasks.parse(f"minari:{ID}").locate("collected")
     monkeypatch.setitem(sys.modules, "minari", None)
     with pytest.raises(UserError, match=r"need minari; install it with: pip install -e '\.\[minari\]'"):
         read("mujoco/hopper/medium-v0")
@@ -147,8 +148,8 @@ def test_what_a_set_leaves_in_doubt_is_noted(root):
     with h5py.File(root / ID / "data" / "main_data.hdf5", "a") as file:
         file["episode_1/truncations"][0] = True
         file["episode_0/infos/torque"] = np.zeros(5)
-    env = envs.parse(f"minari:{ID}")
-    reading = sources.examine(sources.locate(env, "auto"), env, Expected())
+    env = tasks.parse(f"minari:{ID}")
+    reading = env.examine(env.locate("auto"), Expected())
     assert reading.notes[0] == "episode 1: 'truncations' is set in row 0, and the episode goes on after it"
     assert reading.notes[1].startswith("actions fill ")
     assert (reading.rows, reading.unread) == (7, ("infos/torque",))
@@ -188,7 +189,7 @@ def test_the_environment_is_recovered(root):
     create(env="Pendulum-v1", eval_env=gymnasium.make("Pendulum-v1", g=5.0).spec)
     found = minari_sets.environment(root / ID)
     assert (found.env_id, found.module) == ("Pendulum-v1", "")
-    made = envs.make(found.env_id, **found.kwargs)
+    made = making.make(found.env_id, **found.kwargs)
     assert made.unwrapped.g == 5.0
     assert made.spec.max_episode_steps == 200
     create(dataset_id="test/none-v0")
@@ -201,10 +202,11 @@ def test_the_environment_has_the_wrappers_that_the_set_names(root):
     seen, unit = wrapped.observation_space, spaces.Box(-1, 1, (1,), np.float32)
     create(env=wrapped.spec, eval_env=wrapped.spec, observation_space=seen, action_space=unit)
     found = minari_sets.environment(root / ID)
-    name = envs.parse(f"minari:{ID}")._replace(env_id=found.env_id, kwargs=tuple(found.kwargs.items()))
-    sizes = envs.sizes(name)
-    assert (sizes.observation_dim, sizes.action_low, sizes.action_high) == (4, (-1.0,), (1.0,))
-    made = envs.factory(name)()
+    unknown = tasks.parse(f"minari:{ID}")
+    name = unknown.evaluated(unknown.locate("auto"))
+    assert (name.env_id, dict(name.kwargs)) == (found.env_id, found.kwargs)
+    assert name.facts().expected == (4, 1, (-1.0,), (1.0,))
+    made = name.make()
     made.reset(seed=0)
     assert [made.step([1.0])[3] for _ in range(7)] == [False] * 6 + [True]
     assert made.unwrapped.last_u == 2.0
@@ -232,7 +234,7 @@ def test_spaces_with_numbers_are_read_as_they_are_shown(root):
 
 
 def test_h5py_and_minari_are_imported_when_needed():
-    code = "import sys, flowrl, flowrl.data.sources; assert not {'h5py', 'minari'} & set(sys.modules)"
+    code = "import sys, flowrl, flowrl.tasks; assert not {'h5py', 'minari'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
@@ -258,7 +260,7 @@ def test_dictionary_observations_reach_the_policy_as_the_reader_flattens_them():
             return self.reset()[0], 0.0, False, False, {}
 
     gymnasium.register("Reach-v0", Reach, max_episode_steps=3)
-    env = envs.make("Reach-v0")
+    env = making.make("Reach-v0")
     assert len(env.observation_space.shape) == 1
     observation, _ = env.reset(seed=0)
     np.testing.assert_array_equal(observation, vector(GOALS, env.unwrapped.shown))

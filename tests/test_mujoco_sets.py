@@ -11,12 +11,16 @@ import numpy as np
 import pytest
 from programs import load, main
 
-from flowrl import envs, gaussian, presets
+from flowrl import policies, presets, tasks
 from flowrl.agent import Spec
 from flowrl.agents import sac
 from flowrl.checkpoint import Checkpoints
-from flowrl.data import behaviours, collect, experts, mujoco_sets, sources
+from flowrl.collection import collect, experts, mujoco_sets
+from flowrl.envs import making
+from flowrl.envs.episodes import SeededEpisodes
 from flowrl.errors import UserError
+from flowrl.machine import files
+from flowrl.tasks.fields import Expected
 
 snapshots = load("experiments/snapshots.py")
 RETURNS = np.array([50.0, 400.0, 350.0, 900.0, 600.0])
@@ -39,23 +43,23 @@ def layers_of(means: list[float], log_stds: list[float], observation_dim: int = 
 
 
 def test_samples_are_those_of_the_squashed_gaussian() -> None:
-    assert experts.LOG_STD_RANGE == gaussian.LOG_STD_RANGE
+    assert experts.LOG_STD_RANGE == policies.LOG_STD_RANGE
     layers, generator = layers_of([0.3, -0.5], [-1.0, -9.0], 3), np.random.default_rng(0)
     found = np.array([experts.sample(layers, np.zeros(3), generator) for _ in range(4000)])
     noise = jax.random.normal(jax.random.key(0), (4000, 2))
-    log_stds = jnp.clip(jnp.array([-1.0, -9.0]), *gaussian.LOG_STD_RANGE)
-    expected, _ = gaussian.squash(jnp.array([0.3, -0.5]), log_stds, noise)
+    log_stds = jnp.clip(jnp.array([-1.0, -9.0]), *policies.LOG_STD_RANGE)
+    expected, _ = policies.squash(jnp.array([0.3, -0.5]), log_stds, noise)
     np.testing.assert_allclose(found.mean(axis=0), expected.mean(axis=0), atol=0.02)
     np.testing.assert_allclose(found.std(axis=0), expected.std(axis=0), atol=0.01)
 
 
 @pytest.fixture(scope="module")
-def hopper() -> envs.SeededEpisodes:
-    return envs.make("Hopper-v5", max_episode_steps=1000)
+def hopper() -> SeededEpisodes:
+    return making.make("Hopper-v5", max_episode_steps=1000)
 
 
 @pytest.mark.parametrize("policy", [None, layers_of([0.1, 0.0, -0.2], [-2.0] * 3)], ids=["uniform", "sampled"])
-def test_a_stretch_is_episodes_end_to_end(hopper: envs.SeededEpisodes, policy: Any) -> None:
+def test_a_stretch_is_episodes_end_to_end(hopper: SeededEpisodes, policy: Any) -> None:
     rows = mujoco_sets.rollout(hopper, policy, 120, np.random.SeedSequence([0, 5]))
     assert {field: array.dtype for field, array in rows.items()} == mujoco_sets.FIELDS
     ends = rows["terminals"] | rows["timeouts"]
@@ -78,27 +82,28 @@ def test_a_stretch_is_episodes_end_to_end(hopper: envs.SeededEpisodes, policy: A
 
 
 def test_names_have_environment_scores_and_settings() -> None:
-    env = envs.parse("collected:halfcheetah-medium")
-    assert (env.env_id, env.d4rl, env.goals) == ("HalfCheetah-v5", "halfcheetah-medium-v2", "none")
-    ours, published = (presets.lookup("paper", "sscp", name) for name in (env.name, env.d4rl))
+    env = tasks.parse("collected:halfcheetah-medium")
+    assert (env.env_id, env.published, env.goals) == ("HalfCheetah-v5", "halfcheetah-medium-v2", "none")
+    assert env.score(np.array([12135.0])).tolist() == pytest.approx([100.0])
+    ours, published = (presets.lookup("paper", "sscp", name) for name in (env.name, env.published))
     assert ours.agent == published.agent
     with pytest.raises(UserError, match="did you mean collected:hopper-medium"):
-        envs.parse("collected:hoper-medium")
+        tasks.parse("collected:hoper-medium")
     with pytest.raises(UserError, match="no official file"):
-        sources.locate(env, "official")
+        env.locate("official")
 
 
 @pytest.mark.parametrize("body", ["walker2d"])
 def test_a_body_without_policies_is_refused(body: str) -> None:
     with pytest.raises(UserError, match=f"snapshots.py --body={body}"):
-        behaviours.recipe(envs.parse(f"collected:{body}-medium"))
+        tasks.parse(f"collected:{body}-medium").recipe()
 
 
 @pytest.mark.parametrize("body", ["halfcheetah", "hopper"])
 def test_shipped_policies_have_their_record(body: str) -> None:
     path = experts.path(body)
     record, found = json.loads(path.with_suffix(".json").read_text()), experts.snapshots(body)
-    assert record["sha256"] == collect.sha256(path)
+    assert record["sha256"] == files.sha256(path)
     assert not record["git_commit"].endswith("-dirty")
     kept = {policy["step"]: policy["return"] for policy in record["policies"] if policy["kept_as"]}
     assert kept == pytest.approx(dict(zip(found.steps.tolist(), found.returns.tolist(), strict=True)))
@@ -110,24 +115,23 @@ def test_shipped_policies_have_their_record(body: str) -> None:
 
 def test_the_expert_earns_what_its_record_says() -> None:
     found = experts.snapshots("halfcheetah")
-    env = envs.make("HalfCheetah-v5", max_episode_steps=1000)
+    env = making.make("HalfCheetah-v5", max_episode_steps=1000)
     rows = mujoco_sets.rollout(env, found.policies[int(found.returns.argmax())], 1000, np.random.SeedSequence(7))
     assert rows["rewards"].sum() > 0.7 * found.returns.max()
 
 
 def test_a_set_is_collected_and_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FLOWRL_DATA", str(tmp_path))
-    env = envs.parse("collected:hopper-medium-replay")
-    short = behaviours.recipe(env)._replace(length=60)
-    monkeypatch.setattr(behaviours, "recipe", lambda name: short)
-    path = collect.collect(env.name, tmp_path / "collected", episodes=8, workers=1)
+    env = tasks.parse("collected:hopper-medium-replay")
+    short = env.recipe()._replace(length=60)
+    path = collect.collect(short, tmp_path / "collected", episodes=8, workers=1)
     made = collect.provenance(path)
     assert made is not None
     assert made["expert"].startswith("flowrl's own hopper")
     assert "SAC" in made["made"]
-    source = sources.locate(env, "auto")
+    source = env.locate("auto")
     assert (source.origin, source.path) == ("collected", path)
-    arrays = sources.read(source, env, observation_dim=11, action_dim=3)
+    arrays = env.read(source, Expected(observation_dim=11, action_dim=3))
     with np.load(path) as stored:
         ends = stored["terminals"] | stored["timeouts"]
         assert len(stored["rewards"]) == 8 * 60
@@ -186,8 +190,8 @@ def test_policies_of_interruptions_are_left_out(tmp_path: Path, monkeypatch: pyt
     assert [*snapshots.load(tmp_path)] == [20, 40, 50]
 
 
-def test_policies_take_turns(hopper: envs.SeededEpisodes) -> None:
-    recipe = behaviours.recipe(envs.parse("collected:hopper-medium-replay"))._replace(length=40)
+def test_policies_take_turns(hopper: SeededEpisodes) -> None:
+    recipe = tasks.parse("collected:hopper-medium-replay").recipe()._replace(length=40)
     policies = [None, *experts.snapshots("hopper").policies]
     assert len(recipe.policies) > 2
     for episode in (0, 1, 2, len(recipe.policies) + 1):

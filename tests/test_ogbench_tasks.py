@@ -2,10 +2,13 @@ import numpy as np
 import ogbench
 import pytest
 
-from flowrl import envs
-from flowrl.data import collect, ogbench_tasks, sources
-from flowrl.data.fields import Loaded
+from flowrl import tasks
+from flowrl.collection import collect
 from flowrl.errors import UserError
+from flowrl.tasks import ogbench as ogbench_names
+from flowrl.tasks import ogbench_sets, sources
+from flowrl.tasks.fields import Expected
+from flowrl.tasks.storage import Loaded
 
 DATA = "pointmaze-medium-navigate"
 # Gymnasium's remarks on the bounds of OGBench's manipulation environments.
@@ -14,11 +17,11 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*precision lowered by casting:U
 
 @pytest.fixture(scope="module")
 def collected(tmp_path_factory):
-    return collect.collect(DATA, tmp_path_factory.mktemp("data"), episodes=3, workers=1)
+    return collect.collect(tasks.parse(DATA).recipe(), tmp_path_factory.mktemp("data"), episodes=3, workers=1)
 
 
 def read(path, name, **expected):
-    return sources.read(sources.Source(path, "file", "", ""), envs.parse(name), **expected)
+    return tasks.parse(name).read(sources.Source(path, "file", "", ""), Expected(**expected))
 
 
 def theirs(path, name):
@@ -57,8 +60,8 @@ def test_oracle_goals_are_ogbenchs(collected):
 
 def manipulation(name, rows=6):
     """Returns a state of the simulator in which the task is solved in the last row, and by halves in the others."""
-    env = envs.parse(name)
-    made = envs.factory(env)()
+    env = tasks.parse(name)
+    made = env.make()
     made.reset(seed=0)
     inner = made.unwrapped
     state = {"qpos": np.random.default_rng(0).normal(size=(rows, len(inner._data.qpos)))}
@@ -77,7 +80,7 @@ def manipulation(name, rows=6):
 @pytest.mark.parametrize("name", ["cube-double-play-singletask-task2", "puzzle-3x3-play-singletask-task4"])
 def test_a_row_of_a_manipulation_task_is_rewarded_for_what_it_solves(name):
     env, state = manipulation(name)
-    added = ogbench_tasks.added(Loaded("data.npz", "", state), env, 6)
+    added = ogbench_sets.added(Loaded("data.npz", "", state), env, 6)
     np.testing.assert_array_equal(added["masks"], [1, 1, 1, 1, 1, 0])
     parts = 2 if "cube" in name else 9
     first = -parts if "cube" in name else 1 - parts
@@ -86,7 +89,7 @@ def test_a_row_of_a_manipulation_task_is_rewarded_for_what_it_solves(name):
 
 def test_compact_goals_of_buttons_are_their_states():
     env, state = manipulation("puzzle-3x3-play-oraclerep")
-    goals = ogbench_tasks.added(Loaded("data.npz", "", state), env, 6)["oracle_reps"]
+    goals = ogbench_sets.added(Loaded("data.npz", "", state), env, 6)["oracle_reps"]
     np.testing.assert_array_equal(goals, state["button_states"])
 
 
@@ -133,26 +136,26 @@ def test_buttons_are_needed_where_there_are_some():
     env, state = manipulation("puzzle-3x3-play-singletask")
     del state["button_states"]
     with pytest.raises(UserError, match="'button_states' is missing, which puzzle-3x3-play-singletask needs; use the"):
-        ogbench_tasks.added(Loaded("data.npz", "", state), env, 6)
+        ogbench_sets.added(Loaded("data.npz", "", state), env, 6)
     state["button_states"] = np.zeros((6, 8), int)
     with pytest.raises(UserError, match="not the simulator's state in puzzle-3x3-singletask-v0: 'qpos' has shape"):
-        ogbench_tasks.added(Loaded("data.npz", "", state), env, 6)
+        ogbench_sets.added(Loaded("data.npz", "", state), env, 6)
     env, state = manipulation("cube-single-play-singletask")
     with pytest.raises(UserError, match="'qpos' have size 15, but cube-single-singletask-v0 has 21; use the official"):
-        ogbench_tasks.added(Loaded("data.npz", "", {"qpos": state["qpos"][:, :15]}), env, 6)
+        ogbench_sets.added(Loaded("data.npz", "", {"qpos": state["qpos"][:, :15]}), env, 6)
 
 
 def test_a_single_task_shares_the_collection_of_its_dataset(tmp_path, monkeypatch):
     monkeypatch.setenv("FLOWRL_DATA", str(tmp_path))
-    monkeypatch.setattr(sources, "HOSTS", ())
+    monkeypatch.setattr(ogbench_names, "HOSTS", ())
     calls = []
 
-    def collect_here(name, out, *, workers=None):
-        calls.append(name)
+    def collect_here(recipe, out, *, workers=None):
+        calls.append(recipe.name)
         out.mkdir(parents=True)
         (out / f"{DATA}-v0.npz").write_bytes(b"")
 
     monkeypatch.setattr(collect, "collect", collect_here)
     for name in (f"{DATA}-singletask-task3", f"{DATA}-oraclerep", DATA):
-        assert sources.locate(envs.parse(name), "auto").path == tmp_path / "collected" / f"{DATA}-v0.npz"
+        assert tasks.parse(name).locate("auto").path == tmp_path / "collected" / f"{DATA}-v0.npz"
     assert calls == [DATA]

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from flowrl.progress import Progress
+from flowrl.machine.progress import Progress
 
 
 def test_without_a_terminal_a_line_is_printed_every_thirty_seconds(capsys: pytest.CaptureFixture[str]) -> None:

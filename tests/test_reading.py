@@ -5,15 +5,16 @@ import numpy as np
 import pytest
 from ogbench_files import rows, with_value
 
-from flowrl import envs
-from flowrl.data import sources
+from flowrl import tasks
 from flowrl.errors import UserError
+from flowrl.tasks import sources
+from flowrl.tasks.fields import Expected
 
-ENV = envs.parse("pointmaze-medium-stitch")
+ENV = tasks.parse("pointmaze-medium-stitch")
 
 
 def read(path, **expected):
-    return sources.read(sources.Source(path, "file", "", ""), ENV, **expected)
+    return ENV.read(sources.Source(path, "file", "", ""), Expected(**expected))
 
 
 def saved(tmp_path, compressed=False, **changed):
@@ -135,7 +136,7 @@ def test_a_file_of_the_users_own_is_never_to_be_deleted(tmp_path, origin, remedy
     path = tmp_path / "data.hdf5"
     path.write_bytes(b"PK")
     with pytest.raises(UserError) as raised:
-        sources.read(sources.Source(path, origin, "", ""), envs.parse(name))
+        tasks.parse(name).read(sources.Source(path, origin, "", ""))
     assert str(raised.value).endswith(remedy)
 
 

@@ -9,8 +9,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from flowrl import flags, signals
-from flowrl.signals import run_program
+from flowrl import flags
+from flowrl.machine import signals
+from flowrl.machine.signals import run_program
 
 CHILD = """
 import signal, sys, time
@@ -23,7 +24,7 @@ time.sleep(60)
 """
 PARENT = """
 import sys
-from flowrl.signals import exit_on_sigterm, run_program
+from flowrl.machine.signals import exit_on_sigterm, run_program
 exit_on_sigterm()
 try:
     run_program([sys.executable, "-c", sys.argv[1]])
@@ -81,7 +82,8 @@ def test_other_statuses_are_returned(status: int) -> None:
 # Compiled code that lets other threads run, as XLA does, and that no signal disturbs: a lock that is taken twice.
 BLOCKED = """
 import ctypes, sys
-from flowrl import flags, signals
+from flowrl import flags
+from flowrl.machine import signals
 signals.AT_ONCE = 0.3
 def main(arguments):
     library, lock = ctypes.CDLL(None), ctypes.create_string_buffer(64)

@@ -3,12 +3,14 @@ import contextlib
 import pytest
 from ogbench_files import Host, packed
 
-from flowrl import envs
-from flowrl.data import collect, download, sources
+from flowrl import tasks
+from flowrl.collection import collect
 from flowrl.errors import UserError
+from flowrl.machine import files
+from flowrl.tasks import download, ogbench, sources
 
 NAME = "pointmaze-medium-stitch"
-ENV = envs.parse(NAME)
+ENV = tasks.parse(NAME)
 FILE = f"{NAME}-v0.npz"
 
 
@@ -30,7 +32,7 @@ def mirror():
 def cache(tmp_path, monkeypatch):
     """A cache of its own, and no host in the world, for every test."""
     monkeypatch.setenv("FLOWRL_DATA", str(tmp_path / "cache"))
-    monkeypatch.setattr(sources, "HOSTS", ())
+    monkeypatch.setattr(ogbench, "HOSTS", ())
     return tmp_path / "cache"
 
 
@@ -39,8 +41,8 @@ def collected(cache, monkeypatch):
     """Stands in for a collection; counts its calls."""
     calls = []
 
-    def collect_here(name, out, *, workers=None):
-        calls.append((name, workers))
+    def collect_here(recipe, out, *, workers=None):
+        calls.append((recipe.name, workers))
         out.mkdir(parents=True, exist_ok=True)
         (out / FILE).write_bytes(packed())
 
@@ -63,29 +65,29 @@ def leftovers(cache):
 @pytest.mark.usefixtures("forbidden")
 @pytest.mark.parametrize("data", ["auto", "official"])
 def test_download_is_kept_as_official_and_asked_for_once(data, host, cache, monkeypatch):
-    monkeypatch.setattr(sources, "HOSTS", (host.url,))
-    source = sources.locate(ENV, data)
+    monkeypatch.setattr(ogbench, "HOSTS", (host.url,))
+    source = ENV.locate(data)
     assert source.origin == "official"
     assert source.path == cache / "official" / FILE
     assert source.path.read_bytes() == host.body
-    assert source.sha256 == collect.sha256(source.path)
-    assert sources.locate(ENV, data) == source
+    assert source.sha256 == files.sha256(source.path)
+    assert ENV.locate(data) == source
     assert [path for path, *_ in host.asked] == [f"/{FILE}"]
     assert leftovers(cache) == []
 
 
 @pytest.mark.usefixtures("forbidden")
 def test_interrupted_download_continues_with_a_range(host, cache, monkeypatch):
-    monkeypatch.setattr(sources, "HOSTS", (host.url,))
+    monkeypatch.setattr(ogbench, "HOSTS", (host.url,))
     host.cut = 700
     with pytest.raises(UserError, match=rf"ended after 700 of {len(host.body)} bytes; another try continues"):
-        sources.locate(ENV, "official")
+        ENV.locate("official")
     assert not (cache / "official" / FILE).exists()
     host.cut = 300
     with pytest.raises(UserError, match="ended after 1000 of"):
-        sources.locate(ENV, "official")
+        ENV.locate("official")
     host.cut = None
-    assert sources.locate(ENV, "official").path.read_bytes() == host.body
+    assert ENV.locate("official").path.read_bytes() == host.body
     assert [asked[1:] for asked in host.asked] == [
         (None, None),
         ("bytes=700-", '"one"'),
@@ -97,62 +99,62 @@ def test_interrupted_download_continues_with_a_range(host, cache, monkeypatch):
 @pytest.mark.usefixtures("forbidden")
 @pytest.mark.parametrize("change", ["no ranges", "another version", "no mark"])
 def test_download_starts_again_where_it_cannot_continue(change, host, cache, monkeypatch):
-    monkeypatch.setattr(sources, "HOSTS", (host.url,))
+    monkeypatch.setattr(ogbench, "HOSTS", (host.url,))
     host.cut = 700
     host.etag = "" if change == "no mark" else host.etag
     with pytest.raises(UserError, match="ended after 700"):
-        sources.locate(ENV, "official")
+        ENV.locate("official")
     host.cut = None
     if change == "no ranges":
         host.ranges = False
     if change == "another version":
         host.body, host.etag = packed(n=50), '"two"'
-    assert sources.locate(ENV, "official").path.read_bytes() == host.body
+    assert ENV.locate("official").path.read_bytes() == host.body
     assert leftovers(cache) == []
 
 
 @pytest.mark.usefixtures("forbidden")
 def test_a_shorter_new_version_does_not_keep_the_old_end(host, monkeypatch):
-    monkeypatch.setattr(sources, "HOSTS", (host.url,))
+    monkeypatch.setattr(ogbench, "HOSTS", (host.url,))
     host.cut = len(host.body) - 1
     with pytest.raises(UserError, match="ended after"):
-        sources.locate(ENV, "official")
+        ENV.locate("official")
     host.body, host.etag, host.cut = packed(n=20), '"two"', None
-    assert sources.locate(ENV, "official").path.read_bytes() == host.body
+    assert ENV.locate("official").path.read_bytes() == host.body
 
 
 @pytest.mark.usefixtures("forbidden")
 def test_a_wrong_range_is_not_appended(host, cache, monkeypatch):
-    monkeypatch.setattr(sources, "HOSTS", (host.url,))
+    monkeypatch.setattr(ogbench, "HOSTS", (host.url,))
     host.cut = 700
     with pytest.raises(UserError, match="ended after 700"):
-        sources.locate(ENV, "official")
+        ENV.locate("official")
     host.cut, host.lie = None, True
     with pytest.raises(UserError, match="another range"):
-        sources.locate(ENV, "official")
+        ENV.locate("official")
     host.lie = False
-    assert sources.locate(ENV, "official").path.read_bytes() == host.body
+    assert ENV.locate("official").path.read_bytes() == host.body
 
 
 @pytest.mark.usefixtures("forbidden")
 def test_a_download_killed_before_its_renaming_is_finished(host, cache, monkeypatch):
-    monkeypatch.setattr(sources, "HOSTS", (host.url,))
+    monkeypatch.setattr(ogbench, "HOSTS", (host.url,))
     monkeypatch.setattr(download, "check_npz", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
-        sources.locate(ENV, "official")
+        ENV.locate("official")
     monkeypatch.undo()
-    monkeypatch.setattr(sources, "HOSTS", (host.url,))
+    monkeypatch.setattr(ogbench, "HOSTS", (host.url,))
     monkeypatch.setenv("FLOWRL_DATA", str(cache))
-    assert sources.locate(ENV, "official").path.read_bytes() == host.body
+    assert ENV.locate("official").path.read_bytes() == host.body
     assert host.asked[-1][1] == f"bytes={len(host.body)}-"
 
 
 @pytest.mark.usefixtures("forbidden")
 def test_the_mirror_serves_where_the_first_host_fails_and_parts_never_mix(host, mirror, cache, monkeypatch):
-    monkeypatch.setattr(sources, "HOSTS", (host.url, mirror.url))
+    monkeypatch.setattr(ogbench, "HOSTS", (host.url, mirror.url))
     mirror.body = packed(n=60)
     host.cut = 700
-    source = sources.locate(ENV, "official")
+    source = ENV.locate("official")
     assert source.path.read_bytes() == mirror.body
     assert mirror.asked == [(f"/{FILE}", None, None)]
     assert leftovers(cache) == []
@@ -172,27 +174,27 @@ def test_the_mirror_serves_where_the_first_host_fails_and_parts_never_mix(host, 
     ],
 )
 def test_what_is_no_dataset_never_enters_the_cache(changes, reason, host, cache, monkeypatch):
-    monkeypatch.setattr(sources, "HOSTS", (host.url,))
+    monkeypatch.setattr(ogbench, "HOSTS", (host.url,))
     for name, value in changes.items():
         setattr(host, name, value)
     with pytest.raises(UserError, match=reason) as raised:
-        sources.locate(ENV, "official")
+        ENV.locate("official")
     assert "--data=collected" in str(raised.value)
     assert "--data=PATH" in str(raised.value)
     assert [name for name in leftovers(cache) if name.endswith(".part")] == []
     assert not (cache / "official" / FILE).exists()
     good = Host()
     with contextlib.closing(good):
-        monkeypatch.setattr(sources, "HOSTS", (good.url,))
-        assert sources.locate(ENV, "official").path.read_bytes() == good.body
+        monkeypatch.setattr(ogbench, "HOSTS", (good.url,))
+        assert ENV.locate("official").path.read_bytes() == good.body
 
 
 # ------------------------------------------------------------------------------------------------------ locate
 
 
 def test_auto_collects_where_no_host_answers(cache, collected, capsys, monkeypatch):
-    monkeypatch.setattr(sources, "HOSTS", ("http://127.0.0.1:9", "http://127.0.0.1:9/mirror"))
-    source = sources.locate(ENV, "auto", workers=2)
+    monkeypatch.setattr(ogbench, "HOSTS", ("http://127.0.0.1:9", "http://127.0.0.1:9/mirror"))
+    source = ENV.locate("auto", workers=2)
     said = capsys.readouterr().err
     assert "Connection refused" in said
     assert f"collecting {NAME} here instead" in said
@@ -201,84 +203,84 @@ def test_auto_collects_where_no_host_answers(cache, collected, capsys, monkeypat
     assert source.path == cache / "collected" / FILE
     assert not (cache / "official" / FILE).exists()
     with pytest.raises(UserError, match=r"cannot download.*Connection refused.*--data=collected.*--data=PATH"):
-        sources.locate(ENV, "official")
+        ENV.locate("official")
 
 
 @pytest.mark.usefixtures("forbidden")
 def test_official_never_means_collected(cache, monkeypatch):
     (cache / "collected").mkdir(parents=True)
     (cache / "collected" / FILE).write_bytes(packed())
-    monkeypatch.setattr(sources, "HOSTS", ("http://127.0.0.1:9",))
+    monkeypatch.setattr(ogbench, "HOSTS", ("http://127.0.0.1:9",))
     with pytest.raises(UserError, match="cannot download"):
-        sources.locate(ENV, "official")
+        ENV.locate("official")
 
 
 def test_auto_prefers_official_then_collected_then_the_network(cache, host, collected, monkeypatch):
-    monkeypatch.setattr(sources, "HOSTS", (host.url,))
-    first = sources.locate(ENV, "collected")
+    monkeypatch.setattr(ogbench, "HOSTS", (host.url,))
+    first = ENV.locate("collected")
     assert (first.origin, host.asked, len(collected)) == ("collected", [], 1)
-    second = sources.locate(ENV, "auto")
+    second = ENV.locate("auto")
     assert (second.path, host.asked, len(collected)) == (first.path, [], 1)
     assert "not the official download" in second.detail
     assert "--data=official" in second.detail
     assert "--data=official" not in first.detail
-    assert sources.locate(ENV, "official").origin == "official"
-    assert sources.locate(ENV, "auto").origin == "official"
-    assert sources.locate(ENV, "collected").origin == "collected"
+    assert ENV.locate("official").origin == "official"
+    assert ENV.locate("auto").origin == "official"
+    assert ENV.locate("collected").origin == "collected"
     assert len(host.asked) == 1
 
 
 def test_what_cannot_be_collected_is_not_recommended(monkeypatch):
-    monkeypatch.setattr(sources, "HOSTS", ("http://127.0.0.1:9",))
+    monkeypatch.setattr(ogbench, "HOSTS", ("http://127.0.0.1:9",))
     for data in ("auto", "official"):
         with pytest.raises(UserError, match=r"cannot download.*--data=PATH") as raised:
-            sources.locate(envs.parse("humanoidmaze-large-navigate"), data)
+            tasks.parse("humanoidmaze-large-navigate").locate(data)
         assert "--data=collected" not in str(raised.value)
     with pytest.raises(UserError, match="cannot collect humanoidmaze-large-navigate yet"):
-        sources.locate(envs.parse("humanoidmaze-large-navigate"), "collected")
+        tasks.parse("humanoidmaze-large-navigate").locate("collected")
 
 
 def test_a_file_or_its_folder_can_be_given(tmp_path):
     path = tmp_path / FILE
     path.write_bytes(packed())
     for data in (str(path), str(tmp_path)):
-        source = sources.locate(ENV, data)
-        assert source == (path, "file", f"file {path}", collect.sha256(path))
+        source = ENV.locate(data)
+        assert source == (path, "file", f"file {path}", files.sha256(path))
 
 
 def test_a_given_file_that_flowrl_collected_says_so(tmp_path):
-    path = collect.collect(NAME, tmp_path, episodes=3, workers=1)
-    source = sources.locate(ENV, str(tmp_path))
+    path = collect.collect(ENV.recipe(), tmp_path, episodes=3, workers=1)
+    source = ENV.locate(str(tmp_path))
     assert source.origin == "file"
     assert "collected by flowrl (not the official download), 3 of 5000 episodes, seed 0" in source.detail
     path.write_bytes(packed())
-    assert sources.locate(ENV, str(path)).detail == f"file {path}"
+    assert ENV.locate(str(path)).detail == f"file {path}"
 
 
 def test_a_wrong_path_names_the_expected_file(tmp_path):
     with pytest.raises(UserError, match=FILE):
-        sources.locate(ENV, str(tmp_path))
+        ENV.locate(str(tmp_path))
     with pytest.raises(UserError, match="did you mean official"):
-        sources.locate(ENV, "oficial")
+        ENV.locate("oficial")
     with pytest.raises(UserError, match="no file"):
-        sources.locate(ENV, str(tmp_path / "absent.npz"))
+        ENV.locate(str(tmp_path / "absent.npz"))
 
 
 def test_a_path_that_is_misspelt_names_the_one_that_may_be_meant(tmp_path):
     (tmp_path / "datasets").mkdir()
     (tmp_path / "datasets" / "pendulum.npz").write_bytes(packed())
-    env = envs.parse("Pendulum-v1")
+    env = tasks.parse("Pendulum-v1")
     for wrong, meant in (("dataset/pendulum.npz", "datasets"), ("datasets/pendulm.npz", "datasets/pendulum.npz")):
         with pytest.raises(UserError, match=f"there is no file .*; did you mean {tmp_path / meant}\\?$"):
-            sources.locate(env, str(tmp_path / wrong))
+            env.locate(str(tmp_path / wrong))
     with pytest.raises(UserError, match=r"there is no file .*; .* has pendulum.npz$"):
-        sources.locate(env, str(tmp_path / "datasets"))
+        env.locate(str(tmp_path / "datasets"))
     with pytest.raises(UserError, match="give the path of a file or folder that exists, or one of auto, official, col"):
-        sources.locate(env, str(tmp_path / "elsewhere" / "x.npz"))
+        env.locate(str(tmp_path / "elsewhere" / "x.npz"))
     with pytest.raises(UserError, match="did you mean none"):
-        sources.locate(env, "nome")
+        env.locate("nome")
     with pytest.raises(UserError, match="--data= is empty"):
-        sources.locate(env, "")
+        env.locate("")
 
 
 def test_a_cache_that_cannot_be_written_names_the_variable(tmp_path, monkeypatch):
@@ -286,7 +288,7 @@ def test_a_cache_that_cannot_be_written_names_the_variable(tmp_path, monkeypatch
     monkeypatch.setenv("FLOWRL_DATA", str(tmp_path / "file"))
     for data in ("official", "collected", "auto"):
         with pytest.raises(UserError, match=r"datasets cannot be kept in .*; set FLOWRL_DATA to a folder"):
-            sources.locate(ENV, data)
+            ENV.locate(data)
 
 
 def test_the_cache_is_in_the_home_folder_by_default(monkeypatch):

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from ogbench_files import rows
 
-from flowrl import envs
-from flowrl.data import columns, fields, sources
+from flowrl import tasks
 from flowrl.errors import UserError
+from flowrl.tasks import columns, fields, sources
 
 FIELDS = ("observations", "actions", "rewards", "terminals", "timeouts", "next_observations")
 
@@ -45,7 +45,7 @@ def header(shape, dtype="<f4", by_columns=False):
 def read(path, name="hopper-medium-v2"):
     tracemalloc.start()
     try:
-        return sources.read(sources.Source(path, "file", "", ""), envs.parse(name))
+        return tasks.parse(name).read(sources.Source(path, "file", "", ""))
     finally:
         assert tracemalloc.get_traced_memory()[1] < 50e6
         tracemalloc.stop()
@@ -163,13 +163,13 @@ RAGGED = np.array([np.zeros(3)] * 39 + [np.zeros(2)], object)
 def test_arrays_that_hold_something_else(tmp_path, field, array, message):
     np.savez(tmp_path / "own.npz", **(own() | {field: array}))
     with pytest.raises(UserError, match=f"'{field}' {message}") as raised:
-        sources.read(sources.Source(tmp_path / "own.npz", "file", "", ""), envs.parse("Pendulum-v1"))
+        tasks.parse("Pendulum-v1").read(sources.Source(tmp_path / "own.npz", "file", "", ""))
     assert ";" in str(raised.value)
 
 
 def test_what_is_not_read_may_hold_anything(tmp_path):
     np.savez(tmp_path / "own.npz", **own(), notes=RAGGED, qpos=np.full(40, np.nan), label="x")
-    sources.read(sources.Source(tmp_path / "own.npz", "file", "", ""), envs.parse("Pendulum-v1"))
+    tasks.parse("Pendulum-v1").read(sources.Source(tmp_path / "own.npz", "file", "", ""))
 
 
 def test_columns_that_lie_together_and_many_rows_are_read_alike(tmp_path):
@@ -178,7 +178,7 @@ def test_columns_that_lie_together_and_many_rows_are_read_alike(tmp_path):
     np.savez(tmp_path / "rows.npz", **found)
     np.savez(tmp_path / "columns.npz", **{name: np.asfortranarray(array) for name, array in found.items()})
     read_from = [sources.Source(tmp_path / f"{name}.npz", "file", "", "") for name in ("rows", "columns")]
-    first, second = (sources.read(source, envs.parse("Pendulum-v1")) for source in read_from)
+    first, second = (tasks.parse("Pendulum-v1").read(source) for source in read_from)
     assert len(first["terminals"]) == n + n // 1000 + 1
     np.testing.assert_array_equal(first["observations"], second["observations"])
 

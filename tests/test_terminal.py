@@ -176,7 +176,7 @@ def test_a_checkpoint_that_cannot_be_written_is_one_line(tmp_path: Path) -> None
 
 
 def test_opengl_does_not_matter_to_who_draws_nothing() -> None:
-    program = "from flowrl import envs; envs.make('InvertedPendulum-v5').reset(seed=0); import os\n"
+    program = "from flowrl.envs import making; making.make('InvertedPendulum-v5').reset(seed=0); import os\n"
     program += "print(os.environ['MUJOCO_GL'])"
     environment = os.environ | {"MUJOCO_GL": "none_of_these"}
     command = [sys.executable, "-c", program]

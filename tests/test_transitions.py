@@ -4,11 +4,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flowrl import envs
-from flowrl.data import sources
+from flowrl import tasks
 from flowrl.errors import UserError
+from flowrl.tasks import sources
+from flowrl.tasks.fields import Expected
 
-PENDULUM = envs.parse("Pendulum-v1")
+PENDULUM = tasks.parse("Pendulum-v1")
 
 
 def flat(ends, seed=0):
@@ -40,7 +41,7 @@ def save(path, fields, **changed):
 
 
 def read(path, **expected):
-    return sources.read(sources.Source(path, "file", "", ""), PENDULUM, **expected)
+    return PENDULUM.read(sources.Source(path, "file", "", ""), Expected(**expected))
 
 
 @pytest.mark.parametrize("suffix", [".npz", ".hdf5", ".h5"])
@@ -290,23 +291,23 @@ def test_episodes_without_a_transition_are_refused(tmp_path):
 @pytest.mark.parametrize("data", ["auto", "official"])
 def test_an_environment_needs_a_file(data):
     with pytest.raises(UserError, match="Pendulum-v1 has no dataset of its own; give a file with --data=PATH"):
-        sources.locate(PENDULUM, data)
+        PENDULUM.locate(data)
     with pytest.raises(UserError, match="cannot collect data for Pendulum-v1; use --data=PATH"):
-        sources.locate(PENDULUM, "collected")
+        PENDULUM.locate("collected")
 
 
 def test_a_file_or_its_folder_can_be_given(tmp_path):
     path = save(tmp_path / "data.npz", flat("..t"))
     for data in (str(path), str(tmp_path)):
-        source = sources.locate(PENDULUM, data)
+        source = PENDULUM.locate(data)
         assert source[:3] == (path, "file", f"file {path}")
     assert len(source.sha256) == 64
     with pytest.raises(UserError, match="there is no file"):
-        sources.locate(PENDULUM, str(tmp_path / "none"))
+        PENDULUM.locate(str(tmp_path / "none"))
 
 
 def test_own_transitions_serve_under_a_d4rl_name(tmp_path):
     path = save(tmp_path / "data.npz", flat("..t"))
-    env = envs.parse("hopper-medium-v2")
+    env = tasks.parse("hopper-medium-v2")
     with pytest.raises(UserError, match="'observations' have size 3, but the environment's have 11"):
-        sources.read(sources.locate(env, str(path)), env, observation_dim=11, action_dim=3)
+        env.read(env.locate(str(path)), Expected(observation_dim=11, action_dim=3))

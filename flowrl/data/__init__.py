@@ -1,1 +1,1 @@
-"""Offline data: device-resident datasets, goal relabelling, sources on disk and collection."""
+"""Data on the device: datasets, kinds of batches, goal relabelling, returns, replay."""

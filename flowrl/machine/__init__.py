@@ -1,0 +1,1 @@
+"""The machine: files, signals, devices, hosts, memory, packages; nothing about learning."""

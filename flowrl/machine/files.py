@@ -1,0 +1,149 @@
+"""Files that are either whole or absent: written under a temporary name, then renamed."""
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import os
+import secrets
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from flowrl.errors import UserError, remedy
+
+LOCK = ".lock"
+"""The file in a run folder by which one process claims it."""
+
+CONFIG = "config.json"
+"""The file in a run folder by which a run is told apart, repeated and continued."""
+
+SUMMARY = "summary.json"
+"""The file in a run folder, or in that of a sweep, that is written when all is done."""
+
+CHECKPOINTS = "checkpoints"
+"""The folder in a run folder that holds its checkpoints."""
+
+DIVERGED = "diverged.json"
+"""The file in a run folder that says where its runs diverged."""
+
+SWEEP = "sweep.json"
+"""The file in the folder of a sweep that says what it consists of."""
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yields a temporary path beside `path`; renames it to `path` on success and removes it on failure.
+
+    Raises:
+        UserError: The disk is full or the folder cannot be written.
+    """
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        os.replace(temporary, path)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {remedy(error)}") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def make_folder(folder: Path) -> None:
+    """Makes a folder that can be written to.
+
+    Raises:
+        UserError: It cannot be made or written to.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    except OSError as error:
+        raise UserError(f"cannot write to {folder}: {remedy(error)}") from error
+
+
+def require_space(folder: Path, needed: int) -> None:
+    """Checks that `needed` bytes are free where `folder` lies.
+
+    Raises:
+        UserError: They are not, or the folder cannot be written to.
+    """
+    make_folder(folder)
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise UserError(
+            f"no disk space in {folder}: {needed / 1e6:.1f} MB needed, {free / 1e6:.1f} MB free; free space"
+        )
+
+
+@contextlib.contextmanager
+def exclusive(lock: Path, holder: str) -> Iterator[None]:
+    """Lets one process at a time into the block; others say that they wait for `holder`.
+
+    The lock ends with the process, however that ends. The empty file stays: to remove it would be a race.
+    """
+    make_folder(lock.parent)
+    with open(lock, "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print(f"waiting for {holder} to finish", file=sys.stderr, flush=True)
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+@contextlib.contextmanager
+def sole_owner(folder: Path) -> Iterator[None]:
+    """Keeps other processes from writing to the same run folder; the claim ends with the process.
+
+    Temporary files that a killed process has left are removed.
+
+    Raises:
+        UserError: Another process has it.
+    """
+    with open(folder / LOCK, "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if not os.path.samestat(os.fstat(file.fileno()), os.stat(folder / LOCK)):
+                raise BlockingIOError  # its owner has just taken the folder away
+        except (BlockingIOError, FileNotFoundError) as error:
+            raise UserError(f"another process is running in {folder}; wait for it, or choose another folder") from error
+        for left in folder.glob(".*.tmp"):
+            if left.is_file():
+                left.unlink()
+        yield
+
+
+@contextlib.contextmanager
+def claiming(folder: Path) -> Iterator[None]:
+    """Makes a run folder and owns it; what nothing was written to is taken away again, with folders made for it.
+
+    Raises:
+        UserError: It cannot be written to, or another process has it.
+    """
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    make_folder(folder)
+    with sole_owner(folder):
+        try:
+            yield
+        finally:
+            with contextlib.suppress(OSError):
+                if made and unused(folder):
+                    shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
+                    (folder / LOCK).unlink()
+                    for path in made:
+                        path.rmdir()
+
+
+def unused(folder: Path) -> bool:
+    """Whether a folder holds nothing but what a program leaves that is killed before it has written anything down."""
+    others = {path.name for path in folder.iterdir()} - {LOCK}
+    return not others or (others == {CHECKPOINTS} and not any((folder / CHECKPOINTS).glob("*")))
+
+
+def sha256(path: Path) -> str:
+    """Returns the SHA-256 of a file in hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
