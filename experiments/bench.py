@@ -32,16 +32,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from flowrl import acting, agents, compiled, envs, flags, loggers, texts
+from flowrl import acting, agents, compiled, flags, loggers, tasks, texts
 from flowrl.agent import Agent
 from flowrl.config import MOST_COUNT, MOST_EPISODES, MOST_WORKERS, put, record, stacked, static
 from flowrl.data import replay, returns
 from flowrl.data.dataset import Dataset, from_arrays
 from flowrl.data.samplers import Transitions
 from flowrl.errors import UserError
+from flowrl.machine.provenance import git_commit, hardware, versions
 from flowrl.networks import Spec
 from flowrl.online import Collector, Environments, Online
-from flowrl.provenance import git_commit, hardware, versions
 from flowrl.random_streams import root_keys
 from flowrl.step import train_step
 from flowrl.train_state import TrainState
@@ -180,8 +180,8 @@ def measure_acting(agent: Agent[Any], spec: Spec, state: TrainState[Any], second
 
 def online_session(name: str, size: str, env: str) -> tuple[Callable[[int], None], Callable[[int], None]]:
     """Returns functions that do a number of steps, each with an update: by flowrl's online loop, and by a plain one."""
-    made = envs.parse(env)
-    sizes, config = envs.sizes(made), put(agents.default(name), SIZES[size])
+    made = tasks.parse(env)
+    sizes, config = made.facts(), put(agents.default(name), SIZES[size])
     spec = Spec.of_sizes(sizes.observation_dim, sizes.action_dim)
     agent, keys = agents.build(name, config, spec), jnp.stack([jax.random.key(0)])
     kind = agent.batch(config)
@@ -190,7 +190,7 @@ def online_session(name: str, size: str, env: str) -> tuple[Callable[[int], None
     options = Online(steps=MOST_COUNT, buffer_size=BUFFER)
     buffer = jax.eval_shape(functools.partial(replay.empty, spec, BUFFER, returns=kind.returns))
     program = compiled.build(agent, config.batch_size, None, "serial", buffer)
-    acted = Environments(envs.factory(made), keys, 1)
+    acted = Environments(made.factory(), keys, 1)
     collector = Collector(agent, spec, program, acted, keys, options, kind)
     states, window = program.start(keys, stacked(config, [{}]))
 
@@ -199,7 +199,7 @@ def online_session(name: str, size: str, env: str) -> tuple[Callable[[int], None
         states, window = jax.block_until_ready(collector.advance(states, window, count))
 
     start = agent.init(jax.random.key(0), config)
-    return ours, plain_loop(agent, envs.factory(made)(), spec, start, kind, config.batch_size)
+    return ours, plain_loop(agent, made.factory()(), spec, start, kind, config.batch_size)
 
 
 def plain_loop(

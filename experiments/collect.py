@@ -12,9 +12,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from flowrl import flags
+from flowrl.collection import collect
 from flowrl.config import MOST_COUNT, MOST_EPISODES, MOST_WORKERS, record, static
-from flowrl.data import collect, sources
 from flowrl.errors import UserError
+from flowrl.tasks import sources
 
 
 @record

@@ -20,10 +20,14 @@ from typing import Any, NamedTuple
 import matplotlib as mpl
 import numpy as np
 
-from flowrl import envs, files, flags, provenance
+from flowrl import flags, tasks
+from flowrl.collection import collect
 from flowrl.config import record, static
-from flowrl.data import behaviours, collect, sources
+from flowrl.data import behaviours
+from flowrl.envs import making
 from flowrl.errors import UserError
+from flowrl.machine import files, provenance
+from flowrl.tasks import Task
 
 _BINS = 200
 _DEALS = 500
@@ -59,13 +63,13 @@ class Maze(NamedTuple):
 
 def maze_of(name: str) -> Maze:
     """Returns the maze that a dataset was made in."""
-    env = envs.make(envs.parse(name).env_id).unwrapped
+    env = making.make(tasks.parse(name).env_id).unwrapped
     return Maze(env.maze_map, env._maze_unit, (env._offset_x, env._offset_y))
 
 
-def load(path: Path, env: envs.EnvName, maze: Maze) -> Data:
+def load(path: Path, env: Task, maze: Maze) -> Data:
     """Reads a dataset; the first two observations must be the position, as in OGBench's mazes."""
-    data = sources.read(sources.locate(env, str(path)), env)
+    data = env.read(env.locate(str(path)))
     xy = data["observations"][:, :2]
     ends = np.flatnonzero(data["terminals"])
     lengths = np.diff(ends, prepend=-1)
@@ -321,7 +325,7 @@ def main(arguments: Sequence[str]) -> int:
 
 def run(collected: Path, reference: Path, out: Path) -> None:
     """Compares two files and writes the results."""
-    env = envs.parse(collected.stem)
+    env = tasks.parse(collected.stem)
     name, maze = env.name, maze_of(env.name)
     ours, theirs = load(collected, env, maze), load(reference, env, maze)
     result = {

@@ -25,20 +25,21 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from flowrl import acting, agents, envs, evaluations, flags, hosts, loggers, texts
+from flowrl import acting, agents, evaluations, flags, loggers, texts
 from flowrl.agent import Agent
 from flowrl.config import MOST_COUNT, MOST_EPISODES, MOST_WORKERS, flatten, put, record, static
-from flowrl.data.sources import Source
 from flowrl.errors import UserError
 from flowrl.evaluate import Evaluator
+from flowrl.machine import hosts
+from flowrl.machine.provenance import git_commit, hardware, versions
 from flowrl.networks import Spec
-from flowrl.parts import spec_of, with_environment
+from flowrl.parts import with_environment
 from flowrl.programs import load_states
-from flowrl.provenance import git_commit, hardware, versions
 from flowrl.random_streams import root_keys
 from flowrl.settings import Plan, check
 from flowrl.stored import read_plan
 from flowrl.summary import SINGLE, acting_notes, evaluation_lines, shown, summarize
+from flowrl.tasks.sources import Source
 from flowrl.train_state import Policy
 from flowrl.trials import points
 
@@ -131,19 +132,19 @@ def milliseconds_per_action(agent: Agent[Any], policy: Policy[Any], spec: Spec, 
 
 def evaluate(plan: Plan, step: int | None) -> list[dict[str, Any]]:
     """Evaluates the runs of a plan; returns a row for each configuration in each of the agent's evaluations."""
-    sizes, settings = envs.sizes(plan.env), plan.settings
-    spec = spec_of(sizes)
+    sizes, settings = plan.env.facts(), plan.settings
+    spec = sizes.spec
     agent = agents.build(settings.agent, plan.config, spec)
     step, states, normalizer = load_states(plan, agent, step)
     policies_of = jax.vmap(agent.policy, in_axes=(jax.tree.map(lambda _: 0, states).replace(step=None),))
     evaluator = Evaluator(
         agent,
-        envs.factory(plan.env),
+        plan.env.factory(),
         root_keys(jnp.array([trial.seed for trial in plan.trials], jnp.uint32)),
         tasks=sizes.tasks,
         episodes=settings.eval.episodes,
         workers=settings.workers,
-        slots=envs.most(plan.env),
+        slots=plan.env.most,
     )
     total = len(plan.trials) * max(1, sizes.tasks) * settings.eval.episodes
     lines, times = list[dict[str, Any]](), {}

@@ -16,12 +16,13 @@ from typing import Any
 
 import numpy as np
 
-from flowrl import envs, flags, locomotion, loggers, programs
+from flowrl import flags, loggers, programs
 from flowrl.checkpoint import Checkpoints
+from flowrl.collection import experts
 from flowrl.config import MOST_EPISODES, record, static
-from flowrl.data import experts
+from flowrl.envs import locomotion, making
 from flowrl.errors import UserError
-from flowrl.files import make_folder, replacing
+from flowrl.machine.files import make_folder, replacing
 from flowrl.stats import mean_interval
 from flowrl.stored import command, read_config
 
@@ -64,7 +65,7 @@ def export(body: str, folder: Path, out: Path) -> Path:
 def play(body: str, policy: experts.Layers, seed: int, direction: np.ndarray | None = None) -> dict[str, Any]:
     """Plays `STEPS` steps, from a new start after each fall, in one direction or in OGBench's changing ones."""
     interval = {"resample_interval": 100 if direction is None else 10 * STEPS}
-    env = envs.make(experts.BODIES[body], module=locomotion.__name__, **interval)
+    env = making.make(experts.BODIES[body], module=locomotion.__name__, **interval)
     observation, _ = env.reset(seed=seed)
     distance, falls, path = 0.0, 0, [[0.0, 0.0]]
     for _ in range(STEPS):
@@ -86,7 +87,7 @@ def play(body: str, policy: experts.Layers, seed: int, direction: np.ndarray | N
 
 def kick(policy: experts.Layers, seed: int) -> dict[str, float]:
     """Plays one episode with the ball; returns whether the ball was at its goal in the end, and the return."""
-    env = envs.make(experts.BODIES["antball"], module=locomotion.__name__)
+    env = making.make(experts.BODIES["antball"], module=locomotion.__name__)
     observation, _ = env.reset(seed=seed)
     total, done, info = 0.0, False, {"success": 0.0}
     while not done:

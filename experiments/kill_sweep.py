@@ -31,8 +31,8 @@ from flowrl import flags, loggers
 from flowrl.checkpoint import Checkpoints
 from flowrl.config import MOST_COUNT, record, static
 from flowrl.errors import UserError
-from flowrl.files import CHECKPOINTS, LOCK, SWEEP
-from flowrl.provenance import git_commit, hardware, versions
+from flowrl.machine.files import CHECKPOINTS, LOCK, SWEEP
+from flowrl.machine.provenance import git_commit, hardware, versions
 from flowrl.resuming import DROPPED
 
 PROGRAM = Path(__file__).with_name("sweep.py")

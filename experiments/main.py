@@ -9,14 +9,16 @@ if __name__ == "__main__":
 
 from collections.abc import Sequence
 
-from flowrl import flags, signals
+from flowrl import flags
+from flowrl.machine import signals
 
 # All else is imported where it is used: environment workers import this file anew, and have no need of JAX.
 
 
 def _help(arguments: Sequence[str]) -> str:
     with signals.importing():
-        from flowrl import hosts, programs
+        from flowrl import programs
+        from flowrl.machine import hosts
         from flowrl.settings import Settings
 
     return programs.help_text(__doc__ or "", arguments, {"": Settings(), "several hosts": hosts.Options()})
@@ -27,7 +29,8 @@ def main(arguments: Sequence[str]) -> int:
     if flags.informed(arguments, lambda: _help(arguments)):
         return 0
     with signals.importing():
-        from flowrl import hosts, programs, run
+        from flowrl import programs, run
+        from flowrl.machine import hosts
         from flowrl.settings import Settings, plan
         from flowrl.stored import read_config, resumed_plan
 

@@ -23,7 +23,7 @@ from flowrl.config import record, static
 from flowrl.curves import Group, group_runs, name, panels, traces
 from flowrl.errors import UserError
 from flowrl.evaluations import RunDir, read_all
-from flowrl.provenance import git_commit
+from flowrl.machine.provenance import git_commit
 from flowrl.summary import HEADLINE_EVALUATIONS, shown
 
 SEEDS = 3

@@ -24,7 +24,7 @@ from tqdm import tqdm
 from flowrl import agents, config, flags, loggers
 from flowrl.config import MOST_COUNT, record, static
 from flowrl.errors import UserError
-from flowrl.provenance import git_commit, hardware, versions
+from flowrl.machine.provenance import git_commit, hardware, versions
 from flowrl.settings import LEAST
 
 HERE = Path(__file__).resolve().parent.parent

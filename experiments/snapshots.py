@@ -15,12 +15,13 @@ from typing import Any
 
 import numpy as np
 
-from flowrl import envs, flags, loggers, programs
+from flowrl import flags, loggers, programs
 from flowrl.checkpoint import Checkpoints
+from flowrl.collection import experts, mujoco_sets
 from flowrl.config import MOST_EPISODES, record, static
-from flowrl.data import experts, mujoco_sets
+from flowrl.envs import making
 from flowrl.errors import UserError
-from flowrl.files import make_folder, replacing
+from flowrl.machine.files import make_folder, replacing
 from flowrl.stored import command, read_config, read_plan
 
 MAIN = Path(__file__).with_name("main.py")
@@ -61,7 +62,7 @@ def episode_returns(body: str, policy: experts.Layers, episodes: int) -> list[fl
 
     Of the later ones the long ones would be cut off more often.
     """
-    made = envs.make(mujoco_sets.BODIES[body], max_episode_steps=mujoco_sets.STRETCH)
+    made = making.make(mujoco_sets.BODIES[body], max_episode_steps=mujoco_sets.STRETCH)
     returns: list[float] = []
     for number in range(episodes):
         rows = mujoco_sets.rollout(made, policy, mujoco_sets.STRETCH, np.random.SeedSequence([1, number]))

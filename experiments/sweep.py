@@ -14,14 +14,16 @@ import os
 import time
 from collections.abc import Sequence
 
-from flowrl import flags, signals
+from flowrl import flags
+from flowrl.machine import signals
 
 # All else is imported where it is used: environment workers import this file anew, and have no need of JAX.
 
 
 def _help(arguments: Sequence[str]) -> str:
     with signals.importing():
-        from flowrl import grids, hosts, programs
+        from flowrl import grids, programs
+        from flowrl.machine import hosts
         from flowrl.settings import Settings
 
     tables = {"": grids.Options(), "runs": Settings(), "several hosts": hosts.Options()}
@@ -33,7 +35,8 @@ def main(arguments: Sequence[str]) -> int:
     if flags.informed(arguments, lambda: _help(arguments)):
         return 0
     with signals.importing():
-        from flowrl import grids, hosts, programs, sweeps
+        from flowrl import grids, programs, sweeps
+        from flowrl.machine import hosts
         from flowrl.settings import Settings
 
     records = (Settings(), hosts.Options(), grids.Options())

@@ -14,7 +14,7 @@ import numpy as np
 from tqdm import tqdm
 
 from flowrl.agent import Agent
-from flowrl.devices import ALL, RUNS, Layout
+from flowrl.machine.devices import ALL, RUNS, Layout
 from flowrl.networks import Spec
 from flowrl.random_streams import stream_key
 from flowrl.train_state import Batch, C, Policy

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flowrl.agent import Agent
 from flowrl.data.dataset import Dataset
 from flowrl.data.replay import Replay, of_run
-from flowrl.devices import ALL, ONE, RUNS, Layout
+from flowrl.machine.devices import ALL, ONE, RUNS, Layout
 from flowrl.random_streams import stream_key
 from flowrl.step import Window, empty_window, run_chunk, train_step
 from flowrl.train_state import Policy, TrainState

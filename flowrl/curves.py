@@ -11,7 +11,7 @@ import numpy as np
 from flowrl import stats
 from flowrl.errors import UserError
 from flowrl.evaluations import RunDir, identity
-from flowrl.files import SWEEP
+from flowrl.machine.files import SWEEP
 from flowrl.summary import HEADLINE_EVALUATIONS, scale
 from flowrl.texts import shown
 

@@ -11,12 +11,14 @@ from typing import Any, NamedTuple
 
 import jax
 
-from flowrl import agents, devices, envs
+from flowrl import agents
 from flowrl.errors import UserError
-from flowrl.machine import available_memory
+from flowrl.machine import devices
+from flowrl.machine.limits import available_memory
+from flowrl.machine.provenance import usable_cores
 from flowrl.networks import Spec
-from flowrl.provenance import usable_cores
 from flowrl.settings import LEAST, MOST_ENVIRONMENTS, Online, Settings
+from flowrl.tasks import Task
 
 PROCESS = 50e6
 """Bytes of a process with an environment: Python and its libraries."""
@@ -59,7 +61,7 @@ class Need(NamedTuple):
 def require(
     settings: Settings,
     config: Any,
-    env: envs.EnvName,
+    env: Task,
     folder: Path,
     *,
     runs: int,
@@ -92,7 +94,7 @@ def require(
         _require_disk(settings, folder, runs, each + _replay_bytes(settings.online, spec))
 
 
-def _tasks(env: envs.EnvName) -> int:
+def _tasks(env: Task) -> int:
     return 1 if env.goals == "none" else 5
 
 
@@ -125,12 +127,12 @@ def _device_needs(settings: Settings, config: Any, spec: Spec, runs: int, state:
     ]
 
 
-def _host_needs(settings: Settings, env: envs.EnvName, runs: int) -> list[Need]:
+def _host_needs(settings: Settings, env: Task, runs: int) -> list[Need]:
     """Returns what environments and their processes need."""
-    each = MANIPULATION if env.env_id is not None and envs.most(env) < 100 else ENVIRONMENT
+    each = MANIPULATION if env.env_id is not None and env.most < 100 else ENVIRONMENT
     needs = []
     if settings.eval.episodes and env.env_id is not None:
-        slots = runs * max(1, min(_tasks(env) * settings.eval.episodes, envs.most(env) // runs))
+        slots = runs * max(1, min(_tasks(env) * settings.eval.episodes, env.most // runs))
         workers = min(settings.workers or usable_cores(), slots)
         needs.append(Need(workers * PROCESS, f"{workers:,} processes for evaluation", "--workers"))
         needs.append(Need(slots * each, f"{slots:,} environments for evaluation", "--num_seeds"))

@@ -11,9 +11,9 @@ from tqdm import tqdm
 
 from flowrl.acting import EpisodeActor
 from flowrl.agent import Agent
+from flowrl.envs.workers import EnvFactory, EnvPool, Episode, Finished, Slots, WorkerDied
 from flowrl.random_streams import stream_key
 from flowrl.train_state import Policy
-from flowrl.workers import EnvFactory, EnvPool, Episode, Finished, Slots, WorkerDied
 
 MAX_SLOTS = 160
 GRACE = 1.0

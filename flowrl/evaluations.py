@@ -10,7 +10,7 @@ import numpy as np
 from flowrl import loggers, resuming, run_files, schema
 from flowrl.config import flatten
 from flowrl.errors import UserError
-from flowrl.files import CONFIG, DIVERGED, SWEEP
+from flowrl.machine.files import CONFIG, DIVERGED, SWEEP
 from flowrl.settings import Settings
 from flowrl.stored import read_config
 from flowrl.summary import SINGLE, judged

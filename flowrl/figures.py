@@ -14,7 +14,7 @@ from flowrl import comparisons, loggers
 from flowrl.curves import Group, data_name, final_text, label, panels, record
 from flowrl.errors import UserError
 from flowrl.evaluations import RunDir
-from flowrl.files import replacing
+from flowrl.machine.files import replacing
 from flowrl.summary import scale
 from flowrl.texts import shown
 

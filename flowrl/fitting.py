@@ -5,22 +5,15 @@ from typing import Any
 
 import jax
 
-from flowrl.data import replay, sources
+from flowrl.data import replay
 from flowrl.data.samplers import Transitions
-from flowrl.devices import free_bytes, size_of
-from flowrl.parts import Parts, prepare, spec_of
+from flowrl.machine.memory import fitting, free_bytes, size_of
+from flowrl.parts import Parts, prepare
 from flowrl.settings import Plan
 
-SHARE = 0.9
-"""Of the memory that is free; the rest is for evaluation and for what the allocator loses."""
 PASSES = 4
 """How often the outputs of all layers are held for a batch: for several losses and targets, forward and backward. XLA
 asks for a half to four fifths of what comes of this for SAC, FQL and GCIVL."""
-
-
-def fitting(free: float, fixed: float, per_run: float, runs: int) -> int:
-    """Returns how many of `runs` fit into `free` bytes, at least one, where `fixed` bytes are needed once."""
-    return max(1, min(runs, int((SHARE * free - fixed) // per_run)))
 
 
 def runs_that_fit(plan: Plan) -> int:
@@ -31,7 +24,7 @@ def runs_that_fit(plan: Plan) -> int:
     runs = len(plan.trials)
     if runs == 1 or free_bytes() is None:
         return runs
-    parts = prepare(plan, sources.locate(plan.env, plan.settings.data, workers=plan.settings.workers))
+    parts = prepare(plan, plan.env.locate(plan.settings.data, workers=plan.settings.workers))
     kept, work = kept_bytes(parts), work_bytes(parts)
     serial = plan.settings.map == "serial"
     return fitting(free_bytes() or 0, work if serial else 0, kept if serial else kept + work, runs)
@@ -65,4 +58,4 @@ def _buffer(parts: Parts) -> Any:
     kind, online = parts.agent.batch(parts.plan.config), parts.plan.settings.online
     if not online.steps or not isinstance(kind, Transitions):
         return ()
-    return jax.eval_shape(partial(replay.empty, spec_of(parts.sizes), online.capacity, returns=kind.returns))
+    return jax.eval_shape(partial(replay.empty, parts.facts.spec, online.capacity, returns=kind.returns))

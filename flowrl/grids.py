@@ -8,11 +8,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from flowrl import agents, devices, envs, estimates, extras, hosts, run_files, schema, texts
+from flowrl import agents, estimates, run_files, schema, tasks, texts
 from flowrl import config as configs
 from flowrl.config import record, static
 from flowrl.errors import UserError
-from flowrl.files import SWEEP
+from flowrl.machine import devices, hosts, packages
+from flowrl.machine.files import SWEEP
 from flowrl.settings import MOST_RUNS, Plan, Settings, plan, require_names
 from flowrl.stored import require_agent
 from flowrl.trials import Trial, trial
@@ -174,7 +175,13 @@ def check(sweep: Sweep) -> None:
     given = configs.put(Settings(), sweep.given)
     configs.check(given)
     configs.check(sweep.options)
-    hosts.agreed(lambda: extras.check(given.log) if hosts.first() else None)
+    hosts.agreed(
+        lambda: (
+            packages.check(tensorboard=given.log.tensorboard, wandb=given.log.wandb, video=given.log.video_episodes > 0)
+            if hosts.first()
+            else None
+        )
+    )
     points = math.prod(len(values) for values in sweep.grid.values())
     if points * given.num_seeds > MOST_RUNS:
         raise UserError(
@@ -301,4 +308,4 @@ def _identity(sweep: Sweep) -> dict[str, Any]:
     """Returns what a sweep continued must have in common with the sweep begun."""
     grid = {f"agent.{name}": list(values) for name, values in sweep.grid.items()}
     seeds = {"seeds": sweep.seeds, "num_seeds": None, "seed": None}
-    return sweep.kept | grid | seeds | {"env": envs.parse(sweep.given["env"]).name}
+    return sweep.kept | grid | seeds | {"env": tasks.parse(sweep.given["env"]).name}

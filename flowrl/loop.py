@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from flowrl.devices import local
+from flowrl.machine.devices import local
 from flowrl.step import Window
 from flowrl.train_state import TrainState
 

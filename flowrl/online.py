@@ -18,15 +18,15 @@ from flowrl.data.dataset import Dataset
 from flowrl.data.replay import Replay
 from flowrl.data.returns import OpenEpisodes
 from flowrl.data.samplers import Transitions
-from flowrl.devices import ALL, RUNS, Layout
-from flowrl.episodes import NotFinite
+from flowrl.envs.episodes import NotFinite
+from flowrl.envs.side_by_side import Apart, SideBySide
+from flowrl.envs.workers import EnvFactory
+from flowrl.machine.devices import ALL, RUNS, Layout
 from flowrl.networks import Spec
 from flowrl.normalize import Normalizer
 from flowrl.random_streams import stream_key
-from flowrl.side_by_side import Apart, SideBySide
 from flowrl.step import Window
 from flowrl.train_state import Policy
-from flowrl.workers import EnvFactory
 
 T = TypeVar("T")
 MOST_ENVIRONMENTS = 10_000

@@ -7,17 +7,18 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from flowrl import agents, compiled, devices, envs, normalize
+from flowrl import agents, compiled, normalize
 from flowrl.agent import Agent
 from flowrl.compiled import Program
-from flowrl.data import description, minari_sets, replay, returns, sources
+from flowrl.data import replay, returns
 from flowrl.data.dataset import Dataset, from_arrays
-from flowrl.data.fields import Expected
 from flowrl.data.samplers import Transitions, require
 from flowrl.errors import UserError
-from flowrl.networks import Spec
+from flowrl.machine import devices
 from flowrl.normalize import Normalizer
 from flowrl.settings import Plan
+from flowrl.tasks import description, sources
+from flowrl.tasks.task import NOTHING_KNOWN, Facts
 
 
 class Parts(NamedTuple):
@@ -26,19 +27,19 @@ class Parts(NamedTuple):
     Attributes:
         plan: What to do, with the environment that the data name.
         agent: Who learns.
-        sizes: Of its environment.
+        facts: What its environment asks of it.
         dataset: What it learns from, normalised; None without offline data.
         normalizer: What stands between environment and agent; None where nothing does.
-        facts: Lines for people on what the data consist of.
+        contents: Lines for people on what the data consist of.
         doubts: Lines on what about them is to be noted, or implausible.
     """
 
     plan: Plan
     agent: Agent[Any]
-    sizes: envs.Sizes
+    facts: Facts
     dataset: Dataset | None
     normalizer: Normalizer | None
-    facts: tuple[str, ...] = ()
+    contents: tuple[str, ...] = ()
     doubts: tuple[str, ...] = ()
 
 
@@ -48,20 +49,18 @@ def prepare(plan: Plan, source: sources.Source, layout: devices.Layout = devices
     Raises:
         UserError: The data do not suit the environment or the agent.
     """
-    plan = with_environment(plan, source)
-    sizes = envs.sizes(plan.env) if plan.env.env_id is not None else None
+    if plan.settings.eval.episodes:
+        plan = dataclasses.replace(plan, env=plan.env.evaluated(source))
+    facts = plan.env.facts() if plan.env.env_id is not None else None
     if source is sources.NONE:
-        assert sizes is not None
-        nothing = {"observations": np.zeros((1, sizes.observation_dim), np.float32)}
-        return Parts(plan, build_agent(plan, sizes), sizes, None, fit(plan, nothing))
-    known = Expected() if sizes is None else Expected(*(getattr(sizes, name) for name in Expected._fields))
-    reading = sources.examine(source, plan.env, known)
+        assert facts is not None
+        nothing = {"observations": np.zeros((1, *facts.spec.observation.shape), np.float32)}
+        return Parts(plan, build_agent(plan, facts), facts, None, fit(plan, nothing))
+    reading = plan.env.examine(source, NOTHING_KNOWN if facts is None else facts.expected)
     arrays = reading.arrays
-    if sizes is None:
-        sizes = envs.Sizes(arrays["observations"].shape[1], arrays["actions"].shape[1])
+    facts = facts or Facts.of_arrays(arrays)
     doubts = [*reading.notes, *description.small(arrays, plan.config.batch_size)]
-    facts = description.facts(reading)
-    agent = build_agent(plan, sizes)
+    agent = build_agent(plan, facts)
     kind = agent.batch(plan.config)
     if isinstance(kind, Transitions) and kind.returns:
         arrays |= returns.of_dataset(arrays, float(kind.discount))
@@ -70,24 +69,12 @@ def prepare(plan: Plan, source: sources.Source, layout: devices.Layout = devices
     arrays = {name: array for name, array in arrays.items() if name != "horizons"}
     require(kind, arrays)
     dataset = layout.place(from_arrays(arrays), mapped=False)
-    return Parts(plan, agent, sizes, dataset, normalizer, tuple(facts), tuple(doubts))
+    return Parts(plan, agent, facts, dataset, normalizer, tuple(description.facts(reading)), tuple(doubts))
 
 
-def with_environment(plan: Plan, source: sources.Source) -> Plan:
-    """Adds the environment that a Minari dataset names, in which its policies are evaluated."""
-    if plan.env.family != "minari" or not plan.settings.eval.episodes:
-        return plan
-    found = minari_sets.environment(source.path)
-    if found is None:
-        raise UserError(f"{plan.env.name} names no environment; train only, with --eval.episodes=0")
-    kwargs = found.kwargs | dict(plan.env.kwargs)
-    env = plan.env._replace(env_id=found.env_id, kwargs=tuple(kwargs.items()), module=found.module)
-    return dataclasses.replace(plan, env=env)
-
-
-def build_agent(plan: Plan, sizes: envs.Sizes) -> Agent[Any]:
+def build_agent(plan: Plan, facts: Facts) -> Agent[Any]:
     """Builds the agent."""
-    return agents.build(plan.settings.agent, plan.config, spec_of(sizes))
+    return agents.build(plan.settings.agent, plan.config, facts.spec)
 
 
 def fit(plan: Plan, arrays: dict[str, np.ndarray]) -> Normalizer | None:
@@ -97,11 +84,6 @@ def fit(plan: Plan, arrays: dict[str, np.ndarray]) -> Normalizer | None:
         UserError: The data cannot be normalised so.
     """
     return normalize.fit(arrays, plan.settings.normalize, goals_are_states=plan.env.goals == "state")
-
-
-def spec_of(sizes: envs.Sizes) -> Spec:
-    """Returns the shapes that an agent is built for."""
-    return Spec.of_sizes(sizes.observation_dim, sizes.action_dim, sizes.goal_dim)
 
 
 def online_kind(parts: Parts) -> Transitions:
@@ -130,7 +112,7 @@ def build_program(parts: Parts, layout: devices.Layout = devices.ONE) -> Program
     buffer: Any = None
     if settings.online.steps:
         returns = online_kind(parts).returns
-        buffer = jax.eval_shape(partial(replay.empty, spec_of(parts.sizes), settings.online.capacity, returns=returns))
+        buffer = jax.eval_shape(partial(replay.empty, parts.facts.spec, settings.online.capacity, returns=returns))
     return compiled.build(
         parts.agent,
         plan.config.batch_size,

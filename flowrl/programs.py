@@ -15,11 +15,11 @@ from flowrl import agents, flags, run_files, schema
 from flowrl.agent import Agent
 from flowrl.config import stacked
 from flowrl.errors import UserError
-from flowrl.files import CHECKPOINTS, CONFIG, SUMMARY
+from flowrl.machine.files import CHECKPOINTS, CONFIG, SUMMARY
+from flowrl.machine.signals import run_program
 from flowrl.normalize import Normalizer
 from flowrl.random_streams import root_keys
 from flowrl.settings import Plan, Settings
-from flowrl.signals import run_program
 from flowrl.stored import read_plan
 from flowrl.train_state import TrainState
 from flowrl.trials import points

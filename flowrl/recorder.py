@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from flowrl import hosts, loggers, loop, progress
-from flowrl.files import DIVERGED, SUMMARY
+from flowrl import loggers, loop
 from flowrl.loop import Divergence
+from flowrl.machine import hosts, progress
+from flowrl.machine.files import DIVERGED, SUMMARY
 from flowrl.settings import Plan
 from flowrl.sinks import Sinks
 from flowrl.summary import acting_notes, evaluation_text, print_summary, summarize, with_success

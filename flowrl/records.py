@@ -7,12 +7,13 @@ from typing import Any
 import jax
 
 from flowrl import config as configs
-from flowrl import envs, hosts, loggers
-from flowrl.data import sources
-from flowrl.files import CONFIG
-from flowrl.provenance import git_commit, hardware, versions
+from flowrl import loggers
+from flowrl.machine import hosts
+from flowrl.machine.files import CONFIG
+from flowrl.machine.provenance import git_commit, hardware, versions
 from flowrl.settings import Settings
 from flowrl.stored import command, read_config
+from flowrl.tasks import Task, sources
 from flowrl.train_state import TrainState
 from flowrl.trials import Trial, seeds
 
@@ -69,7 +70,7 @@ def print_banner(
     settings: Settings,
     batch_size: int,
     trials: Sequence[Trial],
-    env: envs.EnvName,
+    env: Task,
     states: TrainState[Any],
     rows: dict[str, str | Sequence[str]],
 ) -> None:

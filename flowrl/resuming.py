@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from flowrl import loggers, run_files
 from flowrl.errors import UserError
-from flowrl.files import CHECKPOINTS, DIVERGED, SUMMARY
+from flowrl.machine.files import CHECKPOINTS, DIVERGED, SUMMARY
 from flowrl.settings import Settings
 from flowrl.trials import Trial
 

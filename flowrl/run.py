@@ -8,19 +8,20 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from flowrl import agents, devices, estimates, extras, hosts, loggers, loop
+from flowrl import agents, estimates, loggers, loop
 from flowrl import config as configs
-from flowrl.data import sources
 from flowrl.data.dataset import Dataset
-from flowrl.episodes import EnvironmentFailed
+from flowrl.envs.episodes import EnvironmentFailed
 from flowrl.errors import SharedError, UserError
-from flowrl.files import CONFIG, LOCK, claiming, make_folder, unused
 from flowrl.loop import Diverged, Divergence
-from flowrl.parts import Parts, prepare, spec_of
+from flowrl.machine import devices, hosts, packages
+from flowrl.machine.files import CONFIG, LOCK, claiming, make_folder, unused
+from flowrl.machine.signals import Signals, promptly, within
+from flowrl.parts import Parts, prepare
 from flowrl.records import describe, device_text, print_banner, warn_of_changes
 from flowrl.runner import Runner
 from flowrl.settings import LEAST, Plan
-from flowrl.signals import Signals, promptly, within
+from flowrl.tasks import sources
 
 LARGE = 1e3
 """Observations or rewards of that size may be what makes networks diverge."""
@@ -42,7 +43,17 @@ def execute(plan: Plan, stored: dict[str, Any] | None = None, signals: Signals |
             or the run diverged.
     """
     hosts.require_same({"--run_dir": str(plan.folder.absolute())})
-    hosts.agreed(lambda: extras.check(plan.settings.log) if hosts.first() else None)
+    hosts.agreed(
+        lambda: (
+            packages.check(
+                tensorboard=plan.settings.log.tensorboard,
+                wandb=plan.settings.log.wandb,
+                video=plan.settings.log.video_episodes > 0,
+            )
+            if hosts.first()
+            else None
+        )
+    )
     hosts.agreed(partial(_require_possible, plan, begun=stored is not None))
     with claimed(plan.folder):
         return _execute(plan, stored, signals or Signals())
@@ -80,7 +91,7 @@ def _require_unused(plan: Plan) -> None:
 
 def _located(plan: Plan, stored: dict[str, Any] | None) -> sources.Source:
     """Returns the data of a run, which for one that is resumed must be those that it began with."""
-    source = sources.locate(plan.env, plan.settings.data, workers=plan.settings.workers)
+    source = plan.env.locate(plan.settings.data, workers=plan.settings.workers)
     if stored is not None and source.sha256 != stored["data"]["sha256"]:
         raise UserError(
             f"{source.path} is not the data that the run in {plan.folder} began with; give it as --data=PATH"
@@ -98,7 +109,7 @@ def _require_same(config: dict[str, Any]) -> None:
 
 def _require_possible(plan: Plan, parts: Parts | None = None, *, begun: bool) -> None:
     """Checks that a plan suits the machine, once more when the shapes of the environment are known."""
-    spec, runs = LEAST if parts is None else spec_of(parts.sizes), len(plan.trials)
+    spec, runs = LEAST if parts is None else parts.facts.spec, len(plan.trials)
     where = (plan.env, plan.folder)
     estimates.require(plan.settings, plan.config, *where, runs=runs, spec=spec, begun=begun, swept=plan.swept)
 

@@ -10,21 +10,22 @@ import numpy as np
 from tqdm import tqdm
 
 from flowrl import config as configs
-from flowrl import devices, envs, hosts, loop, progress, resuming, videos
+from flowrl import loop, resuming, videos
 from flowrl.acting import by_itself
 from flowrl.checkpoint import Checkpoints
 from flowrl.compiled import States
 from flowrl.data.replay import Replay
 from flowrl.errors import UserError
 from flowrl.evaluate import Evaluator
-from flowrl.files import CHECKPOINTS
+from flowrl.machine import devices, hosts, progress
+from flowrl.machine.files import CHECKPOINTS
+from flowrl.machine.progress import Progress
+from flowrl.machine.signals import Signals, saving, within
 from flowrl.online import Collector, Environments, empty_replays
-from flowrl.parts import Parts, build_program, online_kind, spec_of
-from flowrl.progress import Progress
+from flowrl.parts import Parts, build_program, online_kind
 from flowrl.random_streams import root_keys
 from flowrl.recorder import Recorder, estimate
 from flowrl.records import record_changes
-from flowrl.signals import Signals, saving, within
 from flowrl.step import Window
 from flowrl.summary import evaluation_lines
 from flowrl.train_state import Policy
@@ -61,12 +62,12 @@ class Runner:
         if settings.eval.episodes and self._own:
             self._evaluator = Evaluator(
                 agent,
-                envs.factory(plan.env),
+                plan.env.factory(),
                 root_keys(jnp.array([plan.trials[run].seed for run in self._own], jnp.uint32)),
-                tasks=parts.sizes.tasks,
+                tasks=parts.facts.tasks,
                 episodes=settings.eval.episodes,
                 workers=settings.workers,
-                slots=envs.most(plan.env),
+                slots=plan.env.most,
             )
         self._collector: Collector | None = None
         self._bar: Progress | None = None
@@ -132,11 +133,11 @@ class Runner:
     ) -> Collector:
         """Returns the online part after `step` environment steps, with new environments."""
         parts, options = self.parts, self.parts.plan.settings.online
-        make_env = envs.factory(parts.plan.env)
+        make_env = parts.plan.env.factory()
         environments = Environments(make_env, self._keys, options.num_envs, episodes, options.vectorization)
         return Collector(
             parts.agent,
-            spec_of(parts.sizes),
+            parts.facts.spec,
             self._program,
             environments,
             self._keys,
@@ -221,7 +222,7 @@ class Runner:
         """Evaluates the runs of this host, and returns the lines of their log; none if the run is to stop."""
         assert self._evaluator is not None
         plan, own = self.parts.plan, self._own
-        each = len(own) * max(1, self.parts.sizes.tasks) * plan.settings.eval.episodes
+        each = len(own) * max(1, self.parts.facts.tasks) * plan.settings.eval.episodes
         bar = Progress("evaluating", "episode", each * len(policies), hidden=hosts.no_bars(), leave=False)
 
         def on_step(before: int, done: int, _: int) -> None:
@@ -255,7 +256,7 @@ class Runner:
         if self._evaluator is None or not hosts.first():
             return True
         asked = {"step": settings.total, "unit": settings.unit, **plan.trials[0].labels, "episodes": episodes}
-        total = max(1, self.parts.sizes.tasks) * episodes
+        total = max(1, self.parts.facts.tasks) * episodes
         with Progress("filming", "episode", total, hidden=hosts.no_bars(), leave=False) as bar:
 
             def on_step(done: int, _: int) -> None:
@@ -306,7 +307,7 @@ class Runner:
             )
         replays, begun = None, facts.get("episodes")
         if begun is not None:
-            shape = (spec_of(self.parts.sizes), settings.online.capacity, online_kind(self.parts), self.layout)
+            shape = (self.parts.facts.spec, settings.online.capacity, online_kind(self.parts), self.layout)
             replays = empty_replays(*shape)
         like = devices.shapes(self._saved(self.states, self._window, replays))
         del self.states, self._window, replays  # there may be no memory for both
@@ -316,7 +317,7 @@ class Runner:
             numbers = np.array(begun, np.int32) + 1
             self._collector = self._new_collector(step - settings.steps, numbers, found["replays"])
         schedule = self._schedule(settings.total if self._collector else settings.steps)
-        tasks, steps = max(1, self.parts.sizes.tasks), self.checkpoints.steps()
+        tasks, steps = max(1, self.parts.facts.tasks), self.checkpoints.steps()
         reached = resuming.Reached(step, facts["evaluated"], (*self._evaluations,), tasks, steps)
         hosts.agreed(lambda: self._continue_logs(reached) if hosts.first() else None)
         print(f"resuming from {settings.unit} {step:,}")

@@ -8,14 +8,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from flowrl import agents, config, devices, envs, hosts, presets, texts
+from flowrl import agents, config, presets, tasks, texts
 from flowrl.compiled import resolve_map
 from flowrl.config import MOST_COUNT, MOST_WORKERS, nested, record, static
 from flowrl.errors import UserError
+from flowrl.machine import devices, hosts
 from flowrl.networks import Spec
 from flowrl.normalize import Normalization
 from flowrl.online import MOST_ENVIRONMENTS, Online
 from flowrl.sinks import Log
+from flowrl.tasks import Task
 from flowrl.trials import Trial, points
 
 MAX_SEED = 2**32 - 1
@@ -122,7 +124,7 @@ class Plan:
 
     settings: Settings
     config: Any
-    env: envs.EnvName
+    env: Task
     source: str
     folder: Path
     trials: tuple[Trial, ...]
@@ -141,8 +143,8 @@ def plan(given: Mapping[str, Any], agent_given: Mapping[str, Any], trials: Seque
         UserError: A name is unknown or a value out of range.
     """
     require_names(given)
-    usual, env = agents.default(given["agent"]), envs.parse(given["env"])
-    env = envs.limited(env, given.get("max_episode_steps"))
+    usual, env = agents.default(given["agent"]), tasks.parse(given["env"])
+    env = env.limited(given.get("max_episode_steps"))
     check_goals(given["agent"], usual, env)
     asked = config.put(Settings(), given)
     config.check(asked)
@@ -183,9 +185,9 @@ def require_names(given: Mapping[str, Any]) -> None:
             raise UserError(f"--{name} is missing: {choices}")
 
 
-def _with_data_or_without(settings: Settings, env: envs.EnvName, given: Mapping[str, Any]) -> Settings:
+def _with_data_or_without(settings: Settings, env: Task, given: Mapping[str, Any]) -> Settings:
     """Resolves `--data=auto` of an environment without a dataset; without data there are no offline updates."""
-    if settings.data == "auto" and env.family == "gymnasium" and settings.online.steps:
+    if settings.data == "auto" and not env.has_data and settings.online.steps:
         settings = config.put(settings, {"data": "none"})
     if settings.data != "none":
         return settings
@@ -226,8 +228,10 @@ def check(plan: Plan, origins: Mapping[str, str] | None = None) -> None:
     origins = dict.fromkeys(config.values(settings), "the run's own") if origins is None else origins
     _check_run(settings, origins)
     _check_online(settings, env, origins)
-    if env.env_id is None and env.family == "d4rl" and settings.eval.episodes:
-        raise UserError(f"{env.name} cannot be evaluated here: {env.note}; or train only, with --eval.episodes=0")
+    if env.unevaluated and settings.eval.episodes:
+        raise UserError(
+            f"{env.name} cannot be evaluated here: {env.unevaluated}; or train only, with --eval.episodes=0"
+        )
     if env.goals != "none" and settings.normalize != Normalization(observations=settings.normalize.observations):
         raise UserError(
             f"{settings.agent} is goal-conditioned, its rewards are -1 and 0; leave out --normalize.rewards, "
@@ -293,7 +297,7 @@ def check_devices(plan: Plan) -> None:
     hosts.require_folder(plan.settings.run_dir)
 
 
-def check_goals(name: str, usual: Any, env: envs.EnvName) -> None:
+def check_goals(name: str, usual: Any, env: Task) -> None:
     """Checks that a goal-conditioned agent has goals in `env`, and that another one need not reach any.
 
     Raises:
@@ -312,7 +316,7 @@ def check_goals(name: str, usual: Any, env: envs.EnvName) -> None:
         )
 
 
-def _check_online(settings: Settings, env: envs.EnvName, origins: Mapping[str, str]) -> None:
+def _check_online(settings: Settings, env: Task, origins: Mapping[str, str]) -> None:
     online = settings.online
     if online.offline_share is not None and settings.data == "none":
         raise UserError("--online.offline_share needs offline data; add --data=PATH, or leave it out")

@@ -20,7 +20,7 @@ from tqdm import tqdm
 from flowrl import loggers, run_files, schema
 from flowrl.config import MOST_COUNT, record, static
 from flowrl.errors import UserError
-from flowrl.files import CONFIG, replacing
+from flowrl.machine.files import CONFIG, replacing
 from flowrl.trials import Trial
 
 KINDS = ("metrics", "eval")

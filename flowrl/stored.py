@@ -5,11 +5,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from flowrl import agents, envs, presets, run_files, schema, texts
+from flowrl import agents, presets, run_files, schema, tasks, texts
 from flowrl import config as configs
 from flowrl.compiled import resolve_map
 from flowrl.errors import UserError, nearby, suggestion
-from flowrl.files import CONFIG
+from flowrl.machine.files import CONFIG
 from flowrl.settings import Plan, Settings, check, check_devices, check_goals
 from flowrl.trials import Trial, seeds, trial
 
@@ -32,7 +32,7 @@ def resumed_plan(given: Mapping[str, Any], agent_given: Mapping[str, Any]) -> tu
     folder = Path(given["run_dir"]).expanduser()
     before, stored = read_plan(folder)
     if "env" in given:
-        given = {**given, "env": envs.parse(given["env"]).name}
+        given = {**given, "env": tasks.parse(given["env"]).name}
     _require_same(folder, before.settings, given)
     _require_same(folder, before.config, agent_given, "agent.")
     settings = configs.put(before.settings, {"data": stored["data"]["path"], **given})
@@ -70,14 +70,14 @@ def read_plan(folder: Path) -> tuple[Plan, dict[str, Any]]:
     stored = read_config(folder)
     path, told = folder / CONFIG, stored["settings"]
     try:
-        usual, env = agents.default(told["agent"]), envs.parse(told["env"])
+        usual, env = agents.default(told["agent"]), tasks.parse(told["env"])
         check_goals(told["agent"], usual, env)
         schema.of_settings(Settings())("settings", told)
         schema.of_settings(usual)("agent_config", stored["agent_config"])
         settings, config = texts.of_json(Settings(), told), texts.of_json(usual, stored["agent_config"])
         grid = tuple(trial(labels) for labels in stored.get("grid", ()))
         _require_traced(usual, grid)
-        env = envs.limited(env, settings.max_episode_steps)
+        env = env.limited(settings.max_episode_steps)
         runs = grid or tuple(Trial(seed, {}) for seed in settings.seeds)
         made = Plan(settings, config, env, stored["preset"]["source"], folder, runs, swept=bool(grid))
         check(made)

@@ -6,9 +6,8 @@ from typing import Any, Protocol
 import numpy as np
 
 from flowrl import config, stats
-from flowrl.data import d4rl
-from flowrl.envs import EnvName
 from flowrl.settings import Settings
+from flowrl.tasks import Task
 from flowrl.trials import Trial, points, seeds
 
 HEADLINE_EVALUATIONS = 3
@@ -36,7 +35,7 @@ class Outcome(Protocol):
 
 
 def evaluation_lines(
-    step: int, trials: Sequence[Trial], mode: str, outcome: Outcome, env: EnvName, *, first_run: int = 0
+    step: int, trials: Sequence[Trial], mode: str, outcome: Outcome, env: Task, *, first_run: int = 0
 ) -> list[dict[str, Any]]:
     """One line per run and task, runs counted from `first_run`; what the environment does not tell is left out.
 
@@ -52,8 +51,8 @@ def evaluation_lines(
             returns, told = returns[good], outcome.successes[row, task][good]
             if not np.isnan(told).all():
                 line["success"] = float(np.nan_to_num(told).mean())
-            if env.d4rl and good.any():
-                line["normalized_score"] = float(d4rl.normalized_score(env.d4rl, returns).mean())
+            if (scores := env.score(returns)) is not None and good.any():
+                line["normalized_score"] = float(scores.mean())
             if good.any():
                 line["return"] = float(returns.mean())
             line |= {"episodes": len(good), "length": float(outcome.lengths[row, task].mean())}
@@ -99,7 +98,7 @@ def evaluation_text(step: int, lines: list[dict[str, Any]], unit: str = "update"
 
 def summarize(
     settings: Settings,
-    env: EnvName,
+    env: Task,
     trials: Sequence[Trial],
     lines: list[dict[str, Any]],
     notes: Mapping[str, Mapping[str, Any]],

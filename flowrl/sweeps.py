@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from flowrl import config as configs
-from flowrl import hosts, loggers, memory, run, run_files, schema, sweep_table, texts, videos
+from flowrl import loggers, run, run_files, schema, sweep_table, texts, videos
 from flowrl.errors import UserError
-from flowrl.files import CONFIG, SUMMARY, SWEEP, unused
 from flowrl.grids import Part, Sweep, at_once, check, command, groups, part_plan, recorded, waves
-from flowrl.provenance import git_commit, hardware, versions
+from flowrl.machine import hosts, memory
+from flowrl.machine.files import CONFIG, SUMMARY, SWEEP, unused
+from flowrl.machine.provenance import git_commit, hardware, versions
+from flowrl.machine.signals import Signals
 from flowrl.settings import Plan
-from flowrl.signals import Signals
 from flowrl.stored import resumed_plan
 
 

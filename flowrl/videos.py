@@ -7,13 +7,14 @@ from typing import Any
 
 import numpy as np
 
-from flowrl import camera, loggers, run_files, schema
-from flowrl.envs import EnvName
+from flowrl import loggers, run_files, schema
+from flowrl.envs import camera
+from flowrl.envs.workers import WorkerDied
 from flowrl.errors import UserError
 from flowrl.evaluate import Evaluator
-from flowrl.files import make_folder
+from flowrl.machine.files import make_folder
 from flowrl.summary import Outcome
-from flowrl.workers import WorkerDied
+from flowrl.tasks import Task
 
 FOLDER = "videos"
 """Where in a run directory they lie."""
@@ -31,7 +32,7 @@ class NotDrawn(Exception):
 
 def record(
     run_dir: Path,
-    env: EnvName,
+    env: Task,
     asked: Mapping[str, Any],
     evaluator: Evaluator,
     policies: Any,

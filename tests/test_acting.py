@@ -11,7 +11,7 @@ import pytest
 from flowrl import acting, agents
 from flowrl.agent import Agent
 from flowrl.config import as_arrays, put
-from flowrl.devices import Layout
+from flowrl.machine.devices import Layout
 from flowrl.networks import Spec
 from flowrl.normalize import Normalizer
 from flowrl.random_streams import stream_key

@@ -14,11 +14,12 @@ import numpy as np
 import pytest
 from programs import main, save_walks
 
-from flowrl import agents, files, loggers
+from flowrl import agents, loggers
 from flowrl import config as configs
 from flowrl.checkpoint import Checkpoints
-from flowrl.data import sources
 from flowrl.errors import UserError
+from flowrl.machine import files
+from flowrl.tasks import sources
 
 pytestmark = pytest.mark.filterwarnings("ignore:Sharding info not provided")
 MAIN = Path(__file__).parents[1] / "experiments" / "main.py"

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from flowrl.data import collect
+from flowrl.collection import collect
 
 ROOT = Path(__file__).parents[1]
 STITCH = "pointmaze-medium-stitch"

@@ -20,7 +20,7 @@ before = peak()
 from flowrl.data.dataset import from_arrays
 from flowrl import envs
 from flowrl.data.sources import locate, read
-env = envs.parse("antmaze-large-navigate")
+env = tasks.parse("antmaze-large-navigate")
 source = locate(env, sys.argv[1])
 dataset = jax.block_until_ready(from_arrays(read(source, env, observation_dim=29, action_dim=8)))
 assert dataset.transitions.shape == (1_000_000,)

@@ -15,9 +15,10 @@ import numpy as np
 import pytest
 from programs import ROOT, main
 
-from flowrl import devices, hosts, loggers
+from flowrl import loggers
 from flowrl.checkpoint import Checkpoints
 from flowrl.errors import UserError
+from flowrl.machine import devices, hosts
 from flowrl.settings import plan
 
 pytestmark = pytest.mark.filterwarnings("ignore:Sharding info not provided")

@@ -15,14 +15,15 @@ import numpy as np
 import own_envs
 import pytest
 
-from flowrl import curves, envs, evaluate, loggers, run, settings, stored, workers
+from flowrl import curves, envs, evaluate, loggers, run, settings, stored
 from flowrl.agent import Agent
-from flowrl.episodes import EnvironmentFailed
+from flowrl.envs import workers
+from flowrl.envs.episodes import EnvironmentFailed
+from flowrl.envs.workers import MOST_RESTARTS, WorkerDied
 from flowrl.errors import UserError
 from flowrl.evaluate import Evaluation, Evaluator
 from flowrl.random_streams import stream_key
 from flowrl.train_state import Policy
-from flowrl.workers import MOST_RESTARTS, WorkerDied
 
 ENV = "pointmaze-medium-v0"
 TASKS, EPISODES = 5, 2
@@ -93,12 +94,12 @@ def test_fewer_slots_than_episodes(two_runs: Any) -> None:
 
 
 def test_few_of_the_large_environments_exist_at_a_time() -> None:
-    assert envs.most(envs.parse("pointmaze-medium-navigate")) == 160
-    assert envs.most(envs.parse("cube-single-play-singletask-task2")) == envs.most(envs.parse("scene-play")) == 16
+    assert envs.most(tasks.parse("pointmaze-medium-navigate")) == 160
+    assert envs.most(tasks.parse("cube-single-play-singletask-task2")) == envs.most(tasks.parse("scene-play")) == 16
 
 
 def test_agrees_with_a_plain_loop(two_runs: Any) -> None:
-    env, agent = envs.make(ENV), wanderer()
+    env, agent = making.make(ENV), wanderer()
     act = jax.jit(functools.partial(agent.act, Policy({}, {"w": jnp.float32(0.8)})))
     root = stream_key(jax.random.key(3), "eval")
     for task, episode in ((0, 0), (2, 1), (4, 0)):
@@ -429,7 +430,7 @@ def test_environments_side_by_side_do_not_disturb_each_other() -> None:
             rows.append(env.step(np.array([0.0, -1.0]))[0])
         return rows
 
-    env, other = envs.make("pointmaze-teleport-v0"), envs.make("pointmaze-teleport-v0")
+    env, other = making.make("pointmaze-teleport-v0"), making.make("pointmaze-teleport-v0")
     other.reset(seed=1, options={"task_id": 2})
     alone, beside = episode(env, None), episode(env, other)
     np.testing.assert_array_equal(alone, beside)

@@ -20,8 +20,9 @@ from packaging.markers import default_environment
 from packaging.requirements import Requirement
 from programs import ROOT
 
-from flowrl import envs, extras, hosts, provenance
 from flowrl.errors import SharedError, UserError
+from flowrl.machine import hosts, provenance
+from flowrl.machine import packages as extras
 
 PYTHONS = ("3.11", "3.12", "3.13", "3.14")
 SETUP = configparser.ConfigParser()
@@ -127,12 +128,12 @@ def test_ogbench_without_its_packages_is_an_error_with_the_remedy(monkeypatch: p
     monkeypatch.delitem(gymnasium.registry, "pointmaze-medium-v0", raising=False)
     monkeypatch.setitem(sys.modules, "ogbench", None)
     with pytest.raises(UserError, match=f"needs the package ogbench .*; install it with: {NEEDS_OGBENCH}, or"):
-        envs.make("pointmaze-medium-v0")
+        making.make("pointmaze-medium-v0")
     gymnasium.register("Asks-v0", entry_point=asking)
     with pytest.raises(
         UserError, match=f"Asks-v0 cannot be made here .*; install it with: {NEEDS_OGBENCH}, mend it or"
     ):
-        envs.make("Asks-v0")
+        making.make("Asks-v0")
     gymnasium.registry.pop("Asks-v0")
     assert extras.remedy(ModuleNotFoundError("x", name="mujoco_py")) == "install what it asks for"
 

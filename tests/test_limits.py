@@ -8,9 +8,10 @@ import pytest
 from absl import flags as absl_flags
 from programs import load, main, sweep
 
-from flowrl import agents, devices, estimates, flags, machine, run, settings
+from flowrl import agents, estimates, flags, machine, run, settings
 from flowrl import config as configs
 from flowrl.errors import UserError
+from flowrl.machine import devices
 from flowrl.settings import MAX_SEED, MOST_RUNS, Plan, Settings, plan
 
 ENV = "--env=pointmaze-medium-navigate"

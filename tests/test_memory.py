@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from flowrl import memory, settings
+from flowrl import settings
+from flowrl.machine import memory
 
 
 def plan_of(folder: Path, runs: int, mode: str, **given: Any) -> settings.Plan:

@@ -140,7 +140,13 @@ def test_a_set_is_collected_and_read(tmp_path: Path, monkeypatch: pytest.MonkeyP
         assert arrays["terminals"].sum() == ends.sum()
 
 
-TINY = ("--online.steps=40", "--online.warmup_steps=20", "--agent.hidden_dims=8", "--agent.batch_size=8", "--eval.interval=40")
+TINY = (
+    "--online.steps=40",
+    "--online.warmup_steps=20",
+    "--agent.hidden_dims=8",
+    "--agent.batch_size=8",
+    "--eval.interval=40",
+)
 
 
 def test_the_program_trains_and_exports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

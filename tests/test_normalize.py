@@ -96,7 +96,7 @@ def test_goals_that_are_states_are_normalised_and_others_are_not() -> None:
         (
             {"rewards": 1e30},
             Normalization(reward_scale=1e20),
-            r"rewards are not finite once they are multiplied by 1e,
+            r"rewards are not finite once they are multiplied by 1e\+20",
         ),
         ({"rewards": 1.0}, Normalization(reward_scale=1e39), "rewards are not finite once they are multiplied by inf"),
         ({"rewards": 1.0}, Normalization(reward_shift=-1e39), "rewards are not finite once .* and -inf is added"),

@@ -1,4 +1,5 @@
 """How the single-task agents act; to be ported with `offline_references`."""
+
 import functools
 from typing import Any
 

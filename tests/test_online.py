@@ -17,12 +17,12 @@ from flowrl import agents, compiled, envs, loggers, online
 from flowrl.config import put, stacked
 from flowrl.data import replay
 from flowrl.data.dataset import Dataset
-from flowrl.episodes import NotFinite
+from flowrl.envs.episodes import NotFinite
+from flowrl.envs.side_by_side import Apart
 from flowrl.errors import UserError
 from flowrl.networks import Spec
 from flowrl.normalize import Normalizer
 from flowrl.online import Environments, Online
-from flowrl.side_by_side import Apart
 
 SPEC = Spec.of_sizes(2, 1)
 BATCH = 8

@@ -14,9 +14,10 @@ import numpy as np
 import pytest
 from programs import main, sweep
 
-from flowrl import checkpoint, files, grids, loggers, resuming, run_files, runner, schema
+from flowrl import checkpoint, grids, loggers, resuming, run_files, runner, schema
 from flowrl.checkpoint import Checkpoints
 from flowrl.errors import UserError
+from flowrl.machine import files
 from flowrl.resuming import Reached
 from flowrl.stored import read_plan, resumed_plan
 

@@ -96,7 +96,13 @@ def test_d4rl_scores_are_normalised_and_name_their_environment(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     data = save_hdf5(tmp_path / "hopper-medium-v2.hdf5", 11, 3)
-    flags = ("--agent=ofql", "--env=hopper-medium-v2", f"--data={data}", "--eval.episodes=2", "--agent.choice.num_samples=1")
+    flags = (
+        "--agent=ofql",
+        "--env=hopper-medium-v2",
+        f"--data={data}",
+        "--eval.episodes=2",
+        "--agent.choice.num_samples=1",
+    )
     summary = train(tmp_path / "run", *flags)
     (line,) = loggers.read_lines(tmp_path / "run" / "eval.jsonl")
     assert line["normalized_score"] == pytest.approx(

@@ -17,8 +17,9 @@ import numpy as np
 import pytest
 from programs import ROOT, main, sweep
 
-from flowrl import extras, loggers, sinks
+from flowrl import loggers, sinks
 from flowrl.errors import UserError
+from flowrl.machine import packages as extras
 from flowrl.runner import Runner
 from flowrl.sinks import Log
 from flowrl.trials import Trial

@@ -17,28 +17,17 @@ import pytest
 from programs import load, main, sweep
 from run_dirs import make_run
 
-from flowrl import (
-    agents,
-    curves,
-    devices,
-    evaluations,
-    flags,
-    grids,
-    loggers,
-    memory,
-    signals,
-    sweep_table,
-    sweeps,
-)
+from flowrl import agents, curves, evaluations, flags, grids, loggers, sweep_table, sweeps
 from flowrl.agents import bc
 from flowrl.checkpoint import Checkpoints
-from flowrl.data import sources
 from flowrl.errors import UserError
 from flowrl.evaluate import Evaluator
+from flowrl.machine import devices, memory, signals
 from flowrl.programs import stored_plan
 from flowrl.recorder import Recorder
 from flowrl.runner import Runner
 from flowrl.stored import resumed_plan
+from flowrl.tasks import sources
 from flowrl.trials import Trial
 
 pytestmark = pytest.mark.filterwarnings("ignore:Sharding info not provided")

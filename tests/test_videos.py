@@ -15,7 +15,8 @@ import pytest
 from programs import ROOT, main, save_walks, sweep
 from run_dirs import make_run
 
-from flowrl import camera, envs, evaluate, loggers, videos
+from flowrl import envs, evaluate, loggers, videos
+from flowrl.envs import camera
 from flowrl.errors import UserError
 
 pytestmark = pytest.mark.filterwarnings("ignore:Sharding info not provided")
@@ -68,7 +69,7 @@ def brief(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(camera, "filming", short_film)
 
 
-def short_film(env: envs.EnvName, given: str | None, folder: Path) -> Any:
+def short_film(env: Task, given: str | None, folder: Path) -> Any:
     """As `camera.filming`, of short episodes."""
     envs.make = short_episodes  # type: ignore[assignment]
     return _film(env, given, folder)

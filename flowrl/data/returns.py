@@ -15,8 +15,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from flowrl.data.fields import Arrays
 from flowrl.errors import UserError
+from flowrl.tasks.fields import Arrays
 
 
 def of_dataset(arrays: Mapping[str, np.ndarray], discount: float) -> Arrays:

@@ -10,9 +10,8 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as Spec
 
-from flowrl import hosts
 from flowrl.errors import UserError
-from flowrl.machine import available_memory
+from flowrl.machine import hosts
 from flowrl.random_streams import root_keys
 
 Shard = Literal["runs", "batch"]
@@ -199,17 +198,3 @@ def _local(array: Any) -> np.ndarray:
         return np.asarray(array.addressable_data(0))
     shards = sorted(array.addressable_shards, key=lambda shard: shard.index[0].start or 0)
     return np.concatenate([np.asarray(shard.data) for shard in shards])
-
-
-def free_bytes() -> int | None:
-    """Returns the memory that is free on each device, or None where nobody tells."""
-    device = jax.local_devices()[0]
-    if stats := device.memory_stats():
-        return stats["bytes_limit"] - stats["bytes_in_use"] if "bytes_limit" in stats else None
-    free = available_memory() if device.platform == "cpu" else None
-    return None if free is None else free // jax.local_device_count()
-
-
-def size_of(tree: Any) -> int:
-    """Returns the bytes of arrays, or of their shapes."""
-    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
