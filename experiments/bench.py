@@ -38,6 +38,7 @@ from flowrl.config import MOST_COUNT, MOST_EPISODES, MOST_WORKERS, put, record, 
 from flowrl.data import replay, returns
 from flowrl.data.dataset import Dataset, from_arrays
 from flowrl.data.samplers import Transitions
+from flowrl.envs.episodes import SeededEpisodes
 from flowrl.errors import UserError
 from flowrl.machine.provenance import git_commit, hardware, versions
 from flowrl.networks import Spec
@@ -204,7 +205,7 @@ def online_session(name: str, size: str, env: str) -> tuple[Callable[[int], None
 
 def plain_loop(
     agent: Agent[Any],
-    env: envs.SeededEpisodes,
+    env: SeededEpisodes,
     spec: Spec,
     state: TrainState[Any],
     kind: Transitions,

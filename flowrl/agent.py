@@ -77,7 +77,8 @@ def make_agent(
         if structure != jax.tree.structure(config):
             raise ValueError("the networks were built for other static settings; call make with this configuration")
         config = as_arrays(config)
-        params = {net.name: net.init(k) for net, k in zip(networks, jax.random.split(key, len(networks)), strict=True)}
+        keys = jax.random.split(key, len(networks)) if len(networks) > 1 else [key]
+        params = {net.name: net.init(k) for net, k in zip(networks, keys, strict=True)}
         params |= {name: {"log": jnp.asarray(log, jnp.float32)} for name, log in multipliers(config).items()}
         return TrainState(
             step=jnp.zeros((), jnp.int32),

@@ -13,7 +13,7 @@ import jax
 
 from flowrl import agents
 from flowrl.errors import UserError
-from flowrl.machine import devices
+from flowrl.machine import devices, memory
 from flowrl.machine.limits import available_memory
 from flowrl.machine.provenance import usable_cores
 from flowrl.networks import Spec
@@ -87,7 +87,7 @@ def require(
     _require_environments(settings.online, runs)
     agent = agents.build(settings.agent, config, spec)
     state = jax.eval_shape(agent.init, jax.random.key(0), config)
-    parameters, each = devices.size_of(state.params), devices.size_of(state.replace(config=None))
+    parameters, each = memory.size_of(state.params), memory.size_of(state.replace(config=None))
     _require_time(settings, _tasks(env), runs, 2 * config.batch_size * parameters / 4)  # four bytes each
     _require_memory(_device_needs(settings, config, spec, runs, each, swept), _host_needs(settings, env, runs))
     if not begun:
@@ -118,7 +118,7 @@ def _device_needs(settings: Settings, config: Any, spec: Spec, runs: int, state:
     many = f" of {rows:,} runs" if rows > 1 else ""
     buffers = f"replay buffers of {settings.online.capacity:,} transitions{many}"
     lower = "--agent.hidden_dims"
-    if rows > 1 and 4 * state < (devices.free_bytes() or 0):  # they are small, but many
+    if rows > 1 and 4 * state < (memory.free_bytes() or 0):  # they are small, but many
         lower = "--runs_at_once" if swept else "--num_seeds"
     return [
         Need(state * rows, f"the networks and their optimizers{many}", lower),
@@ -145,9 +145,9 @@ def _host_needs(settings: Settings, env: Task, runs: int) -> list[Need]:
 
 def _require_memory(of_device: list[Need], of_host: list[Need]) -> None:
     if jax.default_backend() == "cpu":
-        _require_room(of_device + of_host, devices.free_bytes())
+        _require_room(of_device + of_host, memory.free_bytes())
     else:
-        _require_room(of_device, devices.free_bytes())
+        _require_room(of_device, memory.free_bytes())
         _require_room(of_host, available_memory())
 
 

@@ -156,7 +156,7 @@ def _announce(runner: Runner, source: sources.Source) -> None:
     """Says what begins."""
     plan = runner.parts.plan
     rows = {
-        "data": (source.detail, *runner.parts.facts),
+        "data": (source.detail, *runner.parts.contents),
         "note": runner.parts.doubts,
         "preset": plan.source,
         "device": device_text(runner.layout.devices),

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from flowrl import config as configs
-from flowrl import loggers, run, run_files, schema, sweep_table, texts, videos
+from flowrl import fitting, loggers, run, run_files, schema, sweep_table, texts, videos
 from flowrl.errors import UserError
 from flowrl.grids import Part, Sweep, at_once, check, command, groups, part_plan, recorded, waves
-from flowrl.machine import hosts, memory
+from flowrl.machine import hosts
 from flowrl.machine.files import CONFIG, SUMMARY, SWEEP, unused
 from flowrl.machine.provenance import git_commit, hardware, versions
 from flowrl.machine.signals import Signals
@@ -50,7 +50,7 @@ def begin(sweep: Sweep) -> None:
 
 
 def _at_once(plan: Plan) -> int:
-    return at_once(plan.settings, len(plan.trials), memory.runs_that_fit(plan))
+    return at_once(plan.settings, len(plan.trials), fitting.runs_that_fit(plan))
 
 
 def execute(sweep: Sweep) -> int:

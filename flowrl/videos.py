@@ -59,7 +59,7 @@ def record(
     for old in (folder / INDEX, *folder.glob("*.mp4")):
         old.unlink(missing_ok=True)
     try:
-        make_env = functools.partial(camera.filming, env, camera.opengl(), folder.absolute())
+        make_env = functools.partial(camera.filming, env.made_with, env.cameras, camera.opengl(), folder.absolute())
         outcome = evaluator.play_first_run(policies, make_env, asked["episodes"], on_step)
     except (UserError, RuntimeError) as error:
         raise NotDrawn(f"no videos ({_reason(error)}). {REMEDY}") from error

@@ -15,9 +15,9 @@ import numpy as np
 import own_envs
 import pytest
 
-from flowrl import curves, envs, evaluate, loggers, run, settings, stored
+from flowrl import curves, evaluate, loggers, run, settings, stored, tasks
 from flowrl.agent import Agent
-from flowrl.envs import workers
+from flowrl.envs import making, workers
 from flowrl.envs.episodes import EnvironmentFailed
 from flowrl.envs.workers import MOST_RESTARTS, WorkerDied
 from flowrl.errors import UserError
@@ -51,7 +51,7 @@ def keys_of(*seeds: int) -> jax.Array:
 
 def outcome(*seeds: int, workers: int = 2, twice: bool = False, slots: int = evaluate.MAX_SLOTS) -> Any:
     sizes = dict(tasks=TASKS, episodes=EPISODES, workers=workers, slots=slots)
-    evaluator = Evaluator(wanderer(), functools.partial(envs.make, ENV), keys_of(*seeds), **sizes)
+    evaluator = Evaluator(wanderer(), functools.partial(making.make, ENV), keys_of(*seeds), **sizes)
     try:
         policies = policies_of(len(seeds))
         first = evaluator(policies)
@@ -94,8 +94,8 @@ def test_fewer_slots_than_episodes(two_runs: Any) -> None:
 
 
 def test_few_of_the_large_environments_exist_at_a_time() -> None:
-    assert envs.most(tasks.parse("pointmaze-medium-navigate")) == 160
-    assert envs.most(tasks.parse("cube-single-play-singletask-task2")) == envs.most(tasks.parse("scene-play")) == 16
+    assert tasks.parse("pointmaze-medium-navigate").most == 160
+    assert tasks.parse("cube-single-play-singletask-task2").most == tasks.parse("scene-play").most == 16
 
 
 def test_agrees_with_a_plain_loop(two_runs: Any) -> None:
@@ -118,7 +118,9 @@ def test_agrees_with_a_plain_loop(two_runs: Any) -> None:
 
 
 def test_breaking_off_leaves_the_evaluator_usable() -> None:
-    evaluator = Evaluator(wanderer(), functools.partial(envs.make, ENV), keys_of(3), tasks=TASKS, episodes=1, workers=1)
+    evaluator = Evaluator(
+        wanderer(), functools.partial(making.make, ENV), keys_of(3), tasks=TASKS, episodes=1, workers=1
+    )
 
     def stop(done: int, total: int) -> None:
         raise KeyboardInterrupt
@@ -132,7 +134,7 @@ def test_breaking_off_leaves_the_evaluator_usable() -> None:
 
 def test_actions_that_are_not_finite_are_played_as_0(two_runs: Any, capsys: pytest.CaptureFixture[str]) -> None:
     sizes = dict(tasks=TASKS, episodes=EPISODES, workers=2)
-    evaluator = Evaluator(wanderer(), functools.partial(envs.make, ENV), keys_of(3, 4), **sizes)
+    evaluator = Evaluator(wanderer(), functools.partial(making.make, ENV), keys_of(3, 4), **sizes)
     evaluation = evaluator(Policy({}, {"w": jnp.array([0.8, jnp.nan])}))
     evaluator.close()
     np.testing.assert_array_equal(evaluation.lengths[0], two_runs.lengths[0])
@@ -142,7 +144,7 @@ def test_actions_that_are_not_finite_are_played_as_0(two_runs: Any, capsys: pyte
 
 def test_a_failing_worker_is_reported() -> None:
     evaluator = Evaluator(
-        wanderer(), functools.partial(envs.make, "no-such-env-v0"), keys_of(3), tasks=1, episodes=1, workers=1
+        wanderer(), functools.partial(making.make, "no-such-env-v0"), keys_of(3), tasks=1, episodes=1, workers=1
     )
     with pytest.raises(UserError, match=r"^no-such-env-v0 cannot be made here \(.*\)"):
         evaluator(policies_of(1))
@@ -360,7 +362,7 @@ def three_slots(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Slots with 4, 3 and 3 of the episodes of seed 3: the first two belong to one worker, the last to another."""
     monkeypatch.setattr(evaluate, "GRACE", 0.0)
     sizes = dict(tasks=TASKS, episodes=EPISODES, workers=2, slots=3)
-    evaluator = Evaluator(wanderer(), functools.partial(envs.make, ENV), keys_of(3), **sizes)
+    evaluator = Evaluator(wanderer(), functools.partial(making.make, ENV), keys_of(3), **sizes)
     yield evaluator
     evaluator.close()
 

@@ -20,9 +20,9 @@ from packaging.markers import default_environment
 from packaging.requirements import Requirement
 from programs import ROOT
 
+from flowrl.envs import making
 from flowrl.errors import SharedError, UserError
-from flowrl.machine import hosts, provenance
-from flowrl.machine import packages as extras
+from flowrl.machine import hosts, packages, provenance
 
 PYTHONS = ("3.11", "3.12", "3.13", "3.14")
 SETUP = configparser.ConfigParser()
@@ -135,7 +135,7 @@ def test_ogbench_without_its_packages_is_an_error_with_the_remedy(monkeypatch: p
     ):
         making.make("Asks-v0")
     gymnasium.registry.pop("Asks-v0")
-    assert extras.remedy(ModuleNotFoundError("x", name="mujoco_py")) == "install what it asks for"
+    assert packages.remedy(ModuleNotFoundError("x", name="mujoco_py")) == "install what it asks for"
 
 
 def asking(**_: Any) -> gymnasium.Env:

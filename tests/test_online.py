@@ -13,10 +13,11 @@ import pytest
 from own_envs import make_counter
 from programs import main
 
-from flowrl import agents, compiled, envs, loggers, online
+from flowrl import agents, compiled, loggers, online
 from flowrl.config import put, stacked
 from flowrl.data import replay
 from flowrl.data.dataset import Dataset
+from flowrl.envs import making
 from flowrl.envs.episodes import NotFinite
 from flowrl.envs.side_by_side import Apart
 from flowrl.errors import UserError
@@ -335,7 +336,7 @@ def test_a_dead_environment_is_named_and_closed() -> None:
 
 def acting(env: str, vectorization: Any, steps: int, **kwargs: Any) -> list[online.Moves]:
     """Acts in two environments of each of two runs, which are ended whatever they do."""
-    make = functools.partial(envs.make, f"own/{env}-v0", spec=gymnasium.spec(f"own/{env}-v0"), **kwargs)
+    make = functools.partial(making.make, f"own/{env}-v0", spec=gymnasium.spec(f"own/{env}-v0"), **kwargs)
     acted = Environments(make, keys_of(4, 5), 2, vectorization=vectorization)
     moves = []
     try:
@@ -362,7 +363,7 @@ def test_mistakes_of_an_environment_are_one_line(vectorization: Any, env: str, m
 
 
 def test_a_process_that_has_ended_by_a_mistake_still_says_which() -> None:
-    apart = Apart(functools.partial(envs.make, "own/Unmade-v0", spec=gymnasium.spec("own/Unmade-v0")), 1)
+    apart = Apart(functools.partial(making.make, "own/Unmade-v0", spec=gymnasium.spec("own/Unmade-v0")), 1)
     try:
         apart._started[0][0].join()
         with pytest.raises(UserError, match="no such map"):
@@ -372,7 +373,7 @@ def test_a_process_that_has_ended_by_a_mistake_still_says_which() -> None:
 
 
 def test_infos_that_are_not_read_break_nothing() -> None:
-    acted = Environments(functools.partial(envs.make, "own/Passing-v0", share=0.5), keys_of(0, 1), 2)
+    acted = Environments(functools.partial(making.make, "own/Passing-v0", share=0.5), keys_of(0, 1), 2)
     for _ in range(8):
         acted.step(np.zeros((4, 1), np.float32))
     assert [found["length"] for found in acted.drain()] == [4, 4]

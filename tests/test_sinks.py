@@ -19,9 +19,8 @@ from programs import ROOT, main, sweep
 
 from flowrl import loggers, sinks
 from flowrl.errors import UserError
-from flowrl.machine import packages as extras
+from flowrl.machine import packages
 from flowrl.runner import Runner
-from flowrl.sinks import Log
 from flowrl.trials import Trial
 
 pytestmark = pytest.mark.filterwarnings("ignore:Sharding info not provided")
@@ -257,7 +256,7 @@ def test_a_missing_package_is_told_before_anything_begins(
 ) -> None:
     find = importlib.util.find_spec
     monkeypatch.setattr(
-        extras.importlib.util, "find_spec", lambda name, *rest: None if name == module else find(name, *rest)
+        packages.importlib.util, "find_spec", lambda name, *rest: None if name == module else find(name, *rest)
     )
     with pytest.raises(
         UserError, match=rf"--{flag.split('=')[0]} needs the package {module}.*'\.\[{extra}\]'"
@@ -279,7 +278,7 @@ def test_nobody_logged_in_is_told_before_anything_begins(
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "run").exists()
     monkeypatch.setenv("WANDB_MODE", "offline")
-    extras.check(Log(wandb=True))
+    packages.check(wandb=True)
 
 
 def test_optional_packages_are_imported_where_they_are_used_only() -> None:

@@ -15,8 +15,8 @@ import pytest
 from programs import ROOT, main, save_walks, sweep
 from run_dirs import make_run
 
-from flowrl import envs, evaluate, loggers, videos
-from flowrl.envs import camera
+from flowrl import evaluate, loggers, videos
+from flowrl.envs import camera, making
 from flowrl.errors import UserError
 
 pytestmark = pytest.mark.filterwarnings("ignore:Sharding info not provided")
@@ -59,20 +59,20 @@ def short_episodes(env_id: str, **given: Any) -> Any:
     return _make(env_id, **given, max_episode_steps=60)
 
 
-_make = envs.make
+_make = making.make
 
 
 @pytest.fixture
 def brief(monkeypatch: pytest.MonkeyPatch) -> None:
     """Shortens all episodes; also those of other processes, to which functions go by their names."""
-    monkeypatch.setattr(envs, "make", short_episodes)
+    monkeypatch.setattr(making, "make", short_episodes)
     monkeypatch.setattr(camera, "filming", short_film)
 
 
-def short_film(env: Task, given: str | None, folder: Path) -> Any:
+def short_film(*arguments: Any) -> Any:
     """As `camera.filming`, of short episodes."""
-    envs.make = short_episodes  # type: ignore[assignment]
-    return _film(env, given, folder)
+    making.make = short_episodes  # type: ignore[assignment]
+    return _film(*arguments)
 
 
 _film = camera.filming
@@ -213,12 +213,12 @@ def test_played_again_in_any_row(monkeypatch: pytest.MonkeyPatch) -> None:
     from test_evaluate import ENV, keys_of, wanderer
 
     sizes = dict(tasks=5, episodes=2, workers=1, slots=6)
-    evaluator = evaluate.Evaluator(wanderer(), functools.partial(envs.make, ENV), keys_of(3, 4), **sizes)  # type: ignore[arg-type]
+    evaluator = evaluate.Evaluator(wanderer(), functools.partial(making.make, ENV), keys_of(3, 4), **sizes)  # type: ignore[arg-type]
     try:
         policies = jax.numpy.full(2, 0.8)
         whole, calls = evaluator(policies), []
         again = evaluator.play_first_run(
-            policies, functools.partial(envs.make, ENV), 1, lambda done, total: calls.append((done, total))
+            policies, functools.partial(making.make, ENV), 1, lambda done, total: calls.append((done, total))
         )
     finally:
         evaluator.close()

@@ -136,7 +136,7 @@ class Goals(NamedTuple):
         return fields
 
     def lacking(self, fields: Iterable[str]) -> list[str]:
-        """Returns which fields a dataset lacks; goals in OGBench's compact form cannot be subgoals, which are states."""
+        """Returns which fields a dataset lacks; OGBench's compact goals cannot be subgoals, which are states."""
         known = list(fields)
         missing = [name for name in ("observations", "actions") if name not in known]
         hierarchical = self.subgoal_steps is not None and "oracle_reps" in known
@@ -150,7 +150,8 @@ class Segments(NamedTuple):
     `actions_valid` is 0 from there on. `valid` is 1 where the value of what lies H steps ahead is known, or not needed
     because an episode terminated on the way.
 
-    - `observations` `[B, ...]` at the first step, `next_observations` `[B, ...]` after the last, `states` `[B, H, ...]`;
+    - `observations` `[B, ...]` at the first step, `next_observations` `[B, ...]` after the last;
+    - `states` `[B, H, ...]`;
     - `actions` `[B, H, A]` and `actions_valid` `[B, H]`;
     - `rewards` `[B]`: Σ γᵏ rₖ until the first termination; `discounts` `[B]`: γ^H, or 0 after a termination;
       `valid` `[B]`.
