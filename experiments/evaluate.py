@@ -33,7 +33,6 @@ from flowrl.evaluate import Evaluator
 from flowrl.machine import hosts
 from flowrl.machine.provenance import git_commit, hardware, versions
 from flowrl.networks import Spec
-from flowrl.parts import with_environment
 from flowrl.programs import load_states
 from flowrl.random_streams import root_keys
 from flowrl.settings import Plan, check
@@ -81,7 +80,8 @@ def _evaluated(plan: Plan, stored: dict[str, Any], given: Settings) -> Plan:
     changed = {"eval.episodes": episodes, "workers": given.workers, "log.video_episodes": 0, "data": data["path"]}
     plan = dataclasses.replace(plan, settings=put(plan.settings, changed))
     check(plan)
-    plan = with_environment(plan, Source(**{**data, "path": Path(data["path"])}))
+    source = Source(**{**data, "path": Path(data["path"])})
+    plan = dataclasses.replace(plan, env=plan.env.evaluated(source))
     if plan.env.env_id is None:
         raise UserError(f"{plan.env.name} cannot be evaluated here; {plan.env.note or 'its data name no environment'}")
     return plan
@@ -132,8 +132,8 @@ def milliseconds_per_action(agent: Agent[Any], policy: Policy[Any], spec: Spec, 
 
 def evaluate(plan: Plan, step: int | None) -> list[dict[str, Any]]:
     """Evaluates the runs of a plan; returns a row for each configuration in each of the agent's evaluations."""
-    sizes, settings = plan.env.facts(), plan.settings
-    spec = sizes.spec
+    facts, settings = plan.env.facts(), plan.settings
+    spec = facts.spec
     agent = agents.build(settings.agent, plan.config, spec)
     step, states, normalizer = load_states(plan, agent, step)
     policies_of = jax.vmap(agent.policy, in_axes=(jax.tree.map(lambda _: 0, states).replace(step=None),))
@@ -141,12 +141,12 @@ def evaluate(plan: Plan, step: int | None) -> list[dict[str, Any]]:
         agent,
         plan.env.factory(),
         root_keys(jnp.array([trial.seed for trial in plan.trials], jnp.uint32)),
-        tasks=sizes.tasks,
+        tasks=facts.tasks,
         episodes=settings.eval.episodes,
         workers=settings.workers,
         slots=plan.env.most,
     )
-    total = len(plan.trials) * max(1, sizes.tasks) * settings.eval.episodes
+    total = len(plan.trials) * max(1, facts.tasks) * settings.eval.episodes
     lines, times = list[dict[str, Any]](), {}
     try:
         for mode, config in agent.evaluations(states.config).items():

@@ -15,7 +15,7 @@ import numpy as np
 import own_envs
 import pytest
 
-from flowrl import curves, evaluate, loggers, run, settings, stored, tasks
+from flowrl import curves, evaluate, evaluations, loggers, run, settings, stored, tasks
 from flowrl.agent import Agent
 from flowrl.envs import making, workers
 from flowrl.envs.episodes import EnvironmentFailed
@@ -264,7 +264,7 @@ def test_success_is_judged_once_and_0_where_it_is_not_told(tmp_path: Path, monke
     assert [line.get("success") for line in lines] == [None, None, 0.25, 0, 0, 0, 0, 0]
     summary = loggers.read_json(tmp_path / "run" / "summary.json")
     assert (summary["metric"], summary["success_per_seed"]) == ("success", [0.25 / 3, 0.0])
-    assert curves.read_runs(tmp_path / "run", with_minutes=False)[0].curves == {
+    assert evaluations.read_runs(tmp_path / "run", with_minutes=False)[0].curves == {
         0: {2: 0.0, 4: 0.25, 6: 0.0, 8: 0.0},
         1: {2: 0.0, 4: 0.0, 6: 0.0, 8: 0.0},
     }
@@ -272,7 +272,7 @@ def test_success_is_judged_once_and_0_where_it_is_not_told(tmp_path: Path, monke
 
 def test_parts_of_a_sweep_that_were_told_no_success_had_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The first of two sweeps has a part that reached nothing, so was told nothing; the other never tells it."""
-    monkeypatch.setattr(curves, "_identity", lambda config: config["agent_config"])
+    monkeypatch.setattr(curves, "identity", lambda config: config["agent_config"])
     parts = []
     for sweep, metric in (("one", "success"), ("other", "return")):
         config: dict[str, Any] = {"settings": {"env": sweep}}
@@ -281,7 +281,7 @@ def test_parts_of_a_sweep_that_were_told_no_success_had_none(tmp_path: Path, mon
         for part, judged_by in enumerate(("return", metric)):
             own = config | {"agent_config": {"sweep": sweep, "part": part}}
             folder = tmp_path / sweep / f"part{part}"
-            parts.append(curves.RunDir(folder, own, judged_by, {0: {2: 0.5}}, {}, 4, 1, ""))
+            parts.append(evaluations.RunDir(folder, own, judged_by, {0: {2: 0.5}}, {}, 4, 1, ""))
     found = [(group.metric, group.final) for group in curves.group_runs(parts)]
     assert found == [("success", {0: 0.0}), ("success", {0: 0.5}), ("return", {0: 0.5}), ("return", {0: 0.5})]
 
