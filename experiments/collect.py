@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from flowrl import flags
+from flowrl.cli import flags
 from flowrl.collection import collect
 from flowrl.config import MOST_COUNT, MOST_EPISODES, MOST_WORKERS, record, static
 from flowrl.errors import UserError

@@ -25,22 +25,25 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from flowrl import acting, agents, evaluations, flags, loggers, texts
+from flowrl import agents
 from flowrl.agent import Agent
+from flowrl.cli import flags
+from flowrl.cli.programs import load_states
 from flowrl.config import MOST_COUNT, MOST_EPISODES, MOST_WORKERS, flatten, put, record, static
 from flowrl.errors import UserError
-from flowrl.evaluate import Evaluator
+from flowrl.experiment.settings import Plan, check
+from flowrl.experiment.stored import read_plan
 from flowrl.machine import hosts
 from flowrl.machine.provenance import git_commit, hardware, versions
 from flowrl.networks import Spec
-from flowrl.programs import load_states
 from flowrl.random_streams import root_keys
-from flowrl.settings import Plan, check
-from flowrl.stored import read_plan
-from flowrl.summary import SINGLE, acting_notes, evaluation_lines, shown, summarize
+from flowrl.run_folder import evaluations, logs, texts
+from flowrl.run_folder.summary import SINGLE, acting_notes, evaluation_lines, shown, summarize
+from flowrl.run_folder.trials import points
 from flowrl.tasks.sources import Source
 from flowrl.train_state import Policy
-from flowrl.trials import points
+from flowrl.training import acting
+from flowrl.training.evaluation import Evaluator
 
 
 @record
@@ -238,8 +241,8 @@ def main(arguments: Sequence[str]) -> int:
             "versions": versions("jax", "jaxlib", "mujoco", "gymnasium"),
             "results": rows,
         }
-        loggers.write_json(out, report)
-        loggers.write_text(out.with_suffix(".md"), table(rows))
+        logs.write_json(out, report)
+        logs.write_text(out.with_suffix(".md"), table(rows))
         print(f"wrote {out}")
     return 0
 

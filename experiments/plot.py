@@ -12,11 +12,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from flowrl import figures, flags
+from flowrl.cli import flags
 from flowrl.config import record, static
-from flowrl.curves import final_text, group_runs, label, panels
 from flowrl.errors import UserError
-from flowrl.evaluations import read_all
+from flowrl.reports import figures
+from flowrl.reports.curves import final_text, group_runs, label, panels
+from flowrl.run_folder.evaluations import read_all
 
 KINDS = ("curves", *figures.KINDS)
 

@@ -6,14 +6,14 @@ from pathlib import Path
 import numpy as np
 from programs import main
 
-from flowrl import loggers
+from flowrl.run_folder import logs
 
 TINY = ("--agent=cal_ql", "--env=Pendulum-v1", "--agent.hidden_dims=8", "--agent.critic.hidden_dims=8")
 TINY = (*TINY, "--agent.batch_size=8", "--agent.proposals=2", "--preset=none", "--eval.episodes=1", "--workers=1")
 
 
 def metrics_of(folder: Path, name: str) -> dict[int, float]:
-    return {line["step"]: line[f"train/{name}"] for line in loggers.read_lines(folder / "metrics.jsonl")}
+    return {line["step"]: line[f"train/{name}"] for line in logs.read_lines(folder / "metrics.jsonl")}
 
 
 def test_it_learns_offline_and_goes_on_online(tmp_path: Path) -> None:
@@ -32,7 +32,7 @@ def test_it_learns_offline_and_goes_on_online(tmp_path: Path) -> None:
     assert [calibrated[step] for step in (10, 20)] == [1, 1]
     np.testing.assert_allclose([calibrated[step] for step in (30, 40)], 0.5)  # the episode online is under way
     assert json.loads((folder / "config.json").read_text())["agent_config"]["discount"] == 0.99
-    assert {line["step"] for line in loggers.read_lines(folder / "eval.jsonl")} == {20, 40}
+    assert {line["step"] for line in logs.read_lines(folder / "eval.jsonl")} == {20, 40}
 
 
 def test_online_returns_are_known_once_the_episode_is_over(tmp_path: Path) -> None:
@@ -46,7 +46,7 @@ def test_online_returns_are_known_once_the_episode_is_over(tmp_path: Path) -> No
     )
     assert main(*TINY, *steps, *schedule, f"--run_dir={folder}") == 0
     calibrated = {
-        line["step"]: line.get("train/critic/calibrated") for line in loggers.read_lines(folder / "metrics.jsonl")
+        line["step"]: line.get("train/critic/calibrated") for line in logs.read_lines(folder / "metrics.jsonl")
     }
     assert calibrated[200] == 0
     assert calibrated[240] > 0.5

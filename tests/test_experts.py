@@ -12,14 +12,15 @@ import numpy as np
 import pytest
 from programs import load
 
-from flowrl import programs, tasks
+from flowrl import tasks
 from flowrl.agents import sac
-from flowrl.checkpoint import Checkpoints
+from flowrl.cli import programs
 from flowrl.collection import collect, experts
 from flowrl.envs import locomotion, making
 from flowrl.errors import UserError
 from flowrl.machine import files
 from flowrl.networks import Spec
+from flowrl.training.checkpoint import Checkpoints
 
 expert = load("experiments/expert.py")
 SHIPPED = experts.path("ant")

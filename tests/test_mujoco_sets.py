@@ -11,16 +11,17 @@ import numpy as np
 import pytest
 from programs import load, main
 
-from flowrl import policies, presets, tasks
+from flowrl import policies, tasks
 from flowrl.agents import sac
-from flowrl.checkpoint import Checkpoints
 from flowrl.collection import collect, experts, mujoco_sets
 from flowrl.envs import making
 from flowrl.envs.episodes import SeededEpisodes
 from flowrl.errors import UserError
+from flowrl.experiment import presets
 from flowrl.machine import files
 from flowrl.networks import Spec
 from flowrl.tasks.fields import Expected
+from flowrl.training.checkpoint import Checkpoints
 
 snapshots = load("experiments/snapshots.py")
 RETURNS = np.array([50.0, 400.0, 350.0, 900.0, 600.0])

@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from flowrl import flags
+from flowrl.cli import flags
 from flowrl.config import record, static
 from flowrl.errors import UserError
 
