@@ -13,7 +13,7 @@ step, beside a plain loop over the same Gymnasium environment with the same upda
 """
 
 if __name__ == "__main__":
-    import flowrl.start  # noqa: F401 - before the other imports, which take seconds
+    import flowrl.cli.start  # noqa: F401 - before the other imports, which take seconds
 
 import functools
 import itertools

@@ -5,7 +5,7 @@ continued by the same command.
 """
 
 if __name__ == "__main__":
-    import flowrl.start  # noqa: F401 - before the other imports, which take seconds
+    import flowrl.cli.start  # noqa: F401 - before the other imports, which take seconds
 
 import sys
 from collections.abc import Sequence

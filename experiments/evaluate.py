@@ -11,7 +11,7 @@ and device together.
 """
 
 if __name__ == "__main__":
-    import flowrl.start  # noqa: F401 - before the other imports, which take seconds
+    import flowrl.cli.start  # noqa: F401 - before the other imports, which take seconds
 
 import dataclasses
 import functools
@@ -30,6 +30,7 @@ from flowrl.agent import Agent
 from flowrl.cli import flags
 from flowrl.cli.programs import load_states
 from flowrl.config import MOST_COUNT, MOST_EPISODES, MOST_WORKERS, flatten, put, record, static
+from flowrl.config import values as values_of
 from flowrl.errors import UserError
 from flowrl.experiment.settings import Plan, check
 from flowrl.experiment.stored import read_plan
@@ -161,12 +162,17 @@ def evaluate(plan: Plan, step: int | None) -> list[dict[str, Any]]:
                     bar.update(done - bar.n)
 
                 outcome = evaluator(policies.replace(normalizer=normalizer), on_step)
-            lines += evaluation_lines(step, plan.trials, mode, outcome, plan.env)
+            lines += evaluation_lines(step, plan.trials, mode, outcome, plan.env.score)
             times[mode] = milliseconds_per_action(agent, one, spec)
     finally:
         evaluator.close()
     notes = acting_notes(agent.evaluations(plan.config))
-    return _rows(plan, summarize(settings, plan.env, plan.trials, lines, notes, swept=plan.swept), step, times)
+    return _rows(
+        plan,
+        summarize(values_of(settings), plan.env.env_id, plan.env.dataset, plan.trials, lines, notes, swept=plan.swept),
+        step,
+        times,
+    )
 
 
 def _rows(plan: Plan, summary: dict[str, Any], step: int, times: dict[str, float]) -> list[dict[str, Any]]:

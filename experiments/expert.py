@@ -7,7 +7,7 @@ same command continues a training that was broken off; a finished one is only ex
 """
 
 if __name__ == "__main__":
-    import flowrl.start  # noqa: F401 - before the other imports, which take seconds
+    import flowrl.cli.start  # noqa: F401 - before the other imports, which take seconds
 
 import hashlib
 from collections.abc import Sequence

@@ -5,7 +5,7 @@ A published preset is the default; any setting can be given as a flag, an agent'
 """
 
 if __name__ == "__main__":
-    import flowrl.start  # noqa: F401 - before the other imports, which take seconds
+    import flowrl.cli.start  # noqa: F401 - before the other imports, which take seconds
 
 from collections.abc import Sequence
 

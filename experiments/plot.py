@@ -6,7 +6,7 @@ go to <out>.json beside the picture, with the configurations, commits and hardwa
 """
 
 if __name__ == "__main__":
-    import flowrl.start  # noqa: F401 - before the other imports, which take seconds
+    import flowrl.cli.start  # noqa: F401 - before the other imports, which take seconds
 
 import sys
 from collections.abc import Sequence

@@ -8,7 +8,7 @@ without it flags that were renamed once are known.
 """
 
 if __name__ == "__main__":
-    import flowrl.start  # noqa: F401 - before the other imports, which take seconds
+    import flowrl.cli.start  # noqa: F401 - before the other imports, which take seconds
 
 import json
 import os

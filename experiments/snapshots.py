@@ -6,7 +6,7 @@ up to medium and the expert, as flowrl.data.mujoco_sets defines them, go to <out
 """
 
 if __name__ == "__main__":
-    import flowrl.start  # noqa: F401 - before the other imports, which take seconds
+    import flowrl.cli.start  # noqa: F401 - before the other imports, which take seconds
 
 import hashlib
 from collections.abc import Sequence

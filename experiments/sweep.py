@@ -8,7 +8,7 @@ broken off.
 """
 
 if __name__ == "__main__":
-    import flowrl.start  # noqa: F401 - before the other imports, which take seconds
+    import flowrl.cli.start  # noqa: F401 - before the other imports, which take seconds
 
 import os
 import time

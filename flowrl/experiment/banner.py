@@ -43,6 +43,7 @@ def describe(
         "hosts": hosts.count(),
         "versions": versions(*packages),
         "git_commit": git_commit(),
+        "incidental": [entry.name for entry in configs.flatten(settings) if not entry.field.metadata["learning"]],
     }
     if swept:
         told["grid"] = [trial.labels for trial in trials]

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from flowrl.config import values
 from flowrl.experiment.settings import Plan
 from flowrl.experiment.sinks import Sinks
 from flowrl.machine import hosts, progress
@@ -122,7 +123,9 @@ class Recorder:
             return
         plan, notes = self._plan, acting_notes(self._evaluations)
         lines = logs.read_lines(plan.folder / "eval.jsonl")
-        summary = summarize(plan.settings, plan.env, plan.trials, lines, notes, swept=plan.swept)
+        summary = summarize(
+            values(plan.settings), plan.env.env_id, plan.env.dataset, plan.trials, lines, notes, swept=plan.swept
+        )
         logs.write_json(plan.folder / SUMMARY, summary)
         print_summary(summary, notes)
 

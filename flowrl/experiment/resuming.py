@@ -9,6 +9,7 @@ from flowrl.errors import UserError
 from flowrl.experiment.settings import Settings
 from flowrl.machine.files import CHECKPOINTS, DIVERGED, SUMMARY
 from flowrl.run_folder import formats, logs
+from flowrl.run_folder.evaluations import due
 from flowrl.run_folder.trials import Trial
 
 KINDS = ("metrics", "eval", "time")
@@ -33,19 +34,6 @@ class Reached(NamedTuple):
     modes: Sequence[str]
     tasks: int
     others: Sequence[int]
-
-
-def due(interval: int, steps: int, online_steps: int, last: int) -> list[int]:
-    """Returns the steps up to `last` at which something happens.
-
-    Args:
-        interval: Between which it happens; it also does at the end of either part.
-        steps: Updates on data.
-        online_steps: Online steps, which are counted on from them.
-        last: Where to end.
-    """
-    ends = {steps, steps + online_steps} - {0}
-    return sorted(step for step in {*range(interval, last + 1, interval), *ends} if step <= last)
 
 
 def expected(settings: Settings, trials: Sequence[Trial], kind: str, reached: Reached) -> Iterator[dict[str, Any]]:

@@ -236,7 +236,7 @@ class Runner:
             for i, (name, acting) in enumerate(policies.items()):
                 outcome = self._evaluator(acting, partial(on_step, i * each))
                 trials = plan.trials[own.start : own.stop]
-                lines += evaluation_lines(step, trials, name, outcome, plan.env, first_run=own.start)
+                lines += evaluation_lines(step, trials, name, outcome, plan.env.score, first_run=own.start)
         except _BrokenOff:
             return []
         finally:

@@ -7,7 +7,7 @@ from typing import Any
 
 from flowrl import agents, tasks
 from flowrl import config as configs
-from flowrl.errors import UserError, nearby, suggestion
+from flowrl.errors import UserError, suggestion
 from flowrl.experiment import presets
 from flowrl.experiment.settings import Plan, Settings, check, check_devices, check_goals
 from flowrl.machine import schema
@@ -137,12 +137,9 @@ def read_config(folder: Path) -> dict[str, Any]:
     """Returns a run's `config.json`, whose settings `read_plan` checks.
 
     Raises:
-        UserError: The folder holds no run, or the file is not as flowrl writes it.
+        UserError: The folder holds no run, or the file is not as flowrl writes it, or names no agent.
     """
-    if not (folder / CONFIG).exists():
-        near = nearby(folder) if not folder.exists() else ""
-        raise UserError(f"{folder} holds no run (no {CONFIG}){near or '; start one without --resume'}")
-    config: dict[str, Any] = schema.read(folder / CONFIG, formats.CONFIG)
+    config = formats.read_config(folder)
     require_agent(folder / CONFIG, config["settings"]["agent"])
     return config
 

@@ -7,11 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from flowrl.config import flatten
 from flowrl.errors import UserError
-from flowrl.experiment import resuming
-from flowrl.experiment.settings import Settings
-from flowrl.experiment.stored import read_config
 from flowrl.machine import schema
 from flowrl.machine.files import CONFIG, DIVERGED, SWEEP
 from flowrl.run_folder import formats, logs
@@ -144,7 +140,7 @@ def read_runs(folder: Path, *, with_minutes: bool, mode: str = SINGLE) -> list[R
         raise LeftOut(f"{folder} is not a folder; give the --run_dir of a run")
     if not (folder / CONFIG).exists():
         raise LeftOut(f"{folder} holds no run (no {CONFIG}); give the --run_dir of a run")
-    config, every = read_config(folder), logs.read_lines(folder / "eval.jsonl")
+    config, every = formats.read_config(folder), logs.read_lines(folder / "eval.jsonl")
     lines = [line for line in every if line["mode"] == mode]
     events = _events(folder, lines)
     if not lines and events:
@@ -172,6 +168,19 @@ def read_runs(folder: Path, *, with_minutes: bool, mode: str = SINGLE) -> list[R
     return [run._replace(minutes=minutes) for run in found]
 
 
+def due(interval: int, steps: int, online_steps: int, last: int) -> list[int]:
+    """Returns the steps up to `last` at which something happens.
+
+    Args:
+        interval: Between which it happens; it also does at the end of either part.
+        steps: Updates on data.
+        online_steps: Online steps, which are counted on from them.
+        last: Where to end.
+    """
+    ends = {steps, steps + online_steps} - {0}
+    return sorted(step for step in {*range(interval, last + 1, interval), *ends} if step <= last)
+
+
 def _require_whole(folder: Path, config: dict[str, Any], lines: Sequence[dict[str, Any]]) -> None:
     """Checks that no evaluation but the newest, which may be under way, lacks a line.
 
@@ -182,7 +191,7 @@ def _require_whole(folder: Path, config: dict[str, Any], lines: Sequence[dict[st
     counts, newest = Counter(line["step"] for line in lines), max(line["step"] for line in lines)
     each = len(config.get("grid", config["seeds"])) * len({line["task"] for line in lines})
     parts = (settings["steps"], settings["online.steps"])
-    for step in resuming.due(settings["eval.interval"], *parts, newest - 1):
+    for step in due(settings["eval.interval"], *parts, newest - 1):
         if counts[step] != each:
             raise UserError(
                 f"{folder / 'eval.jsonl'} has {counts[step]} of the {each} lines of step {step}; {schema.REMEDY}"
@@ -269,7 +278,6 @@ def _minutes(folder: Path, steps: list[int]) -> dict[int, float]:
 
 def identity(config: dict[str, Any]) -> dict[str, Any]:
     """Returns what two runs must share to differ in seeds only."""
-    learning = {entry.name for entry in flatten(Settings()) if entry.field.metadata["learning"]}
-    settings = {name: value for name, value in config["settings"].items() if name in learning}
+    settings = {name: value for name, value in config["settings"].items() if name not in config["incidental"]}
     settings |= {f"agent.{name}": value for name, value in config["agent_config"].items()}
     return settings | {"data": config["data"]["sha256"]}

@@ -4,13 +4,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from flowrl.errors import UserError
+from flowrl.errors import UserError, nearby
+from flowrl.machine import files, schema
 from flowrl.machine.schema import (
     REMEDY,
     Check,
     Mismatch,
     anything,
-    boolean,
     either,
     listing,
     nullable,
@@ -44,6 +44,7 @@ CONFIG = record(
         "hosts": _STEP,
         "versions": record({}),
         "git_commit": nullable(text()),
+        "incidental": listing(text()),
     },
     optional=("grid", "devices", "hosts"),
 )
@@ -93,12 +94,6 @@ VIDEOS = record(
 
 WANDB = record({"ids": listing(text())})
 """`wandb.json`."""
-
-FACTS = record(
-    {"agent": text(), "evaluated": boolean, "episodes": listing(listing(_COUNT, least=1), least=1)},
-    optional=("episodes",),
-)
-"""What a checkpoint says of itself beside its arrays."""
 
 
 class Lines(NamedTuple):
@@ -225,3 +220,16 @@ def _require_later(line: Mapping[str, Any], kind: Lines, newest: dict[tuple[Any,
         what = ", ".join(f"{name} {value}" for name, value in zip(kind.key, key, strict=True))
         raise Mismatch(f"step {line['step']}{what and f' of {what}'} comes after step {newest[key]}")
     newest[key] = line["step"]
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """Returns a run's `config.json`.
+
+    Raises:
+        UserError: The folder holds no run, or the file is not as flowrl writes it.
+    """
+    if not (folder / files.CONFIG).exists():
+        near = nearby(folder) if not folder.exists() else ""
+        raise UserError(f"{folder} holds no run (no {files.CONFIG}){near or '; start one without --resume'}")
+    config: dict[str, Any] = schema.read(folder / files.CONFIG, CONFIG)
+    return config

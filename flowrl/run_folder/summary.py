@@ -1,15 +1,13 @@
 """What a run's evaluations come to: lines of `eval.jsonl`, and the headline number with the rule it was formed by."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
 
 from flowrl import config
-from flowrl.experiment.settings import Settings
 from flowrl.run_folder import statistics
 from flowrl.run_folder.trials import Trial, points, seeds
-from flowrl.tasks import Task
 
 HEADLINE_EVALUATIONS = 3
 SINGLE = "eval"
@@ -17,6 +15,10 @@ SINGLE = "eval"
 
 METRICS = ("success", "normalized_score", "return")
 """What an evaluation may be judged by, the first of those that it has."""
+
+
+Score = Callable[[np.ndarray], np.ndarray | None]
+"""Normalised scores of returns, or None where there are none."""
 
 
 class Outcome(Protocol):
@@ -36,7 +38,7 @@ class Outcome(Protocol):
 
 
 def evaluation_lines(
-    step: int, trials: Sequence[Trial], mode: str, outcome: Outcome, env: Task, *, first_run: int = 0
+    step: int, trials: Sequence[Trial], mode: str, outcome: Outcome, score: Score, *, first_run: int = 0
 ) -> list[dict[str, Any]]:
     """One line per run and task, runs counted from `first_run`; what the environment does not tell is left out.
 
@@ -52,7 +54,7 @@ def evaluation_lines(
             returns, told = returns[good], outcome.successes[row, task][good]
             if not np.isnan(told).all():
                 line["success"] = float(np.nan_to_num(told).mean())
-            if (scores := env.score(returns)) is not None and good.any():
+            if (scores := score(returns)) is not None and good.any():
                 line["normalized_score"] = float(scores.mean())
             if good.any():
                 line["return"] = float(returns.mean())
@@ -98,8 +100,9 @@ def evaluation_text(step: int, lines: list[dict[str, Any]], unit: str = "update"
 
 
 def summarize(
-    settings: Settings,
-    env: Task,
+    settings: Mapping[str, Any],
+    environment: str | None,
+    dataset: str,
     trials: Sequence[Trial],
     lines: list[dict[str, Any]],
     notes: Mapping[str, Mapping[str, Any]],
@@ -113,20 +116,21 @@ def summarize(
     95 % bootstrap interval. It is of the agent as it acts by itself; others of its evaluations are reported apart.
 
     Args:
-        settings: Of the runs.
-        env: Where they are evaluated.
+        settings: Of the runs, by dotted name.
+        environment: Where they are evaluated.
+        dataset: What they learn from.
         trials: The runs.
         lines: Their evaluations.
         notes: For each other evaluation of the agent the settings that it acts with, from `acting_notes`.
         swept: Whether the runs are a part of a sweep.
     """
     summary: dict[str, Any] = {
-        "agent": settings.agent,
-        "environment": env.env_id,
-        "dataset": env.dataset,
-        "preset": settings.preset,
-        "steps": settings.steps,
-        "online_steps": settings.online.steps,
+        "agent": settings["agent"],
+        "environment": environment,
+        "dataset": dataset,
+        "preset": settings["preset"],
+        "steps": settings["steps"],
+        "online_steps": settings["online.steps"],
         "seeds": seeds(trials),
     }
     if not lines:
@@ -139,7 +143,10 @@ def summarize(
     for values in points(trials):
         runs = [run for run, trial in enumerate(trials) if trial.values == values]
         own = [line for line in lines if line["run"] in runs]
-        found.append(Trial(0, values).swept | _configuration(own, runs, metric, settings.unit, notes))
+        found.append(
+            Trial(0, values).swept
+            | _configuration(own, runs, metric, "step" if settings["online.steps"] else "update", notes)
+        )
     return summary | ({"metric": metric, "configurations": found} if swept else found[0])
 
 

@@ -18,7 +18,16 @@ import orbax.checkpoint as ocp
 from flowrl.errors import UserError
 from flowrl.machine import devices, hosts, schema
 from flowrl.machine.files import require_space
-from flowrl.run_folder import formats
+
+FACTS = schema.record(
+    {
+        "agent": schema.text(),
+        "evaluated": schema.boolean,
+        "episodes": schema.listing(schema.listing(schema.number(0, whole=True), least=1), least=1),
+    },
+    optional=("episodes",),
+)
+"""What a checkpoint says of itself beside its arrays."""
 
 
 @contextlib.contextmanager
@@ -140,7 +149,7 @@ class Checkpoints:
         """
         found = self._read(ocp.args.Composite(facts=ocp.args.JsonRestore()), step)["facts"]
         try:
-            formats.FACTS("facts", found)
+            FACTS("facts", found)
         except schema.Mismatch as error:
             raise self.unfit(self.latest() if step is None else step, str(error)) from error
         return found
