@@ -1,26 +1,39 @@
-"""Plants faults in copies of the repository, each of which tests must notice: `python -m tests.faults [FILE …]`.
+"""Plants faults in copies of the repository, each of which a test must notice: `python -m tests.faults [FILE …]`.
 
-They stand in `mutations.py`. With names of files, of the product or of tests, only theirs are planted.
+Each stands in the file of the test that must catch it, in a list at its end:
+
+    FAULTS = {
+        "flowrl/losses.py": [
+            ("(advantages < 0)", "(advantages > 0)", "test_expectile_weight"),
+        ],
+    }
+
+That is: a file of the product, text that occurs exactly once in it, what replaces it, and the name of the test, or which
+of its cases as for `pytest -k`: "test_expectile_weight and jit". Where types must catch it, "mypy" stands for the test.
+With names of files, of the product or of tests, only their faults are planted.
 """
 
+import ast
 import multiprocessing
 import os
 import re
 import shutil
+import subprocess
 import sys
 import tempfile
 from collections import defaultdict
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import pytest
 from tqdm import tqdm
 
-from tests.mutations import MUTATIONS, Mutation
-
 ROOT = Path(__file__).parent.parent
+TYPES = "mypy"
+"""What stands for a test where a fault is one of types."""
 # Makes a run of pytest end with an error of usage, not with failed tests, where it would test another copy.
 GUARD = """
 from pathlib import Path
@@ -30,10 +43,49 @@ for module in (flowrl, flowrl.agents.gc_sscp):
 """
 
 
-def stale(mutation: Mutation) -> str | None:
-    """Says why a mutation no longer fits its file, or nothing."""
-    count = (ROOT / mutation.path).read_text().count(mutation.old)
-    return None if count == 1 else f"the table is stale: {mutation.old!r} occurs {count} times in {mutation.path}"
+class Fault(NamedTuple):
+    """One fault.
+
+    Attributes:
+        path: File of the product, from the repository's root.
+        old: Text that occurs exactly once in it.
+        new: What replaces it.
+        file: File of the test that must catch it.
+        test: Which test, as for `pytest -k`, or `mypy`.
+    """
+
+    path: str
+    old: str
+    new: str
+    file: str
+    test: str
+
+
+def stated(file: Path) -> list[Fault]:
+    """Returns the faults that stand in a file of tests, which is not imported."""
+    for node in ast.parse(file.read_text()).body:
+        if isinstance(node, ast.Assign) and [ast.unparse(target) for target in node.targets] == ["FAULTS"]:
+            table = ast.literal_eval(node.value)
+            name = file.relative_to(ROOT).as_posix()
+            return [Fault(path, old, new, name, test) for path, rows in table.items() for old, new, test in rows]
+    return []
+
+
+def all_stated() -> list[Fault]:
+    """Returns the faults of all files of tests."""
+    return [fault for file in sorted((ROOT / "tests").glob("test_*.py")) for fault in stated(file)]
+
+
+def stale(fault: Fault) -> str | None:
+    """Says why a fault no longer fits the file that it goes into or the test that is to catch it, or nothing."""
+    count = (ROOT / fault.path).read_text().count(fault.old)
+    if count != 1:
+        return f"{fault.file} is stale: {fault.old!r} occurs {count} times in {fault.path}"
+    named = re.findall(r"\btest_\w+", fault.test)
+    known = re.findall(r"^ *(?:async )?def (test_\w+)", (ROOT / fault.file).read_text(), re.MULTILINE)
+    if fault.test != TYPES and (not named or not set(named) <= set(known)):
+        return f"{fault.file} is stale: {fault.test!r} names no test of it"
+    return None
 
 
 def copy_to(folder: Path) -> Path:
@@ -44,6 +96,9 @@ def copy_to(folder: Path) -> Path:
     (folder / "experiments").mkdir()
     for program in (ROOT / "experiments").glob("*.py"):
         shutil.copy(program, folder / "experiments")
+    (folder / "experiments" / "evidence").mkdir()
+    for program in (ROOT / "experiments" / "evidence").glob("*.py"):
+        shutil.copy(program, folder / "experiments" / "evidence")
     for name in ("setup.cfg", "pyproject.toml", "requirements.txt", "constraints.txt"):
         shutil.copy(ROOT / name, folder)
     (folder / "conftest.py").write_text(GUARD)
@@ -84,31 +139,42 @@ def run_here(folder: Path, arguments: list[str]) -> None:
     os._exit(int(pytest.main(arguments)))
 
 
-def attempt(base: Path, index: int, mutation: Mutation) -> str | None:
+def run_types(folder: Path) -> tuple[int, str]:
+    """Checks the types of a copy; returns mypy's exit status and what it printed."""
+    if (ROOT / ".mypy_cache").is_dir():  # of which most still holds in a copy
+        shutil.copytree(ROOT / ".mypy_cache", folder / ".mypy_cache")
+    done = subprocess.run([sys.executable, "-m", "mypy"], cwd=folder, capture_output=True, text=True, check=False)
+    return done.returncode, done.stdout + done.stderr
+
+
+def attempt(base: Path, index: int, fault: Fault) -> str | None:
     """Plants one fault; returns what is wrong with the tests, or nothing."""
-    if problem := stale(mutation):
+    if problem := stale(fault):
         return problem
     folder = copy_to(base / str(index))
-    file = folder / mutation.path
-    file.write_text(file.read_text().replace(mutation.old, mutation.new))
-    status, output = run(folder, [mutation.tests], mutation.select)
+    file = folder / fault.path
+    file.write_text(file.read_text().replace(fault.old, fault.new))
+    if fault.test == TYPES:
+        status, output = run_types(folder)
+    else:
+        status, output = run(folder, [fault.file], fault.test)
     shutil.rmtree(folder)
     # 1: tests failed. Any other status means that none were selected or that the copy could not be imported.
-    if status == 1 and re.search(r"^FAILED ", output, re.MULTILINE):
+    if status == 1 and re.search(f": error: |^FAILED {re.escape(fault.file)}", output, re.MULTILINE):
         return None
-    return f"pytest ended with {status}:\n{output[-3000:]}"
+    return f"{fault.test} ended with {status}:\n{output[-3000:]}"
 
 
-def spoiled(base: Path, mutations: Sequence[Mutation]) -> list[str]:
+def spoiled(base: Path, faults: Sequence[Fault]) -> list[str]:
     """Returns which of the tests that faults name fail without any: those would notice whatever is planted."""
     selections: dict[str, set[str]] = defaultdict(set)
-    for mutation in mutations:
-        selections[mutation.tests].add(f"({mutation.select})")
+    for fault in faults:
+        selections[TYPES if fault.test == TYPES else fault.file].add(f"({fault.test})")
 
     def fails(tests: str) -> str | None:
-        status, output = run(
-            copy_to(base / f"whole-{Path(tests).stem}"), [tests], " or ".join(sorted(selections[tests]))
-        )
+        folder = copy_to(base / f"whole-{Path(tests).stem}")
+        chosen = " or ".join(sorted(selections[tests]))
+        status, output = run_types(folder) if tests == TYPES else run(folder, [tests], chosen)
         return f"{tests} fails without a fault:\n{output[-3000:]}" if status else None
 
     with ThreadPoolExecutor(2) as pool:
@@ -117,7 +183,7 @@ def spoiled(base: Path, mutations: Sequence[Mutation]) -> list[str]:
 
 def main(names: Sequence[str]) -> int:
     """Plants the faults of these files, or all, and returns the exit status: 1 where one goes unnoticed."""
-    wanted = [m for m in MUTATIONS if not names or any(name in (m.path, m.tests) for name in names)]
+    wanted = [fault for fault in all_stated() if not names or any(name in (fault.path, fault.file) for name in names)]
     if not wanted:
         print(f"no faults are known of {', '.join(names)}", file=sys.stderr)
         return 2
@@ -125,11 +191,9 @@ def main(names: Sequence[str]) -> int:
         problems = spoiled(Path(folder), wanted)
         whole = len(problems)
         tried = pool.map(lambda pair: attempt(Path(folder), *pair), enumerate(wanted))
-        for mutation, problem in zip(
-            tqdm(wanted, desc="planted faults", unit="fault", disable=None), tried, strict=True
-        ):
+        for fault, problem in zip(tqdm(wanted, desc="planted faults", unit="fault", disable=None), tried, strict=True):
             if problem is not None:
-                problems.append(f"{mutation.path}: {mutation.old!r} -> {mutation.new!r} was not noticed; {problem}")
+                problems.append(f"{fault.path}: {fault.old!r} -> {fault.new!r} was not noticed; {problem}")
     print("\n\n".join(problems))
     print(f"faults: {len(wanted) - len(problems) + whole} passed, {len(problems)} failed")
     return int(bool(problems))
