@@ -225,7 +225,7 @@ def run(main: Callable[[Sequence[str]], int]) -> typing.NoReturn:
 
 def _leave(status: int) -> typing.NoReturn:
     """Ends a program after an error, also where other hosts wait for it."""
-    hosts = sys.modules.get("flowrl.hosts")  # which imports JAX; environment workers import this module without
+    hosts = sys.modules.get("flowrl.machine.hosts")  # which imports JAX; environment workers import this module without
     if hosts is not None:
         hosts.leave(status)
     sys.exit(status)

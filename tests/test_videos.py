@@ -112,7 +112,7 @@ def test_videos_show_the_evaluation_of_the_first_run(
     assert main("--resume", f"--run_dir={folder}", "--log.video_episodes=1") == 0
     assert sorted(path.name for path in (folder / "videos").glob("*.mp4")) == names[::2]
     settings = loggers.read_json(folder / "config.json")
-    assert settings["settings"]["video_episodes"] == 1
+    assert settings["settings"]["log.video_episodes"] == 1
     assert "video" not in settings["command"]
 
 
@@ -190,7 +190,7 @@ def test_the_platform_is_tried_apart(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_drawing_process_imports_mujoco_after_the_choice() -> None:
-    code = "import sys, flowrl.camera, flowrl.workers; print([x for x in ('mujoco', 'jax') if x in sys.modules])"
+    code = "import sys, flowrl.envs.camera, flowrl.envs.workers; print([x for x in ('mujoco', 'jax') if x in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert done.stdout.strip() == "[]"
 
