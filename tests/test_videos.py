@@ -9,7 +9,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 import pytest
 from programs import ROOT, main, save_walks, sweep
@@ -190,7 +189,8 @@ def test_the_platform_is_tried_apart(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_drawing_process_imports_mujoco_after_the_choice() -> None:
-    code = "import sys, flowrl.envs.camera, flowrl.envs.workers; print([x for x in ('mujoco', 'jax') if x in sys.modules])"
+    code = "import sys, flowrl.envs.camera, flowrl.envs.workers\n"
+    code += "print([x for x in ('mujoco', 'jax') if x in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert done.stdout.strip() == "[]"
 
@@ -210,12 +210,12 @@ def test_more_videos_than_episodes_are_refused(tmp_path: Path) -> None:
 
 def test_played_again_in_any_row(monkeypatch: pytest.MonkeyPatch) -> None:
     """Fewer slots than episodes, and another run beside: outcomes are those of the evaluation."""
-    from test_evaluate import ENV, keys_of, wanderer
+    from test_evaluate import ENV, keys_of, policies_of, wanderer
 
     sizes = dict(tasks=5, episodes=2, workers=1, slots=6)
     evaluator = evaluate.Evaluator(wanderer(), functools.partial(making.make, ENV), keys_of(3, 4), **sizes)  # type: ignore[arg-type]
     try:
-        policies = jax.numpy.full(2, 0.8)
+        policies = policies_of(2)
         whole, calls = evaluator(policies), []
         again = evaluator.play_first_run(
             policies, functools.partial(making.make, ENV), 1, lambda done, total: calls.append((done, total))
