@@ -13,7 +13,7 @@ step, beside a plain loop over the same Gymnasium environment with the same upda
 """
 
 if __name__ == "__main__":
-    import flowrl.start  # noqa: F401 - before the other imports, which take seconds
+    import flowrl.cli.start  # noqa: F401 - before the other imports, which take seconds
 
 import functools
 import itertools
@@ -32,8 +32,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from flowrl import acting, agents, compiled, flags, loggers, tasks, texts
+from flowrl import agents, tasks
 from flowrl.agent import Agent
+from flowrl.cli import flags
 from flowrl.config import MOST_COUNT, MOST_EPISODES, MOST_WORKERS, put, record, stacked, static
 from flowrl.data import replay, returns
 from flowrl.data.dataset import Dataset, from_arrays
@@ -42,10 +43,12 @@ from flowrl.envs.episodes import SeededEpisodes
 from flowrl.errors import UserError
 from flowrl.machine.provenance import git_commit, hardware, versions
 from flowrl.networks import Spec
-from flowrl.online import Collector, Environments, Online
 from flowrl.random_streams import root_keys
-from flowrl.step import train_step
+from flowrl.run_folder import logs, texts
 from flowrl.train_state import TrainState
+from flowrl.training import acting, compiled
+from flowrl.training.online import Collector, Environments, Online
+from flowrl.training.step import train_step
 
 BUFFER = 100_000
 """Transitions that the buffers of online loops hold."""
@@ -354,7 +357,7 @@ def _report(settings: Settings, arguments: Sequence[str], numbers: dict[str, Any
         **numbers,
     }
     if settings.out:
-        loggers.write_json(Path(settings.out), report)
+        logs.write_json(Path(settings.out), report)
     else:
         print(json.dumps(report))
     return 0

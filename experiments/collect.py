@@ -5,13 +5,13 @@ continued by the same command.
 """
 
 if __name__ == "__main__":
-    import flowrl.start  # noqa: F401 - before the other imports, which take seconds
+    import flowrl.cli.start  # noqa: F401 - before the other imports, which take seconds
 
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from flowrl import flags
+from flowrl.cli import flags
 from flowrl.collection import collect
 from flowrl.config import MOST_COUNT, MOST_EPISODES, MOST_WORKERS, record, static
 from flowrl.errors import UserError

@@ -10,7 +10,7 @@ and comparison.png.
 """
 
 if __name__ == "__main__":
-    import flowrl.start  # noqa: F401 - before the other imports, which take seconds
+    import flowrl.cli.start  # noqa: F401 - before the other imports, which take seconds
 
 import json
 from collections.abc import Sequence
@@ -20,7 +20,8 @@ from typing import Any, NamedTuple
 import matplotlib as mpl
 import numpy as np
 
-from flowrl import flags, tasks
+from flowrl import tasks
+from flowrl.cli import flags
 from flowrl.collection import collect
 from flowrl.config import record, static
 from flowrl.data import behaviours

@@ -11,7 +11,7 @@ and device together.
 """
 
 if __name__ == "__main__":
-    import flowrl.start  # noqa: F401 - before the other imports, which take seconds
+    import flowrl.cli.start  # noqa: F401 - before the other imports, which take seconds
 
 import dataclasses
 import functools
@@ -25,23 +25,26 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from flowrl import acting, agents, evaluations, flags, loggers, texts
+from flowrl import agents
 from flowrl.agent import Agent
+from flowrl.cli import flags
+from flowrl.cli.programs import load_states
 from flowrl.config import MOST_COUNT, MOST_EPISODES, MOST_WORKERS, flatten, put, record, static
+from flowrl.config import values as values_of
 from flowrl.errors import UserError
-from flowrl.evaluate import Evaluator
+from flowrl.experiment.settings import Plan, check
+from flowrl.experiment.stored import read_plan
 from flowrl.machine import hosts
 from flowrl.machine.provenance import git_commit, hardware, versions
 from flowrl.networks import Spec
-from flowrl.parts import with_environment
-from flowrl.programs import load_states
 from flowrl.random_streams import root_keys
-from flowrl.settings import Plan, check
-from flowrl.stored import read_plan
-from flowrl.summary import SINGLE, acting_notes, evaluation_lines, shown, summarize
+from flowrl.run_folder import evaluations, logs, texts
+from flowrl.run_folder.summary import SINGLE, acting_notes, evaluation_lines, shown, summarize
+from flowrl.run_folder.trials import points
 from flowrl.tasks.sources import Source
 from flowrl.train_state import Policy
-from flowrl.trials import points
+from flowrl.training import acting
+from flowrl.training.evaluation import Evaluator
 
 
 @record
@@ -81,7 +84,8 @@ def _evaluated(plan: Plan, stored: dict[str, Any], given: Settings) -> Plan:
     changed = {"eval.episodes": episodes, "workers": given.workers, "log.video_episodes": 0, "data": data["path"]}
     plan = dataclasses.replace(plan, settings=put(plan.settings, changed))
     check(plan)
-    plan = with_environment(plan, Source(**{**data, "path": Path(data["path"])}))
+    source = Source(**{**data, "path": Path(data["path"])})
+    plan = dataclasses.replace(plan, env=plan.env.evaluated(source))
     if plan.env.env_id is None:
         raise UserError(f"{plan.env.name} cannot be evaluated here; {plan.env.note or 'its data name no environment'}")
     return plan
@@ -132,8 +136,8 @@ def milliseconds_per_action(agent: Agent[Any], policy: Policy[Any], spec: Spec, 
 
 def evaluate(plan: Plan, step: int | None) -> list[dict[str, Any]]:
     """Evaluates the runs of a plan; returns a row for each configuration in each of the agent's evaluations."""
-    sizes, settings = plan.env.facts(), plan.settings
-    spec = sizes.spec
+    facts, settings = plan.env.facts(), plan.settings
+    spec = facts.spec
     agent = agents.build(settings.agent, plan.config, spec)
     step, states, normalizer = load_states(plan, agent, step)
     policies_of = jax.vmap(agent.policy, in_axes=(jax.tree.map(lambda _: 0, states).replace(step=None),))
@@ -141,12 +145,12 @@ def evaluate(plan: Plan, step: int | None) -> list[dict[str, Any]]:
         agent,
         plan.env.factory(),
         root_keys(jnp.array([trial.seed for trial in plan.trials], jnp.uint32)),
-        tasks=sizes.tasks,
+        tasks=facts.tasks,
         episodes=settings.eval.episodes,
         workers=settings.workers,
         slots=plan.env.most,
     )
-    total = len(plan.trials) * max(1, sizes.tasks) * settings.eval.episodes
+    total = len(plan.trials) * max(1, facts.tasks) * settings.eval.episodes
     lines, times = list[dict[str, Any]](), {}
     try:
         for mode, config in agent.evaluations(states.config).items():
@@ -158,12 +162,17 @@ def evaluate(plan: Plan, step: int | None) -> list[dict[str, Any]]:
                     bar.update(done - bar.n)
 
                 outcome = evaluator(policies.replace(normalizer=normalizer), on_step)
-            lines += evaluation_lines(step, plan.trials, mode, outcome, plan.env)
+            lines += evaluation_lines(step, plan.trials, mode, outcome, plan.env.score)
             times[mode] = milliseconds_per_action(agent, one, spec)
     finally:
         evaluator.close()
     notes = acting_notes(agent.evaluations(plan.config))
-    return _rows(plan, summarize(settings, plan.env, plan.trials, lines, notes, swept=plan.swept), step, times)
+    return _rows(
+        plan,
+        summarize(values_of(settings), plan.env.env_id, plan.env.dataset, plan.trials, lines, notes, swept=plan.swept),
+        step,
+        times,
+    )
 
 
 def _rows(plan: Plan, summary: dict[str, Any], step: int, times: dict[str, float]) -> list[dict[str, Any]]:
@@ -238,8 +247,8 @@ def main(arguments: Sequence[str]) -> int:
             "versions": versions("jax", "jaxlib", "mujoco", "gymnasium"),
             "results": rows,
         }
-        loggers.write_json(out, report)
-        loggers.write_text(out.with_suffix(".md"), table(rows))
+        logs.write_json(out, report)
+        logs.write_text(out.with_suffix(".md"), table(rows))
         print(f"wrote {out}")
     return 0
 

@@ -7,7 +7,7 @@ same command continues a training that was broken off; a finished one is only ex
 """
 
 if __name__ == "__main__":
-    import flowrl.start  # noqa: F401 - before the other imports, which take seconds
+    import flowrl.cli.start  # noqa: F401 - before the other imports, which take seconds
 
 import hashlib
 from collections.abc import Sequence
@@ -16,15 +16,16 @@ from typing import Any
 
 import numpy as np
 
-from flowrl import flags, loggers, programs
-from flowrl.checkpoint import Checkpoints
+from flowrl.cli import flags, programs
 from flowrl.collection import experts
 from flowrl.config import MOST_EPISODES, record, static
 from flowrl.envs import locomotion, making
 from flowrl.errors import UserError
+from flowrl.experiment.stored import command, read_config
 from flowrl.machine.files import make_folder, replacing
-from flowrl.stats import mean_interval
-from flowrl.stored import command, read_config
+from flowrl.run_folder import logs
+from flowrl.run_folder.statistics import mean_interval
+from flowrl.training.checkpoint import Checkpoints
 
 MAIN = Path(__file__).with_name("main.py")
 RELU = ("--agent.activation=relu", "--agent.critic.activation=relu")
@@ -173,7 +174,7 @@ def main(arguments: Sequence[str]) -> int:
         "measured": numbers,
         "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
     }
-    loggers.write_json(path.with_suffix(".json"), record)
+    logs.write_json(path.with_suffix(".json"), record)
     if paths:
         draw(paths, path.with_suffix(".png"))
     for name, found in numbers.items():

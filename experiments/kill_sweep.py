@@ -9,7 +9,7 @@ over.
 """
 
 if __name__ == "__main__":
-    import flowrl.start  # noqa: F401 - before the other imports, which take seconds
+    import flowrl.cli.start  # noqa: F401 - before the other imports, which take seconds
 
 import json
 import os
@@ -27,13 +27,14 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from flowrl import flags, loggers
-from flowrl.checkpoint import Checkpoints
+from flowrl.cli import flags
 from flowrl.config import MOST_COUNT, record, static
 from flowrl.errors import UserError
+from flowrl.experiment.resuming import DROPPED
 from flowrl.machine.files import CHECKPOINTS, LOCK, SWEEP
 from flowrl.machine.provenance import git_commit, hardware, versions
-from flowrl.resuming import DROPPED
+from flowrl.run_folder import logs
+from flowrl.training.checkpoint import Checkpoints
 
 PROGRAM = Path(__file__).with_name("sweep.py")
 EVAL_INTERVAL = 1000
@@ -166,7 +167,7 @@ def _phase(part: Path, said: str) -> str:
 
 
 def _last_step(path: Path) -> int:
-    return max((line["step"] for line in loggers.read_lines(path)), default=0)
+    return max((line["step"] for line in logs.read_lines(path)), default=0)
 
 
 def run_undisturbed(folder: Path, data: Path, log: Path) -> tuple[float, float]:
@@ -215,12 +216,12 @@ def differences(one: Path, other: Path) -> list[str]:
     found = [f"{name} only in one of both" for name in sorted(files(one) ^ files(other))]
     for name in sorted(files(one) & files(other)):
         if name.endswith("time.jsonl"):
-            steps = [[line["step"] for line in loggers.read_lines(folder / name)] for folder in (one, other)]
+            steps = [[line["step"] for line in logs.read_lines(folder / name)] for folder in (one, other)]
             equal = steps[0] == steps[1]
         else:
             equal = (one / name).read_bytes() == (other / name).read_bytes()
         found += [] if equal else [name]
-    for part in loggers.read_json(one / SWEEP)["parts"]:
+    for part in logs.read_json(one / SWEEP)["parts"]:
         name = f"{part['folder']}/{CHECKPOINTS}"
         found += _checkpoint_differences(one / name, other / name)
     return found
@@ -259,8 +260,8 @@ def measure(folder: Path, settings: Settings) -> dict[str, Any]:
     print(f"undisturbed: {whole:.1f} s, the first log line after {first:.1f} s", flush=True)
     records, folders = run_killed(folder, data, settings.kills, settings.seed, first, whole)
     found = {killed.name: differences(folder / "undisturbed", killed) for killed in folders}
-    parts = loggers.read_json(folder / "undisturbed" / SWEEP)["parts"]
-    lines = [len(loggers.read_lines(folder / "undisturbed" / part["folder"] / "metrics.jsonl")) for part in parts]
+    parts = logs.read_json(folder / "undisturbed" / SWEEP)["parts"]
+    lines = [len(logs.read_lines(folder / "undisturbed" / part["folder"] / "metrics.jsonl")) for part in parts]
     return {
         "seconds_undisturbed": round(whole, 1),
         "seconds_until_the_first_log_line": round(first, 1),
@@ -294,7 +295,7 @@ def main(arguments: Sequence[str]) -> int:
     print(f"{settings.kills} kills: {report['verdict']} {json.dumps(report['differences'])}")
     if settings.out:
         Path(settings.out).parent.mkdir(parents=True, exist_ok=True)
-        loggers.write_json(Path(settings.out), report)
+        logs.write_json(Path(settings.out), report)
     return int(report["verdict"] != "equal")
 
 

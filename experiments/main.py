@@ -5,11 +5,11 @@ A published preset is the default; any setting can be given as a flag, an agent'
 """
 
 if __name__ == "__main__":
-    import flowrl.start  # noqa: F401 - before the other imports, which take seconds
+    import flowrl.cli.start  # noqa: F401 - before the other imports, which take seconds
 
 from collections.abc import Sequence
 
-from flowrl import flags
+from flowrl.cli import flags
 from flowrl.machine import signals
 
 # All else is imported where it is used: environment workers import this file anew, and have no need of JAX.
@@ -17,9 +17,9 @@ from flowrl.machine import signals
 
 def _help(arguments: Sequence[str]) -> str:
     with signals.importing():
-        from flowrl import programs
+        from flowrl.cli import programs
+        from flowrl.experiment.settings import Settings
         from flowrl.machine import hosts
-        from flowrl.settings import Settings
 
     return programs.help_text(__doc__ or "", arguments, {"": Settings(), "several hosts": hosts.Options()})
 
@@ -29,10 +29,11 @@ def main(arguments: Sequence[str]) -> int:
     if flags.informed(arguments, lambda: _help(arguments)):
         return 0
     with signals.importing():
-        from flowrl import programs, run
+        from flowrl.cli import programs
+        from flowrl.experiment import run
+        from flowrl.experiment.settings import Settings, plan
+        from flowrl.experiment.stored import read_config, resumed_plan
         from flowrl.machine import hosts
-        from flowrl.settings import Settings, plan
-        from flowrl.stored import read_config, resumed_plan
 
     given, of_hosts, of_agent = programs.given(arguments, (Settings(), hosts.Options()), read_config)
     hosts.connect(hosts.Options(**of_hosts))

@@ -6,17 +6,18 @@ go to <out>.json beside the picture, with the configurations, commits and hardwa
 """
 
 if __name__ == "__main__":
-    import flowrl.start  # noqa: F401 - before the other imports, which take seconds
+    import flowrl.cli.start  # noqa: F401 - before the other imports, which take seconds
 
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from flowrl import figures, flags
+from flowrl.cli import flags
 from flowrl.config import record, static
-from flowrl.curves import final_text, group_runs, label, panels
 from flowrl.errors import UserError
-from flowrl.evaluations import read_all
+from flowrl.reports import figures
+from flowrl.reports.curves import final_text, group_runs, label, panels
+from flowrl.run_folder.evaluations import read_all
 
 KINDS = ("curves", *figures.KINDS)
 

@@ -6,7 +6,7 @@ their numbers, and what was run.
 """
 
 if __name__ == "__main__":
-    import flowrl.start  # noqa: F401 - before the other imports, which take seconds
+    import flowrl.cli.start  # noqa: F401 - before the other imports, which take seconds
 
 import base64
 import html
@@ -17,14 +17,17 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from flowrl import comparisons, figures, flags, loggers, videos
-from flowrl.comparisons import number_text
+from flowrl.cli import flags
 from flowrl.config import record, static
-from flowrl.curves import Group, group_runs, name, panels, traces
 from flowrl.errors import UserError
-from flowrl.evaluations import RunDir, read_all
+from flowrl.experiment import videos
 from flowrl.machine.provenance import git_commit
-from flowrl.summary import HEADLINE_EVALUATIONS, shown
+from flowrl.reports import comparisons, figures
+from flowrl.reports.comparisons import number_text
+from flowrl.reports.curves import Group, group_runs, name, panels, traces
+from flowrl.run_folder import logs
+from flowrl.run_folder.evaluations import RunDir, read_all
+from flowrl.run_folder.summary import HEADLINE_EVALUATIONS, shown
 
 SEEDS = 3
 """Fewer seeds than these are warned of."""
@@ -328,7 +331,7 @@ def main(arguments: Sequence[str]) -> int:
     for folder in paths:  # the page names no folders of the machine
         left_out = [reason.replace(str(folder), folder.resolve().name) for reason in left_out]
     found = warnings(groups, left_out)
-    loggers.write_text(out, page(groups, found))
+    logs.write_text(out, page(groups, found))
     for text in found:
         print(f"warning: {text}", file=sys.stderr)
     print(f"wrote {out}")

@@ -8,7 +8,7 @@ without it flags that were renamed once are known.
 """
 
 if __name__ == "__main__":
-    import flowrl.start  # noqa: F401 - before the other imports, which take seconds
+    import flowrl.cli.start  # noqa: F401 - before the other imports, which take seconds
 
 import json
 import os
@@ -21,11 +21,13 @@ from typing import Any
 
 from tqdm import tqdm
 
-from flowrl import agents, config, flags, loggers
+from flowrl import agents, config
+from flowrl.cli import flags
 from flowrl.config import MOST_COUNT, record, static
 from flowrl.errors import UserError
+from flowrl.experiment.settings import LEAST
 from flowrl.machine.provenance import git_commit, hardware, versions
-from flowrl.settings import LEAST
+from flowrl.run_folder import logs
 
 HERE = Path(__file__).resolve().parent.parent
 COMPARED = ("metrics.jsonl", "eval.jsonl")
@@ -133,7 +135,7 @@ def main(arguments: Sequence[str]) -> int:
             "versions": versions("jax", "jaxlib", "numpy"),
             "differences": found,
         }
-        loggers.write_json(Path(settings.out), report)
+        logs.write_json(Path(settings.out), report)
     return 0
 
 

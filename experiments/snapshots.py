@@ -7,7 +7,7 @@ up to medium and the expert, as flowrl.collection.mujoco_sets defines them, go t
 """
 
 if __name__ == "__main__":
-    import flowrl.start  # noqa: F401 - before the other imports, which take seconds
+    import flowrl.cli.start  # noqa: F401 - before the other imports, which take seconds
 
 import hashlib
 from collections.abc import Sequence
@@ -16,14 +16,15 @@ from typing import Any
 
 import numpy as np
 
-from flowrl import flags, loggers, programs
-from flowrl.checkpoint import Checkpoints
+from flowrl.cli import flags, programs
 from flowrl.collection import experts, mujoco_sets
 from flowrl.config import MOST_EPISODES, record, static
 from flowrl.envs import making
 from flowrl.errors import UserError
+from flowrl.experiment.stored import command, read_config, read_plan
 from flowrl.machine.files import make_folder, replacing
-from flowrl.stored import command, read_config, read_plan
+from flowrl.run_folder import logs
+from flowrl.training.checkpoint import Checkpoints
 
 MAIN = Path(__file__).with_name("main.py")
 DEFAULTS = {
@@ -122,7 +123,7 @@ def report(body: str, folder: Path, out: Path, found: dict[int, experts.Layers],
         ],
         "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
     }
-    loggers.write_json(path.with_suffix(".json"), record)
+    logs.write_json(path.with_suffix(".json"), record)
     for policy in record["policies"]:
         print(f"step {policy['step']:>9,}  return {policy['return']:8.1f}  {policy['kept_as']}")
 

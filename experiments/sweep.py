@@ -8,13 +8,13 @@ broken off.
 """
 
 if __name__ == "__main__":
-    import flowrl.start  # noqa: F401 - before the other imports, which take seconds
+    import flowrl.cli.start  # noqa: F401 - before the other imports, which take seconds
 
 import os
 import time
 from collections.abc import Sequence
 
-from flowrl import flags
+from flowrl.cli import flags
 from flowrl.machine import signals
 
 # All else is imported where it is used: environment workers import this file anew, and have no need of JAX.
@@ -22,9 +22,10 @@ from flowrl.machine import signals
 
 def _help(arguments: Sequence[str]) -> str:
     with signals.importing():
-        from flowrl import grids, programs
+        from flowrl.cli import programs
+        from flowrl.experiment import grids
+        from flowrl.experiment.settings import Settings
         from flowrl.machine import hosts
-        from flowrl.settings import Settings
 
     tables = {"": grids.Options(), "runs": Settings(), "several hosts": hosts.Options()}
     return programs.help_text(__doc__ or "", arguments, tables)
@@ -35,9 +36,10 @@ def main(arguments: Sequence[str]) -> int:
     if flags.informed(arguments, lambda: _help(arguments)):
         return 0
     with signals.importing():
-        from flowrl import grids, programs, sweeps
+        from flowrl.cli import programs
+        from flowrl.experiment import grids, sweeps
+        from flowrl.experiment.settings import Settings
         from flowrl.machine import hosts
-        from flowrl.settings import Settings
 
     records = (Settings(), hosts.Options(), grids.Options())
     given, of_hosts, of_sweep, grid = programs.given(arguments, records, grids.read_record, several=True)

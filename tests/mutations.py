@@ -1242,8 +1242,8 @@ MUTATIONS = (
     Mutation(
         _SIGNALS, "if signal.getsignal(number) is not signal.SIG_IGN:", "if True:", _SIGNALLED, "ignored_interrupt"
     ),
-    Mutation("flowrl/start.py", "abrupt()\n", "", _TERMINAL, "amid_the_imports"),
-    Mutation("flowrl/start.py", "open_closed()\n", "", _TERMINAL, "place_of_a_closed"),
+    Mutation("flowrl/cli/start.py", "abrupt()\n", "", _TERMINAL, "amid_the_imports"),
+    Mutation("flowrl/cli/start.py", "open_closed()\n", "", _TERMINAL, "place_of_a_closed"),
     # bad input
     Mutation(_FLAGS, "if not math.isfinite(value):", "if False:", _LIMITS, "no_numbers"),
     Mutation(_FLAGS, "return value + 0.0", "return value", _LIMITS, "layers_and_values"),

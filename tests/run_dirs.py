@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from flowrl import texts
+from flowrl.run_folder import texts
 
 
 def make_run(

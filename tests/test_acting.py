@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from flowrl import acting, agents
+from flowrl import agents
 from flowrl.agent import Agent
 from flowrl.config import as_arrays, put
 from flowrl.machine.devices import Layout
@@ -16,6 +16,7 @@ from flowrl.networks import Spec
 from flowrl.normalize import Normalizer
 from flowrl.random_streams import stream_key
 from flowrl.train_state import Batch, Policy
+from flowrl.training import acting
 
 SPEC = Spec.of_sizes(2, 2, 2)
 NORMALIZER = Normalizer(jnp.array([1.0, 2.0]), jnp.array([2.0, 4.0]), jnp.float32(1), jnp.float32(0))

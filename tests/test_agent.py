@@ -124,7 +124,7 @@ def test_every_agent_has_a_name_and_a_configuration() -> None:
 
 def test_unknown_agents_are_refused() -> None:
     for wanted in (agents.load, agents.default):
-        with pytest.raises(UserError, match="unknown agent 'fqll'; did you mean fql?"):
+        with pytest.raises(UserError, match=r"unknown agent 'fqll'; did you mean fql\?"):
             wanted("fqll")
 
 

@@ -1,20 +1,14 @@
-"""Cal-QL: the conservative term by hand, updates against a reference in numpy, a bandit, and the command line."""
+"""Cal-QL: the conservative term by hand, updates against a reference in numpy, and a bandit."""
 
 import functools
-import json
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from offline_references import Case, critics, finite_differences, squashed
-from offline_references import agent_of as stub_agent
-from offline_references import config_of as stub_config
-from offline_references import state_of as stub_state
-from programs import main
+from offline_references import Case, finite_differences
 from small_agents import (
     SPEC,
     A,
@@ -29,8 +23,12 @@ from small_agents import (
     transitions,
     with_config,
 )
+from stub_agents import agent_of as stub_agent
+from stub_agents import config_of as stub_config
+from stub_agents import critics, squashed
+from stub_agents import state_of as stub_state
 
-from flowrl import agents, loggers
+from flowrl import agents
 from flowrl.agents import cal_ql
 from flowrl.agents.cal_ql import Config, conservative_gap
 from flowrl.config import check, put
@@ -343,51 +341,3 @@ def test_a_bandit_whose_values_stay_at_the_returns() -> None:
     np.testing.assert_allclose(own[::2], 2, atol=0.2)
     assert (own[1::2] < own[::2] - 0.25).all()
     assert (untried < own[:, None] - 0.4).all()
-
-
-# ------------------------------------------------------------------------------------------------ command line
-
-TINY = ("--agent=cal_ql", "--env=Pendulum-v1", "--agent.hidden_dims=8", "--agent.critic.hidden_dims=8")
-TINY = (*TINY, "--agent.batch_size=8", "--agent.proposals=2", "--preset=none", "--eval.episodes=1", "--workers=1")
-
-
-def metrics_of(folder: Path, name: str) -> dict[int, float]:
-    return {line["step"]: line[f"train/{name}"] for line in loggers.read_lines(folder / "metrics.jsonl")}
-
-
-def test_it_learns_offline_and_goes_on_online(tmp_path: Path) -> None:
-    rng = np.random.default_rng(0)
-    fields = {"observations": rng.normal(size=(60, 3)), "actions": rng.uniform(-2, 2, (60, 1)), "rewards": -np.ones(60)}
-    np.savez(tmp_path / "own.npz", **fields, terminals=np.zeros(60, bool), timeouts=np.arange(60) % 20 == 19)
-    folder = tmp_path / "run"
-    given = (f"--data={tmp_path / 'own.npz'}", "--steps=20", "--online.steps=20", "--online.offline_share=0.5")
-    rewards = (
-        "--normalize.reward_scale=10",
-        "--normalize.reward_shift=20",
-    )  # unsolved: 10 · (−1)/(1 − γ) + 20/(1 − γ) = 1000
-    schedule = ("--eval.interval=20", "--log.interval=10", "--checkpoint.interval=20")
-    with jax.enable_x64(False):
-        assert main(*TINY, *given, *rewards, *schedule, f"--run_dir={folder}") == 0
-    calibrated = metrics_of(folder, "critic/calibrated")
-    assert [calibrated[step] for step in (10, 20)] == [1, 1]
-    np.testing.assert_allclose([calibrated[step] for step in (30, 40)], 0.5)  # the episode online is under way
-    assert json.loads((folder / "config.json").read_text())["agent_config"]["discount"] == 0.99
-    assert {line["step"] for line in loggers.read_lines(folder / "eval.jsonl")} == {20, 40}
-
-
-def test_online_returns_are_known_once_the_episode_is_over(tmp_path: Path) -> None:
-    """Pendulum's episodes have 200 steps, and with 50 more each the returns are far above fresh critics."""
-    folder, schedule = tmp_path / "run", ("--eval.interval=240", "--log.interval=20", "--checkpoint.interval=120")
-    steps = (
-        "--online.steps=240",
-        "--online.warmup_steps=170",
-        "--online.updates_per_step=0.5",
-        "--normalize.reward_shift=50",
-    )
-    with jax.enable_x64(False):
-        assert main(*TINY, *steps, *schedule, f"--run_dir={folder}") == 0
-    calibrated = {
-        line["step"]: line.get("train/critic/calibrated") for line in loggers.read_lines(folder / "metrics.jsonl")
-    }
-    assert calibrated[200] == 0
-    assert calibrated[240] > 0.5

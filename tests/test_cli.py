@@ -14,12 +14,13 @@ import numpy as np
 import pytest
 from programs import main, save_walks
 
-from flowrl import agents, loggers
+from flowrl import agents
 from flowrl import config as configs
-from flowrl.checkpoint import Checkpoints
 from flowrl.errors import UserError
 from flowrl.machine import files
+from flowrl.run_folder import logs
 from flowrl.tasks import sources
+from flowrl.training.checkpoint import Checkpoints
 
 pytestmark = pytest.mark.filterwarnings("ignore:Sharding info not provided")
 MAIN = Path(__file__).parents[1] / "experiments" / "main.py"
@@ -225,8 +226,8 @@ def test_resume_refuses_what_contradicts_the_run(finished: Path, message: str, a
 
 def test_more_steps_are_recorded(run_dir: Path) -> None:
     assert main("--resume", f"--run_dir={run_dir}", "--steps=25") == 0
-    assert loggers.read_json(run_dir / "config.json")["settings"]["steps"] == 25
-    assert loggers.read_json(run_dir / "summary.json")["steps"] == 25
+    assert logs.read_json(run_dir / "config.json")["settings"]["steps"] == 25
+    assert logs.read_json(run_dir / "summary.json")["steps"] == 25
     assert main("--resume", f"--run_dir={run_dir}") == 0
 
 
@@ -237,7 +238,7 @@ def test_a_damaged_record_of_a_run(run_dir: Path, text: str) -> None:
 
 
 def test_the_checkpoint_of_another_agent(run_dir: Path) -> None:
-    config = loggers.read_json(run_dir / "config.json")
+    config = logs.read_json(run_dir / "config.json")
     config["settings"]["agent"] = "gcivl"
     config["agent_config"] = configs.values(agents.default("gcivl")) | config["agent_config"]
     (run_dir / "config.json").write_text(json.dumps(config))
@@ -294,7 +295,7 @@ def test_a_diverging_run_stops_with_a_checkpoint_from_before_it(tmp_path: Path, 
     message = "diverged: actor/loss of the run with seed 5 is not finite after update 2; the checkpoint at 1 in"
     assert_program_fails(message, *arguments, "--agent.learning_rate=1e20")  # and so, with what helps:
     assert_error("try a smaller --agent.learning_rate than 1e+20", "--resume", f"--run_dir={folder}")
-    lines = loggers.read_lines(folder / "metrics.jsonl")
+    lines = logs.read_lines(folder / "metrics.jsonl")
     assert [line["step"] for line in lines] == [1, 1]
     assert all(math.isfinite(value) for line in lines for value in line.values())
     for path in folder.glob("*.json*"):
@@ -304,7 +305,7 @@ def test_a_diverging_run_stops_with_a_checkpoint_from_before_it(tmp_path: Path, 
     assert checkpoints.latest() == 1
     checkpoints.close()
     events = [{"step": 2, "metric": "actor/loss", "run": run, "seed": 4 + run} for run in range(2)]
-    assert loggers.read_json(folder / "diverged.json") == events
+    assert logs.read_json(folder / "diverged.json") == events
 
 
 @pytest.mark.parametrize(
@@ -323,10 +324,10 @@ def test_a_diverging_run_stops_with_a_checkpoint_from_before_it(tmp_path: Path, 
 def test_the_advice_after_a_divergence_is_about_what_is_unusual(
     rate: float, fields: dict[str, float], advice: str
 ) -> None:
-    from flowrl import run as runs
-    from flowrl.loop import Divergence
-    from flowrl.settings import Settings
-    from flowrl.trials import Trial
+    from flowrl.experiment import run as runs
+    from flowrl.experiment.settings import Settings
+    from flowrl.run_folder.trials import Trial
+    from flowrl.training.loop import Divergence
 
     config = configs.put(agents.default("bc"), {"learning_rate": rate})
     plan = SimpleNamespace(settings=Settings(agent="bc"), config=config, trials=(Trial(3, {}),), folder="x")
@@ -341,7 +342,7 @@ def test_the_advice_after_a_divergence_is_about_what_is_unusual(
 def test_the_bar_comes_after_the_banner_and_counts_what_was_done_for_no_rate(
     run_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from flowrl import runner
+    from flowrl.experiment import runner
 
     class Told(runner.Progress):
         def __init__(self, *arguments: Any, **named: Any):
@@ -355,9 +356,9 @@ def test_the_bar_comes_after_the_banner_and_counts_what_was_done_for_no_rate(
 
 
 def test_metrics_whose_sum_overflows_are_not_logged(tmp_path: Path) -> None:
-    from flowrl.recorder import Recorder
-    from flowrl.settings import Settings
-    from flowrl.trials import Trial
+    from flowrl.experiment.recorder import Recorder
+    from flowrl.experiment.settings import Settings
+    from flowrl.run_folder.trials import Trial
 
     trials = tuple(Trial(seed, {}) for seed in range(3))
     plan: Any = SimpleNamespace(settings=Settings(), folder=tmp_path, trials=trials, swept=False)
@@ -400,7 +401,7 @@ def test_no_disk_space_while_a_file_is_written_leaves_the_old_one(tmp_path: Path
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
 def test_no_disk_space_for_a_log_line() -> None:
     with pytest.raises(UserError, match="No space left on device; free space and continue with --resume"):
-        loggers.append_lines(Path("/dev/full"), [{"step": 1}])
+        logs.append_lines(Path("/dev/full"), [{"step": 1}])
 
 
 def test_every_sweepable_default_is_in_range() -> None:

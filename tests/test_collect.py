@@ -13,7 +13,8 @@ import numpy as np
 import ogbench
 import pytest
 
-from flowrl import flags, tasks
+from flowrl import tasks
+from flowrl.cli import flags
 from flowrl.collection import collect, mazes
 from flowrl.envs import making
 from flowrl.errors import UserError

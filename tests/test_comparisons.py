@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from run_dirs import make_run
 
-from flowrl import comparisons, curves, evaluations, stats
-from flowrl.curves import Group
+from flowrl.reports import comparisons, curves
+from flowrl.reports.curves import Group
+from flowrl.run_folder import evaluations, statistics
 
 LARGE = "pointmaze-large-navigate"
 
@@ -112,7 +113,7 @@ def test_environments_are_the_tasks_of_pooled_statistics(tmp_path: Path) -> None
     for row, members in zip(panel["configurations"], ((0, 2), (1, 3)), strict=True):
         scores = np.array([[*groups[index].final.values()] for index in members]).T
         for prefix in ("mean", "median", "iqm", "optimality_gap"):
-            expected = stats.interval(getattr(stats, prefix), scores)
+            expected = statistics.interval(getattr(statistics, prefix), scores)
             assert row[prefix] == expected.mean
             assert row[f"{prefix}_interval_95"] == [expected.low, expected.high]
     assert [panel["panel"] for panel in comparisons.improvement(groups)][-1] == "all 2 environments"

@@ -18,11 +18,11 @@ def peak():  # getrusage would count what the parent had before exec
 jnp.ones(3).block_until_ready()
 before = peak()
 from flowrl.data.dataset import from_arrays
-from flowrl import envs
-from flowrl.data.sources import locate, read
+from flowrl import tasks
+from flowrl.tasks.fields import Expected
 env = tasks.parse("antmaze-large-navigate")
-source = locate(env, sys.argv[1])
-dataset = jax.block_until_ready(from_arrays(read(source, env, observation_dim=29, action_dim=8)))
+source = env.locate(sys.argv[1])
+dataset = jax.block_until_ready(from_arrays(env.read(source, Expected(29, 8))))
 assert dataset.transitions.shape == (1_000_000,)
 print(peak() - before)
 """

@@ -9,9 +9,9 @@ import pytest
 from programs import save_walks
 
 from flowrl import tasks
-from flowrl.parts import prepare
-from flowrl.records import print_banner
-from flowrl.settings import plan
+from flowrl.experiment.banner import print_banner
+from flowrl.experiment.build import prepare
+from flowrl.experiment.settings import plan
 from flowrl.tasks import description
 from flowrl.tasks.fields import Expected, Reading
 

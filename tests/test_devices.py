@@ -15,11 +15,11 @@ import numpy as np
 import pytest
 from programs import ROOT, main
 
-from flowrl import loggers
-from flowrl.checkpoint import Checkpoints
 from flowrl.errors import UserError
+from flowrl.experiment.settings import plan
 from flowrl.machine import devices, hosts
-from flowrl.settings import plan
+from flowrl.run_folder import logs
+from flowrl.training.checkpoint import Checkpoints
 
 pytestmark = pytest.mark.filterwarnings("ignore:Sharding info not provided")
 RUNS = 15
@@ -132,7 +132,7 @@ def test_mapped_runs_on_eight_devices_agree_with_one_up_to_rounding(alone: Path,
     expected = arrays(alone)
     for name, array in arrays(spread / "vmap").items():
         np.testing.assert_allclose(array, expected[name], rtol=1e-4, atol=1e-5, err_msg=name)
-    one, other = (loggers.read_lines(folder / "metrics.jsonl") for folder in (alone, spread / "vmap"))
+    one, other = (logs.read_lines(folder / "metrics.jsonl") for folder in (alone, spread / "vmap"))
     assert [(line["step"], line["run"], line["seed"]) for line in one] == [
         (line["step"], line["run"], line["seed"]) for line in other
     ]
@@ -146,7 +146,7 @@ def test_cut_batches_train_the_same_runs_up_to_rounding(alone: Path, spread: Pat
 
 def test_online_runs_on_several_devices_are_those_on_one(spread: Path, tmp_path: Path) -> None:
     """Ten runs on five devices, for there are no environments to fill devices up."""
-    stored = loggers.read_json(spread / "online" / "config.json")
+    stored = logs.read_json(spread / "online" / "config.json")
     flags = stored["command"].removeprefix("python experiments/main.py ").split()
     assert main(*flags, f"--run_dir={tmp_path / 'run'}") == 0
     for file in ("metrics.jsonl", "eval.jsonl", "summary.json"):
@@ -223,7 +223,7 @@ def test_batches_are_cut_only_where_asked_for() -> None:
 
 def test_waves_fit_wherever_they_lie(monkeypatch: pytest.MonkeyPatch) -> None:
     """Online, eighteen runs lie on six devices, but nine on three: no wave may need more than two rows for each."""
-    from flowrl import grids
+    from flowrl.experiment import grids
 
     monkeypatch.setattr(jax, "devices", lambda: [SimpleNamespace(process_index=0, id=i) for i in range(8)])
     monkeypatch.setattr(jax, "local_device_count", lambda: 8)

@@ -15,15 +15,19 @@ import numpy as np
 import own_envs
 import pytest
 
-from flowrl import curves, evaluate, loggers, run, settings, stored, tasks
+from flowrl import tasks
 from flowrl.agent import Agent
 from flowrl.envs import making, workers
 from flowrl.envs.episodes import EnvironmentFailed
 from flowrl.envs.workers import MOST_RESTARTS, WorkerDied
 from flowrl.errors import UserError
-from flowrl.evaluate import Evaluation, Evaluator
+from flowrl.experiment import run, settings, stored
 from flowrl.random_streams import stream_key
+from flowrl.reports import curves
+from flowrl.run_folder import evaluations, logs
 from flowrl.train_state import Policy
+from flowrl.training import evaluation
+from flowrl.training.evaluation import Evaluation, Evaluator
 
 ENV = "pointmaze-medium-v0"
 TASKS, EPISODES = 5, 2
@@ -49,7 +53,7 @@ def keys_of(*seeds: int) -> jax.Array:
     return jnp.stack([jax.random.key(seed) for seed in seeds])
 
 
-def outcome(*seeds: int, workers: int = 2, twice: bool = False, slots: int = evaluate.MAX_SLOTS) -> Any:
+def outcome(*seeds: int, workers: int = 2, twice: bool = False, slots: int = evaluation.MAX_SLOTS) -> Any:
     sizes = dict(tasks=TASKS, episodes=EPISODES, workers=workers, slots=slots)
     evaluator = Evaluator(wanderer(), functools.partial(making.make, ENV), keys_of(*seeds), **sizes)
     try:
@@ -215,7 +219,7 @@ def test_an_evaluation_goes_on_where_a_simulator_gives_no_numbers(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run.execute(own_run(tmp_path / "some", "own_envs:own/Broken-v0", num_seeds=2)) == 0
-    lines = loggers.read_lines(tmp_path / "some" / "eval.jsonl")
+    lines = logs.read_lines(tmp_path / "some" / "eval.jsonl")
     assert {line["return"] for line in lines} == {4.0}
     assert {line["episodes"] for line in lines} == {4}
     assert 0 < sum(line.get("not_finite", 0) for line in lines) < 16
@@ -223,7 +227,7 @@ def test_an_evaluation_goes_on_where_a_simulator_gives_no_numbers(
     assert re.search(
         r"warning: own/Broken-v0: the reward is nan.*step 3 of evaluation episode \d \(run \d, task 1\)", said
     )
-    summary = loggers.read_json(tmp_path / "some" / "summary.json")
+    summary = logs.read_json(tmp_path / "some" / "summary.json")
     assert (summary["metric"], summary["return"]) == ("return", 4.0)
     assert "not finite are left out" in summary["rule"]
 
@@ -235,11 +239,11 @@ def test_a_run_without_any_finite_number_ends_well_and_resumes(tmp_path: Path, m
     for attribute, value in (("where", "none"), ("share", 0.0), ("broken", False)):
         monkeypatch.setattr(own_envs.Broken, attribute, value, raising=False)
     assert run.execute(own_run(tmp_path / "run", env)) == 0
-    summary = loggers.read_json(tmp_path / "run" / "summary.json")
+    summary = logs.read_json(tmp_path / "run" / "summary.json")
     assert (summary["metric"], summary["rule"]) == (None, "no evaluation episode had finite numbers")
     plan, told = stored.resumed_plan({"run_dir": str(tmp_path / "run"), "resume": True, "steps": 6}, {})
     assert run.execute(plan, told) == 0
-    lines = loggers.read_lines(tmp_path / "run" / "eval.jsonl")
+    lines = logs.read_lines(tmp_path / "run" / "eval.jsonl")
     assert [(line["step"], line["not_finite"]) for line in lines] == [(2, 4), (4, 4), (6, 4)]
     assert not any({"return", "success"} & line.keys() for line in lines)
 
@@ -260,11 +264,11 @@ def test_success_is_judged_once_and_0_where_it_is_not_told(tmp_path: Path, monke
     assert run.execute(own_run(tmp_path / "run", "own_envs:own/Own-v0", num_seeds=2, steps=6)) == 0
     plan, told = stored.resumed_plan({"run_dir": str(tmp_path / "run"), "resume": True, "steps": 8}, {})
     assert run.execute(plan, told) == 0
-    lines = loggers.read_lines(tmp_path / "run" / "eval.jsonl")
+    lines = logs.read_lines(tmp_path / "run" / "eval.jsonl")
     assert [line.get("success") for line in lines] == [None, None, 0.25, 0, 0, 0, 0, 0]
-    summary = loggers.read_json(tmp_path / "run" / "summary.json")
+    summary = logs.read_json(tmp_path / "run" / "summary.json")
     assert (summary["metric"], summary["success_per_seed"]) == ("success", [0.25 / 3, 0.0])
-    assert curves.read_runs(tmp_path / "run", with_minutes=False)[0].curves == {
+    assert evaluations.read_runs(tmp_path / "run", with_minutes=False)[0].curves == {
         0: {2: 0.0, 4: 0.25, 6: 0.0, 8: 0.0},
         1: {2: 0.0, 4: 0.0, 6: 0.0, 8: 0.0},
     }
@@ -272,7 +276,7 @@ def test_success_is_judged_once_and_0_where_it_is_not_told(tmp_path: Path, monke
 
 def test_parts_of_a_sweep_that_were_told_no_success_had_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The first of two sweeps has a part that reached nothing, so was told nothing; the other never tells it."""
-    monkeypatch.setattr(curves, "_identity", lambda config: config["agent_config"])
+    monkeypatch.setattr(curves, "identity", lambda config: config["agent_config"])
     parts = []
     for sweep, metric in (("one", "success"), ("other", "return")):
         config: dict[str, Any] = {"settings": {"env": sweep}}
@@ -281,7 +285,7 @@ def test_parts_of_a_sweep_that_were_told_no_success_had_none(tmp_path: Path, mon
         for part, judged_by in enumerate(("return", metric)):
             own = config | {"agent_config": {"sweep": sweep, "part": part}}
             folder = tmp_path / sweep / f"part{part}"
-            parts.append(curves.RunDir(folder, own, judged_by, {0: {2: 0.5}}, {}, 4, 1, ""))
+            parts.append(evaluations.RunDir(folder, own, judged_by, {0: {2: 0.5}}, {}, 4, 1, ""))
     found = [(group.metric, group.final) for group in curves.group_runs(parts)]
     assert found == [("success", {0: 0.0}), ("success", {0: 0.5}), ("return", {0: 0.5}), ("return", {0: 0.5})]
 
@@ -310,7 +314,7 @@ def test_a_limit_of_steps_belongs_to_the_run(tmp_path: Path) -> None:
     assert run.execute(own_run(tmp_path / "run", "own_envs:own/Endless-v0", **given)) == 0
     plan, told = stored.resumed_plan({"run_dir": str(tmp_path / "run"), "resume": True, "steps": 6}, {})
     assert run.execute(plan, told) == 0
-    assert [line["length"] for line in loggers.read_lines(tmp_path / "run" / "eval.jsonl")] == [3, 3, 3]
+    assert [line["length"] for line in logs.read_lines(tmp_path / "run" / "eval.jsonl")] == [3, 3, 3]
     assert "--max_episode_steps=3" in told["command"]
     with pytest.raises(UserError, match="max_episode_steps=0 is too small"):
         own_run(tmp_path / "other", "own_envs:own/Endless-v0", max_episode_steps=0)
@@ -360,7 +364,7 @@ def killing(evaluator: Evaluator, worker: int, *moments: Moment, delay: int = 30
 @pytest.fixture
 def three_slots(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Slots with 4, 3 and 3 of the episodes of seed 3: the first two belong to one worker, the last to another."""
-    monkeypatch.setattr(evaluate, "GRACE", 0.0)
+    monkeypatch.setattr(evaluation, "GRACE", 0.0)
     sizes = dict(tasks=TASKS, episodes=EPISODES, workers=2, slots=3)
     evaluator = Evaluator(wanderer(), functools.partial(making.make, ENV), keys_of(3), **sizes)
     yield evaluator

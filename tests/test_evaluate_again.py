@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from programs import load, main, save_walks, sweep
 
-from flowrl import loggers
 from flowrl.errors import UserError
+from flowrl.run_folder import logs
 
 again = load("experiments/evaluate.py")
 
@@ -50,7 +50,7 @@ def evaluated(folder: Path, out: Path, *arguments: str) -> list[dict[str, Any]]:
 
 def own_scores(folder: Path, metric: str = "return", **where: Any) -> dict[str, float]:
     """Returns each seed's mean over tasks in the run's own evaluations of these lines."""
-    lines = [line for line in loggers.read_lines(folder / "eval.jsonl") if where.items() <= line.items()]
+    lines = [line for line in logs.read_lines(folder / "eval.jsonl") if where.items() <= line.items()]
     seeds = dict.fromkeys(line["seed"] for line in lines)
     return {str(seed): float(np.mean([x[metric] for x in lines if x["seed"] == seed])) for seed in seeds}
 
@@ -119,19 +119,19 @@ def test_a_goal_conditioned_run_on_all_its_tasks(tmp_path: Path) -> None:
 
 def test_what_cannot_be_loaded_is_named(run_dir: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(run_dir, tmp_path / "run")
-    config = loggers.read_json(folder / "config.json")
+    config = logs.read_json(folder / "config.json")
 
     def evaluate() -> None:
         again.main(["evaluate.py", f"--run_dir={folder}", "--workers=1"])
 
-    loggers.write_json(folder / "config.json", config | {"agent_config": config["agent_config"] | {"hidden_dims": [4]}})
+    logs.write_json(folder / "config.json", config | {"agent_config": config["agent_config"] | {"hidden_dims": [4]}})
     with pytest.raises(UserError, match="does not fit this agent and its settings"):
         evaluate()
     fewer = {"settings": config["settings"] | {"num_seeds": 3}, "seeds": [0, 1, 2]}
-    loggers.write_json(folder / "config.json", config | fewer)
+    logs.write_json(folder / "config.json", config | fewer)
     with pytest.raises(UserError, match="it has 2 runs, not 3"):
         evaluate()
-    loggers.write_json(folder / "config.json", config)
+    logs.write_json(folder / "config.json", config)
     for step in (folder / "checkpoints").iterdir():
         (step / "facts" / "metadata").write_text('{"agent": "fpmd_r", "evaluated": true}')
     with pytest.raises(UserError, match="is of agent fpmd_r, not fpmd_m"):

@@ -9,7 +9,7 @@ import pytest
 from programs import ROOT, load, main, save_walks
 
 import flowrl.agents
-from flowrl import loggers
+from flowrl.run_folder import logs
 
 
 def test_an_agent_in_somebody_elses_loop_finds_the_rewarded_mode() -> None:
@@ -37,7 +37,7 @@ def test_a_file_of_ones_own_trains_an_agent(tmp_path: Path) -> None:
     names = ("--agent=sscp", "--env=Pendulum-v1", "--preset=quick", f"--data={tmp_path / 'pendulum.npz'}")
     sizes = ("--agent.hidden_dims=8", "--agent.batch_size=8", "--steps=2", "--eval.episodes=1", "--eval.interval=2")
     assert main(*names, *sizes, f"--run_dir={folder}") == 0
-    assert -2000 < loggers.read_json(folder / "summary.json")["return"] < 0
+    assert -2000 < logs.read_json(folder / "summary.json")["return"] < 0
 
 
 def test_hand_written_control_swings_the_pendulum_up() -> None:
@@ -56,4 +56,4 @@ def test_a_new_agent_runs_from_the_command_line(tmp_path: Path, monkeypatch: pyt
     names = ("--agent=max_q", "--env=pointmaze-medium-navigate-singletask", "--preset=quick", f"--data={data}")
     sizes = ("--agent.hidden_dims=8", "--agent.batch_size=8", "--agent.alpha=1", "--steps=2", "--log.interval=1")
     assert main(*names, *sizes, f"--run_dir={folder}", "--eval.episodes=0") == 0
-    assert [line["step"] for line in loggers.read_lines(folder / "metrics.jsonl")] == [1, 2]
+    assert [line["step"] for line in logs.read_lines(folder / "metrics.jsonl")] == [1, 2]

@@ -12,21 +12,22 @@ import numpy as np
 import pytest
 from programs import load
 
-from flowrl import programs, tasks
-from flowrl.agent import Spec
+from flowrl import tasks
 from flowrl.agents import sac
-from flowrl.checkpoint import Checkpoints
+from flowrl.cli import programs
 from flowrl.collection import collect, experts
 from flowrl.envs import locomotion, making
 from flowrl.errors import UserError
 from flowrl.machine import files
+from flowrl.networks import Spec
+from flowrl.training.checkpoint import Checkpoints
 
 expert = load("experiments/expert.py")
 SHIPPED = experts.path("ant")
 
 
 def test_an_exported_policy_acts_as_the_agent_does(tmp_path: Path) -> None:
-    agent = sac.make(sac.Config(hidden_dims=(16, 16, 16)), Spec(29, 8, 0))
+    agent = sac.make(sac.Config(hidden_dims=(16, 16, 16)), Spec.of_sizes(29, 8))
     states = jax.vmap(lambda key: agent.init(key))(jax.random.split(jax.random.key(0)))
     checkpoints = Checkpoints(tmp_path / "run" / "checkpoints")
     checkpoints.save(5, (states, {"nothing": jnp.zeros(1)}), {"agent": "sac"})

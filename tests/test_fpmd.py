@@ -8,10 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from offline_references import network
 from small_agents import SPEC, compiled, compiled_mapped, networks_of, stack, with_config
 from small_agents import config_of as told_config
 from small_agents import transitions as batch_of
+from stub_agents import network
 
 from flowrl import agents
 from flowrl.agent import Agent

@@ -159,7 +159,9 @@ def test_nothing_private_of_dependencies_is_used() -> None:
     assert {str(file): found[0] for file in files if (found := private.search(file.read_text()))} == {}
 
 
-@pytest.mark.parametrize("module", ["flowrl.loop", "flowrl.agents.fql", "loaded_main", "test_loop", "conftest"])
+@pytest.mark.parametrize(
+    "module", ["flowrl.training.loop", "flowrl.agents.fql", "loaded_main", "test_loop", "conftest"]
+)
 def test_a_warning_of_our_own_is_an_error(module: str) -> None:
     with pytest.raises(RuntimeWarning):
         exec("import warnings; warnings.warn('ours', RuntimeWarning)", {"__name__": module})
@@ -170,7 +172,7 @@ def test_a_warning_of_a_dependency_is_none(module: str) -> None:
     with warnings.catch_warnings(record=True) as told:
         exec("import warnings; warnings.warn('theirs', RuntimeWarning)", {"__name__": module})
     assert [str(warning.message) for warning in told] == ["theirs"]
-    exec("import warnings; warnings.warn('new name', DeprecationWarning)", {"__name__": "flowrl.loop"})
+    exec("import warnings; warnings.warn('new name', DeprecationWarning)", {"__name__": "flowrl.training.loop"})
 
 
 def test_messages_of_any_length_reach_all_hosts(monkeypatch: pytest.MonkeyPatch) -> None:

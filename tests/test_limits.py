@@ -8,11 +8,13 @@ import pytest
 from absl import flags as absl_flags
 from programs import load, main, sweep
 
-from flowrl import agents, estimates, flags, machine, run, settings
+from flowrl import agents, machine
 from flowrl import config as configs
+from flowrl.cli import flags
 from flowrl.errors import UserError
+from flowrl.experiment import estimates, run, settings
+from flowrl.experiment.settings import MAX_SEED, MOST_RUNS, Plan, Settings, plan
 from flowrl.machine import devices
-from flowrl.settings import MAX_SEED, MOST_RUNS, Plan, Settings, plan
 
 ENV = "--env=pointmaze-medium-navigate"
 OFFLINE = ("--agent=gcbc", ENV, "--preset=quick")

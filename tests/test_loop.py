@@ -8,16 +8,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from flowrl import agents, compiled, loop
-from flowrl import step as updates
+from flowrl import agents
 from flowrl.agent import Agent
-from flowrl.compiled import Program
 from flowrl.config import as_arrays, put, stacked
 from flowrl.data.dataset import Dataset
 from flowrl.errors import UserError
 from flowrl.networks import Spec
 from flowrl.random_streams import stream_key
-from flowrl.step import Window
+from flowrl.training import compiled, loop
+from flowrl.training import step as updates
+from flowrl.training.compiled import Program
+from flowrl.training.step import Window
 
 SPEC = Spec.of_sizes(2, 2, 2)
 BATCH = 32

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from flowrl import settings
+from flowrl.experiment import settings
 from flowrl.machine import memory
 
 

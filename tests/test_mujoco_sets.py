@@ -11,16 +11,17 @@ import numpy as np
 import pytest
 from programs import load, main
 
-from flowrl import policies, presets, tasks
-from flowrl.agent import Spec
+from flowrl import policies, tasks
 from flowrl.agents import sac
-from flowrl.checkpoint import Checkpoints
 from flowrl.collection import collect, experts, mujoco_sets
 from flowrl.envs import making
 from flowrl.envs.episodes import SeededEpisodes
 from flowrl.errors import UserError
+from flowrl.experiment import presets
 from flowrl.machine import files
+from flowrl.networks import Spec
 from flowrl.tasks.fields import Expected
+from flowrl.training.checkpoint import Checkpoints
 
 snapshots = load("experiments/snapshots.py")
 RETURNS = np.array([50.0, 400.0, 350.0, 900.0, 600.0])
@@ -185,7 +186,7 @@ def test_returns_are_of_whole_first_episodes(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_policies_of_interruptions_are_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    agent = sac.make(sac.Config(hidden_dims=(4,)), Spec(11, 3, 0))
+    agent = sac.make(sac.Config(hidden_dims=(4,)), Spec.of_sizes(11, 3))
     states = jax.vmap(agent.init)(jax.random.split(jax.random.key(0), 1))
     checkpoints = Checkpoints(tmp_path / "checkpoints", keep=0)
     for step in (0, 20, 33, 40, 50):

@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from offline_references import agent_of, config_of, critics, field, state_of
 from small_agents import A, D, assert_same
+from stub_agents import agent_of, config_of, critics, field, state_of
 
 OBSERVATIONS = np.random.default_rng(0).normal(size=(40, D)).astype(np.float32)
 SLOW = {"sscp": True, "ofql": True, "fql": False, "bc": False}

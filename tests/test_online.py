@@ -13,7 +13,7 @@ import pytest
 from own_envs import make_counter
 from programs import main
 
-from flowrl import agents, compiled, loggers, online
+from flowrl import agents
 from flowrl.config import put, stacked
 from flowrl.data import replay
 from flowrl.data.dataset import Dataset
@@ -23,7 +23,9 @@ from flowrl.envs.side_by_side import Apart
 from flowrl.errors import UserError
 from flowrl.networks import Spec
 from flowrl.normalize import Normalizer
-from flowrl.online import Environments, Online
+from flowrl.run_folder import logs
+from flowrl.training import compiled, online
+from flowrl.training.online import Environments, Online
 
 SPEC = Spec.of_sizes(2, 1)
 BATCH = 8
@@ -239,7 +241,7 @@ SHORT = (
 
 
 def lines(folder: Path, name: str) -> list[dict[str, Any]]:
-    return loggers.read_lines(folder / f"{name}.jsonl")
+    return logs.read_lines(folder / f"{name}.jsonl")
 
 
 def test_a_run_without_data_learns_from_its_steps(tmp_path: Path) -> None:

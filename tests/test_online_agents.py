@@ -8,19 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from offline_references import (
-    Case,
-    agent_of,
-    config_of,
-    critics,
-    field,
-    finite_differences,
-    network,
-    squashed,
-    state_of,
-)
+from offline_references import Case, finite_differences
 from small_agents import A, assert_close, compiled, compiled_mapped, followed, gradients, stack, with_config
 from small_agents import transitions as batch_of
+from stub_agents import agent_of, config_of, critics, field, network, squashed, state_of
 
 from flowrl import agents
 from flowrl.agents import sac

@@ -11,8 +11,8 @@ import pytest
 from programs import ROOT, load
 from run_dirs import make_run, make_sweep
 
-from flowrl import stats
 from flowrl.errors import UserError
+from flowrl.run_folder import statistics
 
 PLOT = ROOT / "experiments" / "plot.py"
 
@@ -81,7 +81,7 @@ def test_seeds_of_one_configuration_form_a_group_and_others_say_what_differs(tmp
     ]
     assert [run["run_dir"] for run in groups[0]["runs"]] == ["a", "b"]
     assert groups[1]["interval_95"] == [None, None]
-    expected = stats.mean_interval(np.array([0.6, 0.7, 0.8]))
+    expected = statistics.mean_interval(np.array([0.6, 0.7, 0.8]))
     np.testing.assert_allclose(groups[0]["interval_95"][-1], expected[1:])
 
 

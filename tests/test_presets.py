@@ -8,13 +8,15 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from flowrl import agents, presets, texts
+from flowrl import agents
 from flowrl import config as configs
 from flowrl.data.dataset import from_arrays
 from flowrl.errors import UserError
+from flowrl.experiment import presets
+from flowrl.experiment.settings import Settings, plan
 from flowrl.networks import Spec
-from flowrl.settings import Settings, plan
-from flowrl.step import train_step
+from flowrl.run_folder import texts
+from flowrl.training.step import train_step
 
 AGENTS = ("bc", "fql", "gc_sscp", "gcbc", "gcivl", "hiql", "ofql", "sscp")
 PUBLISHED = {

@@ -14,12 +14,14 @@ import numpy as np
 import pytest
 from programs import main, sweep
 
-from flowrl import checkpoint, grids, loggers, resuming, run_files, runner, schema
-from flowrl.checkpoint import Checkpoints
 from flowrl.errors import UserError
-from flowrl.machine import files
-from flowrl.resuming import Reached
-from flowrl.stored import read_plan, resumed_plan
+from flowrl.experiment import grids, resuming, runner
+from flowrl.experiment.resuming import Reached
+from flowrl.experiment.stored import read_plan, resumed_plan
+from flowrl.machine import files, schema
+from flowrl.run_folder import formats, logs
+from flowrl.training import checkpoint
+from flowrl.training.checkpoint import Checkpoints
 
 pytestmark = pytest.mark.filterwarnings("ignore:Sharding info not provided")
 TINY = ("--env=Pendulum-v1", "--preset=none", "--agent.hidden_dims=4", "--agent.batch_size=4", "--workers=1")
@@ -141,7 +143,7 @@ def test_what_is_cut_is_kept_beside_and_written_again(run_dir: Path, finished: P
         assert (run_dir / name).read_bytes() == (finished / name).read_bytes()
     after = (finished / "metrics.jsonl").read_text().splitlines()[4:]
     assert (run_dir / "metrics.jsonl.dropped").read_text().splitlines() == [*after, '{"step": 25, "ru']
-    assert len(loggers.read_lines(run_dir / "time.jsonl")) == 4
+    assert len(logs.read_lines(run_dir / "time.jsonl")) == 4
     assert main("--resume", f"--run_dir={run_dir}") == 0  # nothing is to be cut now
     assert len((run_dir / "eval.jsonl.dropped").read_text().splitlines()) == 2
 
@@ -152,11 +154,11 @@ def test_lines_are_kept_before_they_are_cut(run_dir: Path, monkeypatch: pytest.M
 
     there = reached(run_dir, 10)
     cuts = resuming.cuts(*there)
-    monkeypatch.setattr(loggers, "write_text", killed)
+    monkeypatch.setattr(logs, "write_text", killed)
     with pytest.raises(RuntimeError):
         resuming.apply(cuts)
     assert (run_dir / "metrics.jsonl.dropped").read_text() == cuts[0].dropped
-    assert len(loggers.read_lines(run_dir / "metrics.jsonl")) == 8
+    assert len(logs.read_lines(run_dir / "metrics.jsonl")) == 8
 
 
 def test_a_whole_last_line_without_its_end_gets_it(run_dir: Path, finished: Path) -> None:
@@ -188,7 +190,7 @@ def test_a_kill_while_a_finished_run_is_given_more_steps(
     with pytest.raises(RuntimeError):
         main("--resume", f"--run_dir={folder}", "--steps=20")
     monkeypatch.undo()
-    assert loggers.read_json(folder / "config.json")["settings"]["steps"] == (12 if broken == "record_changes" else 20)
+    assert logs.read_json(folder / "config.json")["settings"]["steps"] == (12 if broken == "record_changes" else 20)
     assert main("--resume", f"--run_dir={folder}", "--steps=20") == 0
     for name in ("metrics.jsonl", "eval.jsonl"):
         assert (folder / name).read_bytes() == (finished / name).read_bytes()
@@ -206,7 +208,7 @@ def test_the_lines_of_every_kind_of_run_are_those_that_are_expected(data: str, t
         plan = read_plan(made)[0]
         for cut in resuming.cuts(made, plan.settings, plan.trials, Reached(step, True, ("eval",), 1, (step,))):
             assert (cut.dropped, cut.kept) == ("", cut.path.read_text())
-            assert {line["step"] for line in loggers.read_lines(cut.path)} >= {10, 12}
+            assert {line["step"] for line in logs.read_lines(cut.path)} >= {10, 12}
 
 
 def test_the_lines_of_an_evaluation_are_expected_in_their_order(finished: Path) -> None:
@@ -281,7 +283,7 @@ def test_a_run_whose_checkpoints_are_gone_is_not_begun_anew(run_dir: Path) -> No
     ],
 )
 def test_a_changed_config_is_named_with_its_field(run_dir: Path, place: str, value: Any, message: str) -> None:
-    config = loggers.read_json(run_dir / "config.json")
+    config = logs.read_json(run_dir / "config.json")
     outer, _, name = place.rpartition(".") if place.count(".") < 2 else place.partition(".")
     holder = config[outer] if outer else config
     if value is ...:
@@ -331,7 +333,7 @@ def record() -> dict[str, Any]:
 
 
 def test_the_parts_of_a_sweep_are_read_as_they_were_written(record: dict[str, Any], tmp_path: Path) -> None:
-    loggers.write_json(tmp_path / "sweep.json", record)
+    logs.write_json(tmp_path / "sweep.json", record)
     made = grids.resumed({"run_dir": str(tmp_path)}, {}, grids.Options())
     assert grids.recorded(made) == grids.groups(made)
 
@@ -361,7 +363,7 @@ def test_the_parts_of_a_sweep_are_read_as_they_were_written(record: dict[str, An
 def test_a_changed_sweep_is_named_with_its_field(
     record: dict[str, Any], tmp_path: Path, change: dict[str, Any], message: str
 ) -> None:
-    loggers.write_json(tmp_path / "sweep.json", record | change)
+    logs.write_json(tmp_path / "sweep.json", record | change)
 
     def read() -> None:
         grids.recorded(grids.resumed({"run_dir": str(tmp_path)}, {}, grids.Options()))
@@ -386,15 +388,15 @@ def test_a_part_without_its_config_is_not_deleted(data: str, tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("check", "value", "message"),
     [
-        (run_files.DIVERGED, {}, "all of it is {}, not a list"),
-        (run_files.DIVERGED, [{"step": 3, "metric": "x", "run": 0}], r"\[0\].seed is missing"),
-        (run_files.SUMMARY, {"metric": 3}, "metric is 3, not text"),
-        (run_files.VIDEOS, {"step": 1}, "unit is missing"),
-        (run_files.WANDB, {"ids": [1]}, r"ids\[0\] is 1"),
+        (formats.DIVERGED, {}, "all of it is {}, not a list"),
+        (formats.DIVERGED, [{"step": 3, "metric": "x", "run": 0}], r"\[0\].seed is missing"),
+        (formats.SUMMARY, {"metric": 3}, "metric is 3, not text"),
+        (formats.VIDEOS, {"step": 1}, "unit is missing"),
+        (formats.WANDB, {"ids": [1]}, r"ids\[0\] is 1"),
     ],
 )
 def test_other_files_are_named_with_their_field(check: Any, value: Any, message: str, tmp_path: Path) -> None:
-    loggers.write_json(tmp_path / "file.json", value)
+    logs.write_json(tmp_path / "file.json", value)
     assert_refused(
         f"file.json: {message}.*; put the right file back", lambda: schema.read(tmp_path / "file.json", check)
     )

@@ -6,11 +6,13 @@ from typing import Any
 import jax
 import numpy as np
 
-from flowrl import agents, loggers, run, settings, stored
-from flowrl.checkpoint import Checkpoints
+from flowrl import agents
+from flowrl.cli.programs import load_states
+from flowrl.experiment import run, settings, stored
 from flowrl.networks import Spec
-from flowrl.programs import load_states
-from flowrl.trials import Trial
+from flowrl.run_folder import logs
+from flowrl.run_folder.trials import Trial
+from flowrl.training.checkpoint import Checkpoints
 
 SMALL = {"steps": 4, "eval.interval": 4, "eval.episodes": 0, "log.interval": 2, "checkpoint.interval": 2}
 
@@ -50,7 +52,7 @@ def test_a_run_goes_on_with_the_configuration_of_its_folder(tmp_path: Path) -> N
     whole, half = plan_of(tmp_path / "whole", steps=8), plan_of(tmp_path / "half")
     assert run.execute(whole) == run.execute(half) == 0
     assert run.execute(*stored.resumed_plan({"run_dir": str(half.folder), "resume": True, "steps": 8}, {})) == 0
-    assert loggers.read_lines(half.folder / "metrics.jsonl") == loggers.read_lines(whole.folder / "metrics.jsonl")
+    assert logs.read_lines(half.folder / "metrics.jsonl") == logs.read_lines(whole.folder / "metrics.jsonl")
     agent = agents.build("bc", whole.config, Spec.of_sizes(3, 1))
     one, other = (load_states(plan, agent)[1] for plan in (whole, half))
     jax.tree.map(np.testing.assert_array_equal, one, other)

@@ -6,10 +6,11 @@ from typing import Any
 import pytest
 
 from flowrl import config as configs
-from flowrl import programs, texts
+from flowrl.cli import programs
 from flowrl.errors import UserError
-from flowrl.settings import Plan, Settings, plan
-from flowrl.stored import command, read_config
+from flowrl.experiment.settings import Plan, Settings, plan
+from flowrl.experiment.stored import command, read_config
+from flowrl.run_folder import texts
 
 
 def parsed(line: str) -> Plan:
@@ -60,6 +61,6 @@ def test_rewards_of_goals_are_not_normalised(name: str) -> None:
 
 def test_a_preset_that_sets_what_an_agent_has_not_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     row = dict.fromkeys(("dataset", "setting"), "") | {"agent": "bc", "source": "x", "agent.wings": "2"}
-    monkeypatch.setattr("flowrl.presets._table", lambda name: (row,))
+    monkeypatch.setattr("flowrl.experiment.presets._table", lambda name: (row,))
     with pytest.raises(UserError, match=r"the preset quick sets --agent\.wings, which bc has not; give --preset=none"):
         plan({"agent": "bc", "env": "Pendulum-v1", "preset": "quick"}, {})

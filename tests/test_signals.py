@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from flowrl import flags
+from flowrl.cli import flags
 from flowrl.machine import signals
 from flowrl.machine.signals import run_program
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from programs import main, save_walks
 
-from flowrl import loggers
 from flowrl.errors import UserError
+from flowrl.run_folder import logs
 
 pytestmark = pytest.mark.filterwarnings("ignore:Sharding info not provided")
 SINGLE = "pointmaze-medium-navigate-singletask"
@@ -53,7 +53,7 @@ def test_a_published_preset_trains(tmp_path: Path, agent: str, env: str) -> None
     assert main(
         f"--agent={agent}", f"--env={env}", f"--data={data}", f"--run_dir={folder}", "--steps=2", "--eval.episodes=0"
     ) == 0  # fmt: skip
-    config = loggers.read_json(folder / "config.json")
+    config = logs.read_json(folder / "config.json")
     assert config["preset"]["name"] == "paper"
     width = 256 if agent == "ofql" else 512
     assert set(config["agent_config"]["hidden_dims"]) == {width}
@@ -75,7 +75,7 @@ def save_hdf5(path: Path, observation_dim: int, action_dim: int, rows: int = 60)
 
 def test_success_and_return_are_reported(tmp_path: Path, data: Path) -> None:
     summary = train(tmp_path / "run", "--agent=bc", f"--env={SINGLE}", f"--data={data}", "--eval.episodes=2")
-    (line,) = loggers.read_lines(tmp_path / "run" / "eval.jsonl")
+    (line,) = logs.read_lines(tmp_path / "run" / "eval.jsonl")
     assert (line["task"], line["mode"], line["episodes"]) == (1, "eval", 2)
     assert 0 <= line["success"] <= 1
     assert line["return"] == pytest.approx(-line["length"] + line["success"])  # −1 per step until the goal is reached
@@ -86,7 +86,7 @@ def test_success_and_return_are_reported(tmp_path: Path, data: Path) -> None:
 def test_choices_by_q_are_reported_apart(tmp_path: Path, data: Path) -> None:
     flags = ("--agent=sscp", f"--env={SINGLE}", f"--data={data}", "--eval.episodes=1", "--agent.choice.num_samples=3")
     summary = train(tmp_path / "run", *flags)
-    lines = loggers.read_lines(tmp_path / "run" / "eval.jsonl")
+    lines = logs.read_lines(tmp_path / "run" / "eval.jsonl")
     assert [line["mode"] for line in lines] == ["eval", "best_of_n"]
     assert summary["best_of_n"]["candidates"] == 3
     assert summary["best_of_n"]["metric"] == summary["metric"] == "success"
@@ -104,7 +104,7 @@ def test_d4rl_scores_are_normalised_and_name_their_environment(
         "--agent.choice.num_samples=1",
     )
     summary = train(tmp_path / "run", *flags)
-    (line,) = loggers.read_lines(tmp_path / "run" / "eval.jsonl")
+    (line,) = logs.read_lines(tmp_path / "run" / "eval.jsonl")
     assert line["normalized_score"] == pytest.approx(
         100 * (line["return"] + 20.272305) / (3234.3 + 20.272305), abs=1e-3
     )
@@ -141,7 +141,7 @@ def test_normalisation_is_recorded_and_resumed(tmp_path: Path, data: Path) -> No
     assert whole == halves
     train(tmp_path / "plain", *flags, "--steps=4")
     assert (tmp_path / "plain" / "metrics.jsonl").read_text() != whole
-    settings = loggers.read_json(tmp_path / "whole" / "config.json")["settings"]
+    settings = logs.read_json(tmp_path / "whole" / "config.json")["settings"]
     assert (settings["normalize_observations"], settings["reward_scale"], settings["reward_shift"]) == (True, 2.0, -0.5)
 
 

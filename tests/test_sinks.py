@@ -17,11 +17,12 @@ import numpy as np
 import pytest
 from programs import ROOT, main, sweep
 
-from flowrl import loggers, sinks
 from flowrl.errors import UserError
+from flowrl.experiment import sinks
+from flowrl.experiment.runner import Runner
 from flowrl.machine import packages
-from flowrl.runner import Runner
-from flowrl.trials import Trial
+from flowrl.run_folder import logs
+from flowrl.run_folder.trials import Trial
 
 pytestmark = pytest.mark.filterwarnings("ignore:Sharding info not provided")
 OFFLINE = (
@@ -126,17 +127,17 @@ def _value(text: str) -> Any:
 def assert_sinks_hold(folder: Path, server: Server, trials: list[Trial]) -> None:
     """Asserts that the sinks hold what the run's files do, each number once."""
     for kind in ("metrics", "eval"):
-        lines = loggers.read_lines(folder / f"{kind}.jsonl")
+        lines = logs.read_lines(folder / f"{kind}.jsonl")
         assert rows(folder / f"{kind}.csv") == lines
         assert len(lines) == {"metrics": 4, "eval": 2}[kind] * len(trials)
-    ids = loggers.read_json(folder / "wandb.json")["ids"]
+    ids = logs.read_json(folder / "wandb.json")["ids"]
     for run, (trial, key) in enumerate(zip(trials, ids, strict=True)):
         expected: Points = defaultdict(list)
-        for line in loggers.read_lines(folder / "metrics.jsonl"):
+        for line in logs.read_lines(folder / "metrics.jsonl"):
             for name in line:
                 if line["run"] == run and name.startswith(("train/", "diverged")):
                     expected[name].append((line["step"], line[name]))
-        for line in loggers.read_lines(folder / "eval.jsonl"):
+        for line in logs.read_lines(folder / "eval.jsonl"):
             for name in ("return", "length", "diverged"):
                 if line["run"] == run and name in line:
                     expected[name if name == "diverged" else f"eval/{name}"].append((line["step"], line[name]))
@@ -166,12 +167,12 @@ def test_every_mapped_run_is_a_run_of_its_own(data: str, tmp_path: Path, server:
     folder = tmp_path / "sweep" / "group1"
     assert_sinks_hold(folder, server, trials)
     assert any("diverged" in line for line in rows(folder / "metrics.csv"))
-    ids = loggers.read_json(folder / "wandb.json")["ids"]
+    ids = logs.read_json(folder / "wandb.json")["ids"]
     assert sorted(server.finished) == sorted(ids)
     assert {server.told[key]["group"] for key in ids} == {"sweep"}
     assert [server.told[key]["config"]["agent"]["learning_rate"] for key in ids] == [0.001, 0.001, 1e20, 1e20]
     assert [server.told[key]["config"]["seed"] for key in ids] == [0, 1, 0, 1]
-    record = loggers.read_json(folder / "config.json")
+    record = logs.read_json(folder / "config.json")
     assert not any(flag in record["command"] for flag in ("csv", "tensorboard", "wandb"))
 
 
@@ -213,7 +214,7 @@ def test_sinks_can_be_asked_for_later(data: str, tmp_path: Path, server: Server)
     assert [row["step"] for row in rows(folder / "metrics.csv")] == [5, 10, 12]
     assert main("--resume", f"--run_dir={folder}", "--steps=20", "--log.wandb") == 0
     assert_sinks_hold(folder, server, [Trial(0, {})])
-    settings = loggers.read_json(folder / "config.json")["settings"]
+    settings = logs.read_json(folder / "config.json")["settings"]
     assert [settings[f"log.{name}"] for name in ("csv", "tensorboard", "wandb")] == [True] * 3
 
 
@@ -233,7 +234,7 @@ def test_a_sink_that_fails_is_left_out_with_one_warning(
     shown = "".join(capsys.readouterr())
     assert shown.count("warning: --log.wandb failed (no network) and gets no more numbers") == 1
     assert [row["step"] for row in rows(tmp_path / "run" / "metrics.csv")] == [5, 10, 15, 20]
-    assert loggers.read_json(tmp_path / "run" / "summary.json")["metric"] == "return"
+    assert logs.read_json(tmp_path / "run" / "summary.json")["metric"] == "return"
     server.broken_after = 10**9
     assert main("--resume", f"--run_dir={tmp_path / 'run'}") == 0
     assert_sinks_hold(tmp_path / "run", server, [Trial(0, {})])
@@ -310,8 +311,8 @@ def test_evaluations_by_hand() -> None:
 def test_history_is_in_the_order_of_writing(tmp_path: Path) -> None:
     metrics = [{"step": step, "run": run, "seed": run} for step, run in itertools.product((5, 10), (0, 1))]
     evaluations = [line | {"mode": "eval", "task": 1, "return": 0.5, "episodes": 1, "length": 9.0} for line in metrics]
-    loggers.append_lines(tmp_path / "metrics.jsonl", metrics)
-    loggers.append_lines(tmp_path / "eval.jsonl", evaluations)
+    logs.append_lines(tmp_path / "metrics.jsonl", metrics)
+    logs.append_lines(tmp_path / "eval.jsonl", evaluations)
     assert [*sinks.history(tmp_path)] == [
         ("metrics", metrics[:2]), ("eval", evaluations[:2]), ("metrics", metrics[2:]), ("eval", evaluations[2:]),
     ]  # fmt: skip

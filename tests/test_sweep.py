@@ -17,18 +17,22 @@ import pytest
 from programs import load, main, sweep
 from run_dirs import make_run
 
-from flowrl import agents, curves, evaluations, flags, grids, loggers, sweep_table, sweeps
+from flowrl import agents
 from flowrl.agents import bc
-from flowrl.checkpoint import Checkpoints
+from flowrl.cli import flags
+from flowrl.cli.programs import stored_plan
 from flowrl.errors import UserError
-from flowrl.evaluate import Evaluator
+from flowrl.experiment import grids, sweep_table, sweeps
+from flowrl.experiment.recorder import Recorder
+from flowrl.experiment.runner import Runner
+from flowrl.experiment.stored import resumed_plan
 from flowrl.machine import devices, memory, signals
-from flowrl.programs import stored_plan
-from flowrl.recorder import Recorder
-from flowrl.runner import Runner
-from flowrl.stored import resumed_plan
+from flowrl.reports import curves
+from flowrl.run_folder import evaluations, logs
+from flowrl.run_folder.trials import Trial
 from flowrl.tasks import sources
-from flowrl.trials import Trial
+from flowrl.training.checkpoint import Checkpoints
+from flowrl.training.evaluation import Evaluator
 
 pytestmark = pytest.mark.filterwarnings("ignore:Sharding info not provided")
 TINY = ("--env=Pendulum-v1", "--preset=none", "--agent.hidden_dims=4", "--agent.batch_size=4", "--workers=1")
@@ -59,7 +63,7 @@ def at_once(data: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def lines(folder: Path, name: str = "metrics", **where: Any) -> list[dict[str, Any]]:
     """Returns log lines without the number of the run."""
-    found = [line for line in loggers.read_lines(folder / f"{name}.jsonl") if where.items() <= line.items()]
+    found = [line for line in logs.read_lines(folder / f"{name}.jsonl") if where.items() <= line.items()]
     return [{key: value for key, value in line.items() if key != "run"} for line in found]
 
 
@@ -93,7 +97,7 @@ def test_a_run_of_a_sweep_is_the_run_alone(part: tuple[str, ...], field: str, da
                 assert line.keys() - names.keys() == other.keys()
                 for key, value in other.items():
                     compare(line[key], value)
-        assert loggers.read_json(folder / "config.json")["settings"]["map"] == mode
+        assert logs.read_json(folder / "config.json")["settings"]["map"] == mode
 
 
 def _close(one: Any, other: Any) -> None:
@@ -119,7 +123,7 @@ def test_a_group_is_traced_once(data: str, tmp_path: Path, monkeypatch: pytest.M
     assert sweep(*OFFLINE, data, *grid, f"--run_dir={tmp_path / 'sweep'}") == 0
     # Per group once for the memory that it needs, once for shapes and once for the program of six runs.
     assert len(traces) == 2 * 3
-    configs = [loggers.read_json(path) for path in sorted((tmp_path / "sweep").glob("group*/config.json"))]
+    configs = [logs.read_json(path) for path in sorted((tmp_path / "sweep").glob("group*/config.json"))]
     assert [config["agent_config"]["hidden_dims"] for config in configs] == [[4], [2, 2]]
     assert all(len(config["grid"]) == 6 for config in configs)
 
@@ -150,7 +154,7 @@ def test_waves_are_few_and_equal(runs: int, most: int, sizes: list[int]) -> None
 def test_waves_do_not_change_numbers(data: str, at_once: Path, tmp_path: Path) -> None:
     grid = (RATES, "--num_seeds=2", "--eval.episodes=0", "--runs_at_once=3")
     assert sweep(*OFFLINE, data, *grid, f"--run_dir={tmp_path}") == 0
-    parts = [tmp_path / part["folder"] for part in loggers.read_json(tmp_path / "sweep.json")["parts"]]
+    parts = [tmp_path / part["folder"] for part in logs.read_json(tmp_path / "sweep.json")["parts"]]
     assert len(parts) == 2
 
     def order(line: dict[str, Any]) -> Any:
@@ -199,10 +203,10 @@ def test_a_finished_part_that_is_resumed_still_tells_what_diverged(data: str, tm
     grid = ("--agent.learning_rate=0.001,1e38", "--eval.episodes=0")
     assert sweep(*OFFLINE, data, *grid, f"--run_dir={tmp_path / 'sweep'}") == 0
     folder = tmp_path / "sweep" / "group1"
-    before = loggers.read_json(folder / "diverged.json")
+    before = logs.read_json(folder / "diverged.json")
     assert [event["agent.learning_rate"] for event in before] == [1e38]
     assert main("--resume", f"--run_dir={folder}") == 0
-    assert loggers.read_json(folder / "diverged.json") == before
+    assert logs.read_json(folder / "diverged.json") == before
 
 
 def test_free_memory_of_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -327,7 +331,7 @@ def test_the_comparison_of_killed_sweeps_notices_what_differs(undisturbed: Path,
     assert differences(undisturbed, other) == []
     metrics = other / "group2" / "metrics.jsonl"
     metrics.write_text(metrics.read_text()[:-1])  # torn
-    loggers.append_lines(other / "group1" / "eval.jsonl", lines(undisturbed / "group1", "eval")[-1:])  # doubled
+    logs.append_lines(other / "group1" / "eval.jsonl", lines(undisturbed / "group1", "eval")[-1:])  # doubled
     (other / ".summary.json.0a1b.tmp").touch()
     checkpoints = other / "group1" / "checkpoints"
     shutil.rmtree(checkpoints / "20")
@@ -353,11 +357,11 @@ def test_a_diverged_run_is_frozen_and_marked(data: str, at_once: Path, tmp_path:
     assert all("diverged" not in line for line in lines(folder, "eval", **{"agent.learning_rate": 0.001}))
     for run in range(4):
         assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(params(folder, run)))
-    events = loggers.read_json(folder / "diverged.json")
+    events = logs.read_json(folder / "diverged.json")
     assert [(event["run"], event["seed"], event["agent.learning_rate"]) for event in events] == [
         (2, 0, 1e20), (3, 1, 1e20),
     ]  # fmt: skip
-    summary = loggers.read_json(tmp_path / "summary.json")
+    summary = logs.read_json(tmp_path / "summary.json")
     assert ["of seed 0" in str(row["diverged"]) for row in summary["configurations"]] == [False, True]
 
 
@@ -373,9 +377,9 @@ def write_evaluations(part: Path, lines: list[dict[str, Any]]) -> None:
     """Writes the evaluations of a part of a sweep, and that its runs are theirs."""
     (part / "eval.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     labels = {line["run"]: {name: line[name] for name in ("seed", "agent.alpha")} for line in lines}
-    config = loggers.read_json(part / "config.json")
+    config = logs.read_json(part / "config.json")
     command = config["command"].replace("--agent.alpha=9.0", "--agent.alpha=0.1,0.5")
-    loggers.write_json(part / "config.json", config | {"grid": [*labels.values()], "command": command})
+    logs.write_json(part / "config.json", config | {"grid": [*labels.values()], "command": command})
 
 
 @pytest.fixture
@@ -384,7 +388,7 @@ def made_up(tmp_path: Path) -> grids.Sweep:
     parts = [make_run(tmp_path / f"of {value}", scores, alpha=9.0) for value, scores in SCORES.items()]
     found = []
     for (value, _), part in zip(SCORES.items(), parts, strict=True):
-        for line in loggers.read_lines(part / "eval.jsonl"):
+        for line in logs.read_lines(part / "eval.jsonl"):
             found.append(line | {"agent.alpha": value, "run": line["run"] + 4 * (value == 0.5), "mode": "eval"})
     folder = tmp_path / "sweep"
     folder.mkdir()
@@ -394,7 +398,7 @@ def made_up(tmp_path: Path) -> grids.Sweep:
     swept = grids.Sweep(given, {"alpha": [0.1, 0.5]}, grids.Options())
     parts_of = {"folder": "group1", "fixed": {}, "runs": [{"seed": 0}]}
     settings = {name: given[name] for name in ("agent", "env")}
-    loggers.write_json(
+    logs.write_json(
         folder / "sweep.json", {"command": "python ...", "settings": settings, "grid": {}, "parts": [parts_of]}
     )
     return swept
@@ -426,7 +430,7 @@ def test_the_table_by_hand(made_up: grids.Sweep) -> None:
 
 def test_no_value_is_called_best_from_one_seed(made_up: grids.Sweep) -> None:
     part = made_up.folder / "group1"
-    write_evaluations(part, [line for line in loggers.read_lines(part / "eval.jsonl") if line["seed"] == 0])
+    write_evaluations(part, [line for line in logs.read_lines(part / "eval.jsonl") if line["seed"] == 0])
     summary = sweep_table.summarize(made_up)
     assert summary["best"] is None
     text = sweep_table.markdown(summary)
@@ -438,8 +442,8 @@ def test_no_value_is_called_best_from_one_seed(made_up: grids.Sweep) -> None:
 def test_plots_and_reports_see_the_grid_points(made_up: grids.Sweep, tmp_path: Path) -> None:
     folders = evaluations.expand([made_up.folder])
     assert folders == [made_up.folder / "group1"]
-    record = loggers.read_json(made_up.folder / "sweep.json")
-    loggers.write_json(
+    record = logs.read_json(made_up.folder / "sweep.json")
+    logs.write_json(
         made_up.folder / "sweep.json", record | {"parts": [*record["parts"], record["parts"][0] | {"folder": "group2"}]}
     )
     assert evaluations.expand([made_up.folder]) == folders
@@ -449,7 +453,7 @@ def test_plots_and_reports_see_the_grid_points(made_up: grids.Sweep, tmp_path: P
     assert "--agent.alpha=0.5" in curves.traces(groups[1].runs[0])["command"]
     picture = tmp_path / "picture.png"
     assert load("experiments/plot.py").main(["p", str(made_up.folder), "--kind=sensitivity", f"--out={picture}"]) == 0
-    (panel,) = loggers.read_json(Path(f"{picture}.json"))["panels"]
+    (panel,) = logs.read_json(Path(f"{picture}.json"))["panels"]
     assert panel["field"] == "agent.alpha"
     assert panel["lines"][0]["mean"] == pytest.approx([0.35, 0.225])
 

@@ -13,7 +13,7 @@ from flowrl.errors import explained, nearby, remedy
 ROOT = Path(__file__).parents[1]
 PROGRAM = """
 if __name__ == "__main__":
-    import flowrl.start
+    import flowrl.cli.start
 import sys
 from flowrl import flags
 from flowrl.errors import UserError
@@ -65,7 +65,9 @@ def test_closed_streams(closed: str) -> None:
 
 
 def test_a_file_does_not_take_the_place_of_a_closed_stream(tmp_path: Path) -> None:
-    text = f"import flowrl.start; file = open({str(tmp_path / 'file')!r}, 'w'); print(file.fileno() > 2); import os\n"
+    text = (
+        f"import flowrl.cli.start; file = open({str(tmp_path / 'file')!r}, 'w'); print(file.fileno() > 2); import os\n"
+    )
     text += "os.write(2, b'lost')"
     subprocess.run(["bash", "-c", '"$0" -c "$1" >&- 2>&-', sys.executable, text], check=True, timeout=60)
     assert (tmp_path / "file").read_text() == ""
@@ -93,7 +95,7 @@ def test_programs_help_in_ascii() -> None:
 def test_every_program_begins_with_what_must_come_first(name: str) -> None:
     text = (ROOT / "experiments" / f"{name}.py").read_text()
     after = text.split('"""', 2)[2].strip()
-    assert after.startswith('if __name__ == "__main__":\n    import flowrl.start')
+    assert after.startswith('if __name__ == "__main__":\n    import flowrl.cli.start')
 
 
 @pytest.mark.parametrize(("number", "told"), [(signal.SIGINT, "interrupted\n"), (signal.SIGTERM, "terminated\n")])

@@ -14,9 +14,11 @@ import pytest
 from programs import ROOT, main, save_walks, sweep
 from run_dirs import make_run
 
-from flowrl import evaluate, loggers, videos
 from flowrl.envs import camera, making
 from flowrl.errors import UserError
+from flowrl.experiment import videos
+from flowrl.run_folder import logs
+from flowrl.training import evaluation
 
 pytestmark = pytest.mark.filterwarnings("ignore:Sharding info not provided")
 MAZE = (
@@ -83,14 +85,14 @@ _film = camera.filming
 def test_videos_show_the_evaluation_of_the_first_run(
     drawing: None, brief: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(evaluate, "MAX_SLOTS", 8)
+    monkeypatch.setattr(evaluation, "MAX_SLOTS", 8)
     folder, data = tmp_path / "run", save_walks(tmp_path / "tiny.npz")
     assert main(*MAZE, f"--data={data}", f"--run_dir={folder}", "--log.video_episodes=2") == 0
     index = videos.index(folder)
     assert (index["step"], index["unit"], index["seed"], index["episodes"]) == (20, "update", 0, 2)
     names = [f"task{task}_episode{number}.mp4" for task in range(1, 6) for number in range(2)]
     assert [film["file"] for film in index["videos"]] == names
-    for line in loggers.read_lines(folder / "eval.jsonl"):
+    for line in logs.read_lines(folder / "eval.jsonl"):
         own = [film for film in index["videos"] if film["task"] == line["task"]]
         if line["run"] == 0:
             for name in ("success", "return", "length"):
@@ -110,7 +112,7 @@ def test_videos_show_the_evaluation_of_the_first_run(
     assert (folder / "videos" / names[0]).stat().st_mtime_ns == written
     assert main("--resume", f"--run_dir={folder}", "--log.video_episodes=1") == 0
     assert sorted(path.name for path in (folder / "videos").glob("*.mp4")) == names[::2]
-    settings = loggers.read_json(folder / "config.json")
+    settings = logs.read_json(folder / "config.json")
     assert settings["settings"]["log.video_episodes"] == 1
     assert "video" not in settings["command"]
 
@@ -167,7 +169,7 @@ def test_a_machine_that_cannot_draw_keeps_its_results(
     assert "install EGL or OSMesa" in shown
     reason = {crash: "the process that draws died", broken: "RuntimeError: no EGL device"}[way]
     assert f"({reason})" in shown
-    assert loggers.read_json(tmp_path / "summary.json")["metric"] == "return"
+    assert logs.read_json(tmp_path / "summary.json")["metric"] == "return"
     assert videos.index(tmp_path) == {}
 
 
@@ -189,8 +191,9 @@ def test_the_platform_is_tried_apart(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_drawing_process_imports_mujoco_after_the_choice() -> None:
-    code = "import sys, flowrl.envs.camera, flowrl.envs.workers\n"
-    code += "print([x for x in ('mujoco', 'jax') if x in sys.modules])"
+    code = (
+        "import sys, flowrl.envs.camera, flowrl.envs.workers; print([x for x in ('mujoco', 'jax') if x in sys.modules])"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert done.stdout.strip() == "[]"
 
@@ -213,7 +216,7 @@ def test_played_again_in_any_row(monkeypatch: pytest.MonkeyPatch) -> None:
     from test_evaluate import ENV, keys_of, policies_of, wanderer
 
     sizes = dict(tasks=5, episodes=2, workers=1, slots=6)
-    evaluator = evaluate.Evaluator(wanderer(), functools.partial(making.make, ENV), keys_of(3, 4), **sizes)  # type: ignore[arg-type]
+    evaluator = evaluation.Evaluator(wanderer(), functools.partial(making.make, ENV), keys_of(3, 4), **sizes)  # type: ignore[arg-type]
     try:
         policies = policies_of(2)
         whole, calls = evaluator(policies), []

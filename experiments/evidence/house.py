@@ -5,7 +5,7 @@ Everything is read from the code's text, nothing of it is run, so that any two c
 """
 
 if __name__ == "__main__":
-    import flowrl.start  # noqa: F401 - before the other imports, which take seconds
+    import flowrl.cli.start  # noqa: F401 - before the other imports, which take seconds
 
 import ast
 import functools
@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from flowrl import flags
+from flowrl.cli import flags
 from flowrl.config import record, static
 from flowrl.errors import UserError
 
@@ -97,9 +97,9 @@ def floors(graph: dict[str, set[str]]) -> int:
     return max(height(together.get(name, name)) for name in graph)
 
 
-def at_root(name: str) -> bool:
-    """Whether a module lies directly in `flowrl/`."""
-    return name.count(".") == 1 and not name.startswith("flowrl.agents")
+def at_root(path: Path) -> bool:
+    """Whether a module lies directly in `flowrl/`, beside the roof, its `__init__`."""
+    return path.parent.name == "flowrl" and path.stem != "__init__"
 
 
 def functions(path: Path) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
@@ -202,10 +202,10 @@ def measure(root: Path) -> dict[str, Any]:
         for f in functions(path)
         if (f.end_lineno or 0) - f.lineno + 1 > LONG_FUNCTION
     ]
-    upward = [(n, o) for n in graph if at_root(n) for o in graph[n] if not at_root(o) and o != "flowrl"]
+    upward = [(n, o) for n in graph if at_root(modules[n]) for o in graph[n] if not at_root(modules[o])]
     found: dict[str, Any] = {
         "modules": len(modules),
-        "modules at the root": sum(map(at_root, modules)),
+        "modules at the root": sum(map(at_root, modules.values())),
         "floors": floors(graph),
         "circles": [sorted(group) for group in circles(graph)],
         "imports from the root into folders": len(upward),
@@ -222,7 +222,7 @@ def measure(root: Path) -> dict[str, Any]:
 
 def main(arguments: Sequence[str]) -> int:
     """Runs the program and returns its exit status."""
-    settings = flags.read(Settings, arguments, str(__doc__))
+    settings = flags.read(Settings(), arguments, str(__doc__))
     if settings is None:
         return 0
     columns = [measure(Path(folder)) for folder in (settings.checkout, settings.other) if folder is not None]

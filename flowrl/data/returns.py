@@ -16,10 +16,9 @@ from typing import NamedTuple
 import numpy as np
 
 from flowrl.errors import UserError
-from flowrl.tasks.fields import Arrays
 
 
-def of_dataset(arrays: Mapping[str, np.ndarray], discount: float) -> Arrays:
+def of_dataset(arrays: Mapping[str, np.ndarray], discount: float) -> dict[str, np.ndarray]:
     """Returns `returns` and `horizons` float32 `[N]`, 0 in rows without a transition.
 
     Args:

@@ -1,0 +1,1 @@
+"""What runs come to: curves, comparisons, figures; without JAX or a simulator."""

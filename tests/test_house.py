@@ -1,0 +1,41 @@
+"""The tree shows the architecture: what may import what, and how long things may be."""
+
+from pathlib import Path
+
+from programs import load
+
+house = load("experiments/evidence/house.py")
+ROOT = Path(__file__).parents[1]
+ORDER = (
+    "machine", "data", "agents", "envs", "collection", "tasks", "training", "run_folder", "reports", "experiment",
+    "cli",
+)  # fmt: skip
+"""The folders of flowrl: each imports the root and those before it."""
+
+
+def folder(module: str) -> str:
+    """Returns the folder of a module; empty at the root."""
+    parts = module.split(".")
+    return parts[1] if len(parts) > 2 or (ROOT / "flowrl" / parts[1]).is_dir() else ""
+
+
+def test_the_root_imports_no_folder_and_folders_none_below() -> None:
+    ranks = {"": -1} | {name: rank for rank, name in enumerate(ORDER)}
+    wrong = [
+        f"{module} imports {other}"
+        for module, others in house.imports(ROOT).items()
+        for other in others
+        if module != "flowrl" and other != "flowrl" and ranks[folder(module)] < ranks[folder(other)]
+    ]
+    assert wrong == []
+
+
+def test_no_circles() -> None:
+    assert house.circles(house.imports(ROOT)) == []
+
+
+def test_lengths() -> None:
+    found = house.measure(ROOT)
+    assert found[f"files over {house.LONG_FILE} lines"] == []
+    assert found[f"functions over {house.LONG_FUNCTION} lines"] == []
+    assert found["modules at the root"] <= 18
