@@ -126,3 +126,40 @@ def test_an_agent_by_itself_takes_one_draw() -> None:
     agent = agents.build("fql", config, Spec.of_sizes(2, 2))
     assert acting.by_itself(agent, config) == put(config, {"choice.num_samples": 1})
     assert list(agent.evaluations(config)) == ["eval", "best_of_n"]
+
+
+FAULTS = {
+    "flowrl/normalize.py": [
+        (
+            "(x - self.mean) / self.std if name in names",
+            "x / self.std if name in names",
+            "test_runs_act_by_their_own_policies_in_normalised_observations_and_goals",
+        ),
+    ],
+    "flowrl/training/acting.py": [
+        ("np.where(good, actions, 0)", "actions", "test_what_is_not_finite_is_played_as_0_and_told_once"),
+        (
+            "seen = inputs if policy.normalizer is None else policy.normalizer.inputs(inputs)",
+            "seen = inputs",
+            "test_runs_act_by_their_own_policies_in_normalised_observations_and_goals",
+        ),
+        ("jax.random.fold_in(key, time)", "key", "test_noise_is_that_of_run_episode_and_time"),
+        (
+            "policy, keys[numbers], *rest",
+            "policy, keys[0 * numbers], *rest",
+            "test_noise_is_that_of_run_episode_and_time",
+        ),
+        (
+            'stream_key(key, "act", step), explore=True',
+            'stream_key(key, "act"), explore=True',
+            "test_exploration_is_uniform_and_then_the_policy_s",
+        ),
+        (
+            '"act", step), explore=True',
+            '"act", step), explore=False',
+            "test_exploration_is_uniform_and_then_the_policy_s",
+        ),
+        ("step < warmup_steps", "step <= warmup_steps", "test_exploration_is_uniform_and_then_the_policy_s"),
+        ("number % self._slots", "0 * number", "test_one_episode_alone_is_played_in_its_row"),
+    ],
+}

@@ -341,3 +341,54 @@ def test_a_bandit_whose_values_stay_at_the_returns() -> None:
     np.testing.assert_allclose(own[::2], 2, atol=0.2)
     assert (own[1::2] < own[::2] - 0.25).all()
     assert (untried < own[:, None] - 0.4).all()
+
+
+FAULTS = {
+    "agents/cal_ql.py": [
+        ("jnp.maximum(proposal_values", "jnp.minimum(proposal_values", "test_conservative_gap_by_hand"),
+        ("values - log_densities, axis=1", "values + log_densities, axis=1", "test_conservative_gap_by_hand"),
+        (
+            ("jax.vmap(lambda a: critics.combine(config.critic, nets.critic(state.target_params, next_s, a)))(next_a)"),
+            (
+                "critics.combine(config.critic, jax.vmap(lambda a: nets.critic(state.target_params, "
+                "next_s, a))(next_a).max(axis=0))[None]"
+            ),
+            "test_losses_and_gradients_equal_their_references and released",
+        ),
+        (
+            'params["temperature"]["log"] * gap',
+            "multiplier(params) * gap",
+            "test_losses_and_gradients_equal_their_references and plain",
+        ),
+        (
+            "loss = jnp.sum(td",
+            "loss = jnp.mean(td",
+            "test_losses_and_gradients_equal_their_references and plain_backup",
+        ),
+        ("if config.one_draw else jax", "if True else jax", "test_every_loss_has_draws_of_its_own_unless_told"),
+        (
+            "loss = -jnp.mean(lagrangian",
+            "loss = jnp.mean(lagrangian",
+            "test_the_multiplier_rises_while_gaps_are_above_their_target",
+        ),
+        ("constant(-1.0)", "constant(0.0)", "test_the_policys_scale_and_offset_of_log_sigma_are_learnt"),
+        ("(-20.0, 2.0)", "(-5.0, 2.0)", "test_the_policys_scale_and_offset_of_log_sigma_are_learnt"),
+        ("orthogonal(0.01)", "orthogonal(1.0)", "test_kernels_are_orthogonal_and_the_last_ones_small"),
+        (
+            "nets.critic(state.target_params, next_s, a)",
+            "nets.critic(state.params, next_s, a)",
+            "test_losses_and_gradients_equal_their_references and released",
+        ),
+        ('batch["discounts"] * next_q', "next_q", "test_losses_and_gradients_equal_their_references and released"),
+        (
+            "nets.critic(state.params, s, a)",
+            "nets.critic(params, s, a)",
+            "test_losses_and_gradients_equal_their_references and released",
+        ),
+        (
+            'nets.actor(state.params, batch["next_observations"]), next_key',
+            'nets.actor(state.params, batch["next_observations"]), now_key',
+            "test_losses_and_gradients_equal_their_references and released",
+        ),
+    ],
+}

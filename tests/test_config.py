@@ -190,3 +190,20 @@ def test_nothing_is_checked_while_a_record_is_made() -> None:
     assert jax.tree.map(str, Outer()).alpha == "10.0"
     mapped = jax.vmap(functools.partial(lambda rate: put(fql.Config(), {"critic.target_rate": rate})))(jnp.arange(3.0))
     np.testing.assert_array_equal(mapped.critic.target_rate, [0, 1, 2])
+
+
+FAULTS = {
+    "flowrl/config.py": [
+        ("[own.get(name, value) for own in values]", "[value for own in values]", "test_runs_are_stacked"),
+        ("jnp.int32 if entry.kind is int else jnp.float32", "jnp.float32", "test_arrays_have_the_declared_types"),
+        (
+            "jnp.asarray(entry.value, jnp.int32 if entry.kind is int else jnp.float32)",
+            "jnp.asarray(entry.value)",
+            "test_whole_numbers_and_others_share_a_program",
+        ),
+        ("put(getattr(record, name), new)", "getattr(record, name)", "test_values_are_put_by_dotted_name"),
+        ("if unknown := values.keys() - {", "if unknown := set() & {", "test_unknown_names_are_refused"),
+        ('if kind != "static"]', 'if kind == "traced"]', "test_leaves_are_traced_fields_and_structure_is_the_rest"),
+        ('hasattr(part, "problem") and', "False and", "test_what_does_not_fit_is_refused"),
+    ],
+}

@@ -28,3 +28,109 @@ def test_the_page_has_all_files_and_where_they_come_from() -> None:
     page = (Path(__file__).parent.parent / "docs" / "fidelity.md").read_text()
     assert sources() in page
     assert [name for name in names() if f"| `{name}` | " not in page] == []
+
+
+FAULTS = {
+    "agents/gc_sscp.py": [
+        (
+            "state.params if state.config.hops == 2 else state.target_params",
+            "state.target_params",
+            "test_the_numbers_are_the_authors and gc_sscp and actions and not embed",
+        ),
+        (
+            "toward = state if config.lagging_targets else moved",
+            "toward = moved",
+            "test_the_numbers_are_the_authors and gc_sscp and after and not embed",
+        ),
+        ("n, float)", "n, jnp.float32)", "test_the_numbers_are_the_authors and gc_sscp and losses and not embed"),
+    ],
+    "agents/gcivl.py": [
+        (
+            "toward = state if config.lagging_targets else moved",
+            "toward = moved",
+            "test_the_numbers_are_the_authors and gcivl and after",
+        ),
+    ],
+    "agents/hiql.py": [
+        (
+            "toward = state if config.lagging_targets else moved",
+            "toward = moved",
+            "test_the_numbers_are_the_authors and hiql and after and not rep_grad",
+        ),
+    ],
+    "agents/sscp.py": [
+        (
+            "toward = state if config.lagging_targets else moved",
+            "toward = moved",
+            "test_the_numbers_are_the_authors and sscp__mean_q and after",
+        ),
+    ],
+    "agents/fql.py": [
+        (
+            "toward = state if config.lagging_targets else moved",
+            "toward = moved",
+            "test_the_numbers_are_the_authors and fql__min_q and after",
+        ),
+        (
+            "if config.normalize_q else values.mean()",
+            "if config.normalize_q else values.min(axis=0).mean()",
+            "test_the_numbers_are_the_authors and fql__min_q and losses",
+        ),
+    ],
+    "agents/sac.py": [
+        (
+            "toward = state if config.lagging_targets else moved",
+            "toward = moved",
+            "test_the_numbers_are_the_authors and sac__mean_q and after",
+        ),
+        (
+            "ACTIVATIONS[config.activation])",
+            'ACTIVATIONS["relu"])',
+            "test_the_numbers_are_the_authors and sac__mean_q and losses",
+        ),
+    ],
+    "agents/gcbc.py": [
+        ("-1.0, 1.0)", "-9.0, 9.0)", "test_the_numbers_are_the_authors and gcbc and actions"),
+    ],
+    "flowrl/losses.py": [
+        (
+            "jnp.abs(q.mean(axis=0)).mean()",
+            "jnp.abs(q).mean()",
+            "test_the_numbers_are_the_authors and ((fql__normalized or sscp__mean_q) and losses)",
+        ),
+    ],
+    "agents/fpmd.py": [
+        ('2, "Adam steps', '1, "Adam steps', "test_the_numbers_are_the_authors and fpmd_m-after"),
+        (
+            "loss = errors.mean(axis=-1).sum()",
+            "loss = errors.mean()",
+            "test_the_numbers_are_the_authors and fpmd_m-gradients",
+        ),
+        (
+            "times, 16, scaled_sinusoidal_features",
+            "times, 16, lambda x, size: 4 * scaled_sinusoidal_features(x, size)",
+            "test_the_numbers_are_the_authors and fpmd_m-losses",
+        ),
+        (
+            "nets.critic(state.target_params, batch",
+            "nets.critic(state.params, batch",
+            "test_the_numbers_are_the_authors and fpmd_r-after",
+        ),
+        (
+            ("polyak(state, state.params, critic=config.critic.target_rate, actor=config.critic.target_rate), metrics"),
+            "polyak(state, state.params, critic=config.critic.target_rate), metrics",
+            "test_the_numbers_are_the_authors and fpmd_r-after",
+        ),
+    ],
+    "agents/cal_ql.py": [
+        (
+            "moved, metrics = descend(nets, state, batch, own, losses, rates)\n",
+            (
+                'moved, _ = descend(nets, state, batch, own[:1], losses[:1], {"critic": rates["critic"]})\n'
+                "    moved, metrics = descend(nets, moved, batch, own[1:], losses[1:], {name: rates[name] "
+                'for name in rates if name != "critic"})\n'
+            ),
+            "test_the_numbers_are_the_authors and cal_ql-after",
+        ),
+    ],
+}

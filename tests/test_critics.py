@@ -127,3 +127,13 @@ def test_the_module_has_the_activation_that_is_chosen(activation: str) -> None:
     # Each hidden unit is act(−6); the output −8 · act(−6) − 1.
     hidden = {"relu": 0.0, "mish": -6 * np.tanh(np.log1p(np.exp(-6)))}[activation]
     np.testing.assert_allclose(net(params, s, a), np.full((2, 1), -8 * hidden - 1), rtol=1e-5)
+
+
+FAULTS = {
+    "flowrl/critics.py": [
+        ("jax.lax.stop_gradient(targets)", "targets", "test_td_errors"),
+        ('choices.aggregate == "min"', 'choices.aggregate == "mean"', "test_heads_are_combined"),
+        ('errors = batch["valid"] * (', "errors = (", "test_rows_that_do_not_count_have_no_error"),
+        ("q.mean(axis=0) - choices.rho", "q.mean(axis=0) + choices.rho", "test_heads_are_combined"),
+    ],
+}

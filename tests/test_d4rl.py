@@ -356,3 +356,11 @@ def test_a_file_is_found_in_a_folder_under_both_names(tmp_path, name):
     for data in (str(tmp_path), str(path)):
         assert env.locate(data) == (path, "file", f"file {path}", files.sha256(path))
     assert len(env.read(env.locate(str(tmp_path)))["rewards"]) == 5
+
+
+FAULTS = {
+    "flowrl/tasks/d4rl.py": [
+        ("timeouts | terminated", "timeouts", "test_without_next_observations_a_termination_leads_to_a_copy"),
+        ("marked[-1] = True", "pass", "test_a_known_file"),
+    ],
+}

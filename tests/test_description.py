@@ -146,3 +146,30 @@ def test_the_banner_says_what_was_read(tmp_path: Path, capsys: pytest.CaptureFix
     assert "              not read: qpos, qvel\n" in said
     assert "        note  observations never change in column 1\n" in said
     assert "        note  a batch of 128 is larger than the set of 114 transitions, and repeats them\n" in said
+
+
+FAULTS = {
+    "flowrl/tasks/description.py": [
+        ("prepend=-1) - 1", "prepend=-1)", "test_facts_by_hand"),
+        ('inner_extent(arrays["actions"], inside)', 'extent(arrays["actions"])', "test_facts_by_hand"),
+        ('share = bound_share(arrays["actions"], inside)', "share = 0", "test_facts_by_hand"),
+        ("if reading.unread:", "if False:", "test_facts_by_hand"),
+        ("if steps <= 5:", "if False:", "test_tiny_sets_are_read_and_said"),
+        ("elif 2 * np.count_nonzero(lengths == 1) > steps:", "elif False:", "test_episodes_of_a_single_step_are_said"),
+        ("if limit is not None and lengths.max() > limit:", "if False:", "test_an_episode_beyond_the_limit_is_said"),
+        ("ranges[0] == ranges[1]", "ranges[0] > ranges[1]", "test_what_is_implausible_is_said"),
+        ("if sizes.max() >= _HUGE:", "if False:", "test_what_is_implausible_is_said"),
+        ("if constant.all():", "if False:", "test_what_is_implausible_is_said"),
+        ("filled <= _NARROW", "filled < 0 * _NARROW", "test_what_is_implausible_is_said"),
+        ("(high - low) / 2", "np.maximum(high, -low)", "test_what_is_implausible_is_said"),
+        ("(bounds or narrow[~constant].all())", "True", "test_of_data_in_the_unit_box_one_gentle_action_is_no_doubt"),
+        ("> 0.9:", "> 9:", "test_what_is_implausible_is_said"),
+        ("if rewards.min() == rewards.max():", "if False:", "test_what_is_implausible_is_said"),
+        ('arrays["masks"][inside].any()', "True", "test_what_is_implausible_is_said"),
+        ("if transitions >= batch_size:", "if True:", "test_tiny_sets_are_read_and_said"),
+    ],
+    "flowrl/experiment/run.py": [
+        ('"note": runner.parts.doubts', '"note": ()', "test_the_banner_says_what_was_read"),
+        ("(source.detail, *runner.parts.contents)", "source.detail", "test_the_banner_says_what_was_read"),
+    ],
+}

@@ -271,3 +271,32 @@ def test_a_checkpoint_is_cut_or_filled_up_to_the_rows(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"w has shape \(2,\) for each run, not \(3,\)"):
         checkpoints.restore({"w": jnp.zeros((4, 3)), "n": jnp.int32(0)})
     checkpoints.close()
+
+
+FAULTS = {
+    "flowrl/machine/devices.py": [
+        ("self.runs - 1)]", "0)]", "test_rows_fill_the_devices"),
+        ("(hosts.index() + 1) * share", "hosts.index() + share", "test_each_host_has_its_own_runs"),
+        ("self.runs if hosts.first() else 0", "self.runs", "test_each_host_has_its_own_runs"),
+        ("hosts.count() > runs", "hosts.count() > 2 * runs", "test_what_cannot_be_spread_is_refused"),
+        (
+            "return jax.lax.with_sharding_constraint(batch,",
+            "return (lambda x, _: x)(batch,",
+            "test_batches_are_cut_only_where_asked_for",
+        ),
+    ],
+    "flowrl/training/checkpoint.py": [
+        (
+            "name, shape)[1:] != shape[1:]",
+            "name, shape)[2:] != shape[2:]",
+            "test_a_checkpoint_is_cut_or_filled_up_to_the_rows",
+        ),
+        ("(shapes, strict=False)", "(shapes)", "test_a_checkpoint_is_cut_or_filled_up_to_the_rows"),
+    ],
+    "flowrl/machine/hosts.py": [
+        ("watchdog.start()", "pass", "test_a_host_that_does_not_come_ends_the_others_with_a_message"),
+    ],
+    "flowrl/experiment/grids.py": [
+        ("rows_each <= each", "rows_each <= each + 1", "test_waves_fit_wherever_they_lie"),
+    ],
+}

@@ -181,3 +181,19 @@ def test_represented_value_is_the_value_of_the_representation() -> None:
     expected = nets.value(params, x, nets.goal_rep(params, x, g))
     assert expected.shape == (2, 5)
     np.testing.assert_allclose(represented_value(nets, params, x, g), expected)
+
+
+FAULTS = {
+    "flowrl/encoders.py": [
+        (" * jnp.sqrt(x.shape[-1])", "", "test_length_normalize"),
+        ("[jnp.cos(angles), jnp.sin(angles)]", "[jnp.sin(angles), jnp.sin(angles)]", "test_fourier_features"),
+        (
+            'name="second")(features(second))',
+            'name="second")(features(first))',
+            "test_gc_sscp_actor_adds_its_output_to_the_noise_and_reads_all_inputs",
+        ),
+        ("jnp.cos(angles)], axis=-1)\n", "jnp.sin(angles)], axis=-1)\n", "test_sinusoidal_features_by_hand"),
+        ("(size // 2))\n", "(size // 2 - 1))\n", "test_sinusoidal_features_by_hand"),
+        (" / jnp.sqrt(size)", "", "test_sinusoidal_features_by_hand"),
+    ],
+}

@@ -299,3 +299,74 @@ def test_ends_amid_an_episode_are_said_once():
     assert transitions.ends_amid(file, "") == ["'truncations' is set in row 1"]
     transitions.note_ends_amid(file, transitions.ends_amid(file, "") * 3)
     assert file.notes == ["'truncations' is set in row 1, and the episode goes on after it, and 2 times more so"]
+
+
+FAULTS = {
+    "flowrl/tasks/ends.py": [
+        (
+            '"truncation", "truncated", "trunc", "timelimit"',
+            '"truncation", "trunc", "timelimit"',
+            "test_names_that_certainly_mean_a_cut_are_read",
+        ),
+        ("if (other != found).any()", "if False", "test_two_names_of_one_meaning_may_not_differ"),
+        (
+            ("    if words & (_ENDS | _STARTS):\n        if not"),
+            ("    if words & _ENDS:\n        if not"),
+            (
+                "test_fields_that_do_not_tell_of_ends_are_named_as_unread or "
+                "test_other_fields_that_tell_of_ends_are_compared"
+            ),
+        ),
+        ("unknown = told & ~known", "unknown = known & ~known", "test_other_fields_that_tell_of_ends_are_compared"),
+        ("last[:-1] = marked[1:]", "last[:] = marked", "test_other_fields_that_tell_of_ends_are_compared and is_first"),
+        ("(0 if words", "(1 if words", "test_other_fields_that_tell_of_ends_are_compared and not_dones"),
+        (
+            "values[1:] < values[:-1]",
+            "values[1:] < 0",
+            "test_other_fields_that_tell_of_ends_are_compared and timesteps",
+        ),
+        ("places = np.cumsum(places)", "pass", "test_other_fields_that_tell_of_ends_are_compared and lengths"),
+        ("places = places + 1", "pass", "test_other_fields_that_tell_of_ends_are_compared and end_idx"),
+        ("if told is None and words", "if False and words", "test_what_tells_of_ends_and_is_not_understood_is_refused"),
+        ("unmarked[first + odd[~close]] = True", "pass", "test_next_observations_show_ends_that_nothing_marks"),
+        ("rounding = max(", "rounding = min(", "test_types_of_different_exactness_are_compared_by_the_less_exact"),
+        ("if 2 * count > possible", "if False", "test_next_observations_that_fit_no_row_are_said"),
+        (
+            ("if not good.all():\n            place"),
+            ("if False:\n            place"),
+            "test_what_next_observations_hold_beside_the_way_is_not_looked_at",
+        ),
+        ("sizes = np.abs(observations[", "sizes = (observations[", "test_changes_of_sign_and_rare_moves_are_no_jumps"),
+        (
+            "changes[ends[start : start + len(changes)]] = 0",
+            "pass",
+            "test_jumps_across_the_maze_are_found_among_many_rows",
+        ),
+        (
+            "_MANY_USUAL, _MANY_FAR = 0.97, 6.0",
+            "_MANY_USUAL, _MANY_FAR = 0.97, 600.0",
+            "test_jumps_across_the_maze_are_found_among_many_rows",
+        ),
+        (
+            "_FEW_USUAL, _FEW_FAR = 0.5, 20.0",
+            "_FEW_USUAL, _FEW_FAR = 0.97, 600.0",
+            "test_a_set_without_next_observations_is_searched_for_jumps",
+        ),
+    ],
+    "flowrl/tasks/d4rl.py": [
+        ("ends |= unmarked", "pass", "test_next_observations_show_ends_that_nothing_marks"),
+        ("marked = marked | over", "pass", "test_an_episode_of_d4rl_does_not_exceed_the_limit"),
+        (
+            "marks.note_jumps(file, observations, ends)",
+            "pass",
+            "test_a_set_without_next_observations_is_searched_for_jumps",
+        ),
+    ],
+    "flowrl/tasks/ogbench_sets.py": [
+        ("marks.check_other_names(file, terminals, remedy)", "", "test_ogbenchs_format_marks_every_end_in_terminals"),
+        ("if unmarked.any():", "if False:", "test_ogbenchs_format_is_compared_with_next_observations"),
+    ],
+    "flowrl/tasks/transitions.py": [
+        ("[:-1].any():", "[:0].any():", "test_ends_amid_an_episode_are_said_once"),
+    ],
+}

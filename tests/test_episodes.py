@@ -394,3 +394,135 @@ def test_mujocos_warnings_leave_no_file_and_one_line(
         made.step(np.zeros(3))
     assert capsys.readouterr().err.count("warning: MuJoCo: Nan, Inf or huge value in QVEL") == 1
     assert not [*tmp_path.iterdir()]
+
+
+FAULTS = {
+    "flowrl/envs/episodes.py": [
+        ("Actions(env.action_space,", "Actions(env.unwrapped.action_space,", "test_bounds_are_those_that_users_see"),
+        ("        random.seed(seed)\n", "", "test_both_global_generators_are_an_episodes_own"),
+        (
+            "            random.setstate(self._random)\n",
+            "            pass\n",
+            "test_both_global_generators_are_an_episodes_own",
+        ),
+        (
+            "            for before in self._played:",
+            "            for before in ():",
+            "test_both_global_generators_are_an_episodes_own",
+        ),
+        (
+            "                space.seed(seed)\n",
+            "                pass\n",
+            "test_spaces_that_an_environment_samples_from_are_seeded",
+        ),
+        ('("success", "is_success")', '("success",)', "test_success_counts_at_any_step"),
+        (
+            "if not -LARGEST <= earned <= LARGEST:",
+            "if earned != earned:",
+            "test_rewards_that_float32_cannot_sum_are_named",
+        ),
+        (
+            "not observation.dot(observation) < LARGEST",
+            "False",
+            "test_float64_observations_that_leave_float32_are_named",
+        ),
+        (
+            "np.isfinite(row.astype(np.float32))",
+            "np.isfinite(row)",
+            "test_float64_observations_that_leave_float32_are_named",
+        ),
+        (
+            "            self._refuse_success(reached, info)",
+            "            pass",
+            "test_success_that_is_neither_true_nor_false_is_refused",
+        ),
+        ("observation.shape == self._shape)", "True)", "test_a_users_mistake_is_one_line_with_the_place"),
+        ("        if own:\n", "        if False:\n", "test_a_users_mistake_is_one_line_with_the_place"),
+        ("code.co_filename.startswith(_OURS)", "not code", "test_a_users_mistake_is_one_line_with_the_place"),
+        (
+            "return any(isinstance(layer",
+            "return True or any(isinstance(layer",
+            "test_an_environment_without_a_limit_is_refused_with_the_remedy",
+        ),
+        (
+            "for layer in _layers(env))",
+            "for layer in [env])",
+            "test_an_environment_without_a_limit_is_refused_with_the_remedy",
+        ),
+        ("mujoco.set_mju_user_warning(_mujoco_warning)", "pass", "test_mujocos_warnings_leave_no_file_and_one_line"),
+    ],
+    "flowrl/envs/spaces.py": [
+        (
+            "np.minimum(np.maximum(action, self.low), self.high)",
+            "action",
+            "test_what_is_played_lies_inside_the_bounds_to_the_last_bit",
+        ),
+        (
+            "low * (1.0 - share) + high * share",
+            "low + (high - low) * share",
+            "test_what_is_played_lies_inside_the_bounds_to_the_last_bit",
+        ),
+        (".astype(self._dtype)", "", "test_what_is_played_lies_inside_the_bounds_to_the_last_bit"),
+        ("played.reshape(self._shape)", "played", "test_what_is_played_lies_inside_the_bounds_to_the_last_bit"),
+        (
+            "played.reshape(self._shape)",
+            "played.reshape(self._shape, order='F')",
+            "test_a_matrix_of_actions_is_filled_row_by_row",
+        ),
+        (
+            " or not np.issubdtype(space.dtype, np.floating)",
+            "",
+            "test_actions_that_cannot_be_played_are_refused_by_name",
+        ),
+        ("    if flat.any():", "    if False:", "test_actions_that_cannot_be_played_are_refused_by_name"),
+        ("if not np.isfinite(room).all():", "if False:", "test_actions_that_cannot_be_played_are_refused_by_name"),
+        ("2 / room", "room", "test_actions_that_cannot_be_played_are_refused_by_name"),
+        ("sorted(space.spaces, key=str)", "[*space.spaces][::-1]", "test_observations_become_vectors"),
+        ("array - space.start, int(space.n)", "array, int(space.n)", "test_observations_become_vectors"),
+        (
+            "if len(space.shape) > 2 or",
+            "if len(space.shape) > 3 or",
+            ("test_actions_that_cannot_be_played_are_refused_by_name or test_other_observations_are_refused_by_name"),
+        ),
+        (
+            "0 < size <= LARGEST",
+            "0 < size",
+            ("test_actions_that_cannot_be_played_are_refused_by_name or test_other_observations_are_refused_by_name"),
+        ),
+        ("array.shape[: array.ndim - len(shape)]", "()", "test_batches_of_observations_keep_their_leading_axes"),
+    ],
+    "flowrl/envs/workers.py": [
+        (
+            "if told == told and not self._successes[slot] >= told:",
+            "if told == told:",
+            "test_success_counts_at_any_step",
+        ),
+        ("told == told and not", "not", "test_success_counts_at_any_step"),
+        (
+            ("self._finish(slot, str(error))\n                continue"),
+            "raise",
+            "test_numbers_that_are_not_finite_break_off_their_episode_alone",
+        ),
+        (
+            ("self._end(slot, str(error))\n                continue"),
+            "raise",
+            "test_an_observation_that_is_not_finite_at_the_reset_is_no_episode",
+        ),
+    ],
+    "flowrl/tasks/task.py": [
+        ("made.step([0.0]", "len([0.0]", "test_mistakes_show_before_the_training"),
+    ],
+    "flowrl/envs/making.py": [
+        (
+            "            sys.path.append(os.getcwd())\n",
+            "            pass\n",
+            "test_a_module_of_ones_own_registers_its_environments",
+        ),
+    ],
+    "flowrl/tasks/registered.py": [
+        ("kwargs=kwargs, module=module)", "module='')", "test_a_module_of_ones_own_registers_its_environments"),
+    ],
+    "flowrl/tasks/__init__.py": [
+        ('"module:Name-v0, after', '"after', "test_names_that_nothing_registers_come_with_the_remedy"),
+    ],
+}

@@ -442,3 +442,107 @@ def test_environments_side_by_side_do_not_disturb_each_other() -> None:
     np.testing.assert_array_equal(alone, beside)
     jumps = np.linalg.norm(np.diff(alone, axis=0), axis=1)
     assert jumps.max() > 2  # the walk went through a teleport, which draws from the global generator
+
+
+FAULTS = {
+    "flowrl/training/evaluation.py": [
+        (
+            "times.reshape(-1)[list(view.restarted)] = 0",
+            "pass",
+            "test_a_worker_killed_amid_an_evaluation_changes_nothing",
+        ),
+        (("            on_step(done, successes.size)\n\n"), "\n", "test_breaking_off_goes_before_a_restart"),
+        (
+            ("        done += note(view.finished)\n        while"),
+            "        while",
+            "test_episodes_that_end_from_the_start_are_counted",
+        ),
+    ],
+    "flowrl/envs/workers.py": [
+        ("del self._left[event.slot][0]", "pass", "test_a_worker_killed_amid_an_evaluation_changes_nothing"),
+        (
+            "            self._on_death()\n",
+            (
+                "            self._on_death()\n"
+                "            for slot in self._shares[min(dead)]:\n"
+                "                del self._left[slot][:1]\n"
+            ),
+            "test_a_worker_killed_amid_an_evaluation_changes_nothing",
+        ),
+        (
+            ("in self._shares[worker]]\n\n"),
+            ("in self._shares[0]]\n\n"),
+            "test_a_worker_killed_amid_an_evaluation_changes_nothing",
+        ),
+        (
+            "restarted |= {*self._shares[worker]}",
+            "restarted |= {worker}",
+            "test_a_worker_killed_amid_an_evaluation_changes_nothing",
+        ),
+        ("self._shown |= replies", "self._shown = replies", "test_a_worker_killed_amid_an_evaluation_changes_nothing"),
+        (
+            "row or anything for row in rows",
+            "row for row in rows if row",
+            "test_a_worker_killed_amid_an_evaluation_changes_nothing",
+        ),
+        ("self._deaths[worker] += 1", "pass", "test_a_worker_that_dies_again_and_again_is_an_error"),
+        ("process.exitcode >= 0", "False", "test_a_worker_that_ends_by_itself_is_an_error"),
+    ],
+    "flowrl/envs/processes.py": [
+        ("error if isinstance(error, UserError) else failed", "failed", "test_a_failing_worker_is_reported"),
+        (
+            "except (pickle.PicklingError, AttributeError, TypeError) as error",
+            "except ZeroDivisionError as error",
+            "test_what_cannot_be_sent_to_a_process_is_said",
+        ),
+        (
+            "    resource_tracker.ensure_running()",
+            "    pass",
+            "test_interrupts_are_held_once_nothing_lets_them_through",
+        ),
+        (
+            "    with interrupts_held():\n",
+            "    with contextlib.nullcontext():\n",
+            "test_interrupts_are_the_parents_from_a_process_s_first_moment_on",
+        ),
+    ],
+    "flowrl/run_folder/summary.py": [
+        (
+            "good = np.isfinite(returns)",
+            "good = np.isfinite(returns) | True",
+            "test_an_evaluation_goes_on_where_a_simulator_gives_no_numbers",
+        ),
+        (
+            ("            if good.any():\n                line"),
+            ("            if True:\n                line"),
+            "test_a_run_without_any_finite_number_ends_well_and_resumes",
+        ),
+        (
+            "float(np.nan_to_num(told).mean())",
+            "float(np.nanmean(told))",
+            "test_success_is_judged_once_and_0_where_it_is_not_told",
+        ),
+        ("with_success(lines) if any(", "[*lines] if any(", "test_success_is_judged_once_and_0_where_it_is_not_told"),
+    ],
+    "flowrl/experiment/recorder.py": [
+        (
+            "with_success(lines) if self._told else lines",
+            "lines",
+            "test_success_is_judged_once_and_0_where_it_is_not_told",
+        ),
+        ("        self._told = any(", "        any(", "test_success_is_judged_once_and_0_where_it_is_not_told"),
+    ],
+    "flowrl/experiment/run.py": [
+        (
+            "        except EnvironmentFailed as error:",
+            "        except ZeroDivisionError as error:",
+            "test_a_users_mistake_amid_a_run_says_how_it_goes_on",
+        ),
+    ],
+    "flowrl/reports/curves.py": [
+        ("    runs = _sweeps_alike(runs)\n", "", "test_parts_of_a_sweep_that_were_told_no_success_had_none"),
+    ],
+    "flowrl/experiment/stored.py": [
+        ("env.limited(settings.max_episode_steps)", "env.limited(None)", "test_a_limit_of_steps_belongs_to_the_run"),
+    ],
+}

@@ -160,3 +160,19 @@ def test_bad_input_names_the_remedy(run_dir: Path, message: str, arguments: list
     given = [f"--run_dir={run_dir}", *arguments] if arguments else []
     with pytest.raises(UserError, match=message):
         again.main(["evaluate.py", *given])
+
+
+FAULTS = {
+    "flowrl/experiment/loading.py": [
+        ("arrays = checkpoints.raw(step)", "arrays = checkpoints.raw()", "test_another_checkpoint_and_more_episodes"),
+        ("    checkpoints.require_fit(like, states, step)\n", "", "test_what_cannot_be_loaded_is_named"),
+    ],
+    "experiments/evaluate.py": [
+        (
+            "trial.seed for trial in plan.trials], jnp",
+            "0 for trial in plan.trials], jnp",
+            "test_another_checkpoint_and_more_episodes",
+        ),
+        ("given.episodes is None", "True", "test_another_checkpoint_and_more_episodes"),
+    ],
+}

@@ -1,23 +1,35 @@
-"""The table of planted faults, which `python -m tests.faults` plants, fits the files as they are."""
+"""The planted faults, which `python -m tests.faults` plants, fit the files as they are."""
 
 from pathlib import Path
 
 import pytest
 
-from tests.faults import ROOT, copy_to, stale
-from tests.mutations import MUTATIONS
+from tests.faults import ROOT, TYPES, all_stated, copy_to, stale
+
+STATED = all_stated()
 
 
-@pytest.mark.parametrize("path", sorted({mutation.path for mutation in MUTATIONS}))
-def test_faults_fit_their_file(path: str) -> None:
-    assert [*filter(None, map(stale, (mutation for mutation in MUTATIONS if mutation.path == path)))] == []
+@pytest.mark.parametrize("file", dict.fromkeys(fault.file for fault in STATED))
+def test_faults_fit_their_files_and_name_a_test(file: str) -> None:
+    own = [fault for fault in STATED if fault.file == file]
+    assert [*filter(None, map(stale, own))] == []
+    assert len({*own}) == len(own)
 
 
-def test_all_files_have_faults() -> None:
-    paths = {mutation.path for mutation in MUTATIONS}
-    assert {"flowrl/losses.py", "flowrl/optim.py", "flowrl/networks.py"} <= paths
-    assert {"flowrl/data/goals.py", "flowrl/data/dataset.py"} <= paths
-    assert {f"agents/{file.name}" for file in (ROOT / "agents").glob("[a-z]*.py")} <= paths
+def test_what_computes_has_faults() -> None:
+    paths = {fault.path for fault in STATED}
+    for folder in ("agents", "flowrl", "flowrl/data", "flowrl/training"):
+        files = {f"{folder}/{file.name}" for file in (ROOT / folder).glob("[a-z]*.py")}
+        assert files - paths <= {"flowrl/train_state.py", "flowrl/random_streams.py"}
+    assert any(fault.test == TYPES for fault in STATED)
+
+
+def test_a_stale_fault_is_said() -> None:
+    fault = STATED[0]
+    assert stale(fault) is None
+    assert "occurs 0 times" in str(stale(fault._replace(old="no such text")))
+    for test in ("no_test", "test_that_there_is_not", f"{fault.test} or test_that_there_is_not"):
+        assert "names no test" in str(stale(fault._replace(test=test)))
 
 
 def test_a_fault_goes_into_a_copy(tmp_path: Path) -> None:

@@ -281,3 +281,58 @@ def test_a_bandit_with_a_known_answer(name: str) -> None:
     for way, most in (("best_of_n", 0.15), ("eval", 0.25)):
         one = policy.replace(config=agent.evaluations(policy.config)[way])
         assert float(jnp.abs(agent.act(one, inputs, jax.random.key(1)) - best).mean()) < most
+
+
+FAULTS = {
+    "agents/fpmd.py": [
+        ("(q - mean) / std if", "q - mean / std if", "test_weights_by_hand"),
+        ("else q - mean / std", "else (q - mean) / std", "test_weights_by_hand"),
+        (
+            "range(config.critic_steps - 1)",
+            "range(0)",
+            "test_weights_and_statistics_meet_the_critics_after_their_first_step and 2 and fpmd_m",
+        ),
+        (
+            "q = nets.critic(state.params, next_s, next_a)",
+            "q = nets.critic(before.params, next_s, next_a)",
+            "test_weights_and_statistics_meet_the_critics_after_their_first_step and fpmd_m",
+        ),
+        (
+            "scale * nets.spec.noise(z_key, s), steps_key)",
+            "scale * nets.spec.noise(z_key, s), steps_key).clip(-1, 1)",
+            "test_particles_are_ranked_as_sampled_and_clipped_afterwards",
+        ),
+        (
+            ("a = jnp.clip(best_of_n(config.choice, sample, partial(nets.critic, params, s), best_key), -1.0, 1.0)"),
+            "a = best_of_n(config.choice, sample, partial(nets.critic, params, s), best_key)",
+            "test_particles_are_ranked_as_sampled_and_clipped_afterwards",
+        ),
+        (
+            '{"policy.steps": config.eval_steps} if config.eval_steps else {}',
+            '{"policy.steps": config.eval_steps}',
+            "test_evaluation_takes_the_steps_of_training_unless_told",
+        ),
+        ("config.q_clip) / multiplier", "config.q_clip) * multiplier", "test_weights_by_hand"),
+        (
+            "dims) - config.target_entropy",
+            "dims) + config.target_entropy",
+            "test_the_temperature_seeks_the_target_entropy",
+        ),
+        ("jnp.mean(weights * errors)", "jnp.mean(errors)", "test_weights_scale_the_loss"),
+        (
+            "config.reward_scale * batch",
+            "batch",
+            "test_weights_and_statistics_meet_the_critics_after_their_first_step and fpmd_m",
+        ),
+        (
+            'batch["discounts"] * next_q',
+            "next_q",
+            "test_weights_and_statistics_meet_the_critics_after_their_first_step and fpmd_m",
+        ),
+        (
+            'return {"actor": state.target_params["actor"]',
+            'return {"actor": state.params["actor"]',
+            "test_particles_are_chosen_by_q_and_noise_is_for_exploring",
+        ),
+    ],
+}

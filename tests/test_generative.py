@@ -271,3 +271,25 @@ def test_cosine_schedule_by_hand() -> None:
 def test_choices_that_do_not_fit_are_refused(message: str, model: Diffusion) -> None:
     with pytest.raises(UserError, match=message):
         check(model, "policy.")
+
+
+FAULTS = {
+    "flowrl/generative.py": [
+        ("x = x - field(", "x = x + field(", "test_the_true_field_leads_to_its_action"),
+        ("self.steps if self.divide_steps else 1", "1", "test_each_of_several_steps_takes_its_share_of_the_path"),
+        (
+            "straight(jax.random.normal(noise_key, a.shape), a, t)",
+            "straight(a, jax.random.normal(noise_key, a.shape), t)",
+            "test_the_true_field_has_no_error",
+        ),
+        ("levels), levels), noise)", "levels), levels), -noise)", "test_errors_by_hand"),
+        ("jnp.sqrt(left) * data + ", "jnp.sqrt(left) * data - ", "test_schedule_and_noise_by_hand"),
+        (
+            "math.sqrt(1 - self.variance_left()[-1])",
+            "math.sqrt(self.variance_left()[-1])",
+            "test_the_noise_that_the_last_level_leaves",
+        ),
+        ("+ 0.008) / 1.008", "+ 0.008)", "test_cosine_schedule_by_hand"),
+        ("beta * (1 - before) / (1 - left)", "beta", "test_one_step_by_hand"),
+    ],
+}

@@ -316,3 +316,106 @@ def test_defaults_are_the_published_ones() -> None:
     }  # fmt: skip
     for name, expected in published.items():
         assert values(agents.default(name)) == expected
+
+
+FAULTS = {
+    "flowrl/agent.py": [
+        (
+            "jax.tree.map(jnp.copy, params[name])",
+            "params[name]",
+            "test_a_new_state_starts_with_copies_as_targets and gcivl",
+        ),
+    ],
+    "agents/gcbc.py": [
+        ("loss = -unit", "loss = unit", "test_losses_and_gradients_equal_their_references and gcbc"),
+        (
+            'batch["actions"], means).mean()',
+            'batch["actions"], means).sum()',
+            "test_losses_and_gradients_equal_their_references and gcbc",
+        ),
+    ],
+    "agents/gcivl.py": [
+        (
+            'goal_advantage(v, nets, state.params, s, batch["next_observations"], g)',
+            'goal_advantage(v, nets, state.params, batch["next_observations"], s, g)',
+            "test_losses_and_gradients_equal_their_references and gcivl-actor",
+        ),
+        (
+            "losses = (partial(goal_value_loss, v), actor_loss)",
+            "losses = (partial(goal_value_loss, v),)",
+            "test_a_step_is_adam_on_the_sum_of_all_gradients_at_the_same_parameters and gcivl",
+        ),
+        (
+            "goal_advantage(v, nets, state.params,",
+            "goal_advantage(v, nets, state.target_params,",
+            "test_losses_and_gradients_equal_their_references and gcivl-actor",
+        ),
+        (
+            "toward = state if config.lagging_targets else moved",
+            "toward = state",
+            "test_targets_move_toward_the_parameters_before_the_step_or_after_it and gcivl",
+        ),
+    ],
+    "agents/hiql.py": [
+        (
+            "params if config.low_actor_rep_grad else state.params",
+            "params",
+            "test_gradients_reach_the_right_networks and hiql-low",
+        ),
+        (
+            "state.config.high_alpha",
+            "state.config.low_alpha",
+            "test_losses_and_gradients_equal_their_references and hiql-high",
+        ),
+        (
+            "nets.goal_rep(state.params, s, w), nets.high_actor",
+            "nets.goal_rep(params, s, w), nets.high_actor",
+            "test_gradients_reach_the_right_networks and hiql-high",
+        ),
+        (
+            "represented_value, nets, state.params, s, w, g)",
+            "represented_value, nets, state.params, w, s, g)",
+            "test_losses_and_gradients_equal_their_references and hiql-high",
+        ),
+    ],
+    "agents/gc_sscp.py": [
+        ("s, w), x, 1, 1)", "s, w), x, 0, 1)", "test_losses_and_gradients_equal_their_references and gc_sscp-low"),
+        (
+            "hop = jump(nets, params, s, nets.goal_rep(state.params, s, w)",
+            "hop = jump(nets, params, s, nets.goal_rep(params, s, w)",
+            "test_gradients_reach_the_right_networks and gc_sscp-low",
+        ),
+        (
+            "nets.goal_rep(params, s, g), x, 0, 1)",
+            "nets.goal_rep(state.params, s, g), x, 0, 1)",
+            "test_gradients_reach_the_right_networks and gc_sscp-high",
+        ),
+        (
+            '(weights * (mse(hop.a, batch["actions"]) + rep_errors)).mean()',
+            '(weights * mse(hop.a, batch["actions"]) + rep_errors).mean()',
+            "test_losses_and_gradients_equal_their_references and gc_sscp-high",
+        ),
+        (
+            "two_hops(nets, state.target_params, s",
+            "two_hops(nets, params, s",
+            "test_losses_and_gradients_equal_their_references and gc_sscp-shortcut",
+        ),
+        (
+            "noises[0], 0, 2))",
+            "noises[1], 0, 2))",
+            "test_losses_and_gradients_equal_their_references and gc_sscp-shortcut",
+        ),
+        (
+            "subgoal = bounded(jump(nets, params, s, goal_rep, noises[0], 0, 1))",
+            "subgoal = jump(nets, params, s, goal_rep, noises[0], 0, 1)",
+            "test_losses_and_gradients_equal_their_references and gc_sscp-shortcut",
+        ),
+        (
+            "actor=config.actor_target_rate",
+            "actor=config.value.target_rate",
+            "test_a_step_is_adam_on_the_sum_of_all_gradients_at_the_same_parameters and gc_sscp",
+        ),
+        ("partial(high_loss, x=hop)", "partial(high_loss, x=first)", "test_gc_sscp_draws_its_noise_as_the_paper_does"),
+        ("jax.random.normal(rep_key", "jax.random.normal(a_key", "test_gc_sscp_draws_its_noise_as_the_paper_does"),
+    ],
+}

@@ -256,3 +256,50 @@ def test_policies_on_a_line_go_toward_the_goal(name: str) -> None:
     assert (toward > 0).mean() > 0.97
     # The data's action is ±0.8 toward the goal; a flow policy's is spread around it and clipped.
     np.testing.assert_allclose(toward.mean(axis=None if name == "gc_sscp" else 0), 0.8, atol=0.3)
+
+
+FAULTS = {
+    "flowrl/policies.py": [
+        (
+            "means + jax.random.normal(key, means.shape) if explore",
+            "means + jax.random.normal(key, means.shape) if not explore",
+            "test_gaussian_policies_act_by_their_mode_or_a_unit_sample and gcbc",
+        ),
+    ],
+    "agents/gcbc.py": [
+        (
+            "unit_gaussian(means, key, explore), -1.0, 1.0)",
+            "unit_gaussian(means, key, explore), -1.0, 2.0)",
+            "test_actions_have_the_shape_of_the_observations_and_stay_in_bounds and gcbc",
+        ),
+    ],
+    "agents/hiql.py": [
+        (
+            ('rep = length_normalize(unit_gaussian(nets.high_actor(params, s, inputs["goals"]), high_key, explore))'),
+            'rep = unit_gaussian(nets.high_actor(params, s, inputs["goals"]), high_key, explore)',
+            "test_gaussian_policies_act_by_their_mode_or_a_unit_sample and hiql",
+        ),
+        (
+            "(high_key, low_key), s, params = jax.random.split(key),",
+            "(high_key, low_key), s, params = (key, key),",
+            "test_hiql_explores_at_both_levels",
+        ),
+    ],
+    "agents/gc_sscp.py": [
+        (
+            "noises[1], 1, 1)",
+            "noises[0], 1, 1)",
+            "test_gc_sscp_acts_by_the_slow_actor_in_one_hop_and_by_the_trained_one_in_two",
+        ),
+        (
+            "goal_rep, first, 0, 2)).a",
+            "goal_rep, first, 0, 1)).a",
+            "test_gc_sscp_acts_by_the_slow_actor_in_one_hop_and_by_the_trained_one_in_two",
+        ),
+        (
+            "state.params if state.config.hops == 2 else state.target_params",
+            "state.params",
+            "test_gc_sscp_acts_by_the_slow_actor_in_one_hop_and_by_the_trained_one_in_two",
+        ),
+    ],
+}

@@ -397,3 +397,62 @@ def test_random_rows_beyond_float32_are_odd_and_even() -> None:
     far = draws[draws > 2**25]
     assert len(far) > DRAWS / 3
     assert abs((far % 2).mean() - 0.5) < 5 * 0.5 / np.sqrt(len(far))
+
+
+FAULTS = {
+    "flowrl/data/dataset.py": [
+        ("(last_rows - 1).astype", "last_rows.astype", "test_transitions_and_ends"),
+        ("prepend=-1", "prepend=0", "test_transitions_and_ends"),
+        ("np.flatnonzero(~terminals)", "np.arange(len(terminals))", "test_transitions_and_ends"),
+        ('["observations"][rows + 1]', '["observations"][rows]', "test_transitions_and_ends"),
+        (
+            "0, len(dataset.transitions))",
+            "0, len(dataset.transitions) - 1)",
+            "test_random_rows_are_uniform_over_rows_with_a_transition",
+        ),
+    ],
+    "flowrl/data/goals.py": [
+        ("jnp.ceil(jnp.log1p", "jnp.floor(jnp.log1p", "test_geometric_offsets_follow_the_geometric_distribution"),
+        (
+            "jnp.minimum(jnp.log(jnp.asarray(discount)), -1e-15)",
+            "jnp.log(jnp.asarray(discount))",
+            "test_geometric_offsets_at_the_extremes",
+        ),
+        ("jnp.minimum(rows + 1, ends)", "rows", "test_actor_goals_and_high_targets"),
+        (
+            "return ends - jnp.round(jax.random.uniform(key, rows.shape) * spans).astype(jnp.int32)",
+            "return jnp.round(ends - jax.random.uniform(key, rows.shape) * spans).astype(jnp.int32)",
+            (
+                "test_random_rows_beyond_float32_are_odd_and_even or test_rows_beyond_float32_stay_exact "
+                "or test_the_last_row_beyond_float32_is_its_own_goal"
+            ),
+        ),
+        (
+            "jnp.minimum(rows + geometric_offsets(key, discount, rows.shape), ends)",
+            "rows + geometric_offsets(key, discount, rows.shape)",
+            "test_value_goals or test_goals_keep_to_their_episodes",
+        ),
+        ("jnp.round(jax.random.uniform", "jnp.floor(jax.random.uniform", "test_actor_goals_and_high_targets"),
+        ("uniform < mix.p_random + mix.p_trajectory", "uniform < mix.p_trajectory", "test_value_goals"),
+        (
+            "kind_key, trajectory_key, random_key = jax.random.split(key, 3)",
+            "kind_key = trajectory_key = random_key = key",
+            "test_value_goals or test_any_kind_of_goal_may_be_geometric",
+        ),
+    ],
+    "flowrl/data/samplers.py": [
+        (
+            "jnp.where(value == rows, 0.0, -1.0)",
+            "jnp.where(value == rows, -1.0, 0.0)",
+            "test_goals_keep_to_their_episodes",
+        ),
+        ("jnp.where(high.is_random, ends, high.rows)", "ends", "test_actor_goals_and_high_targets"),
+        ("jnp.where(high.is_random, ends, high.rows)", "high.rows", "test_actor_goals_and_high_targets"),
+        ("states[jnp.minimum(ahead, ends)]", "states[ahead]", "test_goals_keep_to_their_episodes"),
+        (
+            '"discounts": self.discount * masks',
+            '"discounts": self.discount * jnp.ones_like(masks)',
+            "test_goals_keep_to_their_episodes",
+        ),
+    ],
+}

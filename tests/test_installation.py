@@ -217,3 +217,41 @@ def test_hosts_with_unequal_devices_are_refused(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(jax, "devices", lambda: [Device(0), Device(0), Device(1)])
     with pytest.raises(SharedError, match="host 0 has 2 devices, but host 1 has 1; give all equally many"):
         hosts.require_equal_devices()
+
+
+FAULTS = {
+    "flowrl/machine/hosts.py": [
+        ("row[:size].tobytes()", "row.tobytes()", "test_messages_of_any_length_reach_all_hosts"),
+        ("int(sizes.max())", "int(own.size)", "test_messages_of_any_length_reach_all_hosts"),
+        ("{next(_rounds)}", "{0}", "test_messages_of_any_length_reach_all_hosts"),
+        ("number != found[0]", "number > found[0]", "test_hosts_with_unequal_devices_are_refused"),
+        (
+            "from orbax.checkpoint import multihost",
+            "from orbax.checkpoint._src.multihost import multihost",
+            "test_nothing_private_of_dependencies_is_used",
+        ),
+    ],
+    "setup.cfg": [
+        ("flowrl.experiment.presets = *.csv\n", "", "test_the_distribution_works_outside_of_the_repository"),
+        (
+            "    flowrl.*\n",
+            ("    flowrl.data\n    flowrl.presets\n"),
+            "test_the_distribution_works_outside_of_the_repository",
+        ),
+        ("error:::(flowrl|", "error:::(flow_rl|", "test_a_warning_of_our_own_is_an_error"),
+        ("error:::(flowrl|", "error:::(|", "test_a_warning_of_a_dependency_is_none"),
+        ("    ignore::DeprecationWarning\n", "", "test_a_warning_of_a_dependency_is_none"),
+    ],
+    "requirements.txt": [
+        ("scipy>=1.14", "scipy>=9", "test_every_requirement_has_one_exact_version"),
+    ],
+    "flowrl/machine/packages.py": [
+        ('("ogbench", "dm_control")', '("ogbench",)', "test_ogbench_without_its_packages_is_an_error_with_the_remedy"),
+    ],
+    "flowrl/envs/making.py": [
+        ("{module or 'ogbench'}", "{module}", "test_ogbench_without_its_packages_is_an_error_with_the_remedy"),
+    ],
+    "flowrl/machine/provenance.py": [
+        ("importlib.metadata.PackageNotFoundError", "KeyError", "test_a_missing_package_has_no_version"),
+    ],
+}

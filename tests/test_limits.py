@@ -297,3 +297,58 @@ def test_a_platform_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_folder_that_is_nearly_there(tmp_path: Path) -> None:
     (tmp_path / "runs" / "first").mkdir(parents=True)
     assert "did you mean runs/first?" in refusal("--resume", "--run_dir=runs/frist")
+
+
+FAULTS = {
+    "flowrl/run_folder/texts.py": [
+        ("if not math.isfinite(value):", "if False:", "test_values_of_sweeps_that_are_no_numbers"),
+        ("return value + 0.0", "return value", "test_layers_and_values_of_sweeps_as_people_write_them"),
+        (
+            "    return int(number)\n",
+            "    raise\n",
+            "test_integers_as_people_write_them or test_layers_and_values_of_sweeps_as_people_write_them",
+        ),
+    ],
+    "flowrl/cli/flags.py": [
+        ('values[name].value == ""', "values[name].value is None", "test_numbers_and_texts_that_cannot_be"),
+        ('if asks(arguments, "version"):', "if False:", "test_every_program_says_its_version_and_helps"),
+    ],
+    "flowrl/config.py": [
+        ("if value == 0 and (reason", "if False and (reason", "test_numbers_and_texts_that_cannot_be"),
+        ("    if value < low:\n", "    if value <= low:\n", "test_the_bounds_that_messages_name_are_those_that_hold"),
+        ("    if value > high:\n", "    if value >= high:\n", "test_the_bounds_that_messages_name_are_those_that_hold"),
+        (
+            "-MOST_FLOAT) <= value <= high:",
+            "-MOST_FLOAT) <= value < high:",
+            "test_the_bounds_of_agents_are_those_that_hold",
+        ),
+        ("if len(value) > MOST_LAYERS:", "if False:", "test_what_no_machine_can_do_is_refused_at_once"),
+        ("if not max(low, -MOST_FLOAT) <=", "if not low <=", "test_values_of_sweeps_that_are_no_numbers and infin"),
+    ],
+    "flowrl/experiment/settings.py": [
+        ("settings.num_seeds - 1 > MAX_SEED", "settings.num_seeds > MAX_SEED", "test_the_last_seed"),
+        ('dict.fromkeys(preset.run, "the preset\'s")', "{}", "test_the_preset_and_not_the_user_is_named"),
+        ("if updates > MOST_COUNT:", "if False:", "test_what_no_machine_can_do_online"),
+    ],
+    "flowrl/experiment/estimates.py": [
+        ("if free is not None and total > free:", "if False:", "test_what_no_machine_can_do_is_refused_at_once"),
+        ("if need.amount > DAY:", "if False:", "test_what_no_machine_can_do_is_refused_at_once"),
+        ("if total > MOST_DAYS * DAY:", "if False:", "test_what_no_machine_can_do_is_refused_at_once"),
+        ("for need in needs)) > free:", "for need in needs)) < 0:", "test_what_no_machine_can_do_is_refused_at_once"),
+        ("    if not begun:\n", "    if True:\n", "test_the_disk_of_a_resumed_run_holds_its_checkpoints_already"),
+    ],
+    "flowrl/machine/limits.py": [
+        ("*_left_of_cgroups(), ", "", "test_memory_is_what_the_narrowest_limit_leaves"),
+        (", *_left_of_ulimit()", "", "test_memory_is_what_the_narrowest_limit_leaves"),
+    ],
+    "flowrl/experiment/grids.py": [
+        (
+            ("        estimates.require(made.settings, made.config, made.env, made.folder, runs=1, swept=True)"),
+            "        pass",
+            "test_a_grid_of_a_million_points_is_not_written_out",
+        ),
+    ],
+    "flowrl/machine/devices.py": [
+        ("except (RuntimeError, AssertionError)", "except RuntimeError", "test_a_platform_that_is_not_there"),
+    ],
+}

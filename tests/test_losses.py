@@ -207,3 +207,54 @@ def test_goal_advantage(variant: Variant) -> None:
     # w = (−1, 2), c = 1: mean V(s, g) = s/2 + g, so V(4, g) − V(1, g) = 3/2, whatever the goal.
     advantage = variant(lambda *arrays: goal_advantage(linear_value, None, STATE.params, *arrays))
     np.testing.assert_allclose(advantage(array([1], [0]), array([4], [-2]), array([9], [-9])), [1.5, -1])
+
+
+FAULTS = {
+    "flowrl/losses.py": [
+        ("(advantages < 0)", "(advantages <= 0)", "test_expectile_weight"),
+        (
+            "(advantages < 0)",
+            "(advantages > 0)",
+            "test_goal_value_loss or test_gradients_of_goal_value_loss_pass_through_the_online_values_only",
+        ),
+        ("jnp.exp(alpha * advantages)", "jnp.exp(-alpha * advantages)", "test_awr_weight"),
+        (
+            "jax.lax.stop_gradient(jnp.minimum(jnp.exp(alpha * advantages), maximum))",
+            "jnp.minimum(jnp.exp(alpha * advantages), maximum)",
+            "test_awr_weight_gives_no_gradient",
+        ),
+        (
+            "next_v.min(axis=0)",
+            "next_v.mean(axis=0)",
+            "test_goal_value_loss or test_gradients_of_goal_value_loss_pass_through_the_online_values_only",
+        ),
+        ("target_v.mean(axis=0)", "v.mean(axis=0)", "test_goal_value_loss"),
+        (
+            'errors = batch["rewards"] + batch["discounts"] * next_v',
+            'errors = batch["rewards"] + next_v',
+            "test_goal_value_loss",
+        ),
+        (
+            'batch["discounts"] * next_v - v',
+            'batch["discounts"] * next_v.min(axis=0) - v',
+            "test_each_head_has_its_own_target",
+        ),
+        (
+            '{**state.params, "value": state.target_params["value"]}',
+            '{**params, "value": state.target_params["value"]}',
+            "test_gradients_of_goal_value_loss_pass_through_the_online_values_only",
+        ),
+        (
+            "errors**2).mean(axis=-1).sum()",
+            "errors**2).mean()",
+            "test_goal_value_loss or test_gradients_of_goal_value_loss_pass_through_the_online_values_only",
+        ),
+        ("-0.5 * jnp.sum(", "-0.5 * jnp.mean(", "test_unit_gaussian_log_prob"),
+        ("jnp.abs(q.mean(axis=0)).mean()", "jnp.abs(q).mean()", "test_q_size"),
+        (
+            "jax.lax.stop_gradient(jnp.maximum(jnp.abs",
+            "(jnp.maximum(jnp.abs",
+            "test_q_size_is_a_constant_and_never_zero",
+        ),
+    ],
+}

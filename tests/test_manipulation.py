@@ -252,3 +252,26 @@ def test_files_are_ogbenchs(
     made = collect.provenance(paths[0])
     assert made is not None
     assert (made["env"], made["published_episodes"], made["steps_per_episode"]) == (name, 1000, 20)
+
+
+FAULTS = {
+    "flowrl/collection/manipulation.py": [
+        (
+            "button_plan.ButtonPlanOracle(gripper_always_closed=place.puzzle, **common)",
+            "button_plan.ButtonPlanOracle(**common)",
+            "test_oracles_are_set_as_published",
+        ),
+        (
+            "env.set_new_target(p_stack=stack)",
+            "env.set_new_target(p_stack=0.5)",
+            "test_each_target_follows_when_its_oracle_is_done",
+        ),
+    ],
+    "flowrl/collection/collect.py": [
+        (
+            "[seed, episode] + ([attempt] if attempt else [])",
+            "[seed, episode]",
+            "test_a_scene_whose_block_leaves_is_played_again",
+        ),
+    ],
+}

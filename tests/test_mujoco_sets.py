@@ -223,3 +223,11 @@ def test_checkpoints_are_kept_as_asked(tmp_path: Path, keep: int, expected: list
     assert sorted(int(path.name) for path in (folder / "checkpoints").iterdir() if path.name.isdigit()) == expected
     assert main("--resume", f"--run_dir={folder}", "--checkpoint.keep=5") == 0
     assert json.loads((folder / "config.json").read_text())["settings"]["keep_checkpoints"] == 5
+
+
+FAULTS = {
+    "flowrl/collection/mujoco_sets.py": [
+        ("returns >= returns.max() / 3", "returns >= returns[0]", "test_who_acts"),
+        ("not terminated and (", "(", "test_a_stretch_is_episodes_end_to_end and uniform"),
+    ],
+}

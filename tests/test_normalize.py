@@ -125,3 +125,23 @@ def test_returns_that_are_equal_but_for_rounding_have_no_spread() -> None:
     assert np.ptp(episode_returns(rewards, arrays["terminals"])) > 0
     with pytest.raises(UserError, match=r"every episode of the data has the return 1e\+07"):
         fit(arrays, Normalization(rewards=True))
+
+
+FAULTS = {
+    "flowrl/normalize.py": [
+        ("_require_finite(arrays, *values)", "", "test_what_is_not_finite_after_rescaling_is_refused"),
+        ("rounding = 1e-10 *", "rounding = 0 *", "test_returns_that_are_equal_but_for_rounding_have_no_spread"),
+        ("np.where(terminals, 0.0, rewards)", "rewards", "test_returns_of_episodes"),
+        (
+            "(x - self.mean) / self.std if name in _STATES",
+            "x / self.std if name in _STATES",
+            "test_a_dataset_is_normalised_once",
+        ),
+        ("own.transitions(arrays)", "dict(arrays)", "test_a_dataset_is_normalised_once"),
+        (
+            'names = ("observations", "goals") if self.goals_are_states else',
+            'names = ("observations", "goals") if True else',
+            "test_goals_that_are_states_are_normalised_and_others_are_not",
+        ),
+    ],
+}

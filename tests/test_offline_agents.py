@@ -269,3 +269,180 @@ def test_slow_copies_can_follow_the_new_parameters(name: str) -> None:
     after, _ = run(name, state_of(name, 0, told), told=told)
     rates = {network: RATES[network] for network in TARGETS[name]}
     assert_close(after.target_params, followed(state.target_params, after.params, rates), rtol=1e-9)
+
+
+FAULTS = {
+    "agents/fql.py": [
+        ('batch["discounts"] * critics.combine', "critics.combine", "test_nothing_follows_a_terminal and fql"),
+        (
+            "return errors.mean(), metrics",
+            "return errors.sum(), metrics",
+            "test_losses_and_gradients_equal_their_references and fql",
+        ),
+        (
+            "partial(nets.flow, state.params, s), z)",
+            "partial(nets.flow, params, s), z)",
+            "test_fql_distillation_gives_the_flow_no_gradient",
+        ),
+        (
+            ("integral = jnp.clip(config.behaviour.sample(partial(nets.flow, state.params, s), z), -1.0, 1.0)"),
+            "integral = config.behaviour.sample(partial(nets.flow, state.params, s), z)",
+            "test_losses_and_gradients_equal_their_references and fql",
+        ),
+        (
+            "critics.combine(state.config.critic, next_q)",
+            "next_q.min(axis=0)",
+            "test_losses_of_constant_networks_by_hand and fql",
+        ),
+        (
+            "if config.normalize_q else",
+            "if not config.normalize_q else",
+            "test_losses_of_constant_networks_by_hand and fql",
+        ),
+        (
+            "values = nets.critic(state.params, s",
+            "values = nets.critic(params, s",
+            "test_no_weight_of_the_actor_reaches_the_critics and fql",
+        ),
+        (
+            "config.alpha * distill - config.q_alpha * q",
+            "config.alpha * distill + config.q_alpha * q",
+            "test_losses_and_gradients_equal_their_references and fql",
+        ),
+        (
+            "nets.critic(state.target_params, next_s",
+            "nets.critic(state.params, next_s",
+            "test_losses_and_gradients_equal_their_references and fql",
+        ),
+        (
+            "flow_key, z_key = jax.random.split(key)",
+            "flow_key = z_key = key",
+            "test_losses_and_gradients_equal_their_references and fql",
+        ),
+        (
+            "polyak(moved, toward.params, critic=config.critic.target_rate), metrics",
+            "moved, metrics",
+            "test_a_step_is_adam_and_slow_copies_follow and fql",
+        ),
+    ],
+    "agents/ofql.py": [
+        (
+            "jax.lax.stop_gradient(jnp.abs(scales[1 - i]).mean() + 1e-8)",
+            "(jnp.abs(scales[1 - i]).mean() + 1e-8)",
+            "test_losses_and_gradients_equal_their_references and ofql",
+        ),
+        (
+            "jnp.abs(scales[1 - i]).mean()",
+            "jnp.abs(scales[1 - i].mean())",
+            "test_losses_and_gradients_equal_their_references and ofql",
+        ),
+        (
+            "loss = errors.mean(axis=-1).sum()",
+            "loss = errors.mean()",
+            "test_losses_of_constant_networks_by_hand and ofql",
+        ),
+        (".max(axis=0)\n", ".mean(axis=0)\n", "test_losses_and_gradients_equal_their_references and ofql-uniform"),
+        (
+            "critics.combine(config.critic, best)",
+            "best.min(axis=0)",
+            "test_losses_and_gradients_equal_their_references and ofql-uniform",
+        ),
+        ("scales[1 - i]", "scales[i]", "test_losses_of_constant_networks_by_hand and ofql"),
+        (
+            'q if config.q_scale == "policy"',
+            'q if config.q_scale != "policy"',
+            "test_losses_and_gradients_equal_their_references and ofql-uniform",
+        ),
+        (
+            (
+                '    state, metrics = descend(nets, state, batch, critic_key, (critic_loss,), {"critic": '
+                "rate}, clip)\n"
+                '    state, more = descend(nets, state, batch, actor_key, (actor_loss,), {"actor": rate}, '
+                "clip)\n"
+            ),
+            (
+                '    state, more = descend(nets, state, batch, actor_key, (actor_loss,), {"actor": rate}, '
+                "clip)\n"
+                '    state, metrics = descend(nets, state, batch, critic_key, (critic_loss,), {"critic": '
+                "rate}, clip)\n"
+            ),
+            "test_critics_learn_before_the_actor_in_ofql_only",
+        ),
+        ('batch["discounts"] * critics', "critics", "test_nothing_follows_a_terminal and ofql"),
+        ("q_loss = -q[i].mean()", "q_loss = q[i].mean()", "test_losses_and_gradients_equal_their_references and ofql"),
+        (
+            "return nets.critic(slow, next_s",
+            "return nets.critic(state.params, next_s",
+            "test_losses_and_gradients_equal_their_references and ofql",
+        ),
+        (
+            "q = nets.critic(state.params, s",
+            "q = nets.critic(params, s",
+            "test_no_weight_of_the_actor_reaches_the_critics and ofql",
+        ),
+        (
+            "flow_key, z_key, coin_key = jax.random.split(key, 3)",
+            "flow_key = z_key = coin_key = key",
+            "test_losses_and_gradients_equal_their_references and ofql",
+        ),
+    ],
+    "agents/sscp.py": [
+        (
+            "sample(nets, slow, next_s, key)",
+            "sample(nets, state.params, next_s, key)",
+            "test_losses_and_gradients_equal_their_references and sscp",
+        ),
+        (
+            ("critics.combine(state.config.critic, nets.critic(slow, next_s, sample(nets, slow, next_s, key)))"),
+            "nets.critic(slow, next_s, sample(nets, slow, next_s, key)).min(axis=0)",
+            "test_losses_and_gradients_equal_their_references and sscp-bootstrap",
+        ),
+        (
+            "t = early_times(t_key, (len(a), 1))",
+            "t = jax.random.uniform(t_key, (len(a), 1))",
+            "test_losses_and_gradients_equal_their_references and sscp",
+        ),
+        (
+            "jump(path.points, t, jnp.zeros_like(t))",
+            "jump(path.points, t, 1 - t)",
+            "test_losses_and_gradients_equal_their_references and sscp",
+        ),
+        (
+            "proposals = jnp.clip(completions, -1.0, 1.0)",
+            "proposals = completions",
+            "test_losses_and_gradients_equal_their_references and sscp",
+        ),
+        (
+            "q = nets.critic(state.params, s, proposals)",
+            "q = nets.critic(params, s, proposals)",
+            "test_losses_and_gradients_equal_their_references and sscp",
+        ),
+        ("(1 - t) * 0.5 **", "0.5 **", "test_losses_and_gradients_equal_their_references and sscp-bootstrap"),
+        (
+            "partial(nets.actor, state.target_params, s)",
+            "partial(nets.actor, state.params, s)",
+            "test_losses_and_gradients_equal_their_references and sscp-bootstrap",
+        ),
+        (
+            "actor=config.actor_target_rate",
+            "actor=config.critic.target_rate",
+            "test_a_step_is_adam_and_slow_copies_follow and sscp",
+        ),
+        ('batch["discounts"] * next_q', "next_q", "test_nothing_follows_a_terminal and sscp"),
+        ("q_loss = -q.mean()", "q_loss = q.mean()", "test_losses_and_gradients_equal_their_references and sscp"),
+        (
+            "config.completion_alpha * completion",
+            "config.flow_alpha * completion",
+            "test_sscp_terms_of_weight_zero_change_nothing",
+        ),
+        (
+            "critics.combine(state.config.critic, nets.critic(slow",
+            "critics.combine(state.config.critic, nets.critic(state.params",
+            "test_losses_and_gradients_equal_their_references and sscp",
+        ),
+    ],
+    "agents/bc.py": [
+        ("loss = -unit", "loss = unit", "test_losses_and_gradients_equal_their_references and bc"),
+        ("loss = gaussian_loss if", "loss = flow_loss if", "test_losses_and_gradients_equal_their_references and bc"),
+    ],
+}

@@ -101,3 +101,50 @@ def test_behaviour_cloning_is_evaluated_by_single_actions() -> None:
     config = config_of("bc", {})
     assert agent_of("bc").evaluations(config) == {"eval": config}
     assert set(agent_of("bc").policy(state_of("bc")).params) == {"actor"}
+
+
+FAULTS = {
+    "agents/fql.py": [
+        (
+            'state.params["actor"], state.target_params["critic"]',
+            'state.params["actor"], state.params["critic"]',
+            "test_the_best_of_n_is_the_best_by_the_slow_critics and fql",
+        ),
+        (
+            "nets.spec.noise(key, s)), -1.0",
+            "0.0 * nets.spec.noise(key, s)), -1.0",
+            "test_flow_policies_act_by_their_acting_copy and fql",
+        ),
+    ],
+    "agents/sscp.py": [
+        (", steps=config.completion_steps)", ")", "test_flow_policies_act_by_their_acting_copy and sscp"),
+        (
+            'with_critic(state.config.choice, state.target_params["actor"]',
+            'with_critic(state.config.choice, state.params["actor"]',
+            "test_flow_policies_act_by_their_acting_copy and sscp",
+        ),
+    ],
+    "flowrl/generative.py": [
+        ("field(x, t - 1 / self.steps, t)", "field(x, t, t)", "test_flow_policies_act_by_their_acting_copy and ofql"),
+        ("x = x - field(", "x = x + field(", "test_flow_policies_act_by_their_acting_copy and ofql"),
+    ],
+    "agents/ofql.py": [
+        (
+            "scale = 1.0 if config.choice.num_samples == 1 else config.candidate_noise",
+            "scale = config.candidate_noise",
+            "test_flow_policies_act_by_their_acting_copy and ofql",
+        ),
+    ],
+    "agents/bc.py": [
+        (
+            "unit_gaussian(nets.actor(policy.params, s), key, explore), -1.0, 1.0)",
+            "unit_gaussian(nets.actor(policy.params, s), key, explore), -2.0, 2.0)",
+            "test_the_gaussian_policy_acts_by_its_mean_and_explores_around_it",
+        ),
+        (
+            "nets.spec.noise(key, s)), -1.0",
+            "0.0 * nets.spec.noise(key, s)), -1.0",
+            "test_flow_policies_act_by_their_acting_copy and bc",
+        ),
+    ],
+}

@@ -301,3 +301,10 @@ def test_behaviour_cloning_finds_the_mean_or_both_modes(distribution: str) -> No
     else:
         assert abs(np.abs(two_modes).mean() - 0.6) < 0.15
         assert abs((two_modes > 0).mean() - 0.5) < 0.15
+
+
+FAULTS = {
+    "agents/sscp.py": [
+        ('1.0, "Weight of the completion', '0.1, "Weight of the completion', "test_defaults_are_the_published_ones"),
+    ],
+}

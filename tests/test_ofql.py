@@ -117,3 +117,27 @@ def test_ofql_has_two_critics(heads: int) -> None:
     with pytest.raises(UserError, match=f"--agent.critic.heads={heads} must be 2"):
         check(config_of("ofql", {"critic.heads": heads}), "agent.")
     check(config_of("fql", {"critic.heads": heads}), "agent.")
+
+
+FAULTS = {
+    "flowrl/generative.py": [
+        (
+            "straight(a, jax.random.normal(noise_key, a.shape), times)",
+            "straight(jax.random.normal(noise_key, a.shape), a, times)",
+            "test_ofql_at_flow_ratio_one_is_flow_matching",
+        ),
+        ("jax.lax.stop_gradient(errors) +", "errors +", "test_ofql_adaptive_weights_scale_each_row"),
+    ],
+    "agents/ofql.py": [
+        (
+            "state.step >= config.actor_target_start",
+            "state.step > config.actor_target_start",
+            "test_ofql_slow_policy_moves_at_due_steps_only",
+        ),
+        (
+            "% config.actor_target_interval == 0",
+            "% config.actor_target_interval == 1",
+            "test_ofql_slow_policy_moves_at_due_steps_only",
+        ),
+    ],
+}

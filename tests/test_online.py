@@ -387,3 +387,42 @@ def test_actions_of_a_diverging_policy_are_no_fault_of_the_simulator() -> None:
     session.collector._act = lambda *_: jnp.array([[[jnp.nan], [0.5]]])
     session.advance(2)
     np.testing.assert_array_equal(session.collector.replays.fields["actions"][0, :2], [[0], [0.5]])
+
+
+FAULTS = {
+    "flowrl/training/online.py": [
+        ("1 - terminated.astype", "1 - ended.astype", "test_limits_of_time_bootstrap_and_terminations_do_not"),
+        (
+            "return Moves(before, after,",
+            "return Moves(before, self.observations,",
+            "test_limits_of_time_bootstrap_and_terminations_do_not",
+        ),
+        ("step - options.warmup_steps", "step", "test_updates_due"),
+        ("actions = played = np.where", "np.where", "test_actions_of_a_diverging_policy_are_no_fault_of_the_simulator"),
+        (
+            "seen = rows if normalizer is None else normalizer.transitions(rows)",
+            "seen = rows",
+            "test_the_buffer_holds_what_the_agent_sees",
+        ),
+    ],
+    "agents/fpmd.py": [
+        (
+            'return draw(nets, policy.config, policy.params, inputs["observations"], key, noisy=explore)',
+            ('return draw(nets, policy.config, policy.params, inputs["observations"], key, noisy=explore).clip(-1, 1)'),
+            "test_the_buffer_keeps_exploration_that_left_the_box",
+        ),
+    ],
+    "flowrl/envs/side_by_side.py": [
+        ("reply.slot = i", "pass", "test_what_is_not_finite_is_named_and_not_stored and async"),
+        (
+            ("error.slot = i\n                raise\n            self._rows"),
+            ("raise\n            self._rows"),
+            "test_what_is_not_finite_is_named_and_not_stored",
+        ),
+        (
+            "with contextlib.suppress(OSError):  # one",
+            "if True:  # one",
+            "test_a_process_that_has_ended_by_a_mistake_still_says_which",
+        ),
+    ],
+}

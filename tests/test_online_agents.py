@@ -199,3 +199,61 @@ def test_a_bandit_with_a_known_answer(name: str) -> None:
         inputs = {"observations": jnp.array([[-1.0], [1.0]])}
         actions = agent.act(agent.policy(state), inputs, jax.random.key(1))
     np.testing.assert_allclose(actions[:, 0], [-0.5, 0.5], atol=0.12)
+
+
+FAULTS = {
+    "agents/sac.py": [
+        (
+            "(next_q - multiplier(state.params) * log_probs)",
+            "next_q",
+            "test_losses_and_gradients_equal_their_references and sac",
+        ),
+        (
+            "stop_gradient(entropy - target)",
+            "stop_gradient(target - entropy)",
+            "test_the_temperature_falls_while_there_is_too_much_entropy",
+        ),
+        (
+            "jnp.mean(multiplier(state.params) * log_probs - q)",
+            "jnp.mean(multiplier(params) * log_probs - q)",
+            "test_losses_and_gradients_equal_their_references and sac",
+        ),
+        (
+            "nets.critic(state.target_params, next_s, next_a)",
+            "nets.critic(state.params, next_s, next_a)",
+            "test_losses_and_gradients_equal_their_references and sac",
+        ),
+        ('batch["discounts"] * (', "(", "test_losses_and_gradients_equal_their_references and sac"),
+        ("log_probs - q)", "log_probs + q)", "test_losses_and_gradients_equal_their_references and sac"),
+        (
+            "nets.critic(state.params, s, a)",
+            "nets.critic(params, s, a)",
+            "test_losses_and_gradients_equal_their_references and sac",
+        ),
+    ],
+    "agents/td3.py": [
+        ("noise = jnp.clip(noise,", "jnp.clip(noise,", "test_losses_and_gradients_equal_their_references and td3"),
+        ("loss = -nets.critic(", "loss = nets.critic(", "test_losses_and_gradients_equal_their_references and td3"),
+        ('batch["discounts"] * next_q', "next_q", "test_losses_and_gradients_equal_their_references and td3"),
+        (
+            "mean(nets, slow, next_s)",
+            "mean(nets, state.params, next_s)",
+            "test_losses_and_gradients_equal_their_references and td3",
+        ),
+        (
+            "nets.critic(slow, next_s, next_a)",
+            "nets.critic(state.params, next_s, next_a)",
+            "test_losses_and_gradients_equal_their_references and td3",
+        ),
+        (
+            "nets.critic(state.params, s, mean",
+            "nets.critic(params, s, mean",
+            "test_losses_and_gradients_equal_their_references and td3",
+        ),
+        (
+            "polyak(state, state.params, critic=rate, actor=rate), metrics",
+            "polyak(state, state.params, critic=rate), metrics",
+            "test_td3_moves_policy_and_targets_at_every_second_update",
+        ),
+    ],
+}

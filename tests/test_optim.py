@@ -207,3 +207,43 @@ def test_every_does_what_is_due_and_keeps_the_mean_of_metrics() -> None:
         seen.append(float(metrics["count"]))
     assert float(state.extras["count"]) == 2
     assert seen == [3, 0, 0, 6, 0, 0]  # mean 1.5, that of 1 and 2
+
+
+FAULTS = {
+    "flowrl/optim.py": [
+        ("-rate * d", "rate * d", "test_descend_takes_adam_steps"),
+        (
+            "optax.incremental_update(toward[name], state.target_params[name], rate)",
+            "optax.incremental_update(state.target_params[name], toward[name], rate)",
+            "test_polyak_moves_targets_toward_what_it_is_given",
+        ),
+        (
+            "toward[name], state.target_params",
+            "state.params[name], state.target_params",
+            "test_polyak_moves_targets_toward_what_it_is_given",
+        ),
+        ("direction, opt_state[name] = ", "direction, _ = ", "test_descend_takes_adam_steps"),
+        ("optax.scale_by_adam()", "optax.scale_by_adam(b2=0.99)", "test_descend_takes_adam_steps"),
+        ("jnp.where(jnp.asarray(max_norm) > 0", "jnp.where(jnp.asarray(max_norm) >= 0", "test_clip_norm and plain"),
+        ("jnp.minimum(1.0, max_norm / (norm + 1e-6))", "max_norm / (norm + 1e-6)", "test_clip_norm and plain"),
+        (
+            "clip_norm(grads[name], max_norm)",
+            "clip_norm(grads, max_norm)[name]",
+            "test_descend_clips_each_network_by_itself_where_asked",
+        ),
+        (
+            "state.step % interval == 0",
+            "state.step % interval == 1",
+            (
+                "test_every_does_what_is_due_and_keeps_the_mean_of_metrics or "
+                "test_every_network_has_its_own_rate_and_losses_see_all_others"
+            ),
+        ),
+        ("batch, keys[i])", "batch, keys[0])", "test_each_loss_has_a_key_of_its_own"),
+        (
+            "sum((value for value, _ in found[1:]), found[0][0])",
+            "found[0][0]",
+            "test_several_losses_are_summed_and_all_their_metrics_kept",
+        ),
+    ],
+}

@@ -348,3 +348,60 @@ def test_shares_of_empty_intervals_may_be_mapped() -> None:
 def test_intervals_of_segments_are_those_of_their_rows() -> None:
     draw = functools.partial(intervals, jax.random.key(14), flow_ratio=jnp.float32(0.5), sampler=paths.uniform_times)
     np.testing.assert_array_equal(np.stack(draw(shape=(6, 1)))[..., None], draw(shape=(6, 1, 1)))
+
+
+FAULTS = {
+    "flowrl/paths.py": [
+        ("ends - starts)", "starts - ends)", "test_straight_paths_run_from_start_to_end"),
+        (
+            "jnp.full(one_each(starts), i / steps)) / steps",
+            "jnp.full(one_each(starts), (i + 1) / steps)) / steps",
+            "test_euler_by_hand",
+        ),
+        (
+            "points + (1 - times) * jump(points, times, 1 - times)",
+            "points + jump(points, times, 1 - times)",
+            "test_completions_by_hand",
+        ),
+        (
+            "jump(points, times, 1 - times) / steps",
+            "jump(points, times, jnp.full_like(times, 1 / steps)) / steps",
+            "test_completions_by_hand",
+        ),
+        ("first, times + halves, asked)", "first, times, asked)", "test_exact_jumps_are_their_own_bootstrap_target"),
+        (" * (1 + 1e-3)", "", "test_rounding_does_not_move_the_floor"),
+        ("floor * (1 - times)", "floor", "test_smallest_bootstrap_steps_follow_the_velocity"),
+        (
+            "jax.lax.stop_gradient((first + second) / 2)",
+            "(first + second) / 2",
+            "test_bootstrap_targets_give_no_gradient",
+        ),
+        (
+            "jnp.zeros_like(begins), jnp.ones_like(times))",
+            "jnp.ones_like(begins), jnp.zeros_like(times))",
+            "test_average_velocity_target_by_hand",
+        ),
+        (
+            "path.velocities - (times - begins) * derivatives",
+            "path.velocities + (times - begins) * derivatives",
+            "test_exact_average_velocities_are_their_own_target and linear",
+        ),
+        (
+            "jax.lax.stop_gradient(path.velocities - (times - begins) * derivatives)",
+            "path.velocities - (times - begins) * derivatives",
+            "test_average_velocity_targets_give_no_gradient",
+        ),
+        (
+            "jax.random.uniform(key, shape) ** 2",
+            "jax.random.uniform(key, shape) ** 0.5",
+            "test_times_follow_their_distribution and early",
+        ),
+        ("mean: float = -0.4", "mean: float = 0.4", "test_times_follow_their_distribution and logit"),
+        ("flow_ratio * shape[0]", "(1 - flow_ratio) * shape[0]", "test_an_exact_share_of_intervals_is_empty"),
+        (
+            "jnp.where(equal, times, draws.min(axis=0))",
+            "jnp.where(equal, times, draws[0])",
+            "test_an_exact_share_of_intervals_is_empty",
+        ),
+    ],
+}

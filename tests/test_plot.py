@@ -262,3 +262,49 @@ def test_the_program_exits_with_one_line(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, str(PLOT), str(tmp_path)], capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert done.stderr.splitlines() == [f"error: {tmp_path} holds no run (no config.json); give the --run_dir of a run"]
+
+
+FAULTS = {
+    "flowrl/run_folder/evaluations.py": [
+        (
+            "        if counts[step] != each:\n",
+            "        if False:\n",
+            "test_damaged_evaluations_are_not_averaged_around",
+        ),
+        (
+            'if sum("not_finite" not in line for line in told) <',
+            'if 0 * sum("not_finite" not in line for line in told) > 0 *',
+            "test_damaged_evaluations_are_not_averaged_around",
+        ),
+        (
+            ("            except LeftOut as error:\n                left_out.append(error)\n"),
+            ("            except NotEvaluated as error:\n                left_out.append(error)\n"),
+            "test_what_is_no_run_or_has_no_evaluation_is_left_out_with_a_warning",
+        ),
+        (
+            "and end(run) < end(other)]",
+            "and end(run) > end(other)]",
+            "test_a_run_that_was_interrupted_and_begun_anew_counts_once",
+        ),
+        ("    marked |= {", "    marked or {", "test_a_diverged_run_is_marked_in_every_kind_of_picture"),
+        (
+            'lines if "diverged" in line',
+            '() if "diverged" in line',
+            "test_a_diverged_run_is_marked_in_every_kind_of_picture",
+        ),
+    ],
+    "flowrl/reports/curves.py": [
+        (
+            "if seeds := sorted(group.diverged):",
+            "if seeds := []:",
+            "test_a_diverged_run_is_marked_in_every_kind_of_picture",
+        ),
+    ],
+    "flowrl/reports/figures.py": [
+        (
+            "for seed in diverged], **CROSS)",
+            'for seed in diverged], ".")',
+            "test_a_diverged_run_is_marked_in_every_kind_of_picture and sensitivity",
+        ),
+    ],
+}

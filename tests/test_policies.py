@@ -184,3 +184,36 @@ def test_a_unit_gaussian_is_its_mode_or_a_draw() -> None:
 def test_entropy_of_the_noise() -> None:
     # Deviation 0.1·2: ½·3·log(2πe·0.04) = 1.5·(2.837877 − 3.218876).
     np.testing.assert_allclose(noise_entropy(0.1 * jnp.float32(2), 3), -0.571498, rtol=1e-5)
+
+
+FAULTS = {
+    "flowrl/policies.py": [
+        (
+            "jax.vmap(critic)(actions).min(axis=1)",
+            "jax.vmap(critic)(actions).mean(axis=1)",
+            "test_the_least_of_the_critics_decides",
+        ),
+        ("temperature * values", "values", "test_candidates_are_drawn_by_the_softmax_of_q"),
+        (
+            "jnp.asarray(choice.temperature) > 0, drawn",
+            "jnp.asarray(choice.temperature) >= 0, drawn",
+            "test_temperature_zero_takes_the_best_candidate",
+        ),
+        (
+            "jax.random.split(sample_key, choice.num_samples)",
+            "jnp.broadcast_to(sample_key, (choice.num_samples,))",
+            "test_temperature_zero_takes_the_best_candidate",
+        ),
+        (
+            "return one if config.choice.num_samples == 1",
+            "return one if config.choice.num_samples <= 4",
+            "test_a_choice_is_evaluated_beside_single_actions",
+        ),
+        ("- log_slope", "+ log_slope", "test_squashed_gaussian_by_hand"),
+        (
+            "noise**2 + jnp.log(2 * jnp.pi)) - log_stds",
+            "noise**2 + jnp.log(2 * jnp.pi))",
+            "test_squashed_density_integrates_to_one",
+        ),
+    ],
+}

@@ -301,3 +301,20 @@ def test_experts_have_ogbenchs_settings() -> None:
         assert expected.items() <= config.items()
         assert run["online.warmup_steps"] == 10_000
     assert agents.default("sac").activation == "relu"
+
+
+FAULTS = {
+    "flowrl/experiment/presets/__init__.py": [
+        ('("offline_to_online",) * online + ', "", "test_fql_goes_online_with_every_published_row"),
+    ],
+    "flowrl/experiment/settings.py": [
+        (
+            "env.name, online=asked.online.steps > 0)",
+            "env.name, online=False)",
+            "test_a_run_that_goes_online_starts_from_the_settings_for_it",
+        ),
+    ],
+    "flowrl/experiment/presets/paper.csv": [
+        ("0,40000000,,0.25,10000", "0,40000000,,0.25,5000", "test_experts_have_ogbenchs_settings"),
+    ],
+}

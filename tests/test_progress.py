@@ -59,3 +59,22 @@ def test_on_a_terminal_there_is_a_bar_alone(monkeypatch: pytest.MonkeyPatch) -> 
         bar.advance(4)
     assert "100%" in terminal.getvalue()
     assert "to go" not in terminal.getvalue()
+
+
+FAULTS = {
+    "flowrl/machine/progress.py": [
+        ("now - self._told >= EVERY", "False", "test_without_a_terminal_a_line_is_printed_every_thirty_seconds"),
+        ("self.to(self.n + more)", "self.to(more)", "test_without_a_terminal_a_line_is_printed_every_thirty_seconds"),
+        (
+            "self._start or (now, n)",
+            "self._start or (self._told, 0)",
+            "test_what_came_before_the_first_unit_counts_for_no_rate",
+        ),
+        (
+            "bool(self._bar.disable and not hidden)",
+            "bool(self._bar.disable)",
+            "test_other_hosts_than_the_first_show_nothing",
+        ),
+        ("initial=done", "initial=0", "test_on_a_terminal_there_is_a_bar_alone"),
+    ],
+}

@@ -168,3 +168,14 @@ def test_reading_needs_little_more_memory_than_the_data(tmp_path):
     finally:
         tracemalloc.stop()
     assert peak < 1.4 * sum(array.nbytes for array in found.values())
+
+
+FAULTS = {
+    "flowrl/tasks/task.py": [
+        (
+            "REMEDIES.get(source.origin",
+            'REMEDIES.get("official"',
+            "test_a_file_of_the_users_own_is_never_to_be_deleted",
+        ),
+    ],
+}

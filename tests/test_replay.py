@@ -127,3 +127,20 @@ def test_a_buffer_has_the_shapes_and_types_of_its_environment() -> None:
     assert fields["actions"].shape == (5, 2)
     np.testing.assert_array_equal(fields["returns"], [-np.inf] * 5)
     assert "returns" not in replay.empty(pixels, 5).fields
+
+
+FAULTS = {
+    "flowrl/data/replay.py": [
+        ("replay.offset + ", "", "test_a_view_of_one_run_draws_what_its_own_buffer_does"),
+        (
+            "(replay.position + jnp.arange(count)) % capacity",
+            "jnp.arange(count)",
+            "test_a_full_buffer_keeps_exactly_the_newest",
+        ),
+        (
+            "0, stored + replay.size) < stored",
+            "0, 2 * stored) < stored",
+            "test_without_a_share_every_transition_is_equally_likely",
+        ),
+    ],
+}

@@ -143,3 +143,27 @@ def test_returns_that_are_not_finite_are_refused() -> None:
     arrays = {"rewards": np.array([3e38, 3e38, 0.0]), "masks": np.ones(3), "terminals": np.array([0, 0, 1])}
     with pytest.raises(UserError, match=r"returns of rewards up to 3e\+38 are not finite with a discount of 0.9"):
         returns.of_dataset(arrays, 0.9)
+
+
+FAULTS = {
+    "flowrl/data/returns.py": [
+        ("if not np.isfinite(found[name]).all():", "if False:", "test_returns_that_are_not_finite_are_refused"),
+        ("discount * masks * steps", "discount * masks", "test_episodes_do_not_touch"),
+        ("(least == most) & (most <= 0)", "least == most", "test_returns_by_hand"),
+        ("kept = age <= self._capacity", "kept = age > 0", "test_returns_reach_the_rows_where_their_transitions_lie"),
+    ],
+    "flowrl/data/replay.py": [
+        (
+            "rows.get(name, UNKNOWN)",
+            "rows.get(name, array[places])",
+            "test_returns_reach_the_rows_where_their_transitions_lie",
+        ),
+    ],
+    "flowrl/normalize.py": [
+        (
+            "self.reward_shift * horizons",
+            "self.reward_shift",
+            "test_normalised_returns_are_returns_of_normalised_rewards",
+        ),
+    ],
+}

@@ -600,3 +600,115 @@ def test_a_folder_that_its_owner_takes_away_is_not_claimed(tmp_path: Path, monke
     monkeypatch.setattr(files.fcntl, "flock", flock)
     with pytest.raises(UserError, match="another process is running"), files.sole_owner(folder):
         pass
+
+
+FAULTS = {
+    "flowrl/training/checkpoint.py": [
+        ("    log.setLevel(logging.CRITICAL)\n", "    pass\n", "test_what_orbax_says_beside_its_error_is_not_heard"),
+        ("inspect.iscoroutine(unraisable.object)", "False", "test_what_orbax_says_beside_its_error_is_not_heard"),
+        ("Exception as error:  # orbax", "OSError as error:  # orbax", "test_any_part_of_a_checkpoint_may_be_damaged"),
+        ("            if not path.is_dir():", "            if False:", "test_what_is_no_checkpoint_among_them"),
+        ("        if not read_only:\n", "        if True:\n", "test_readers_leave_the_folder_as_it_is"),
+        ("os.rename(self.folder / str(step), aside)", "pass", "test_a_checkpoint_is_replaced_or_stays"),
+        (
+            "                os.rename(aside, self.folder / str(step))\n",
+            "",
+            "test_a_checkpoint_is_replaced_or_stays and RuntimeError",
+        ),
+    ],
+    "flowrl/experiment/resuming.py": [
+        ("want.items() <= line.record.items()", "True", "test_a_log_that_was_changed_is_named_with_its_line"),
+        (
+            "itertools.zip_longest(kept, wanted)",
+            "zip(kept, wanted)",
+            "test_a_log_that_was_changed_is_named_with_its_line",
+        ),
+        ('**run, "mode": mode,', "**run,", "test_the_lines_of_an_evaluation_are_expected_in_their_order"),
+        (
+            ' or line.record["step"] < reached.step, log.lines',
+            ", log.lines",
+            "test_a_log_that_was_changed_is_named_with_its_line",
+        ),
+        (
+            "online_steps, reached.step)\n",
+            "online_steps, reached.step - 1)\n",
+            (
+                "test_an_evaluation_that_was_to_come_is_written_again or "
+                "test_what_is_cut_is_kept_beside_and_written_again"
+            ),
+        ),
+        (
+            "last = reached.step if reached.evaluated else reached.step - 1",
+            "last = reached.step",
+            (
+                "test_a_log_that_was_changed_is_named_with_its_line or "
+                "test_the_lines_of_an_evaluation_are_expected_in_their_order"
+            ),
+        ),
+        ("        if cut.dropped:\n", "        if False:\n", "test_what_is_cut_is_kept_beside_and_written_again"),
+        ('(f"{log.torn}\\n" if log.torn else "")', '""', "test_what_is_cut_is_kept_beside_and_written_again"),
+        ("reached.step > settings.total", "False", "test_fewer_steps_than_the_checkpoint_has"),
+    ],
+    "flowrl/run_folder/evaluations.py": [
+        (
+            "{*range(interval, last + 1, interval), *ends}",
+            "{*range(interval, last + 1, interval)}",
+            "test_the_lines_of_every_kind_of_run_are_those_that_are_expected",
+        ),
+    ],
+    "flowrl/experiment/runner.py": [
+        (
+            "        resuming.require_unbegun(self.parts.plan.folder)\n",
+            "",
+            "test_a_run_whose_checkpoints_are_gone_is_not_begun_anew",
+        ),
+        (
+            ("        record_changes(plan.folder, plan.settings)\n        resuming.apply(cuts)\n"),
+            ("        resuming.apply(cuts)\n        record_changes(plan.folder, plan.settings)\n"),
+            "test_a_kill_while_a_finished_run_is_given_more_steps and apply",
+        ),
+    ],
+    "flowrl/run_folder/formats.py": [
+        ('last.startswith("{") and', "", "test_a_log_that_was_changed_is_named_with_its_line"),
+        ("        torn = last\n", "        texts.append(last)\n", "test_what_is_cut_is_kept_beside_and_written_again"),
+        ("<= newest.get(key, 0)", "< newest.get(key, 0)", "test_a_log_that_was_changed_is_named_with_its_line"),
+        ("_all(_EVALUATION, _scored)", "_EVALUATION", "test_a_log_that_was_changed_is_named_with_its_line"),
+    ],
+    "flowrl/machine/schema.py": [
+        (
+            "parse_constant=refuse",
+            "parse_constant=float",
+            "test_a_log_that_was_changed_is_named_with_its_line or test_a_config_that_is_none",
+        ),
+        (" and not isinstance(value, bool)", "", "test_a_log_that_was_changed_is_named_with_its_line"),
+        (
+            "            elif name not in optional:\n",
+            "            elif False:\n",
+            "test_a_changed_config_is_named_with_its_field or test_a_changed_sweep_is_named_with_its_field",
+        ),
+        ('raise Mismatch(f"{place} is no setting")', "return", "test_a_changed_config_is_named_with_its_field"),
+    ],
+    "flowrl/experiment/stored.py": [
+        ("        check(made)\n", "", "test_a_changed_config_is_named_with_its_field"),
+        ('if seeds(runs) != stored["seeds"]:', "if False:", "test_a_changed_config_is_named_with_its_field"),
+        ("        _require_traced(usual, grid)\n", "", "test_a_changed_config_is_named_with_its_field"),
+    ],
+    "flowrl/experiment/grids.py": [
+        ("if _runs(parts) != _runs(groups(before)):", "if False:", "test_a_changed_sweep_is_named_with_its_field"),
+    ],
+    "flowrl/experiment/sweeps.py": [
+        (
+            "(folder / SWEEP).unlink(missing_ok=True)",
+            "pass",
+            "test_a_run_that_never_began_leaves_no_folder and recorded",
+        ),
+    ],
+    "flowrl/machine/files.py": [
+        ("if made and unused(folder):", "if False:", "test_a_run_that_never_began_leaves_no_folder"),
+        (
+            "if not os.path.samestat(",
+            "if False and os.path.samestat(",
+            "test_a_folder_that_its_owner_takes_away_is_not_claimed",
+        ),
+    ],
+}

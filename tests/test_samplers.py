@@ -105,3 +105,35 @@ def test_what_data_lack_is_named() -> None:
     ):
         with pytest.raises(UserError, match=f"the data lack {lacking}, which this agent reads; they have actions, obs"):
             require(kind, ("observations", "actions"))
+
+
+FAULTS = {
+    "flowrl/data/samplers.py": [
+        ("before * inside", "before", "test_a_segment_stays_in_its_episode_and_has_no_value_where_that_only_ended"),
+        ("alive = jnp.cumprod(masks, axis=1)", "alive = masks", "test_nothing_counts_after_a_termination"),
+        (
+            "before = jnp.concatenate([jnp.ones_like(alive[:, :1]), alive[:, :-1]], axis=1)",
+            "before = alive",
+            "test_nothing_counts_after_a_termination",
+        ),
+        (
+            "        ahead = jnp.minimum(ahead, ends)\n",
+            "",
+            "test_a_segment_stays_in_its_episode_and_has_no_value_where_that_only_ended",
+        ),
+        ("self.length * alive[:, -1]", "self.length", "test_nothing_counts_after_a_termination"),
+        (
+            "(inside[:, -1] | (alive[:, -1] == 0))",
+            "inside[:, -1]",
+            "test_an_episode_that_terminates_before_its_segment_is_over_is_known",
+        ),
+        ("states[ahead[:, -1] + 1]", "states[ahead[:, -1]]", "test_a_segment_within_an_episode"),
+        ("self.discount) ** steps", "self.discount)", "test_a_segment_within_an_episode"),
+        (
+            '"discounts": self.discount * rows["masks"]',
+            '"discounts": self.discount * jnp.ones_like(rows["masks"])',
+            "test_segments_of_one_step_are_transitions",
+        ),
+        ('("returns",) if self.returns else ()', "()", "test_what_data_lack_is_named"),
+    ],
+}

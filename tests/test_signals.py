@@ -153,3 +153,20 @@ def test_an_ignored_interrupt_stays_ignored(monkeypatch: pytest.MonkeyPatch) -> 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # as for a job in the background
     with signals.importing(), signals.orderly():
         assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+
+
+FAULTS = {
+    "flowrl/machine/signals.py": [
+        ("        process.terminate()\n", "        pass\n", "test_sigterm_is_passed_on_and_ends_both_in_order"),
+        (
+            "        raise SystemExit(status)",
+            "        return status",
+            "test_a_program_whose_part_was_stopped_ends_likewise",
+        ),
+        ("    exit_on_sigterm()\n", "", "test_a_program_ends_in_one_line"),
+        ("now - second > AT_ONCE", "False", "test_what_saves_is_given_time_until_a_second_signal"),
+        ("return now - max(first, self.since) > self.limit", "return False", "test_a_signal_ends_compiled_code"),
+        ("            signal.set_wakeup_fd(before)\n", "", "test_the_watch_ends_with_the_program"),
+        ("if signal.getsignal(number) is not signal.SIG_IGN:", "if True:", "test_an_ignored_interrupt_stays_ignored"),
+    ],
+}

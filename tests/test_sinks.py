@@ -327,3 +327,29 @@ def test_columns_may_come_and_go(tmp_path: Path) -> None:
     assert (tmp_path / "metrics.csv").read_text().splitlines()[0] == "a,b,c,d"
     assert rows(tmp_path / "metrics.csv") == made
     assert not (tmp_path / "eval.csv").exists()
+
+
+FAULTS = {
+    "flowrl/experiment/sinks.py": [
+        ("if names == columns:", "if columns:", "test_columns_may_come_and_go"),
+        ("path.unlink(missing_ok=True)", "pass", "test_columns_may_come_and_go"),
+        (
+            '(folder / "tensorboard").rglob(',
+            '(folder / "tensorboard").glob(',
+            "test_a_run_killed_and_resumed_holds_each_number_once and _log",
+        ),
+        ("for kind, records in history(", "for kind, records in () and history(", "test_sinks_can_be_asked_for_later"),
+        (
+            "2 * step + KINDS.index(kind)",
+            "step",
+            "test_a_run_killed_and_resumed_holds_each_number_once and _checkpoint",
+        ),
+        ("secrets.token_hex(8) for _", "'same' for _", "test_every_mapped_run_is_a_run_of_its_own"),
+        ("self._sinks.pop(name, None)", "", "test_a_sink_that_fails_is_left_out_with_one_warning"),
+        (
+            "by_time = sorted(lines, key=lambda line: line[0])",
+            "by_time = lines",
+            "test_history_is_in_the_order_of_writing",
+        ),
+    ],
+}

@@ -295,3 +295,15 @@ def test_the_cache_is_in_the_home_folder_by_default(monkeypatch):
     monkeypatch.delenv("FLOWRL_DATA")
     monkeypatch.setenv("HOME", "/home/someone")
     assert str(sources.cache_root()) == "/home/someone/.cache/flowrl"
+
+
+FAULTS = {
+    "flowrl/tasks/sources.py": [
+        ("if near:\n", "if False:\n", "test_a_path_that_is_misspelt_names_the_one_that_may_be_meant"),
+        (
+            "; set FLOWRL_DATA to a folder",
+            "; choose a folder",
+            "test_a_cache_that_cannot_be_written_names_the_variable",
+        ),
+    ],
+}

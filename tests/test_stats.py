@@ -144,3 +144,21 @@ def test_values_are_those_of_rliable(case: dict[str, dict]) -> None:
     found = statistics.interval(statistics.probability_of_improvement, ours, theirs)
     assert found.mean == pytest.approx(case["improvement"]["value"], abs=1e-12)
     np.testing.assert_allclose(found[1:], case["improvement"]["interval"], atol=0.02)
+
+
+FAULTS = {
+    "flowrl/run_folder/statistics.py": [
+        (
+            "-1), 0.25, axis=-1)",
+            "-1), 0.2, axis=-1)",
+            ("test_probability_of_improvement_by_hand or test_statistics_by_hand or test_three_values_by_hand"),
+        ),
+        ("mean(scores > threshold)", "mean(scores >= threshold)", "test_profiles_count_scores_strictly_above"),
+        (" + 0.5 * (ours == theirs)", "", "test_probability_of_improvement_by_hand"),
+        (
+            "rng.integers(0, len(matrix), (resamples, *matrix.shape))",
+            "rng.integers(0, len(matrix), (resamples, len(matrix), 1)).repeat(matrix.shape[1], axis=2)",
+            "test_runs_are_drawn_within_their_task or test_values_are_those_of_rliable",
+        ),
+    ],
+}

@@ -223,3 +223,43 @@ def test_an_optional_field_of_another_spelling_is_said(tmp_path, written, meant,
     np.savez(tmp_path / "own.npz", **found)
     read(tmp_path / "own.npz", "Pendulum-v1")
     assert f"note: '{written}' is not read; did you mean '{meant}'?\n" in capsys.readouterr().err
+
+
+FAULTS = {
+    "flowrl/tasks/fields.py": [
+        (
+            "if free is not None and needed > free",
+            "if False",
+            (
+                "test_a_bomb_of_npz_is_measured_by_the_free_memory or "
+                "test_a_virtual_array_of_hdf5_is_measured_by_the_free_memory"
+            ),
+        ),
+        ("except MemoryError as error", "except ZeroDivisionError as error", "test_memory_that_is_refused_is_said"),
+        (
+            "if remedy is None and (near :=",
+            "if False and (near :=",
+            "test_a_missing_field_names_the_one_that_may_be_meant",
+        ),
+        ("unread, 0.85)", "unread, 1.1)", "test_an_optional_field_of_another_spelling_is_said and mask"),
+        ('turned = "transpose it" if', 'turned = "" if', "test_arrays_that_hold_something_else"),
+    ],
+    "flowrl/tasks/storage.py": [
+        ("if claimed > held and", "if False and", "test_a_header_of_npz_that_claims_more_than_there_is"),
+        (
+            "held = min(held, _DEFLATION * info.compress_size)",
+            "pass",
+            "test_a_directory_of_npz_that_claims_what_cannot_be_compressed_so",
+        ),
+        ("if claimed > max(_SPARSE", "if 0 > max(_SPARSE", "test_an_array_of_hdf5_that_was_never_written"),
+        ("if not by_columns:", "if True:", "test_columns_that_lie_together_and_many_rows_are_read_alike"),
+        ("(SyntaxError, tokenize.TokenError)", "SyntaxError", "test_headers_of_npz_that_are_none"),
+    ],
+    "flowrl/tasks/columns.py": [
+        (
+            "least.reduce(parts, axis=0)",
+            "least.reduce(many if whole else parts, axis=0)",
+            "test_extents_are_the_least_and_the_largest",
+        ),
+    ],
+}

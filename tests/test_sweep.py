@@ -517,3 +517,43 @@ def test_help_lists_the_flags(capsys: pytest.CaptureFixture[str]) -> None:
     shown = capsys.readouterr().out
     for flag in ("--runs_at_once", "--select=final", "--num_seeds=1", "--agent.learning_rate=0.0003 [sweepable]"):
         assert f"  {flag}\n" in shown
+
+
+FAULTS = {
+    "flowrl/experiment/grids.py": [
+        ("name in traced and len(values) > 1", "len(values) > 1", "test_static_fields_split_and_sweepable_ones_do_not"),
+        (
+            "for point in _product(mapped) for seed in seeds]",
+            "for seed in seeds for point in _product(mapped)]",
+            "test_static_fields_split_and_sweepable_ones_do_not",
+        ),
+        ("part.trials[begin:end]", "part.trials[begin : end - 1]", "test_waves_are_few_and_equal"),
+    ],
+    "flowrl/experiment/sweep_table.py": [
+        ("curve[group.steps[-1]]", "max(curve.values())", "test_the_table_by_hand"),
+        (
+            "if (first := best(rows)) is None",
+            "if (first := rows[0]) is None",
+            "test_no_value_is_called_best_from_one_seed",
+        ),
+    ],
+    "flowrl/machine/memory.py": [
+        ("free // jax.local_device_count()", "free", "test_free_memory_of_a_cpu"),
+        ("SHARE * free - fixed", "SHARE * free", "test_as_many_runs_as_fit"),
+    ],
+    "flowrl/experiment/runner.py": [
+        (
+            "        self._recorder.diverging(loop.divergences(self._window))\n",
+            "",
+            "test_a_finished_part_that_is_resumed_still_tells_what_diverged",
+        ),
+        (
+            "            raise loop.Stopped  # before",
+            "            pass  # before",
+            "test_a_signal_at_any_moment_leaves_what_the_same_command_continues and Checkpoints",
+        ),
+    ],
+    "flowrl/experiment/sweeps.py": [
+        ("if status or stopped:", "if status:", "test_a_signal_at_any_moment_leaves_what_the_same_command_continues"),
+    ],
+}

@@ -311,3 +311,43 @@ def test_own_transitions_serve_under_a_d4rl_name(tmp_path):
     env = tasks.parse("hopper-medium-v2")
     with pytest.raises(UserError, match="'observations' have size 3, but the environment's have 11"):
         env.read(env.locate(str(path)), Expected(observation_dim=11, action_dim=3))
+
+
+FAULTS = {
+    "flowrl/tasks/transitions.py": [
+        (
+            "np.where(firsts & ~kept, 0, 1 + (kept & ends))",
+            "1 + (kept & ends)",
+            "test_a_termination_in_the_last_row_is_kept_and_lone_rows_leave_nothing",
+        ),
+        (
+            'kept = ~ends | (arrays["masks"] == 0)',
+            "kept = np.ones(rows, bool)",
+            "test_without_them_what_leads_nowhere_is_dropped",
+        ),
+    ],
+    "flowrl/tasks/fields.py": [
+        ("(block - centre) / width", "block / width", "test_actions_are_brought_to_the_unit_box"),
+        (
+            "block[:] = np.where(fixed, 0.0, scaled)",
+            "block[:] = scaled",
+            "test_bounds_as_large_as_they_can_be_and_fixed_components_stay_finite",
+        ),
+        (
+            "high / 2 - low / 2, high / 2 + low / 2",
+            "(high - low).astype(np.float32) / 2, low * 0",
+            "test_bounds_as_large_as_they_can_be_and_fixed_components_stay_finite",
+        ),
+        ("bad = ~finite | (high < low)", "bad = high < low", "test_bounds_that_cannot_be_are_refused_by_component"),
+        (
+            "moved = np.abs(scaled * fixed) > ACTION_TOLERANCE",
+            "moved = fixed & False",
+            "test_bounds_as_large_as_they_can_be_and_fixed_components_stay_finite",
+        ),
+        (
+            "array = array.reshape(rows, width)",
+            "pass",
+            "test_rows_in_another_shape_are_flattened_where_the_environment_says_their_size",
+        ),
+    ],
+}
