@@ -8,8 +8,8 @@ Each stands in the file of the test that must catch it, in a list at its end:
         ],
     }
 
-That is: a file of the product, text that occurs exactly once in it, what replaces it, and the name of the test, or which
-of its cases as for `pytest -k`: "test_expectile_weight and jit". Where types must catch it, it says "mypy".
+That is: a file of the product, text that occurs exactly once in it, what replaces it, and the test's name, or which of
+its cases as for `pytest -k`: "test_expectile_weight and jit". Where types must catch it, it says "mypy".
 With names of files, of the product or of tests, only their faults are planted.
 """
 

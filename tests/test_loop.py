@@ -336,4 +336,21 @@ FAULTS = {
             "test_a_diverged_run_is_frozen_while_others_go_on and serial",
         ),
     ],
+    "flowrl/training/compiled.py": [
+        (
+            "own = jax.tree.map(jnp.copy, configs)",
+            "own = configs",
+            "test_configurations_survive_the_states_that_were_made_of_them",
+        ),
+        (
+            'agent.init(stream_key(key, "init"), config))',
+            'agent.init(stream_key(jax.random.key(0), "init"), config))',
+            "test_different_seeds_differ_from_the_start_and_in_their_batches",
+        ),
+        ("step=step + updates)", "step=step + 1)", "test_chunks_do_not_change_states_or_metrics"),
+    ],
+    "flowrl/training/loop.py": [
+        ("window = clear(window)", "pass", "test_intervals_do_not_change_training"),
+        ("if saved != (step, evaluated):", "if True:", "test_a_stop_right_after_a_checkpoint_saves_no_second_one"),
+    ],
 }
