@@ -14,7 +14,7 @@ from flowrl.cli import flags
 from flowrl.errors import UserError
 from flowrl.experiment import estimates, run, settings
 from flowrl.experiment.settings import MAX_SEED, MOST_RUNS, Plan, Settings, plan
-from flowrl.machine import devices
+from flowrl.machine import memory
 
 ENV = "--env=pointmaze-medium-navigate"
 OFFLINE = ("--agent=gcbc", ENV, "--preset=quick")
@@ -25,7 +25,7 @@ ONLINE = ("--agent=sac", "--env=Pendulum-v1", "--preset=quick", "--online.steps=
 def a_small_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """16 GB of memory, 100 GB of disk and two cores; nothing is trained, and no test leaves runs behind."""
     monkeypatch.setattr(estimates, "available_memory", lambda: 16 * 10**9)
-    monkeypatch.setattr(devices, "free_bytes", lambda: 16 * 10**9)
+    monkeypatch.setattr(memory, "free_bytes", lambda: 16 * 10**9)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: (10**12, 0, 10**11))
     monkeypatch.setattr(estimates, "usable_cores", lambda: 2)
     monkeypatch.setattr(run, "_execute", lambda plan, stored, signals: plans.append(plan) or 0)
