@@ -8,13 +8,13 @@ import pytest
 from absl import flags as absl_flags
 from programs import load, main, sweep
 
-from flowrl import agents, machine
+from flowrl import agents
 from flowrl import config as configs
 from flowrl.cli import flags
 from flowrl.errors import UserError
 from flowrl.experiment import estimates, run, settings
 from flowrl.experiment.settings import MAX_SEED, MOST_RUNS, Plan, Settings, plan
-from flowrl.machine import memory
+from flowrl.machine import limits, memory
 
 ENV = "--env=pointmaze-medium-navigate"
 OFFLINE = ("--agent=gcbc", ENV, "--preset=quick")
@@ -239,15 +239,15 @@ def test_the_disk_of_a_resumed_run_holds_its_checkpoints_already(monkeypatch: py
 
 def test_memory_is_what_the_narrowest_limit_leaves(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
-    monkeypatch.setattr(machine, "_left_of_cgroups", list)
-    monkeypatch.setattr(machine.resource, "getrlimit", lambda _: (machine.resource.RLIM_INFINITY,) * 2)
-    whole = machine.available_memory()
+    monkeypatch.setattr(limits, "_left_of_cgroups", list)
+    monkeypatch.setattr(limits.resource, "getrlimit", lambda _: (limits.resource.RLIM_INFINITY,) * 2)
+    whole = limits.available_memory()
     if whole is None:
         pytest.skip("only Linux tells")
-    monkeypatch.setattr(machine, "_left_of_cgroups", lambda: [10**6])
-    assert machine.available_memory() == 10**6
-    monkeypatch.setattr(machine.resource, "getrlimit", lambda _: (2 * 10**5, 2 * 10**5))
-    assert machine.available_memory() == 0  # more than that is taken already
+    monkeypatch.setattr(limits, "_left_of_cgroups", lambda: [10**6])
+    assert limits.available_memory() == 10**6
+    monkeypatch.setattr(limits.resource, "getrlimit", lambda _: (2 * 10**5, 2 * 10**5))
+    assert limits.available_memory() == 0  # more than that is taken already
 
 
 @pytest.mark.parametrize(

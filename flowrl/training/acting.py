@@ -21,7 +21,10 @@ from flowrl.train_state import Batch, C, Policy
 
 
 def act(agent: Agent[Any], policy: Policy[Any], inputs: Batch, key: jax.Array, *, explore: bool = False) -> jax.Array:
-    """Returns one policy's actions `[B, A]`, or `[B, H, A]` of H in a row, for inputs `[B, ...]` as an environment shows them; a pure function."""
+    """Returns one policy's actions `[B, A]` for inputs `[B, ...]` as an environment shows them; a pure function.
+
+    Of an agent that plays H actions in a row they are `[B, H, A]`.
+    """
     seen = inputs if policy.normalizer is None else policy.normalizer.inputs(inputs)
     return agent.act(policy, seen, key, explore=explore)
 
