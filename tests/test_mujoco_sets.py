@@ -210,7 +210,7 @@ def test_policies_take_turns(hopper: SeededEpisodes) -> None:
 
 
 def test_keeping_one_checkpoint_is_refused() -> None:
-    with pytest.raises(UserError, match="--checkpoint.keep=1 could leave none"):
+    with pytest.raises(UserError, match=r"--checkpoint\.keep=1 could leave none"):
         main("--agent=sac", "--env=Pendulum-v1", "--online.steps=30", "--checkpoint.keep=1")
 
 
