@@ -9,7 +9,6 @@ ROOT = Path(__file__).parents[1]
 ORDER = (
     "machine", "data", "agents", "envs", "collection", "tasks", "training", "run_folder", "reports", "experiment",
     "cli",
-    "cli",
 )  # fmt: skip
 """The folders of flowrl: each imports the root and those before it."""
 
