@@ -28,10 +28,10 @@ from tqdm import tqdm
 from flowrl import agents
 from flowrl.agent import Agent
 from flowrl.cli import flags
-from flowrl.cli.programs import load_states
-from flowrl.config import MOST_COUNT, MOST_EPISODES, MOST_WORKERS, flatten, put, record, static
+from flowrl.config import MOST_COUNT, MOST_EPISODES, MOST_WORKERS, flatten, put, record, stacked, static
 from flowrl.config import values as values_of
 from flowrl.errors import UserError
+from flowrl.experiment.loading import load_states
 from flowrl.experiment.settings import Plan, check
 from flowrl.experiment.stored import read_plan
 from flowrl.machine import hosts
@@ -139,7 +139,11 @@ def evaluate(plan: Plan, step: int | None) -> list[dict[str, Any]]:
     facts, settings = plan.env.facts(), plan.settings
     spec = facts.spec
     agent = agents.build(settings.agent, plan.config, spec)
-    step, states, normalizer = load_states(plan, agent, step)
+    configs = stacked(plan.config, [trial.values for trial in plan.trials])
+    step, states, normalizer = load_states(
+        plan.folder, settings.agent, agent, configs, len(plan.trials),
+        goals_are_states=plan.env.goals == "state", step=step,
+    )  # fmt: skip
     policies_of = jax.vmap(agent.policy, in_axes=(jax.tree.map(lambda _: 0, states).replace(step=None),))
     evaluator = Evaluator(
         agent,

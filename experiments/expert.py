@@ -44,7 +44,7 @@ class Settings:
 
     body: str = static("ant", "ant, humanoid or antball.")
     run_dir: str = static("", "Folder of the training; runs/expert-<body> if absent.")
-    out: str = static("flowrl/data/experts", "Folder for the expert.")
+    out: str = static("flowrl/collection/experts", "Folder for the expert.")
     episodes: int = static(20, "Episodes with changing directions that are measured.", high=MOST_EPISODES)
 
 

@@ -2,7 +2,8 @@
 
 Training is `experiments/main.py --agent=sac` on the body's task in --run_dir, all checkpoints kept; every other flag is
 passed on to it. The same command continues a training that was broken off; a finished one is only exported. Policies
-up to medium and the expert, as flowrl.data.mujoco_sets defines them, go to <out>/<body>.npz, what they do to .json.
+up to medium and the expert, as flowrl.collection.mujoco_sets defines them, go to <out>/<body>.npz, what they do to
+.json.
 """
 
 if __name__ == "__main__":
@@ -41,7 +42,7 @@ class Settings:
 
     body: str = static("hopper", f"{', '.join(mujoco_sets.BODIES)}.")
     run_dir: str = static("", "Folder of the training; runs/snapshots-<body> if absent.")
-    out: str = static("flowrl/data/experts", "Folder for the policies.")
+    out: str = static("flowrl/collection/experts", "Folder for the policies.")
     episodes: int = static(20, "Episodes in which the return of each policy is measured.", high=MOST_EPISODES)
 
 

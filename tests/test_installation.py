@@ -20,6 +20,7 @@ from packaging.markers import default_environment
 from packaging.requirements import Requirement
 from programs import ROOT
 
+from flowrl import agents
 from flowrl.envs import making
 from flowrl.errors import SharedError, UserError
 from flowrl.machine import hosts, packages, provenance
@@ -37,12 +38,12 @@ print("\\n" + getattr(build_meta, sys.argv[1])(sys.argv[2]))
 USE = """
 import sys
 from pathlib import Path
-from flowrl import agent, presets
-from flowrl.data import experts
-assert len(agent.names()) == int(sys.argv[2]), agent.names()
-for name in agent.names():
-    agent.load(name).Config()
-assert len(presets.ogbench_datasets()) > 50
+from flowrl import agents, presets
+from flowrl.collection import experts
+assert len(agents.names()) == int(sys.argv[2]), agents.names()
+for name in agents.names():
+    agents.default(name)
+assert len(presets.datasets("gcbc")) > 50
 assert experts.shipped("ant")
 for name, module in list(sys.modules.items()):  # what is missing may be found where the repository is installed
     if name.partition(".")[0] == "flowrl":
@@ -72,8 +73,7 @@ def test_the_distribution_works_outside_of_the_repository(tmp_path: Path) -> Non
     (unpacked,) = (tmp_path / "sdist").iterdir()
     assert not [path for path in unpacked.rglob("*") if path.is_symlink()]
     shutil.unpack_archive(build("wheel", unpacked, tmp_path), tmp_path / "wheel", "zip")
-    agents = len(list((ROOT / "agents").glob("[a-z]*.py")))
-    command = [sys.executable, "-c", USE, str(tmp_path / "wheel"), str(agents)]
+    command = [sys.executable, "-c", USE, str(tmp_path / "wheel"), str(len(agents.names()))]
     environment = os.environ | {"PYTHONPATH": str(tmp_path / "wheel")}
     used = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert used.returncode == 0, used.stderr

@@ -23,7 +23,7 @@ PUBLISHED = {
     "bc": 78, "fql": 83, "gc_sscp": 16, "gcbc": 85, "gcivl": 85, "hiql": 85, "ofql": 15, "sscp": 9,
 }  # fmt: skip
 SPEC = Spec.of_sizes(5, 3, 5)
-DATASETS = sorted(presets.ogbench_datasets())
+DATASETS = sorted(presets.datasets("gcbc"))
 MAZES = [f"{maze}-{size}" for maze in ("pointmaze", "antmaze") for size in ("medium", "large", "giant", "teleport")]
 LONG_JUMPS = ("pointmaze-large-navigate", "antmaze-large-navigate", "antmaze-giant-navigate")
 

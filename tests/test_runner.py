@@ -7,8 +7,9 @@ import jax
 import numpy as np
 
 from flowrl import agents
-from flowrl.cli.programs import load_states
+from flowrl.config import stacked
 from flowrl.experiment import run, settings, stored
+from flowrl.experiment.loading import load_states
 from flowrl.networks import Spec
 from flowrl.run_folder import logs
 from flowrl.run_folder.trials import Trial
@@ -27,6 +28,11 @@ def plan_of(folder: Path, **given: Any) -> settings.Plan:
     return settings.plan(named | SMALL | given, {"hidden_dims": (8,), "batch_size": 8}, trials)
 
 
+def states_of(plan: settings.Plan, agent: Any) -> Any:
+    configs = stacked(plan.config, [trial.values for trial in plan.trials])
+    return load_states(plan.folder, "bc", agent, configs, len(plan.trials), goals_are_states=False)
+
+
 def test_checkpoints_hold_no_configuration_but_what_observations_are_normalised_by(tmp_path: Path) -> None:
     plan = plan_of(tmp_path / "run", **{"normalize.observations": True})
     assert run.execute(plan) == 0
@@ -37,7 +43,7 @@ def test_checkpoints_hold_no_configuration_but_what_observations_are_normalised_
     assert not jax.tree.leaves(arrays["states"].get("config"))
     data = np.load(tmp_path / "own.npz")["observations"].astype(np.float32)
     agent = agents.build("bc", plan.config, Spec.of_sizes(3, 1))
-    step, states, normalizer = load_states(plan, agent)
+    step, states, normalizer = states_of(plan, agent)
     assert step == 4
     assert normalizer is not None
     np.testing.assert_allclose(normalizer.std, data.std(axis=0) + 1e-3, rtol=0.1)  # of the rows that were kept
@@ -54,5 +60,5 @@ def test_a_run_goes_on_with_the_configuration_of_its_folder(tmp_path: Path) -> N
     assert run.execute(*stored.resumed_plan({"run_dir": str(half.folder), "resume": True, "steps": 8}, {})) == 0
     assert logs.read_lines(half.folder / "metrics.jsonl") == logs.read_lines(whole.folder / "metrics.jsonl")
     agent = agents.build("bc", whole.config, Spec.of_sizes(3, 1))
-    one, other = (load_states(plan, agent)[1] for plan in (whole, half))
+    one, other = (states_of(plan, agent)[1] for plan in (whole, half))
     jax.tree.map(np.testing.assert_array_equal, one, other)

@@ -9,7 +9,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 import pytest
 from programs import ROOT, main, save_walks, sweep
@@ -114,7 +113,7 @@ def test_videos_show_the_evaluation_of_the_first_run(
     assert main("--resume", f"--run_dir={folder}", "--log.video_episodes=1") == 0
     assert sorted(path.name for path in (folder / "videos").glob("*.mp4")) == names[::2]
     settings = logs.read_json(folder / "config.json")
-    assert settings["settings"]["video_episodes"] == 1
+    assert settings["settings"]["log.video_episodes"] == 1
     assert "video" not in settings["command"]
 
 
@@ -214,12 +213,12 @@ def test_more_videos_than_episodes_are_refused(tmp_path: Path) -> None:
 
 def test_played_again_in_any_row(monkeypatch: pytest.MonkeyPatch) -> None:
     """Fewer slots than episodes, and another run beside: outcomes are those of the evaluation."""
-    from test_evaluate import ENV, keys_of, wanderer
+    from test_evaluate import ENV, keys_of, policies_of, wanderer
 
     sizes = dict(tasks=5, episodes=2, workers=1, slots=6)
     evaluator = evaluation.Evaluator(wanderer(), functools.partial(making.make, ENV), keys_of(3, 4), **sizes)  # type: ignore[arg-type]
     try:
-        policies = jax.numpy.full(2, 0.8)
+        policies = policies_of(2)
         whole, calls = evaluator(policies), []
         again = evaluator.play_first_run(
             policies, functools.partial(making.make, ENV), 1, lambda done, total: calls.append((done, total))

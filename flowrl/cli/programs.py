@@ -6,26 +6,18 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-import flax.serialization
-import jax
-import jax.numpy as jnp
 from absl import flags as absl_flags
 
 from flowrl import agents
-from flowrl.agent import Agent
 from flowrl.cli import flags
-from flowrl.config import stacked
 from flowrl.errors import UserError
 from flowrl.experiment.settings import Plan, Settings
 from flowrl.experiment.stored import read_plan
 from flowrl.machine import schema
-from flowrl.machine.files import CHECKPOINTS, CONFIG, SUMMARY
+from flowrl.machine.files import CONFIG, SUMMARY
 from flowrl.machine.signals import run_program
-from flowrl.normalize import Normalizer
-from flowrl.random_streams import root_keys
 from flowrl.run_folder import formats
 from flowrl.run_folder.trials import points
-from flowrl.train_state import TrainState
 
 T = TypeVar("T")
 
@@ -161,53 +153,3 @@ def stored_plan(run_dir: str | None) -> tuple[Plan, dict[str, Any]]:
             "configuration"
         )
     return plan, stored
-
-
-def load_states(
-    plan: Plan, agent: Agent[Any], step: int | None = None
-) -> tuple[int, TrainState[Any], Normalizer | None]:
-    """Returns the step of a run's newest checkpoint, or of the one that is asked for, and what acts of it.
-
-    Args:
-        plan: Of the run.
-        agent: As it was trained, or with settings that only acting reads changed, as the plan has them.
-        step: Of which checkpoint.
-
-    Returns:
-        The step, the states `[R, ...]` of its runs without the optimizer's, and what stands between environment and
-        agent, if anything does.
-
-    Raises:
-        UserError: There is no such checkpoint, it is damaged, or it is of another agent.
-    """
-    from flowrl.training.checkpoint import Checkpoints  # here, so that a program's --help needs no orbax
-
-    folder = plan.folder / CHECKPOINTS
-    checkpoints = Checkpoints(folder, read_only=True) if folder.exists() else None
-    kept = checkpoints.steps() if checkpoints else []
-    if checkpoints is None or not kept:
-        raise UserError(f"{plan.folder} has no checkpoint; put its folder {CHECKPOINTS} back, or train it")
-    if step is not None and step not in kept:
-        raise UserError(f"{folder} has no checkpoint at step {step}; give --step={' or '.join(map(str, kept))}")
-    step = kept[-1] if step is None else step
-    trained, runs = checkpoints.facts(step)["agent"], len(plan.trials)
-    if trained != plan.settings.agent:
-        raise UserError(f"the checkpoint in {folder} is of agent {trained}, not {plan.settings.agent} as its run says")
-    config = stacked(plan.config, [trial.values for trial in plan.trials])
-    like = jax.eval_shape(jax.vmap(agent.init), root_keys(jnp.zeros(runs, jnp.uint32)), config)
-    like = like.replace(opt_state=(), config=None)
-    like = like.replace(step=jax.ShapeDtypeStruct((), like.step.dtype))  # which runs share
-    try:
-        arrays = checkpoints.raw(step)
-        states = flax.serialization.from_state_dict(like, {**arrays["states"], "opt_state": (), "config": None})
-    except (ValueError, KeyError, TypeError) as error:
-        raise checkpoints.unfit(step, str(error)) from error
-    checkpoints.require_fit(like, states, step)
-    if (rows := min(len(leaf) for leaf in jax.tree.leaves(states) if leaf.ndim)) < runs:
-        raise checkpoints.unfit(step, f"it has {rows} runs, not {runs}")
-    checkpoints.close()
-    # More rows than runs were stored, where these did not fill their devices evenly.
-    states = jax.tree.map(lambda x: x[:runs] if x.ndim else x, states).replace(config=config)
-    found = arrays.get("normalizer")
-    normalizer = found and Normalizer(**found, goals_are_states=plan.env.goals == "state")
-    return step, states, normalizer

@@ -1,6 +1,6 @@
 """What a run says of itself: its `config.json`, what changed when it is resumed, and the lines at its beginning."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,14 @@ from flowrl.train_state import TrainState
 
 
 def describe(
-    settings: Settings, config: Any, trials: Sequence[Trial], preset: str, data: sources.Source, *, swept: bool
+    settings: Settings,
+    config: Any,
+    trials: Sequence[Trial],
+    preset: str,
+    data: sources.Source,
+    task: Mapping[str, Any],
+    *,
+    swept: bool,
 ) -> dict[str, Any]:
     """Returns the `config.json` of runs, by which they are told apart, repeated and continued.
 
@@ -29,6 +36,7 @@ def describe(
         trials: The runs.
         preset: Where the settings started from.
         data: What is learnt from.
+        task: What a policy must know of its environment, as `Task.told` gives it.
         swept: Whether the runs are a part of a sweep.
     """
     packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "ogbench", "mujoco", "gymnasium")
@@ -38,6 +46,7 @@ def describe(
         "seeds": seeds(trials),
         "preset": {"name": settings.preset, "source": preset},
         "data": data._asdict() | {"path": "none" if data is sources.NONE else str(data.path.resolve())},
+        "task": dict(task),
         "hardware": hardware(),
         "devices": jax.device_count(),
         "hosts": hosts.count(),

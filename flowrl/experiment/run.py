@@ -127,7 +127,9 @@ def _execute(plan: Plan, stored: dict[str, Any] | None, signals: Signals) -> int
     parts = hosts.agreed(partial(prepare, plan, source, layout))
     plan = parts.plan
     hosts.agreed(partial(_require_possible, plan, parts, begun=resume))
-    config = describe(settings, plan.config, plan.trials, plan.source, source, swept=plan.swept)
+    config = describe(
+        settings, plan.config, plan.trials, plan.source, source, parts.facts.told(plan.env.goals), swept=plan.swept
+    )
     _require_same(config)
     with signals, within(None) if hosts.count() > 1 else promptly():  # hosts wait for each other
         runner = Runner(parts, layout, signals)

@@ -11,6 +11,7 @@ from flowrl.machine.schema import (
     Check,
     Mismatch,
     anything,
+    boolean,
     either,
     listing,
     nullable,
@@ -39,6 +40,16 @@ CONFIG = record(
         "preset": record({"name": text(), "source": text()}),
         "data": record({"path": text(), "origin": text(), "detail": text(), "sha256": _HASH}),
         "grid": listing(LABELS, least=1),
+        "task": record(
+            {
+                "observation": listing(_STEP, least=1),
+                "action": listing(_STEP, least=1),
+                "goal": nullable(listing(_STEP, least=1)),
+                "goals_are_states": boolean,
+                "action_low": listing(_NUMBER),
+                "action_high": listing(_NUMBER),
+            }
+        ),
         "hardware": text(),
         "devices": _STEP,
         "hosts": _STEP,

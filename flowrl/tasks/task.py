@@ -42,6 +42,18 @@ class Facts(NamedTuple):
         """Returns what data say where no environment does."""
         return cls(Spec.of_sizes(arrays["observations"].shape[1], arrays["actions"].shape[1]))
 
+    def told(self, goals: Goals) -> dict[str, Any]:
+        """Returns what a policy must know to act without the environment, for a run's folder."""
+        goal = None if self.spec.goal is None else [*self.spec.goal.shape]
+        return {
+            "observation": [*self.spec.observation.shape],
+            "action": [*self.spec.action.shape],
+            "goal": goal,
+            "goals_are_states": goals == "state",
+            "action_low": [*self.action_low],
+            "action_high": [*self.action_high],
+        }
+
     @property
     def expected(self) -> Expected:
         """What a file must fit that is made for the environment."""

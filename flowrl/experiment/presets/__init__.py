@@ -32,11 +32,6 @@ class Preset(NamedTuple):
     agent: dict[str, str]
 
 
-def ogbench_datasets() -> frozenset[str]:
-    """Returns the names of OGBench's datasets, without versions."""
-    return datasets("gcbc")
-
-
 def datasets(agent: str) -> frozenset[str]:
     """Returns the names of the datasets for which an agent has published settings."""
     rows = [row for row in _table("paper") if row["agent"] == agent and row["setting"] == "offline"]
