@@ -84,7 +84,7 @@ def column(name: str, index: int, values: Any) -> dict[str, np.ndarray]:
         ),
         ({"rewards": np.zeros(11, np.float32)}, "all rewards are 0"),
         ({"rewards": np.where(TERMINALS, 0, -1).astype(np.float32)}, "all rewards are -1"),
-        ({"rewards": arrays()["rewards"] * 1e8}, "rewards reach 9e+08: give a smaller --reward_scale"),
+        ({"rewards": arrays()["rewards"] * 1e8}, "rewards reach 9e+08: give a smaller --normalize.reward_scale"),
         ({"masks": np.zeros(11, np.float32)}, "every transition ends its episode for good"),
     ],
 )
