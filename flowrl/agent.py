@@ -21,7 +21,8 @@ class Agent(NamedTuple, Generic[C]):
         update: `(state, batch, key) -> (state, metrics)`: one training step.
         policy: `state -> policy`: exactly what acting needs.
         act: `(policy, inputs, key, *, explore=False) -> actions [..., A]` in [−1, 1]. Inputs are `observations`
-            `[..., D]` and, of a goal-conditioned agent, `goals` `[..., G]`. Without `explore` it is the mode of a
+            `[..., D]` and, of a goal-conditioned agent, `goals` `[..., G]`. An agent that plays H actions in a row
+            gives `[..., H, A]`. Without `explore` it is the mode of a
             Gaussian policy, and one draw of unit noise for a policy that maps noise.
         batch: `config -> kind`: what kind of batches `update` reads (`flowrl.data.samplers`).
         evaluations: `config -> {name: config}`: as what the agent is evaluated; the results are reported apart.

@@ -9,9 +9,10 @@ import pytest
 from programs import save_walks
 
 from flowrl import tasks
-from flowrl.experiment.banner import print_banner
+from flowrl.experiment import run
 from flowrl.experiment.build import prepare
 from flowrl.experiment.settings import plan
+from flowrl.machine import devices
 from flowrl.tasks import description
 from flowrl.tasks.fields import Expected, Reading
 
@@ -135,7 +136,7 @@ def test_the_banner_says_what_was_read(tmp_path: Path, capsys: pytest.CaptureFix
     source = made.env.locate(str(path))
     parts = prepare(made, source)
     states: Any = SimpleNamespace(params={"actor": np.zeros((1, 7))})
-    print_banner(made, source, states, 1, parts.facts, parts.doubts)
+    run._announce(SimpleNamespace(parts=parts, layout=devices.ONE, states=states), source)  # type: ignore[arg-type]
     said = capsys.readouterr().out
     low, high = observations.min(), observations.max()
     expected = f"""\
