@@ -22,9 +22,8 @@ import numpy as np
 
 from flowrl import tasks
 from flowrl.cli import flags
-from flowrl.collection import collect
+from flowrl.collection import collect, mazes
 from flowrl.config import record, static
-from flowrl.data import behaviours
 from flowrl.envs import making
 from flowrl.errors import UserError
 from flowrl.machine import files, provenance
@@ -100,7 +99,7 @@ def episode_quantities(data: Data, maze: Maze) -> dict[str, np.ndarray]:
     inside = data.episode[1:] == data.episode[:-1]
     steps = np.linalg.norm(np.diff(data.xy, axis=0), axis=1) * inside
     entries = (data.cells[1:] != data.cells[:-1]) & inside
-    turning = np.array([i * maze.map.shape[1] + j for i, j in behaviours.turning_cells(maze.map)])
+    turning = np.array([i * maze.map.shape[1] + j for i, j in mazes.turning_cells(maze.map)])
     into_turning = entries & np.isin(data.cells[1:], turning)
     firsts = np.cumsum(data.lengths) - data.lengths
     visited = np.zeros((len(data.lengths), maze.map.size), bool)
@@ -201,7 +200,7 @@ def summary(path: Path, data: Data, maze: Maze) -> dict[str, Any]:
     described = {name: values for name, (values, _) in rows.items()} | episodes
     return {
         "file": path.name,
-        "sha256": collect.sha256(path),
+        "sha256": files.sha256(path),
         "fields": fields,
         "episodes": len(data.lengths),
         "episode length": sorted({int(length) for length in data.lengths}),

@@ -21,7 +21,8 @@ class Agent(NamedTuple, Generic[C]):
         update: `(state, batch, key) -> (state, metrics)`: one training step.
         policy: `state -> policy`: exactly what acting needs.
         act: `(policy, inputs, key, *, explore=False) -> actions [..., A]` in [−1, 1]. Inputs are `observations`
-            `[..., D]` and, of a goal-conditioned agent, `goals` `[..., G]`. Without `explore` it is the mode of a
+            `[..., D]` and, of a goal-conditioned agent, `goals` `[..., G]`. An agent that plays H actions in a row
+            gives `[..., H, A]`. Without `explore` it is the mode of a
             Gaussian policy, and one draw of unit noise for a policy that maps noise.
         batch: `config -> kind`: what kind of batches `update` reads (`flowrl.data.samplers`).
         evaluations: `config -> {name: config}`: as what the agent is evaluated; the results are reported apart.
@@ -41,6 +42,29 @@ def _nothing(config: Any) -> dict[str, Any]:
 
 def _as_it_is(config: Any) -> dict[str, Any]:
     return {"eval": config}
+
+
+def _first_state(
+    networks: Sequence[Network],
+    key: jax.Array,
+    config: C,
+    targets: Sequence[str],
+    multipliers: Mapping[str, Any],
+    extras: Mapping[str, Any],
+) -> TrainState[C]:
+    """Returns a state before its first update."""
+    keys = jax.random.split(key, len(networks)) if len(networks) > 1 else [key]
+    params = {net.name: net.init(k) for net, k in zip(networks, keys, strict=True)}
+    params |= {name: {"log": jnp.asarray(log, jnp.float32)} for name, log in multipliers.items()}
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        config=config,
+        params=params,
+        # Copies, not aliases: a donated state may not hold one buffer twice.
+        target_params={name: jax.tree.map(jnp.copy, params[name]) for name in targets},
+        opt_state={name: ADAM.init(params[name]) for name in params},
+        extras=extras,
+    )
 
 
 def make_agent(
@@ -77,18 +101,7 @@ def make_agent(
         if structure != jax.tree.structure(config):
             raise ValueError("the networks were built for other static settings; call make with this configuration")
         config = as_arrays(config)
-        keys = jax.random.split(key, len(networks)) if len(networks) > 1 else [key]
-        params = {net.name: net.init(k) for net, k in zip(networks, keys, strict=True)}
-        params |= {name: {"log": jnp.asarray(log, jnp.float32)} for name, log in multipliers(config).items()}
-        return TrainState(
-            step=jnp.zeros((), jnp.int32),
-            config=config,
-            params=params,
-            # Copies, not aliases: a donated state may not hold one buffer twice.
-            target_params={name: jax.tree.map(jnp.copy, params[name]) for name in targets},
-            opt_state={name: ADAM.init(params[name]) for name in params},
-            extras=extras(config),
-        )
+        return _first_state(networks, key, config, targets, multipliers(config), extras(config))
 
     def counted(state: TrainState[C], batch: Batch, key: jax.Array) -> tuple[TrainState[C], Metrics]:
         state, metrics = update(nets, state, batch, key)

@@ -4,6 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from flowrl.config import flatten
+from flowrl.experiment.settings import Settings
 from flowrl.run_folder import texts
 
 
@@ -31,6 +33,7 @@ def make_run(
         "command": f"python experiments/main.py --agent={agent} --env={env}{told}",
         "settings": settings | {"checkpoint.interval": 100},
         "agent_config": of_agent,
+        "incidental": [entry.name for entry in flatten(Settings()) if not entry.field.metadata["learning"]],
         "seeds": seeds,
         "preset": {"name": preset, "source": "somewhere"},
         "data": {
@@ -38,6 +41,14 @@ def make_run(
             "origin": "collected",
             "detail": "collected by flowrl (not the official download), 5 of 9 episodes, seed 0, /home/me/x.npz",
             "sha256": sha,
+        },
+        "task": {
+            "observation": [2],
+            "action": [2],
+            "goal": [2],
+            "goals_are_states": True,
+            "action_low": [-1.0, -1.0],
+            "action_high": [1.0, 1.0],
         },
         "hardware": "an abacus, 2 cores",
         "versions": {"jax": "1"},

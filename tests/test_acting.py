@@ -73,6 +73,21 @@ def test_noise_is_that_of_run_episode_and_time() -> None:
         np.testing.assert_array_equal(found[run, slot], expected)
 
 
+def test_actions_in_a_row_are_played_one_after_another() -> None:
+    def act(policy: Policy[Any], inputs: Batch, key: jax.Array, *, explore: bool = False) -> jax.Array:
+        return inputs["observations"][:, None] + 10 * jnp.arange(3.0)[:, None]
+
+    agent = Agent(unused, unused, unused, act, unused, unused)
+    actor, ours = acting.EpisodeActor(agent, keys(1, 4), 2), policies(0)
+    found = [
+        played(actor, ours, [[0, 1]], [times], observations=[[[shown, 0], [shown, 0]]])[0, :, 0].tolist()
+        for shown, times in enumerate([(0, 0), (1, 1), (2, 0), (0, 1), (1, 2), (2, 3)])
+    ]
+    assert found == [[0, 0], [10, 10], [20, 2], [3, 12], [13, 22], [23, 5]]  # a chunk begins with its episode, or ends
+    one = {"observations": np.array([1, 2])}
+    np.testing.assert_array_equal(acting.play(agent, SPEC, Policy({}, {}), one, jax.random.key(0))[:, 0], [1, 11, 21])
+
+
 def test_one_episode_alone_is_played_in_its_row() -> None:
     own = keys(3, 8)
     spec, config = Spec.of_sizes(2, 2), put(agents.default("fql"), {"hidden_dims": (16, 16)})

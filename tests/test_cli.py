@@ -19,7 +19,7 @@ from flowrl import config as configs
 from flowrl.errors import UserError
 from flowrl.machine import files
 from flowrl.run_folder import logs
-from flowrl.tasks import sources
+from flowrl.tasks import ogbench
 from flowrl.training.checkpoint import Checkpoints
 
 pytestmark = pytest.mark.filterwarnings("ignore:Sharding info not provided")
@@ -190,7 +190,7 @@ def test_a_missing_file_is_named() -> None:
 
 
 def test_official_data_without_a_network(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sources, "HOSTS", ("http://127.0.0.1:9/data",))  # nothing listens there
+    monkeypatch.setattr(ogbench, "HOSTS", ("http://127.0.0.1:9/data",))  # nothing listens there
     assert_error("use --data=collected", "--agent=gcbc", ENV, "--data=official")
 
 

@@ -1,26 +1,21 @@
-import importlib.util
+"""The comparison of collected data with a reference set."""
+
 import json
 from pathlib import Path
 
 import numpy as np
+from programs import load
 
+from flowrl import tasks
 from flowrl.collection import collect
 
-ROOT = Path(__file__).parents[1]
 STITCH = "pointmaze-medium-stitch"
 
 
-def program():
-    spec = importlib.util.spec_from_file_location("experiments_compare_data", ROOT / "experiments" / "compare_data.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def test_comparison_tells_the_same_procedure_from_another(tmp_path):
-    compare = program()
-    reference = collect.collect(STITCH, tmp_path / "reference", episodes=20, seed=3, workers=1)
-    other = collect.collect(STITCH, tmp_path / "same", episodes=20, seed=4, workers=1)
+def test_comparison_tells_the_same_procedure_from_another(tmp_path: Path) -> None:
+    compare, recipe = load("experiments/compare_data.py"), tasks.parse(STITCH).recipe()
+    reference = collect.collect(recipe, tmp_path / "reference", episodes=20, seed=3, workers=1)
+    other = collect.collect(recipe, tmp_path / "same", episodes=20, seed=4, workers=1)
     with np.load(other) as file:
         tampered = dict(file)
     tampered["actions"] = 0.9 * tampered["actions"]
@@ -40,8 +35,8 @@ def test_comparison_tells_the_same_procedure_from_another(tmp_path):
     assert found["tampered"]["distance per step"] == found["same"]["distance per step"]
 
 
-def test_distances_between_histograms():
-    compare = program()
+def test_distances_between_histograms() -> None:
+    compare = load("experiments/compare_data.py")
     table = np.array([[4.0, 0.0, 0.0], [0.0, 2.0, 2.0]])
     sides = np.array([[1.0, 0.0], [0.0, 1.0]])
     np.testing.assert_allclose(compare.distances(table, sides, "ks"), [1.0, 1.0])

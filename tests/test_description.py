@@ -9,9 +9,10 @@ import pytest
 from programs import save_walks
 
 from flowrl import tasks
-from flowrl.experiment.banner import print_banner
+from flowrl.experiment import run
 from flowrl.experiment.build import prepare
 from flowrl.experiment.settings import plan
+from flowrl.machine import devices
 from flowrl.tasks import description
 from flowrl.tasks.fields import Expected, Reading
 
@@ -84,7 +85,7 @@ def column(name: str, index: int, values: Any) -> dict[str, np.ndarray]:
         ),
         ({"rewards": np.zeros(11, np.float32)}, "all rewards are 0"),
         ({"rewards": np.where(TERMINALS, 0, -1).astype(np.float32)}, "all rewards are -1"),
-        ({"rewards": arrays()["rewards"] * 1e8}, "rewards reach 9e+08: give a smaller --reward_scale"),
+        ({"rewards": arrays()["rewards"] * 1e8}, "rewards reach 9e+08: give a smaller --normalize.reward_scale"),
         ({"masks": np.zeros(11, np.float32)}, "every transition ends its episode for good"),
     ],
 )
@@ -135,7 +136,7 @@ def test_the_banner_says_what_was_read(tmp_path: Path, capsys: pytest.CaptureFix
     source = made.env.locate(str(path))
     parts = prepare(made, source)
     states: Any = SimpleNamespace(params={"actor": np.zeros((1, 7))})
-    print_banner(made, source, states, 1, parts.facts, parts.doubts)
+    run._announce(SimpleNamespace(parts=parts, layout=devices.ONE, states=states), source)  # type: ignore[arg-type]
     said = capsys.readouterr().out
     low, high = observations.min(), observations.max()
     expected = f"""\

@@ -8,13 +8,13 @@ import pytest
 from absl import flags as absl_flags
 from programs import load, main, sweep
 
-from flowrl import agents, machine
+from flowrl import agents
 from flowrl import config as configs
 from flowrl.cli import flags
 from flowrl.errors import UserError
 from flowrl.experiment import estimates, run, settings
 from flowrl.experiment.settings import MAX_SEED, MOST_RUNS, Plan, Settings, plan
-from flowrl.machine import devices
+from flowrl.machine import limits, memory
 
 ENV = "--env=pointmaze-medium-navigate"
 OFFLINE = ("--agent=gcbc", ENV, "--preset=quick")
@@ -25,7 +25,7 @@ ONLINE = ("--agent=sac", "--env=Pendulum-v1", "--preset=quick", "--online.steps=
 def a_small_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """16 GB of memory, 100 GB of disk and two cores; nothing is trained, and no test leaves runs behind."""
     monkeypatch.setattr(estimates, "available_memory", lambda: 16 * 10**9)
-    monkeypatch.setattr(devices, "free_bytes", lambda: 16 * 10**9)
+    monkeypatch.setattr(memory, "free_bytes", lambda: 16 * 10**9)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: (10**12, 0, 10**11))
     monkeypatch.setattr(estimates, "usable_cores", lambda: 2)
     monkeypatch.setattr(run, "_execute", lambda plan, stored, signals: plans.append(plan) or 0)
@@ -239,15 +239,15 @@ def test_the_disk_of_a_resumed_run_holds_its_checkpoints_already(monkeypatch: py
 
 def test_memory_is_what_the_narrowest_limit_leaves(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
-    monkeypatch.setattr(machine, "_left_of_cgroups", list)
-    monkeypatch.setattr(machine.resource, "getrlimit", lambda _: (machine.resource.RLIM_INFINITY,) * 2)
-    whole = machine.available_memory()
+    monkeypatch.setattr(limits, "_left_of_cgroups", list)
+    monkeypatch.setattr(limits.resource, "getrlimit", lambda _: (limits.resource.RLIM_INFINITY,) * 2)
+    whole = limits.available_memory()
     if whole is None:
         pytest.skip("only Linux tells")
-    monkeypatch.setattr(machine, "_left_of_cgroups", lambda: [10**6])
-    assert machine.available_memory() == 10**6
-    monkeypatch.setattr(machine.resource, "getrlimit", lambda _: (2 * 10**5, 2 * 10**5))
-    assert machine.available_memory() == 0  # more than that is taken already
+    monkeypatch.setattr(limits, "_left_of_cgroups", lambda: [10**6])
+    assert limits.available_memory() == 10**6
+    monkeypatch.setattr(limits.resource, "getrlimit", lambda _: (2 * 10**5, 2 * 10**5))
+    assert limits.available_memory() == 0  # more than that is taken already
 
 
 @pytest.mark.parametrize(

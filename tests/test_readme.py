@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from flowrl import agent as agents
+from flowrl import agents
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()

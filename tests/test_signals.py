@@ -35,7 +35,7 @@ finally:
 
 PROGRAM = """
 import time
-from flowrl import flags
+from flowrl.cli import flags
 def main(arguments):
     print("ready", flush=True)
     time.sleep(60)
@@ -82,7 +82,7 @@ def test_other_statuses_are_returned(status: int) -> None:
 # Compiled code that lets other threads run, as XLA does, and that no signal disturbs: a lock that is taken twice.
 BLOCKED = """
 import ctypes, sys
-from flowrl import flags
+from flowrl.cli import flags
 from flowrl.machine import signals
 signals.AT_ONCE = 0.3
 def main(arguments):

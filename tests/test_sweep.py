@@ -22,15 +22,15 @@ from flowrl.agents import bc
 from flowrl.cli import flags
 from flowrl.cli.programs import stored_plan
 from flowrl.errors import UserError
-from flowrl.experiment import grids, sweep_table, sweeps
+from flowrl.experiment import grids, runs_at_once, sweep_table, sweeps
 from flowrl.experiment.recorder import Recorder
 from flowrl.experiment.runner import Runner
 from flowrl.experiment.stored import resumed_plan
-from flowrl.machine import devices, memory, signals
+from flowrl.machine import memory, signals
 from flowrl.reports import curves
 from flowrl.run_folder import evaluations, logs
 from flowrl.run_folder.trials import Trial
-from flowrl.tasks import sources
+from flowrl.tasks import Task
 from flowrl.training.checkpoint import Checkpoints
 from flowrl.training.evaluation import Evaluator
 
@@ -182,12 +182,12 @@ def test_memory_is_asked_of_device_and_program(
     given |= {"data": data.removeprefix("--data="), "run_dir": str(tmp_path)}
     made = grids.Sweep(given, {"hidden_dims": [(64, 64)], "batch_size": [16]}, grids.Options())
     plan = grids.part_plan(made, grids.groups(made)[0])
-    assert memory.runs_that_fit(plan) == 8
+    assert runs_at_once.runs_that_fit(plan) == 8
     asked = []
     device = SimpleNamespace(memory_stats=lambda: {"bytes_limit": 1000, "bytes_in_use": 400})
-    monkeypatch.setattr(devices.jax, "local_devices", lambda: [device])
-    monkeypatch.setattr(memory, "fitting", lambda *sizes: asked.append(sizes) or 5)
-    assert memory.runs_that_fit(plan) == 5
+    monkeypatch.setattr(memory.jax, "local_devices", lambda: [device])
+    monkeypatch.setattr(runs_at_once, "fitting", lambda *sizes: asked.append(sizes) or 5)
+    assert runs_at_once.runs_that_fit(plan) == 5
     ((free, fixed, per_run, runs),) = asked
     kept = 4 * 4 * ((3 + 1) * 64 + (64 + 1) * 64 + 64 + 1)  # parameters, two moments, the policy
     assert (free, runs) == (600, 8)
@@ -211,15 +211,15 @@ def test_a_finished_part_that_is_resumed_still_tells_what_diverged(data: str, tm
 
 def test_free_memory_of_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """Between nothing and all of it; each device has its share; where nobody tells, all runs fit."""
-    free = devices.free_bytes()
+    free = memory.free_bytes()
     assert free is not None
     assert 0 < free < os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    monkeypatch.setattr(devices, "available_memory", lambda: 1000)
-    assert devices.free_bytes() == 1000
-    monkeypatch.setattr(devices.jax, "local_device_count", lambda: 4)
-    assert devices.free_bytes() == 250
-    monkeypatch.setattr(devices, "available_memory", lambda: None)
-    assert devices.free_bytes() is None
+    monkeypatch.setattr(memory, "available_memory", lambda: 1000)
+    assert memory.free_bytes() == 1000
+    monkeypatch.setattr(memory.jax, "local_device_count", lambda: 4)
+    assert memory.free_bytes() == 250
+    monkeypatch.setattr(memory, "available_memory", lambda: None)
+    assert memory.free_bytes() is None
 
 
 # --------------------------------------------------------------------------------------------- broken off, diverged
@@ -270,8 +270,8 @@ def own_handlers(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 @pytest.mark.parametrize(
     ("number", "place", "name", "told"),
     [
-        (signal.SIGTERM, sources, "examine", "terminated"),
-        (signal.SIGINT, sources, "examine", "interrupted"),
+        (signal.SIGTERM, Task, "examine", "terminated"),
+        (signal.SIGINT, Task, "examine", "interrupted"),
         (signal.SIGTERM, Checkpoints, "save", "stopped at update 0;"),
         (signal.SIGTERM, Runner, "_compiled", "stopped at update 0;"),
         (signal.SIGTERM, Evaluator, "__call__", "stopped at update 10;"),

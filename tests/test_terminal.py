@@ -15,7 +15,7 @@ PROGRAM = """
 if __name__ == "__main__":
     import flowrl.cli.start
 import sys
-from flowrl import flags
+from flowrl.cli import flags
 from flowrl.errors import UserError
 def main(arguments):
     for index in range(2000):
@@ -158,7 +158,7 @@ CHECKPOINT = """
 import resource, sys
 import numpy as np
 from pathlib import Path
-from flowrl.checkpoint import Checkpoints
+from flowrl.training.checkpoint import Checkpoints
 from flowrl.errors import UserError
 checkpoints = Checkpoints(Path(sys.argv[1]))
 checkpoints.save(1, {"x": np.zeros(10)}, {})
@@ -187,7 +187,7 @@ def test_opengl_does_not_matter_to_who_draws_nothing() -> None:
 
 
 def test_jax_without_a_device_in_any_program() -> None:
-    program = "import jax; from flowrl import flags; flags.run(lambda _: jax.numpy.zeros(1) is None)"
+    program = "import jax; from flowrl.cli import flags; flags.run(lambda _: jax.numpy.zeros(1) is None)"
     command = [sys.executable, "-c", program]
     done = subprocess.run(
         command, env=os.environ | {"JAX_PLATFORMS": "cuda"}, capture_output=True, text=True, timeout=120, check=False

@@ -3,87 +3,89 @@
 Copied into agents/, it is `--agent=max_q`, with flags, presets `quick` and `none`, seeds, resuming and plots.
 """
 
-import dataclasses
-from collections.abc import Mapping
-from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from flowrl import config as configs
-from flowrl import losses
-from flowrl.agent import Agent, Needs, Spec
-from flowrl.networks import MLP, Network, Value, ensemble
+from flowrl import critics
+from flowrl.agent import Agent, make_agent
+from flowrl.config import MOST_COUNT, config, nested, static, traced
+from flowrl.critics import Critic
+from flowrl.data.samplers import Transitions
+from flowrl.losses import q_size
+from flowrl.networks import MLP, Network, Spec, named
 from flowrl.optim import descend, polyak
-from flowrl.train_state import Batch, Metrics, Mode, Params, TrainState, new_state
+from flowrl.train_state import Batch, Loss, Metrics, Params, Policy, TrainState
 
 
-@dataclasses.dataclass(frozen=True)
-class Config(configs.Offline):
-    """Fields become flags; sweepable ones are traced scalars in `state.hyper`."""
+@config
+class Config:
+    """Fields become flags, `--agent.alpha` and `--agent.critic.heads`; runs of a sweep may differ in traced ones."""
 
-    discount: float = configs.sweepable(0.99, "Discount per environment step.", 0, 1)
-    target_rate: float = configs.sweepable(0.005, "Polyak rate of actor and critics.", 0, 1)
-    alpha: float = configs.sweepable(2.5, "Weight of Q against behaviour cloning.")
+    critic: Critic = nested(Critic())
+    hidden_dims: tuple[int, ...] = static((256, 256), "Hidden layers of every network.")
+    batch_size: int = static(256, "Transitions per update.", high=MOST_COUNT)
+    learning_rate: float = traced(3e-4, "Adam's step size, for every network.")
+    discount: float = traced(0.99, "Discount per environment step.", high=1.0)
+    alpha: float = traced(2.5, "Weight of Q against behaviour cloning.")
+    actor_target_rate: float = traced(0.005, "Polyak rate of the target policy.", high=1.0)
+
+
+State = TrainState[Config]
 
 
 class Networks(NamedTuple):
-    """The policy and twin critics."""
+    """The policy and the critics."""
 
-    actor: Network  # [B, D] -> [B, A]
-    critic: Network  # [B, D], [B, A] -> [2, B]
-
-
-def loss(networks: Networks, params: Params, state: TrainState, batch: Batch) -> tuple[jax.Array, Metrics]:
-    """TD error plus behaviour cloning minus normalised Q, each with gradients for its own network only."""
-    observations, next_observations = batch["observations"], batch["next_observations"]
-    next_actions = jnp.tanh(networks.actor.apply(state.target_params["actor"], next_observations))
-    next_values = networks.critic.apply(state.target_params["critic"], next_observations, next_actions)
-    critic_loss, metrics = losses.critic_loss(networks.critic, params, state, batch, next_values.min(axis=0))
-    actions = jnp.tanh(networks.actor.apply(params["actor"], observations))
-    values = networks.critic.apply(state.params["critic"], observations, actions)  # constants, not `params`
-    bc_loss = jnp.mean((actions - batch["actions"]) ** 2)
-    actor_loss = bc_loss + state.hyper["alpha"] * losses.normalized_q_loss(values, values)
-    return critic_loss + actor_loss, metrics | {"actor/loss": actor_loss, "actor/bc_loss": bc_loss}
+    actor: Network  # s [B, D] -> [B, A], before tanh
+    critic: Network  # s [B, D], a [B, A] -> [heads, B]
 
 
-def update(networks: Networks, state: TrainState, batch: Batch, key: jax.Array) -> tuple[TrainState, Metrics]:
+def networks(config: Config, spec: Spec) -> Networks:
+    """Builds the networks."""
+    s, a, _, _ = spec.inputs()
+    actor, critic = MLP(config.hidden_dims, spec.action_dim), critics.module(config.critic, config.hidden_dims)
+    return Networks(**named(actor=(actor, s), critic=(critic, s, a)))
+
+
+def critic_loss(nets: Networks, params: Params, state: State, batch: Batch, key: jax.Array) -> Loss:
+    """E (Q(s, a) − r − γ m Q̄(s', π̄(s')))²: only `params` receive gradients, all of `state` is constant."""
+    next_s, slow = batch["next_observations"], state.target_params
+    next_q = critics.combine(state.config.critic, nets.critic(slow, next_s, jnp.tanh(nets.actor(slow, next_s))))
+    targets = batch["rewards"] + batch["discounts"] * next_q
+    errors, metrics = critics.td_errors(nets.critic(params, batch["observations"], batch["actions"]), targets, batch)
+    return errors.mean(), metrics
+
+
+def actor_loss(nets: Networks, params: Params, state: State, batch: Batch, key: jax.Array) -> Loss:
+    """E ‖π(s) − a‖² − α Q(s, π(s)) / |Q|."""
+    s = batch["observations"]
+    a = jnp.tanh(nets.actor(params, s))
+    q = nets.critic(state.params, s, a)
+    bc = jnp.mean((a - batch["actions"]) ** 2)
+    loss = bc - state.config.alpha * q.mean() / q_size(q)
+    return loss, {"actor/loss": loss, "actor/bc_loss": bc}
+
+
+def update(nets: Networks, state: State, batch: Batch, key: jax.Array) -> tuple[State, Metrics]:
     """One joint step, then the targets."""
-    del key
-    state, metrics = descend(state, lambda params: loss(networks, params, state, batch), ("actor", "critic"))
-    state = polyak(state, dict.fromkeys(("actor", "critic"), state.hyper["target_rate"]))
-    return state.replace(step=state.step + 1), metrics
+    config = state.config
+    rates = {"actor": config.learning_rate, "critic": config.learning_rate}
+    state, metrics = descend(nets, state, batch, key, (critic_loss, actor_loss), rates)
+    return polyak(state, state.params, actor=config.actor_target_rate, critic=config.critic.target_rate), metrics
 
 
-def act(
-    networks: Networks, policy: Params, observations: jax.Array, goals: jax.Array, key: jax.Array, *, mode: Mode
-) -> jax.Array:
+def act(nets: Networks, policy: Policy[Config], inputs: Batch, key: jax.Array, *, explore: bool = False) -> jax.Array:
     """The policy's action."""
-    del goals, key, mode
-    return jnp.tanh(networks.actor.apply(policy["actor"], observations))
+    return jnp.tanh(nets.actor(policy.params, inputs["observations"]))
 
 
-def init(
-    networks: Networks, config: Config, spec: Spec, key: jax.Array, hyper: Mapping[str, Any] | None = None
-) -> TrainState:
-    """Returns the state before the first update."""
-    actor_key, critic_key = jax.random.split(key)
-    observations, actions = jnp.zeros((1, spec.observation_dim)), jnp.zeros((1, spec.action_dim))
-    params = {
-        "actor": networks.actor.init(actor_key, observations),
-        "critic": networks.critic.init(critic_key, observations, actions),
-    }
-    return new_state(params, ("actor", "critic"), configs.hyper(config, hyper))
-
-
-def make(config: Config, spec: Spec) -> Agent:
+def make(config: Config, spec: Spec) -> Agent[Config]:
     """Builds the agent."""
-    networks = Networks(MLP(config.hidden_dims, spec.action_dim), ensemble(Value)(config.hidden_dims))
-    return Agent(
-        init=partial(init, networks, config, spec),
-        update=partial(update, networks),
-        policy=lambda state: {"actor": state.params["actor"]},
-        act=partial(act, networks),
-        needs=Needs(("observations", "actions", "rewards", "masks", "next_observations")),
-    )
+    return make_agent(
+        config, networks(config, spec), update, act,
+        batch=lambda config: Transitions(config.discount),
+        acting=lambda state: {"actor": state.params["actor"]},
+        targets=("actor", "critic"),
+    )  # fmt: skip

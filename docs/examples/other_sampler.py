@@ -10,8 +10,10 @@ import jax
 import numpy as np
 import ogbench
 
-from flowrl.agent import Spec, check_needs
 from flowrl.agents import bc
+from flowrl.data.samplers import require
+from flowrl.networks import Spec
+from flowrl.train_state import Metrics
 
 Batch = dict[str, np.ndarray]
 
@@ -32,14 +34,18 @@ def main(path: str, updates: int) -> tuple[float, float]:
     """Trains, and returns the first and the last loss."""
     sample = other_sampler(path, batch_size=256)
     batch = sample()
-    spec = Spec(batch["observations"].shape[1], batch["actions"].shape[1], goal_dim=0)
-    agent = bc.make(bc.Config(hidden_dims=(256, 256)), spec)
-    check_needs(agent.needs, batch)  # names what a sampler lacks
-    state, update = agent.init(jax.random.key(0)), jax.jit(agent.update)
-    losses = []
+    config = bc.Config(hidden_dims=(256, 256))
+    agent = bc.make(config, Spec.of_sizes(batch["observations"].shape[1], batch["actions"].shape[1]))
+    kind = agent.batch(config)
+    require(kind, batch)  # names what a sampler lacks
+
+    @jax.jit
+    def update(state: bc.State, rows: Batch, key: jax.Array) -> tuple[bc.State, Metrics]:
+        return agent.update(state, kind.complete(rows), key)
+
+    state, losses = agent.init(jax.random.key(0), config), []
     for step in range(updates):
-        batch = {name: array for name, array in sample().items() if name in agent.needs.fields}
-        state, metrics = update(state, batch, jax.random.fold_in(jax.random.key(1), step))
+        state, metrics = update(state, sample(), jax.random.fold_in(jax.random.key(1), step))
         losses.append(float(metrics["actor/mse"]))
     print(f"squared error {losses[0]:.3f} -> {np.mean(losses[-20:]):.3f} after {updates} updates")
     return losses[0], float(np.mean(losses[-20:]))

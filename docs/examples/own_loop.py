@@ -6,8 +6,8 @@ python docs/examples/own_loop.py
 import jax
 import jax.numpy as jnp
 
-from flowrl.agent import Spec
 from flowrl.agents import ofql
+from flowrl.networks import Spec
 
 ROWS, BATCH, UPDATES = 4096, 256, 1500
 
@@ -24,20 +24,22 @@ def make_data(key: jax.Array) -> dict[str, jax.Array]:
 
 def main() -> jax.Array:
     """Trains, and returns the share of states in which the policy picks the rewarded mode."""
-    config = ofql.Config(hidden_dims=(64, 64), actor_target_start=0, actor_target_interval=1)
-    agent = ofql.make(config, Spec(observation_dim=1, action_dim=2, goal_dim=0))
-    data = make_data(jax.random.key(0))
+    config = ofql.Config(
+        hidden_dims=(64, 64), q_alpha=1.0, learning_rate=1e-3, actor_target_start=0, actor_target_interval=1
+    )
+    agent = ofql.make(config, Spec.of_sizes(observation=1, action=2))
+    data = agent.batch(config).complete(make_data(jax.random.key(0)))  # adds discounts = γ · masks, and what is valid
 
-    def step(state: ofql.TrainState, key: jax.Array) -> tuple[ofql.TrainState, jax.Array]:
+    def step(state: ofql.State, key: jax.Array) -> tuple[ofql.State, jax.Array]:
         rows_key, update_key = jax.random.split(key)
         rows = jax.random.randint(rows_key, (BATCH,), 0, ROWS)
         state, metrics = agent.update(state, jax.tree.map(lambda x: x[rows], data), update_key)
         return state, metrics["critic/loss"]
 
-    state = agent.init(jax.random.key(1), {"q_alpha": 1.0, "learning_rate": 1e-3})
+    state = agent.init(jax.random.key(1), config)
     state, losses = jax.jit(lambda s: jax.lax.scan(step, s, jax.random.split(jax.random.key(2), UPDATES)))(state)
     states = data["observations"]
-    actions = agent.act(agent.policy(state), states, jnp.zeros((ROWS, 0)), jax.random.key(3), mode="eval")
+    actions = agent.act(agent.policy(state), {"observations": states}, jax.random.key(3))
     right = (jnp.sign(actions.mean(axis=1)) == states[:, 0]).mean()
     print(f"critic loss {losses[0]:.3f} -> {losses[-1]:.3f}; rewarded mode in {100 * right:.1f} % of the states")
     return right

@@ -21,7 +21,10 @@ from flowrl.train_state import Batch, C, Policy
 
 
 def act(agent: Agent[Any], policy: Policy[Any], inputs: Batch, key: jax.Array, *, explore: bool = False) -> jax.Array:
-    """Returns one policy's actions `[B, A]` for inputs `[B, ...]` as an environment shows them; a pure function."""
+    """Returns one policy's actions `[B, A]` for inputs `[B, ...]` as an environment shows them; a pure function.
+
+    Of an agent that plays H actions in a row they are `[B, H, A]`.
+    """
     seen = inputs if policy.normalizer is None else policy.normalizer.inputs(inputs)
     return agent.act(policy, seen, key, explore=explore)
 
@@ -74,7 +77,8 @@ def over_runs(policies: Policy[Any], each: Any = 0, shared: Any = None) -> Polic
 class EpisodeActor:
     """Acts in the evaluation episodes of R runs, E of each at a time; an episode's noise is fixed by its own key.
 
-    An episode's row is its number modulo E, in whole evaluations and where it is played again alone.
+    An episode's row is its number modulo E, in whole evaluations and where it is played again alone. Of an agent that
+    plays several actions in a row, the actor keeps what is left of them.
     """
 
     def __init__(self, agent: Agent[Any], keys: jax.Array, slots: int):
@@ -87,6 +91,7 @@ class EpisodeActor:
         """
         self._agent, self._keys, self._slots = agent, keys, slots
         self._noted: set[int] = set()
+        self._chunks: np.ndarray | None = None  # [R, E, H, A], of which H is known when the agent has first acted
 
     def __call__(self, policies: Policy[Any], numbers: np.ndarray, times: np.ndarray, inputs: Any) -> np.ndarray:
         """Returns actions `[R, E, A]`, 0 where the policies give no finite number.
@@ -97,7 +102,7 @@ class EpisodeActor:
             times: Steps that each has taken `[R, E]`.
             inputs: What each shows `[R, E, ...]`.
         """
-        actions = np.asarray(_in_episodes(self._agent, policies, self._keys, numbers, times, inputs))
+        actions = self._next(policies, numbers, times, inputs)
         good = np.isfinite(actions)
         if good.all():
             return actions
@@ -105,6 +110,15 @@ class EpisodeActor:
             tqdm.write(f"note: the policy of run {run} gives actions that are not finite; 0 is played for them")
             self._noted.add(run)
         return np.where(good, actions, 0)
+
+    def _next(self, policies: Policy[Any], numbers: np.ndarray, times: np.ndarray, inputs: Any) -> np.ndarray:
+        """Returns actions `[R, E, A]`: the next of each chunk, and of a new one every H steps of an episode."""
+        if self._chunks is None or (times % self._chunks.shape[2] == 0).any():
+            new = np.asarray(_in_episodes(self._agent, policies, self._keys, numbers, times, inputs))
+            over = (times % new.shape[2] == 0)[..., None, None]
+            self._chunks = new if self._chunks is None else np.where(over, new, self._chunks)
+        places = (times % self._chunks.shape[2])[..., None, None]
+        return np.take_along_axis(self._chunks, places, axis=2)[:, :, 0]
 
     def of_first_run(self, policies: Policy[Any], number: int, time: int, inputs: Any) -> np.ndarray:
         """Returns the first run's action `[A]` in one episode, for inputs `[...]`.
@@ -126,11 +140,11 @@ class EpisodeActor:
 def _in_episodes(
     agent: Agent[Any], policies: Policy[Any], keys: jax.Array, numbers: jax.Array, times: jax.Array, inputs: Batch
 ) -> jax.Array:
-    """Actions `[R, E, A]` for episode `numbers` at `times` `[R, E]`; keys `[R, K·N]`."""
+    """Chunks of actions `[R, E, H, A]` for episode `numbers` at `times` `[R, E]`; keys `[R, K·N]`."""
 
     def one(policy: Policy[Any], key: jax.Array, time: jax.Array, inputs: Batch) -> jax.Array:
         alone = {name: array[None] for name, array in inputs.items()}
-        return act(agent, policy, alone, jax.random.fold_in(key, time))[0]
+        return jnp.atleast_2d(act(agent, policy, alone, jax.random.fold_in(key, time))[0])
 
     def one_run(policy: Policy[Any], keys: jax.Array, numbers: jax.Array, *rest: Any) -> jax.Array:
         return jax.vmap(one, in_axes=(None, 0, 0, 0))(policy, keys[numbers], *rest)
