@@ -13,7 +13,6 @@ from run_dirs import make_run, make_sweep
 from flowrl.errors import UserError
 from flowrl.run_folder import statistics
 
-
 plot = load("experiments/plot.py")
 
 
