@@ -44,6 +44,29 @@ def _as_it_is(config: Any) -> dict[str, Any]:
     return {"eval": config}
 
 
+def _first_state(
+    networks: Sequence[Network],
+    key: jax.Array,
+    config: C,
+    targets: Sequence[str],
+    multipliers: Mapping[str, Any],
+    extras: Mapping[str, Any],
+) -> TrainState[C]:
+    """Returns a state before its first update."""
+    keys = jax.random.split(key, len(networks)) if len(networks) > 1 else [key]
+    params = {net.name: net.init(k) for net, k in zip(networks, keys, strict=True)}
+    params |= {name: {"log": jnp.asarray(log, jnp.float32)} for name, log in multipliers.items()}
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        config=config,
+        params=params,
+        # Copies, not aliases: a donated state may not hold one buffer twice.
+        target_params={name: jax.tree.map(jnp.copy, params[name]) for name in targets},
+        opt_state={name: ADAM.init(params[name]) for name in params},
+        extras=extras,
+    )
+
+
 def make_agent(
     config: C,
     nets: Any,
@@ -78,18 +101,7 @@ def make_agent(
         if structure != jax.tree.structure(config):
             raise ValueError("the networks were built for other static settings; call make with this configuration")
         config = as_arrays(config)
-        keys = jax.random.split(key, len(networks)) if len(networks) > 1 else [key]
-        params = {net.name: net.init(k) for net, k in zip(networks, keys, strict=True)}
-        params |= {name: {"log": jnp.asarray(log, jnp.float32)} for name, log in multipliers(config).items()}
-        return TrainState(
-            step=jnp.zeros((), jnp.int32),
-            config=config,
-            params=params,
-            # Copies, not aliases: a donated state may not hold one buffer twice.
-            target_params={name: jax.tree.map(jnp.copy, params[name]) for name in targets},
-            opt_state={name: ADAM.init(params[name]) for name in params},
-            extras=extras(config),
-        )
+        return _first_state(networks, key, config, targets, multipliers(config), extras(config))
 
     def counted(state: TrainState[C], batch: Batch, key: jax.Array) -> tuple[TrainState[C], Metrics]:
         state, metrics = update(nets, state, batch, key)

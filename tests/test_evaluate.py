@@ -17,7 +17,7 @@ import pytest
 
 from flowrl import tasks
 from flowrl.agent import Agent
-from flowrl.envs import making, workers
+from flowrl.envs import making, processes, workers
 from flowrl.envs.episodes import EnvironmentFailed
 from flowrl.envs.workers import MOST_RESTARTS, WorkerDied
 from flowrl.errors import UserError
@@ -175,7 +175,7 @@ def test_interrupts_are_the_parents_from_a_process_s_first_moment_on() -> None:
     """Ctrl-C reaches all processes of a terminal, also one that is still importing what it needs."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # which may be ignored where tests are started
     try:
-        process, connection = workers.begin(functools.partial(dict), (signal.SIGINT,))
+        process, connection = processes.begin(functools.partial(dict), (signal.SIGINT,))
         for _ in range(20):
             os.kill(process.pid, signal.SIGINT)
             sleep(0.01)
@@ -193,8 +193,8 @@ def test_interrupts_are_held_once_nothing_lets_them_through(monkeypatch: pytest.
     """Python's resource tracker, which starts with the first process, unblocks them."""
     masks: list[Any] = []
     mask = functools.partial(signal.pthread_sigmask, signal.SIG_BLOCK, ())
-    monkeypatch.setattr(workers.resource_tracker, "ensure_running", lambda: masks.append(mask()))
-    with workers.interrupts_held():
+    monkeypatch.setattr(processes.resource_tracker, "ensure_running", lambda: masks.append(mask()))
+    with processes.interrupts_held():
         masks.append(mask())
     assert [signal.SIGINT in held for held in masks] == [False, True]
 

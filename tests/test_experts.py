@@ -16,6 +16,7 @@ from flowrl import tasks
 from flowrl.agents import sac
 from flowrl.cli import programs
 from flowrl.collection import collect, experts
+from flowrl.config import stacked
 from flowrl.envs import locomotion, making
 from flowrl.errors import UserError
 from flowrl.machine import files
@@ -27,10 +28,11 @@ SHIPPED = experts.path("ant")
 
 
 def test_an_exported_policy_acts_as_the_agent_does(tmp_path: Path) -> None:
-    agent = sac.make(sac.Config(hidden_dims=(16, 16, 16)), Spec.of_sizes(29, 8))
-    states = jax.vmap(lambda key: agent.init(key))(jax.random.split(jax.random.key(0)))
+    config = sac.Config(hidden_dims=(16, 16, 16))
+    agent = sac.make(config, Spec.of_sizes(29, 8))
+    states = jax.vmap(agent.init)(jax.random.split(jax.random.key(0)), stacked(config, [{}, {}]))
     checkpoints = Checkpoints(tmp_path / "run" / "checkpoints")
-    checkpoints.save(5, (states, {"nothing": jnp.zeros(1)}), {"agent": "sac"})
+    checkpoints.save(5, {"states": states.replace(config=None)}, {"agent": "sac"})
     checkpoints.close()
     layers = experts.read(expert.export("ant", tmp_path / "run", tmp_path / "made"))
     assert [kernel.shape for kernel, _ in layers] == [(29, 16), (16, 16), (16, 16), (16, 16)]
@@ -38,7 +40,7 @@ def test_an_exported_policy_acts_as_the_agent_does(tmp_path: Path) -> None:
     observation, direction = rng.normal(size=29), np.array([0.6, -0.8])
     policy = agent.policy(jax.tree.map(lambda leaf: leaf[0], states))
     seen = jnp.asarray(np.concatenate([observation[2:], direction]), jnp.float32)
-    expected = agent.act(policy, seen[None], jnp.zeros((1, 0)), jax.random.key(0), mode="eval")[0]
+    expected = agent.act(policy, {"observations": seen}, jax.random.key(0))
     found = experts.act(layers, observation, direction)
     np.testing.assert_allclose(found, expected, atol=1e-6)
     moved = experts.act(layers, observation + np.eye(29)[0], direction)
@@ -104,8 +106,8 @@ def test_directions_are_seen_and_rewarded() -> None:
 
 def test_the_program_trains_exports_and_measures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(expert, "STEPS", 20)
-    tiny = ("--online_steps=40", "--warmup_steps=20", "--agent.hidden_dims=8", "--agent.batch_size=8")
-    schedule = ("--eval_interval=40", "--log_interval=20", "--checkpoint_interval=40", "--eval_episodes=0")
+    tiny = ("--online.steps=40", "--online.warmup_steps=20", "--agent.hidden_dims=8", "--agent.batch_size=8")
+    schedule = ("--eval.interval=40", "--log.interval=20", "--checkpoint.interval=40", "--eval.episodes=0")
     folders = (f"--run_dir={tmp_path / 'run'}", f"--out={tmp_path / 'made'}")
     command = ["expert.py", "--body=ant", "--episodes=2", *folders, *tiny, *schedule]
     assert expert.main(command) == 0

@@ -7,8 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from flowrl.experiment import settings
-from flowrl.machine import memory
+from flowrl.experiment import runs_at_once, settings
 
 
 def plan_of(folder: Path, runs: int, mode: str, **given: Any) -> settings.Plan:
@@ -30,13 +29,13 @@ def test_memory_is_that_of_states_batches_and_layers(
 ) -> None:
     plan, asked = plan_of(tmp_path, 8, mode), list[Any]()
     device = SimpleNamespace(memory_stats=lambda: {"bytes_limit": 1000, "bytes_in_use": 400})
-    monkeypatch.setattr("flowrl.devices.jax.local_devices", lambda: [device])
-    monkeypatch.setattr(memory, "fitting", lambda *sizes: asked.append(sizes) or 5)
-    assert memory.runs_that_fit(plan) == 5
+    monkeypatch.setattr("flowrl.machine.memory.jax.local_devices", lambda: [device])
+    monkeypatch.setattr(runs_at_once, "fitting", lambda *sizes: asked.append(sizes) or 5)
+    assert runs_at_once.runs_that_fit(plan) == 5
     ((free, fixed, per_run, runs),) = asked
     assert (free, runs) == (600, 8)
     kept = 4 * 4 * PARAMETERS  # parameters, two moments, the policy
-    work = 4 * 3 * PARAMETERS + memory.PASSES * 4 * 16 * OUTPUTS  # a new state, layers of a batch
+    work = 4 * 3 * PARAMETERS + runs_at_once.PASSES * 4 * 16 * OUTPUTS  # a new state, layers of a batch
     batch = 4 * 16 * (3 + 3 + 1 + 1 + 1 + 1 + 1)
     scalars = 200  # counters, and the numbers of the configuration
     if mode == "serial":  # one run at a time works
@@ -48,17 +47,17 @@ def test_memory_is_that_of_states_batches_and_layers(
 
 
 def test_a_replay_buffer_belongs_to_each_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memory, "fitting", lambda free, fixed, per_run, runs: per_run)
+    monkeypatch.setattr(runs_at_once, "fitting", lambda free, fixed, per_run, runs: per_run)
     sizes = []
     for steps in (0, 1000):
         online = {"online.steps": steps, "steps": 0, "data": "none"} if steps else {}
         plan = plan_of(tmp_path, 2, "serial", **({"agent": "td3", "steps": 1} | online))
-        sizes.append(memory.runs_that_fit(plan))
+        sizes.append(runs_at_once.runs_that_fit(plan))
     assert sizes[1] - sizes[0] == 4 * 1000 * (3 + 1 + 1 + 1 + 3) + 8 + 4  # and three counters
 
 
 def test_one_run_needs_no_estimate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memory, "prepare", None)
-    assert memory.runs_that_fit(plan_of(tmp_path, 1, "serial")) == 1
-    monkeypatch.setattr(memory, "free_bytes", lambda: None)
-    assert memory.runs_that_fit(plan_of(tmp_path, 3, "serial")) == 3
+    monkeypatch.setattr(runs_at_once, "prepare", None)
+    assert runs_at_once.runs_that_fit(plan_of(tmp_path, 1, "serial")) == 1
+    monkeypatch.setattr(runs_at_once, "free_bytes", lambda: None)
+    assert runs_at_once.runs_that_fit(plan_of(tmp_path, 3, "serial")) == 3

@@ -14,10 +14,12 @@ from programs import load, main
 from flowrl import policies, tasks
 from flowrl.agents import sac
 from flowrl.collection import collect, experts, mujoco_sets
+from flowrl.config import put, stacked
 from flowrl.envs import making
 from flowrl.envs.episodes import SeededEpisodes
 from flowrl.errors import UserError
 from flowrl.experiment import presets
+from flowrl.experiment.settings import Settings
 from flowrl.machine import files
 from flowrl.networks import Spec
 from flowrl.tasks.fields import Expected
@@ -186,13 +188,14 @@ def test_returns_are_of_whole_first_episodes(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_policies_of_interruptions_are_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    agent = sac.make(sac.Config(hidden_dims=(4,)), Spec.of_sizes(11, 3))
-    states = jax.vmap(agent.init)(jax.random.split(jax.random.key(0), 1))
+    config = sac.Config(hidden_dims=(4,))
+    agent = sac.make(config, Spec.of_sizes(11, 3))
+    states = jax.vmap(agent.init)(jax.random.split(jax.random.key(0), 1), stacked(config, [{}]))
     checkpoints = Checkpoints(tmp_path / "checkpoints", keep=0)
     for step in (0, 20, 33, 40, 50):
-        checkpoints.save(step, (states,), {})
+        checkpoints.save(step, {"states": states.replace(config=None)}, {})
     checkpoints.close()
-    plan = SimpleNamespace(settings=SimpleNamespace(checkpoint_interval=20))
+    plan = SimpleNamespace(settings=put(Settings(), {"checkpoint.interval": 20}))
     monkeypatch.setattr(snapshots, "read_plan", lambda folder: (plan, {}))
     assert [*snapshots.load(tmp_path)] == [20, 40, 50]
 
@@ -222,4 +225,4 @@ def test_checkpoints_are_kept_as_asked(tmp_path: Path, keep: int, expected: list
     assert main(*tiny, *schedule, "--online.buffer_size=30", f"--checkpoint.keep={keep}", f"--run_dir={folder}") == 0
     assert sorted(int(path.name) for path in (folder / "checkpoints").iterdir() if path.name.isdigit()) == expected
     assert main("--resume", f"--run_dir={folder}", "--checkpoint.keep=5") == 0
-    assert json.loads((folder / "config.json").read_text())["settings"]["keep_checkpoints"] == 5
+    assert json.loads((folder / "config.json").read_text())["settings"]["checkpoint.keep"] == 5

@@ -239,7 +239,7 @@ class Runner:
         )
         hosts.agreed(lambda: self._continue_logs(reached) if hosts.first() else None)
         print(f"resuming from {settings.unit} {step:,}")
-        return step, facts["evaluated"] or not schedule.due("eval", step)
+        return step, facts["evaluated"] or not schedule.due(schedule.eval_interval, step)
 
     def _start_anew(self) -> None:
         """Lets a run that was killed before its first checkpoint begin again."""

@@ -34,6 +34,53 @@ class Evaluation(NamedTuple):
     lengths: np.ndarray
 
 
+class _Tally:
+    """Which episode each slot is in, and what came of the episodes that ended.
+
+    Attributes:
+        done: How many have ended.
+        total: How many there are in all.
+        times: Steps of each slot's episode so far `[R, E]`.
+    """
+
+    def __init__(self, shape: tuple[int, int, int], slots: int) -> None:
+        runs, tasks, self._episodes = self._shape = shape
+        self._successes = np.zeros((runs, tasks * self._episodes), np.float32)
+        self._returns = np.zeros_like(self._successes)
+        self._lengths = np.zeros(self._successes.shape, np.int32)
+        self._current = np.tile(np.arange(slots), (runs, 1))
+        self._problems = list[str]()
+        self.times = np.zeros_like(self._current)
+        self.done, self.total = 0, self._successes.size
+
+    def numbers(self) -> np.ndarray:
+        """Returns the number of each slot's episode `[R, E]`; where none is left, of the last one."""
+        return np.minimum(self._current, self._successes.shape[1] - 1)
+
+    def note(self, view: Slots) -> None:
+        """Takes down what a step of the environments ended and began anew."""
+        self.times.reshape(-1)[list(view.restarted)] = 0
+        for event in view.finished:
+            run, slot = divmod(event.slot, self._current.shape[1])
+            number = self._current[run, slot]
+            self._successes[run, number] = event.success
+            self._returns[run, number] = event.total_reward
+            self._lengths[run, number] = event.length
+            self._current[run, slot] += self._current.shape[1]
+            self.times[run, slot] = 0
+            if event.problem:
+                task, episode = divmod(number, self._episodes)
+                self._problems.append(f"{event.problem} of evaluation episode {episode} (run {run}, task {task + 1})")
+        self.done += len(view.finished)
+
+    def evaluation(self) -> Evaluation:
+        """Returns the outcomes, and says what was not finite."""
+        if self._problems:
+            others = f", and the like in {len(self._problems) - 1} others" if len(self._problems) > 1 else ""
+            tqdm.write(f"warning: {self._problems[0]}{others}; what is not finite is left out")
+        return Evaluation(*(x.reshape(self._shape) for x in (self._successes, self._returns, self._lengths)))
+
+
 class Evaluator:
     """Runs evaluation episodes that are fixed by the runs' keys, in environments kept alive between evaluations.
 
@@ -95,46 +142,22 @@ class Evaluator:
             UserError: An environment raised an exception, or returned what it must not. An episode with a number that
                 is not finite is broken off instead, and said.
         """
-        runs, tasks, episodes = self._shape
-        successes = np.zeros((runs, tasks * episodes), np.float32)
-        returns, lengths = np.zeros_like(successes), np.zeros(successes.shape, np.int32)
-        current = np.tile(np.arange(self._slots), (runs, 1))
-        times = np.zeros_like(current)
-        done, problems = 0, list[str]()
+        runs, tally = self._shape[0], _Tally(self._shape, self._slots)
 
         def on_death() -> None:
             time.sleep(GRACE)
-            on_step(done, successes.size)
-
-        def note(finished: list[Finished]) -> int:
-            for event in finished:
-                run, slot = divmod(event.slot, self._slots)
-                number = current[run, slot]
-                successes[run, number] = event.success
-                returns[run, number] = event.total_reward
-                lengths[run, number] = event.length
-                current[run, slot] += self._slots
-                times[run, slot] = 0
-                if event.problem:
-                    task, episode = divmod(number, episodes)
-                    problems.append(f"{event.problem} of evaluation episode {episode} (run {run}, task {task + 1})")
-            return len(finished)
+            on_step(tally.done, tally.total)
 
         view = self._pool.start(self._queues, on_death)
-        done += note(view.finished)
-        while done < successes.size:
-            numbers = np.minimum(current, tasks * episodes - 1)
+        tally.note(view)
+        while tally.done < tally.total:
             inputs = {name: x.reshape(runs, self._slots, -1) for name, x in _inputs(view).items()}
-            actions = self._actor(policies, numbers, times, inputs)
+            actions = self._actor(policies, tally.numbers(), tally.times, inputs)
             view = self._pool.step(actions.reshape(runs * self._slots, -1))
-            times += 1
-            times.reshape(-1)[list(view.restarted)] = 0
-            done += note(view.finished)
-            on_step(done, successes.size)
-        if problems:
-            others = f", and the like in {len(problems) - 1} others" if len(problems) > 1 else ""
-            tqdm.write(f"warning: {problems[0]}{others}; what is not finite is left out")
-        return Evaluation(*(x.reshape(self._shape) for x in (successes, returns, lengths)))
+            tally.times += 1
+            tally.note(view)
+            on_step(tally.done, tally.total)
+        return tally.evaluation()
 
     def play_first_run(
         self,

@@ -85,9 +85,9 @@ class Schedule(NamedTuple):
     eval_interval: int
     checkpoint_interval: int
 
-    def due(self, what: str, step: int) -> bool:
-        """Whether `what` (`log`, `eval` or `checkpoint`) happens after `step`."""
-        return step > 0 and (step % getattr(self, f"{what}_interval") == 0 or step == self.steps)
+    def due(self, interval: int, step: int) -> bool:
+        """Whether what happens every `interval` steps happens after `step`."""
+        return step > 0 and (step % interval == 0 or step == self.steps)
 
     def next_stop(self, step: int) -> int:
         """Returns the first step after `step` at which something happens."""
@@ -127,6 +127,48 @@ Advance = Callable[[States, Window, int], tuple[States, Window]]
 """`(states, window, steps) -> (states, window)`, which takes its first two over."""
 
 
+class _Training:
+    """A training under way: its states, and what is still to be done at its step."""
+
+    def __init__(
+        self, schedule: Schedule, hooks: Hooks, states: States, window: Window, step: int, evaluated: bool
+    ) -> None:
+        self.states, self.window, self.step = states, window, step
+        self._schedule, self._hooks, self._evaluated = schedule, hooks, evaluated
+        self._saved = (step, evaluated)  # the caller has saved where it begins
+        hooks.diverged(divergences(window))
+
+    def over(self) -> bool:
+        """Evaluates and saves where that is due, and returns whether that was the end."""
+        if not self._evaluated:
+            self._evaluated = self._hooks.evaluate(self.step, self.states)
+        if self._evaluated and self._schedule.due(self._schedule.checkpoint_interval, self.step):
+            self.save()
+        return self._evaluated and self.step >= self._schedule.steps
+
+    def save(self) -> None:
+        """Saves what is not saved yet."""
+        if self._saved != (self.step, self._evaluated):
+            self._hooks.checkpoint(self.step, self.states, self.window, self._evaluated)
+            self._saved = (self.step, self._evaluated)
+
+    def go_on(self, advance: Advance, steps: int) -> float:
+        """Trains for some steps, logs where that is due, and returns the seconds that the steps took."""
+        began = time.perf_counter()
+        self.states, self.window = advance(self.states, self.window, steps)
+        self._hooks.diverged(divergences(self.window))
+        seconds = self._hooks.pace(time.perf_counter() - began)
+        self.step += steps
+        self._hooks.progress(self.step, steps, seconds)
+        if self._schedule.due(self._schedule.log_interval, self.step):
+            self._hooks.log(self.step, means(self.window))
+            if self.step % self._schedule.log_interval == 0:
+                self.window = clear(self.window)
+        if self._schedule.due(self._schedule.eval_interval, self.step):
+            self._evaluated = False
+        return seconds
+
+
 def train(
     advance: Advance,
     schedule: Schedule,
@@ -139,7 +181,7 @@ def train(
     evaluated: bool = True,
     chunk_seconds: float = 1.0,
 ) -> tuple[States, Window]:
-    """Trains until `schedule.steps`, in chunks of about `chunk_seconds`.
+    """Trains until `schedule.steps`, in chunks of about `chunk_seconds`, and returns the final states and window.
 
     Chunk lengths, log and evaluation intervals do not change what is learnt.
 
@@ -154,46 +196,21 @@ def train(
         evaluated: False to begin with the evaluation due at the current step.
         chunk_seconds: How soon the host sees what is going on.
 
-    Returns:
-        The final states and window.
-
     Raises:
         Diverged: A metric or parameter is not finite, and `hooks.diverged` ends the training by that.
         Stopped: `hooks.stopping` said so; a checkpoint was saved.
     """
+    training = _Training(schedule, hooks, states, window, step, evaluated)
     length = -(-FIRST_CHUNK // unit) * unit
-    saved = (step, evaluated)  # the caller has saved where it begins
-    hooks.diverged(divergences(window))
-    while True:
-        if not evaluated:
-            evaluated = hooks.evaluate(step, states)
-            if evaluated and schedule.due("checkpoint", step):
-                hooks.checkpoint(step, states, window, True)
-                saved = (step, True)
-        if step >= schedule.steps and evaluated:
-            return states, window
+    while not training.over():
         if hooks.stopping():
-            if saved != (step, evaluated):
-                hooks.checkpoint(step, states, window, evaluated)
+            training.save()
             raise Stopped
-        steps = min(length, schedule.next_stop(step) - step)
-        began = time.perf_counter()
-        states, window = advance(states, window, steps)
-        hooks.diverged(divergences(window))
-        seconds = hooks.pace(time.perf_counter() - began)
-        step += steps
-        hooks.progress(step, steps, seconds)
+        steps = min(length, schedule.next_stop(training.step) - training.step)
+        seconds = training.go_on(advance, steps)
         if steps == length or seconds > chunk_seconds:
             length = max(unit, min(2 * length, round(steps * chunk_seconds / seconds)) // unit * unit)
-        if schedule.due("log", step):
-            hooks.log(step, means(window))
-            if step % schedule.log_interval == 0:
-                window = clear(window)
-        if schedule.due("eval", step):
-            evaluated = False
-        elif schedule.due("checkpoint", step):
-            hooks.checkpoint(step, states, window, True)
-            saved = (step, True)
+    return training.states, training.window
 
 
 def means(window: Window) -> dict[str, np.ndarray]:
