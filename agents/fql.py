@@ -109,7 +109,7 @@ def make(config: Config, spec: Spec) -> Agent[Config]:
     return make_agent(
         config, networks(config, spec), update, act,
         batch=lambda config: Transitions(config.discount),
-        acting=lambda state: with_critic(state.config.choice, state.params["actor"], state.target_params["critic"]),
+        acting=lambda state: with_critic(state, state.params),
         targets=("critic",),
         evaluations=one_and_best,
     )  # fmt: skip

@@ -63,6 +63,5 @@ def make(config: Config, spec: Spec) -> Agent[Config]:
     """Builds the agent."""
     return make_agent(
         config, networks(config, spec), update, act,
-        batch=lambda config: Goals(config.actor_goals),
-        acting=lambda state: state.params,
+        batch=lambda config: Goals(config.actor_goals), acting=lambda state: state.params,
     )  # fmt: skip

@@ -125,17 +125,12 @@ def act(nets: Networks, policy: Policy[Config], inputs: Batch, key: jax.Array, *
     return best_of_n(config.choice, one, partial(nets.critic, params, s), key)
 
 
-def acting(state: State) -> Params:
-    """What acting needs: the slow policy, and for a choice of candidates the slow critics."""
-    return with_critic(state.config.choice, state.target_params["actor"], state.target_params["critic"])
-
-
 def make(config: Config, spec: Spec) -> Agent[Config]:
     """Builds the agent."""
     return make_agent(
         config, networks(config, spec), update, act,
         batch=lambda config: Transitions(config.discount),
-        acting=acting,
+        acting=lambda state: with_critic(state, state.target_params),
         targets=("actor", "critic"),
         evaluations=one_and_best,
     )  # fmt: skip

@@ -1,7 +1,7 @@
 """Parts of stochastic policies that agents share: Gaussian heads, and choosing among several actions by Q."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 import flax.linen as nn
 import jax
@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from flowrl.config import config, put, static, traced
 from flowrl.networks import MLP, Activation, glorot, side_by_side
-from flowrl.train_state import Params, Scalar
+from flowrl.train_state import Params, Scalar, TrainState
 
 LOG_STD_RANGE = (-5.0, 2.0)
 
@@ -51,11 +51,6 @@ def best_of_n(
     return jnp.take_along_axis(actions, chosen[None, ..., None], axis=0)[0]
 
 
-def with_critic(choice: BestOfN, actor: Any, critic: Any) -> Params:
-    """Returns the parameters that act: of the actor, and where one of several actions is chosen of the critics."""
-    return {"actor": actor} if choice.num_samples == 1 else {"actor": actor, "critic": critic}
-
-
 class HasChoice(Protocol):
     """A configuration of an agent that may choose among several actions."""
 
@@ -65,6 +60,17 @@ class HasChoice(Protocol):
 
 
 H = TypeVar("H", bound=HasChoice)
+
+
+def with_critic(state: TrainState[H], actors: Params) -> Params:
+    """Returns the parameters that act: an actor's, and where one of several actions is chosen the slow critics'.
+
+    Args:
+        state: Of an agent with a `choice`.
+        actors: Its parameters or its slow copies, whichever act.
+    """
+    one = {"actor": actors["actor"]}
+    return one if state.config.choice.num_samples == 1 else one | {"critic": state.target_params["critic"]}
 
 
 def one_and_best(config: H) -> dict[str, H]:

@@ -20,6 +20,7 @@ from flowrl.policies import (
     unit_gaussian,
     with_critic,
 )
+from flowrl.train_state import TrainState
 
 # --------------------------------------------------------------------------------------------- the best of several
 
@@ -127,8 +128,14 @@ def test_a_choice_is_evaluated_beside_single_actions() -> None:
 
 
 def test_critics_act_only_where_there_is_a_choice() -> None:
-    assert with_critic(BestOfN(), 1, 2) == {"actor": 1}
-    assert with_critic(BestOfN(num_samples=2), 1, 2) == {"actor": 1, "critic": 2}
+    def state(choice: BestOfN) -> TrainState[Chooses]:
+        own, slow = {"actor": 1, "critic": 2}, {"actor": 3, "critic": 4}
+        return TrainState(0, Chooses(choice=choice), own, slow, {}, {})  # type: ignore[arg-type]
+
+    one, several = state(BestOfN()), state(BestOfN(num_samples=2))
+    assert with_critic(one, one.params) == {"actor": 1}
+    assert with_critic(one, one.target_params) == {"actor": 3}
+    assert with_critic(several, several.params) == {"actor": 1, "critic": 4}
 
 
 # ------------------------------------------------------------------------------------------------------- Gaussians
