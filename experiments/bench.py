@@ -185,8 +185,7 @@ def measure_acting(agent: Agent[Any], spec: Spec, state: TrainState[Any], second
 def online_session(name: str, size: str, env: str) -> tuple[Callable[[int], None], Callable[[int], None]]:
     """Returns functions that do a number of steps, each with an update: by flowrl's online loop, and by a plain one."""
     made = tasks.parse(env)
-    sizes, config = made.facts(), put(agents.default(name), SIZES[size])
-    spec = Spec.of_sizes(sizes.observation_dim, sizes.action_dim)
+    spec, config = made.facts().spec, put(agents.default(name), SIZES[size])
     agent, keys = agents.build(name, config, spec), jnp.stack([jax.random.key(0)])
     kind = agent.batch(config)
     if not isinstance(kind, Transitions):

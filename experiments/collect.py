@@ -11,6 +11,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from flowrl import tasks
 from flowrl.cli import flags
 from flowrl.collection import collect
 from flowrl.config import MOST_COUNT, MOST_EPISODES, MOST_WORKERS, record, static
@@ -38,9 +39,8 @@ def main(arguments: Sequence[str]) -> int:
         raise UserError("which dataset? for example --env=pointmaze-medium-navigate")
     out = Path(settings.out).expanduser() if settings.out else sources.cache_root() / "collected"
     try:
-        path = collect.collect(
-            settings.env, out, episodes=settings.episodes, seed=settings.seed, workers=settings.workers
-        )
+        recipe = tasks.parse(settings.env).recipe()
+        path = collect.collect(recipe, out, episodes=settings.episodes, seed=settings.seed, workers=settings.workers)
     except KeyboardInterrupt:
         print("interrupted; the same command continues", file=sys.stderr)
         return 130

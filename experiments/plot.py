@@ -15,7 +15,7 @@ from pathlib import Path
 from flowrl.cli import flags
 from flowrl.config import record, static
 from flowrl.errors import UserError
-from flowrl.reports import figures
+from flowrl.reports import figures, learning_curves
 from flowrl.reports.curves import final_text, group_runs, label, panels
 from flowrl.run_folder.evaluations import read_all
 
@@ -33,7 +33,7 @@ class Options:
         choices=KINDS,
     )
     out: str = static("", "The picture: .png, .pdf or .svg; <kind>.png if not given.")
-    x: str = static("updates", "Horizontal axis of curves: updates or minutes.", choices=tuple(figures.AXES))
+    x: str = static("updates", "Horizontal axis of curves: updates or minutes.", choices=tuple(learning_curves.AXES))
     mode: str = static("eval", "Evaluations: eval, of single actions, or best_of_n, of choices by Q.")
 
 

@@ -22,7 +22,7 @@ from flowrl.config import record, static
 from flowrl.errors import UserError
 from flowrl.experiment import videos
 from flowrl.machine.provenance import git_commit
-from flowrl.reports import comparisons, figures
+from flowrl.reports import comparisons, drawing, figures
 from flowrl.reports.comparisons import number_text
 from flowrl.reports.curves import Group, group_runs, name, panels, traces
 from flowrl.run_folder import logs
@@ -167,7 +167,7 @@ def environment_section(panel: dict[str, Any], pairs: Sequence[dict[str, Any]]) 
     head = ("Configuration", "Mean", "Interquartile mean", "Seeds", "Final score")
     return tag(
         "section",
-        tag("h3", f"{panel['panel']}: {figures.METRICS[metric]}"),
+        tag("h3", f"{panel['panel']}: {drawing.METRICS[metric]}"),
         rows(head, body),
         tag("p", _verdict(best, pairs) if pairs else "Only one configuration: nothing to compare."),
     )
@@ -198,7 +198,7 @@ def pooled_section(panel: dict[str, Any]) -> Html:
     seeds, environments = panel["configurations"][0]["shape"]
     return tag(
         "section",
-        tag("h3", f"{panel['panel'].capitalize()}: {figures.METRICS[panel['metric']]}"),
+        tag("h3", f"{panel['panel'].capitalize()}: {drawing.METRICS[panel['metric']]}"),
         rows(head, body),
         tag("p", f"{seeds} seeds on each of {environments} environments, resampled within each.", class_="note"),
     )

@@ -1,11 +1,16 @@
 """The project's programs and examples as modules, and a small dataset to run them on."""
 
 import importlib.util
+import signal
+import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+from unittest import mock
 
 import numpy as np
+
+from flowrl.cli import flags
 
 ROOT = Path(__file__).parents[1]
 
@@ -28,6 +33,19 @@ def main(*arguments: object) -> int:
 def sweep(*arguments: object) -> int:
     """Calls `main` of experiments/sweep.py in this process."""
     return load("experiments/sweep.py").main(["sweep.py", *map(str, arguments)])
+
+
+def status(path: str, *arguments: object) -> Any:
+    """Runs a program by its path in this process, as a shell would, and returns its exit status."""
+    program, handlers = load(path).main, {name: signal.getsignal(name) for name in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        with mock.patch.object(sys, "argv", [path, *map(str, arguments)]):
+            flags.run(program)
+    except SystemExit as ended:
+        return ended.code
+    finally:
+        for name, handler in handlers.items():
+            signal.signal(name, handler)
 
 
 def save_walks(path: Path, **changed: Any) -> Path:

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from programs import main, save_walks
+from programs import main, save_walks, status
 
 from flowrl import agents
 from flowrl import config as configs
@@ -36,15 +36,14 @@ def assert_error(message: str, *arguments: object) -> None:
     assert "\n" not in str(caught.value)
 
 
-def assert_program_fails(message: str, *arguments: object) -> None:
-    """Checks the exit status and all of stderr of the real program."""
-    command = [sys.executable, str(MAIN), *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
-    errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
-    assert len(errors) == 1, done.stderr
+def assert_program_fails(capfd: pytest.CaptureFixture[str], message: str, *arguments: object) -> None:
+    """Checks the exit status and all of stderr of the program."""
+    assert status("experiments/main.py", *arguments) == 2
+    complaints = capfd.readouterr().err
+    errors = [line for line in complaints.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1, complaints
     assert message in errors[0]
-    assert "Traceback" not in done.stderr
-    assert done.returncode == 2
+    assert "Traceback" not in complaints
 
 
 @pytest.fixture(scope="module")
@@ -123,7 +122,13 @@ def test_a_bad_command_line_names_the_remedy(message: str, arguments: list[str])
 
 
 def test_a_bad_command_line_exits_without_a_traceback() -> None:
-    assert_program_fails("did you mean --steps?", "--agent=gcbc", ENV, "--stepz=4")
+    """The real program, started as people do."""
+    command = [sys.executable, str(MAIN), "--agent=gcbc", ENV, "--stepz=4"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ")
+    assert "did you mean --steps?" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
 
 
 @pytest.mark.parametrize("name", agents.names())
@@ -179,10 +184,12 @@ def test_bad_data_is_named_before_anything_is_written(tmp_path: Path, message: s
     assert not (tmp_path / "run").exists()
 
 
-def test_a_truncated_file_exits_without_a_traceback(tmp_path: Path, data: Path) -> None:
+def test_a_truncated_file_exits_without_a_traceback(
+    tmp_path: Path, data: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     path = tmp_path / "cut.npz"
     path.write_bytes(data.read_bytes()[:1000])
-    assert_program_fails("damaged or cannot be read", "--agent=gcbc", ENV, f"--data={path}", *TINY)
+    assert_program_fails(capfd, "damaged or cannot be read", "--agent=gcbc", ENV, f"--data={path}", *TINY)
 
 
 def test_a_missing_file_is_named() -> None:
@@ -280,20 +287,22 @@ def test_a_damaged_checkpoint_names_the_way_back(run_dir: Path, damage: Callable
     assert main(*again) == 0
 
 
-def test_a_damaged_checkpoint_exits_without_a_traceback(run_dir: Path) -> None:
+def test_a_damaged_checkpoint_exits_without_a_traceback(run_dir: Path, capfd: pytest.CaptureFixture[str]) -> None:
     truncate_arrays(run_dir / "checkpoints" / "20")
-    assert_program_fails("checkpoint at step 20", "--resume", f"--run_dir={run_dir}", "--steps=30")
+    assert_program_fails(capfd, "checkpoint at step 20", "--resume", f"--run_dir={run_dir}", "--steps=30")
 
 
 # ------------------------------------------------------------------------------------------------- during a run
 
 
-def test_a_diverging_run_stops_with_a_checkpoint_from_before_it(tmp_path: Path, data: Path) -> None:
+def test_a_diverging_run_stops_with_a_checkpoint_from_before_it(
+    tmp_path: Path, data: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     folder = tmp_path / "run"
     often = ("--log.interval=1", "--checkpoint.interval=1", "--steps=50", "--num_seeds=2", "--seed=4")
     arguments = ("--agent=gcbc", ENV, f"--data={data}", f"--run_dir={folder}", *TINY, *often)
     message = "diverged: actor/loss of the run with seed 5 is not finite after update 2; the checkpoint at 1 in"
-    assert_program_fails(message, *arguments, "--agent.learning_rate=1e20")  # and so, with what helps:
+    assert_program_fails(capfd, message, *arguments, "--agent.learning_rate=1e20")  # and so, with what helps:
     assert_error("try a smaller --agent.learning_rate than 1e+20", "--resume", f"--run_dir={folder}")
     lines = logs.read_lines(folder / "metrics.jsonl")
     assert [line["step"] for line in lines] == [1, 1]

@@ -38,8 +38,9 @@ print("\\n" + getattr(build_meta, sys.argv[1])(sys.argv[2]))
 USE = """
 import sys
 from pathlib import Path
-from flowrl import agents, presets
+from flowrl import agents
 from flowrl.collection import experts
+from flowrl.experiment import presets
 assert len(agents.names()) == int(sys.argv[2]), agents.names()
 for name in agents.names():
     agents.default(name)

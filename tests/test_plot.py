@@ -1,21 +1,17 @@
 """The plotting program, on made-up run directories."""
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from programs import ROOT, load
+from programs import load, status
 from run_dirs import make_run, make_sweep
 
 from flowrl.errors import UserError
 from flowrl.run_folder import statistics
-
-PLOT = ROOT / "experiments" / "plot.py"
-
 
 plot = load("experiments/plot.py")
 
@@ -258,10 +254,11 @@ def test_without_matplotlib_the_extra_is_named(tmp_path: Path, monkeypatch: pyte
     assert not (tmp_path / "c.png.json").exists()
 
 
-def test_the_program_exits_with_one_line(tmp_path: Path) -> None:
-    done = subprocess.run([sys.executable, str(PLOT), str(tmp_path)], capture_output=True, text=True, check=False)
-    assert done.returncode == 2
-    assert done.stderr.splitlines() == [f"error: {tmp_path} holds no run (no config.json); give the --run_dir of a run"]
+def test_the_program_exits_with_one_line(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert status("experiments/plot.py", tmp_path) == 2
+    assert capfd.readouterr().err.splitlines() == [
+        f"error: {tmp_path} holds no run (no config.json); give the --run_dir of a run"
+    ]
 
 
 FAULTS = {

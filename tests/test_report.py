@@ -3,14 +3,12 @@
 import base64
 import json
 import re
-import subprocess
-import sys
 from collections.abc import Sequence
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from programs import ROOT, load
+from programs import load, status
 from run_dirs import make_run, make_sweep
 
 from flowrl.errors import UserError
@@ -195,11 +193,11 @@ def test_bad_input_is_named_with_its_remedy(tmp_path: Path) -> None:
     assert not (tmp_path / "report.html").exists()
 
 
-def test_the_program_exits_with_one_line(tmp_path: Path) -> None:
-    program = [sys.executable, str(ROOT / "experiments" / "report.py"), str(tmp_path)]
-    done = subprocess.run(program, capture_output=True, text=True, check=False)
-    assert done.returncode == 2
-    assert done.stderr.splitlines() == [f"error: {tmp_path} holds no run (no config.json); give the --run_dir of a run"]
+def test_the_program_exits_with_one_line(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert status("experiments/report.py", tmp_path) == 2
+    assert capfd.readouterr().err.splitlines() == [
+        f"error: {tmp_path} holds no run (no config.json); give the --run_dir of a run"
+    ]
 
 
 FAULTS = {

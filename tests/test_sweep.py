@@ -70,7 +70,7 @@ def lines(folder: Path, name: str = "metrics", **where: Any) -> list[dict[str, A
 def params(folder: Path, run: int) -> Any:
     """Returns the parameters of one run at the newest checkpoint."""
     checkpoints = Checkpoints(folder / "checkpoints")
-    states = checkpoints.raw()[0]
+    states = checkpoints.raw()["states"]
     checkpoints.close()
     return jax.tree.map(lambda leaf: leaf[run], states["params"])
 
@@ -119,6 +119,7 @@ def test_a_group_is_traced_once(data: str, tmp_path: Path, monkeypatch: pytest.M
         return agent._replace(update=update)
 
     monkeypatch.setattr(bc, "make", counted)
+    monkeypatch.setattr(agents, "_built", agents._built.__wrapped__)  # or it might have been made before
     grid = (RATES, "--num_seeds=3", "--agent.hidden_dims=4:2,2", "--eval.episodes=0")
     assert sweep(*OFFLINE, data, *grid, f"--run_dir={tmp_path / 'sweep'}") == 0
     # Per group once for the memory that it needs, once for shapes and once for the program of six runs.

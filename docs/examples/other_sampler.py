@@ -11,9 +11,7 @@ import numpy as np
 import ogbench
 
 from flowrl.agents import bc
-from flowrl.data.samplers import require
 from flowrl.networks import Spec
-from flowrl.train_state import Metrics
 
 Batch = dict[str, np.ndarray]
 
@@ -36,15 +34,9 @@ def main(path: str, updates: int) -> tuple[float, float]:
     batch = sample()
     config = bc.Config(hidden_dims=(256, 256))
     agent = bc.make(config, Spec.of_sizes(batch["observations"].shape[1], batch["actions"].shape[1]))
-    kind = agent.batch(config)
-    require(kind, batch)  # names what a sampler lacks
-
-    @jax.jit
-    def update(state: bc.State, rows: Batch, key: jax.Array) -> tuple[bc.State, Metrics]:
-        return agent.update(state, kind.complete(rows), key)
-
-    state, losses = agent.init(jax.random.key(0), config), []
+    state, update, losses = agent.init(jax.random.key(0), config), jax.jit(agent.update), []
     for step in range(updates):
+        # An agent that bootstraps reads discounts too, γ · masks: agent.batch(config).complete(rows) adds them.
         state, metrics = update(state, sample(), jax.random.fold_in(jax.random.key(1), step))
         losses.append(float(metrics["actor/mse"]))
     print(f"squared error {losses[0]:.3f} -> {np.mean(losses[-20:]):.3f} after {updates} updates")

@@ -5,35 +5,26 @@ from functools import partial
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
 from flowrl import config as configs
 from flowrl.data.replay import Replay
 from flowrl.errors import UserError
-from flowrl.experiment import resuming, videos
+from flowrl.experiment import resuming
 from flowrl.experiment.banner import record_changes
 from flowrl.experiment.build import Parts, build_program, online_kind
+from flowrl.experiment.examiner import Examiner
 from flowrl.experiment.recorder import Recorder, estimate
 from flowrl.machine import devices, hosts, progress
 from flowrl.machine.files import CHECKPOINTS
 from flowrl.machine.progress import Progress
 from flowrl.machine.signals import Signals, saving, within
-from flowrl.random_streams import root_keys
-from flowrl.run_folder.summary import evaluation_lines
-from flowrl.train_state import Policy
 from flowrl.training import loop
-from flowrl.training.acting import by_itself
 from flowrl.training.checkpoint import Checkpoints
 from flowrl.training.compiled import States
-from flowrl.training.evaluation import Evaluator
 from flowrl.training.online import Collector, Environments, empty_replays
 from flowrl.training.step import Window
-
-
-class _BrokenOff(Exception):
-    """Breaks off an evaluation because the run is to stop."""
 
 
 class Runner:
@@ -57,19 +48,8 @@ class Runner:
         self._configs = layout.place(jax.tree.map(layout.filled, stacked), mapped=True)
         self.states, self._window = self._program.start(self._keys, self._configs)
         self.checkpoints = Checkpoints(plan.folder / CHECKPOINTS, settings.checkpoint.keep)
-        self._own, self._evaluations = layout.own, agent.evaluations(plan.config)
-        self._recorder = Recorder(plan, self._own, self._evaluations)
-        self._evaluator: Evaluator | None = None
-        if settings.eval.episodes and self._own:
-            self._evaluator = Evaluator(
-                agent,
-                plan.env.factory(),
-                root_keys(jnp.array([plan.trials[run].seed for run in self._own], jnp.uint32)),
-                tasks=parts.facts.tasks,
-                episodes=settings.eval.episodes,
-                workers=settings.workers,
-                slots=plan.env.most,
-            )
+        self._examiner = Examiner(parts, layout, self._program, signals)
+        self._recorder = Recorder(plan, layout.own, agent.evaluations(plan.config))
         self._collector: Collector | None = None
         self._bar: Progress | None = None
         self._announced, self._warm_chunks = False, 0
@@ -99,7 +79,7 @@ class Runner:
             states, window = self._train_online(states, window, step, evaluated)
         self._bar.close()
         self._recorder.summarize()
-        if not all(hosts.gather(self._film(states))):
+        if not all(hosts.gather(self._examiner.film(states))):
             raise loop.Stopped
         self._recorder.close()
         hosts.wait()  # which may take the first long, for the network
@@ -184,7 +164,7 @@ class Runner:
         return compiled
 
     def _log(self, step: int, metrics: dict[str, np.ndarray]) -> None:
-        gathered = self._collector.environments.drain() if self._collector else [{} for _ in self._own]
+        gathered = self._collector.environments.drain() if self._collector else [{} for _ in self.layout.own]
         self._recorder.log(step, metrics, gathered)
 
     def _progress(self, schedule: loop.Schedule, step: int, steps: int, seconds: float) -> None:
@@ -199,81 +179,16 @@ class Runner:
             counted = "updates" if self._collector is None else "steps"
             tqdm.write(estimate(steps / seconds, runs, schedule.steps - step, counted))
 
-    # ----------------------------------------------------------------------------------------------- evaluation
+    # ------------------------------------------------------------------------------------ evaluation and checkpoints
 
     def _evaluate(self, step: int, states: States) -> bool:
         """Evaluates the runs of all hosts and logs that; false if one of them is to stop."""
         if not self.parts.plan.settings.eval.episodes:
             return True
-        variants = self.parts.agent.evaluations(states.config)
-        policies = {name: self._policies(states, config) for name, config in variants.items()}
-        found = hosts.gather(None if self._evaluator is None else self._outcomes(step, policies))
-        if any(lines == [] for lines in found):
-            return False
-        self._recorder.evaluated(step, [line for own in found for line in own or ()])
-        return True
-
-    def _policies(self, states: States, config: Any) -> Policy[Any]:
-        """Returns the policies of this host's runs, on one device; all hosts must ask for them together."""
-        policies = devices.local(self._program.policies(states.replace(config=config)))
-        policies = jax.tree.map(lambda x: jnp.asarray(x[: len(self._own)]), policies)
-        return policies.replace(normalizer=self.parts.normalizer)
-
-    def _outcomes(self, step: int, policies: dict[str, Policy[Any]]) -> list[dict[str, Any]]:
-        """Evaluates the runs of this host, and returns the lines of their log; none if the run is to stop."""
-        assert self._evaluator is not None
-        plan, own = self.parts.plan, self._own
-        each = len(own) * max(1, self.parts.facts.tasks) * plan.settings.eval.episodes
-        bar = Progress("evaluating", "episode", each * len(policies), hidden=hosts.no_bars(), leave=False)
-
-        def on_step(before: int, done: int, _: int) -> None:
-            bar.to(before + done)
-            if self._signals.received is not None:
-                raise _BrokenOff
-
-        lines: list[dict[str, Any]] = []
-        try:
-            for i, (name, acting) in enumerate(policies.items()):
-                outcome = self._evaluator(acting, partial(on_step, i * each))
-                trials = plan.trials[own.start : own.stop]
-                lines += evaluation_lines(step, trials, name, outcome, plan.env.score, first_run=own.start)
-        except _BrokenOff:
-            return []
-        finally:
-            bar.close()
-        return lines
-
-    def _film(self, states: States) -> bool:
-        """Makes the videos that were asked for, on the first host; where nothing can be drawn it says so.
-
-        Returns:
-            False if it was broken off because the run is to stop.
-        """
-        plan, settings = self.parts.plan, self.parts.plan.settings
-        episodes = settings.log.video_episodes
-        if not episodes:
-            return True
-        policies = self._policies(states, by_itself(self.parts.agent, states.config))
-        if self._evaluator is None or not hosts.first():
-            return True
-        asked = {"step": settings.total, "unit": settings.unit, **plan.trials[0].labels, "episodes": episodes}
-        total = max(1, self.parts.facts.tasks) * episodes
-        with Progress("filming", "episode", total, hidden=hosts.no_bars(), leave=False) as bar:
-
-            def on_step(done: int, _: int) -> None:
-                bar.to(done)
-                if self._signals.received is not None:
-                    raise _BrokenOff
-
-            try:
-                videos.record(plan.folder, plan.env, asked, self._evaluator, policies, on_step)
-            except videos.NotDrawn as error:
-                tqdm.write(f"warning: {error}")
-            except _BrokenOff:
-                return False
-        return True
-
-    # ---------------------------------------------------------------------------------------------- checkpoints
+        lines = self._examiner.lines(step, states)
+        if lines is not None:
+            self._recorder.evaluated(step, lines)
+        return lines is not None
 
     def _checkpoint(self, step: int, states: States, window: Window, evaluated: bool) -> None:
         facts: dict[str, Any] = {"agent": self.parts.plan.settings.agent, "evaluated": evaluated}
@@ -319,7 +234,9 @@ class Runner:
             self._collector = self._new_collector(step - settings.steps, numbers, found["replays"])
         schedule = self._schedule(settings.total if self._collector else settings.steps)
         tasks, steps = max(1, self.parts.facts.tasks), self.checkpoints.steps()
-        reached = resuming.Reached(step, facts["evaluated"], (*self._evaluations,), tasks, steps)
+        reached = resuming.Reached(
+            step, facts["evaluated"], (*self.parts.agent.evaluations(plan.config),), tasks, steps
+        )
         hosts.agreed(lambda: self._continue_logs(reached) if hosts.first() else None)
         print(f"resuming from {settings.unit} {step:,}")
         return step, facts["evaluated"] or not schedule.due(schedule.eval_interval, step)
@@ -346,7 +263,6 @@ class Runner:
             self._bar.close()
         if self._collector is not None:
             self._collector.environments.close()
-        if self._evaluator is not None:
-            self._evaluator.close()
+        self._examiner.close()
         self.checkpoints.close()
         self._recorder.close()

@@ -1,7 +1,7 @@
 """Comparisons of configurations by their final scores: numbers for tables and pictures, ready for a JSON file.
 
 A score is a seed's mean over tasks and over its last evaluations. The goals of one environment are all of one trained
-policy, thus no independent samples: they are averaged first, and the tasks of `flowrl.run_folder.statistics` are environments.
+policy, thus no independent samples: they are averaged first, and the tasks of `run_folder.statistics` are environments.
 """
 
 import functools
