@@ -451,9 +451,13 @@ FAULTS = {
             "pass",
             "test_a_worker_killed_amid_an_evaluation_changes_nothing",
         ),
-        (("            on_step(done, successes.size)\n\n"), "\n", "test_breaking_off_goes_before_a_restart"),
         (
-            ("        done += note(view.finished)\n        while"),
+            ("            on_step(tally.done, tally.total)\n\n        view"),
+            ("\n        view"),
+            "test_breaking_off_goes_before_a_restart",
+        ),
+        (
+            ("        tally.note(view)\n        while"),
             "        while",
             "test_episodes_that_end_from_the_start_are_counted",
         ),

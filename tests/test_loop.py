@@ -350,7 +350,11 @@ FAULTS = {
         ("step=step + updates)", "step=step + 1)", "test_chunks_do_not_change_states_or_metrics"),
     ],
     "flowrl/training/loop.py": [
-        ("window = clear(window)", "pass", "test_intervals_do_not_change_training"),
-        ("if saved != (step, evaluated):", "if True:", "test_a_stop_right_after_a_checkpoint_saves_no_second_one"),
+        ("self.window = clear(self.window)", "pass", "test_intervals_do_not_change_training"),
+        (
+            "if self._saved != (self.step, self._evaluated):",
+            "if True:",
+            "test_a_stop_right_after_a_checkpoint_saves_no_second_one",
+        ),
     ],
 }

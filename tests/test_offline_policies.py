@@ -104,23 +104,18 @@ def test_behaviour_cloning_is_evaluated_by_single_actions() -> None:
 
 
 FAULTS = {
-    "agents/fql.py": [
+    "flowrl/policies.py": [
         (
-            'state.params["actor"], state.target_params["critic"]',
-            'state.params["actor"], state.params["critic"]',
+            '"critic": state.target_params["critic"]',
+            '"critic": state.params["critic"]',
             "test_the_best_of_n_is_the_best_by_the_slow_critics and fql",
-        ),
-        (
-            "nets.spec.noise(key, s)), -1.0",
-            "0.0 * nets.spec.noise(key, s)), -1.0",
-            "test_flow_policies_act_by_their_acting_copy and fql",
         ),
     ],
     "agents/sscp.py": [
         (", steps=config.completion_steps)", ")", "test_flow_policies_act_by_their_acting_copy and sscp"),
         (
-            'with_critic(state.config.choice, state.target_params["actor"]',
-            'with_critic(state.config.choice, state.params["actor"]',
+            "with_critic(state, state.target_params)",
+            "with_critic(state, state.params)",
             "test_flow_policies_act_by_their_acting_copy and sscp",
         ),
     ],
@@ -133,6 +128,13 @@ FAULTS = {
             "scale = 1.0 if config.choice.num_samples == 1 else config.candidate_noise",
             "scale = config.candidate_noise",
             "test_flow_policies_act_by_their_acting_copy and ofql",
+        ),
+    ],
+    "agents/fql.py": [
+        (
+            "nets.spec.noise(key, s)), -1.0",
+            "0.0 * nets.spec.noise(key, s)), -1.0",
+            "test_flow_policies_act_by_their_acting_copy and fql",
         ),
     ],
     "agents/bc.py": [
