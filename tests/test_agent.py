@@ -176,9 +176,6 @@ FAULTS = {
     "agents/fql.py": [
         ("config.critic.target_rate", "config.critic.target_ratio", "mypy"),
     ],
-    "agents/gcivl.py": [
-        ("state.config.alpha", "state.config.critic", "mypy"),
-    ],
     "agents/td3.py": [
         ("policy.config.explore_noise", "policy.config.exploration", "mypy"),
     ],
