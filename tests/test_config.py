@@ -204,8 +204,8 @@ FAULTS = {
         ("put(getattr(record, name), new)", "getattr(record, name)", "test_values_are_put_by_dotted_name"),
         ("if unknown := values.keys() - {", "if unknown := set() & {", "test_unknown_names_are_refused"),
         (
-            ('if kind != "static"]\n    structure = [name for name, kind in kinds.items() if kind == "static"]'),
-            ("]\n    structure = []"),
+            'if kind != "static"]\n    structure = [name for name, kind in kinds.items() if kind == "static"]',
+            "]\n    structure = []",
             "test_leaves_are_traced_fields_and_structure_is_the_rest",
         ),
         ('hasattr(part, "problem") and', "False and", "test_what_does_not_fit_is_refused"),

@@ -310,8 +310,8 @@ FAULTS = {
         ),
         ("if (other != found).any()", "if False", "test_two_names_of_one_meaning_may_not_differ"),
         (
-            ("    if words & (_ENDS | _STARTS):\n        if not"),
-            ("    if words & _ENDS:\n        if not"),
+            "    if words & (_ENDS | _STARTS):\n        if not",
+            "    if words & _ENDS:\n        if not",
             (
                 "test_fields_that_do_not_tell_of_ends_are_named_as_unread or "
                 "test_other_fields_that_tell_of_ends_are_compared"
@@ -332,8 +332,8 @@ FAULTS = {
         ("rounding = max(", "rounding = min(", "test_types_of_different_exactness_are_compared_by_the_less_exact"),
         ("if 2 * count > possible", "if False", "test_next_observations_that_fit_no_row_are_said"),
         (
-            ("if not good.all():\n            place"),
-            ("if False:\n            place"),
+            "if not good.all():\n            place",
+            "if False:\n            place",
             "test_what_next_observations_hold_beside_the_way_is_not_looked_at",
         ),
         ("sizes = np.abs(observations[", "sizes = (observations[", "test_changes_of_sign_and_rare_moves_are_no_jumps"),

@@ -482,12 +482,12 @@ FAULTS = {
         (
             "if len(space.shape) > 2 or",
             "if len(space.shape) > 3 or",
-            ("test_actions_that_cannot_be_played_are_refused_by_name or test_other_observations_are_refused_by_name"),
+            "test_actions_that_cannot_be_played_are_refused_by_name or test_other_observations_are_refused_by_name",
         ),
         (
             "0 < size <= LARGEST",
             "0 < size",
-            ("test_actions_that_cannot_be_played_are_refused_by_name or test_other_observations_are_refused_by_name"),
+            "test_actions_that_cannot_be_played_are_refused_by_name or test_other_observations_are_refused_by_name",
         ),
         ("array.shape[: array.ndim - len(shape)]", "()", "test_batches_of_observations_keep_their_leading_axes"),
     ],
@@ -499,12 +499,12 @@ FAULTS = {
         ),
         ("told == told and not", "not", "test_success_counts_at_any_step"),
         (
-            ("self._finish(slot, str(error))\n                continue"),
+            "self._finish(slot, str(error))\n                continue",
             "raise",
             "test_numbers_that_are_not_finite_break_off_their_episode_alone",
         ),
         (
-            ("self._end(slot, str(error))\n                continue"),
+            "self._end(slot, str(error))\n                continue",
             "raise",
             "test_an_observation_that_is_not_finite_at_the_reset_is_no_episode",
         ),

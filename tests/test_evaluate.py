@@ -452,12 +452,12 @@ FAULTS = {
             "test_a_worker_killed_amid_an_evaluation_changes_nothing",
         ),
         (
-            ("            on_step(tally.done, tally.total)\n\n        view"),
-            ("\n        view"),
+            "            on_step(tally.done, tally.total)\n\n        view",
+            "\n        view",
             "test_breaking_off_goes_before_a_restart",
         ),
         (
-            ("        tally.note(view)\n        while"),
+            "        tally.note(view)\n        while",
             "        while",
             "test_episodes_that_end_from_the_start_are_counted",
         ),
@@ -474,8 +474,8 @@ FAULTS = {
             "test_a_worker_killed_amid_an_evaluation_changes_nothing",
         ),
         (
-            ("in self._shares[worker]]\n\n"),
-            ("in self._shares[0]]\n\n"),
+            "in self._shares[worker]]\n\n",
+            "in self._shares[0]]\n\n",
             "test_a_worker_killed_amid_an_evaluation_changes_nothing",
         ),
         (
@@ -517,8 +517,8 @@ FAULTS = {
             "test_an_evaluation_goes_on_where_a_simulator_gives_no_numbers",
         ),
         (
-            ("            if good.any():\n                line"),
-            ("            if True:\n                line"),
+            "            if good.any():\n                line",
+            "            if True:\n                line",
             "test_a_run_without_any_finite_number_ends_well_and_resumes",
         ),
         (

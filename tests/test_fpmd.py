@@ -303,7 +303,7 @@ FAULTS = {
             "test_particles_are_ranked_as_sampled_and_clipped_afterwards",
         ),
         (
-            ("a = jnp.clip(best_of_n(config.choice, sample, partial(nets.critic, params, s), best_key), -1.0, 1.0)"),
+            "a = jnp.clip(best_of_n(config.choice, sample, partial(nets.critic, params, s), best_key), -1.0, 1.0)",
             "a = best_of_n(config.choice, sample, partial(nets.critic, params, s), best_key)",
             "test_particles_are_ranked_as_sampled_and_clipped_afterwards",
         ),

@@ -275,7 +275,7 @@ FAULTS = {
     ],
     "agents/hiql.py": [
         (
-            ('rep = length_normalize(unit_gaussian(nets.high_actor(params, s, inputs["goals"]), high_key, explore))'),
+            'rep = length_normalize(unit_gaussian(nets.high_actor(params, s, inputs["goals"]), high_key, explore))',
             'rep = unit_gaussian(nets.high_actor(params, s, inputs["goals"]), high_key, explore)',
             "test_gaussian_policies_act_by_their_mode_or_a_unit_sample and hiql",
         ),

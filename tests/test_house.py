@@ -45,11 +45,11 @@ FAULTS = {
     "flowrl/losses.py": [
         (
             "import chex\n",
-            ("import chex\nimport flowrl.data.goals\n"),
+            "import chex\nimport flowrl.data.goals\n",
             "test_the_root_imports_no_folder_and_folders_none_below",
         ),
     ],
     "flowrl/errors.py": [
-        ("    known = sorted(known)\n", ("    import flowrl.config\n\n    known = sorted(known)\n"), "test_no_circles"),
+        ("    known = sorted(known)\n", "    import flowrl.config\n\n    known = sorted(known)\n", "test_no_circles"),
     ],
 }

@@ -236,7 +236,7 @@ FAULTS = {
         ("flowrl.experiment.presets = *.csv\n", "", "test_the_distribution_works_outside_of_the_repository"),
         (
             "    flowrl.*\n",
-            ("    flowrl.data\n    flowrl.presets\n"),
+            "    flowrl.data\n    flowrl.presets\n",
             "test_the_distribution_works_outside_of_the_repository",
         ),
         ("error:::(flowrl|", "error:::(flow_rl|", "test_a_warning_of_our_own_is_an_error"),

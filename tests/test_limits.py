@@ -343,7 +343,7 @@ FAULTS = {
     ],
     "flowrl/experiment/grids.py": [
         (
-            ("        estimates.require(made.settings, made.config, made.env, made.folder, runs=1, swept=True)"),
+            "        estimates.require(made.settings, made.config, made.env, made.folder, runs=1, swept=True)",
             "        pass",
             "test_a_grid_of_a_million_points_is_not_written_out",
         ),

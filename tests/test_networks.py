@@ -222,7 +222,7 @@ FAULTS = {
         (
             "sum(sizes[:i])",
             "sum(sizes[i:])",
-            ("test_split_dense_equals_a_dense_layer_on_the_concatenation or test_split_dense_starts_as_a_dense_layer"),
+            "test_split_dense_equals_a_dense_layer_on_the_concatenation or test_split_dense_starts_as_a_dense_layer",
         ),
         (
             'split_rngs={"params": True}',

@@ -285,7 +285,7 @@ FAULTS = {
             "test_fql_distillation_gives_the_flow_no_gradient",
         ),
         (
-            ("integral = jnp.clip(config.behaviour.sample(partial(nets.flow, state.params, s), z), -1.0, 1.0)"),
+            "integral = jnp.clip(config.behaviour.sample(partial(nets.flow, state.params, s), z), -1.0, 1.0)",
             "integral = config.behaviour.sample(partial(nets.flow, state.params, s), z)",
             "test_losses_and_gradients_equal_their_references and fql",
         ),
@@ -393,7 +393,7 @@ FAULTS = {
             "test_losses_and_gradients_equal_their_references and sscp",
         ),
         (
-            ("critics.combine(state.config.critic, nets.critic(slow, next_s, sample(nets, slow, next_s, key)))"),
+            "critics.combine(state.config.critic, nets.critic(slow, next_s, sample(nets, slow, next_s, key)))",
             "nets.critic(slow, next_s, sample(nets, slow, next_s, key)).min(axis=0)",
             "test_losses_and_gradients_equal_their_references and sscp-bootstrap",
         ),

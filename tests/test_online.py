@@ -415,8 +415,8 @@ FAULTS = {
     "flowrl/envs/side_by_side.py": [
         ("reply.slot = i", "pass", "test_what_is_not_finite_is_named_and_not_stored and async"),
         (
-            ("error.slot = i\n                raise\n            self._rows"),
-            ("raise\n            self._rows"),
+            "error.slot = i\n                raise\n            self._rows",
+            "raise\n            self._rows",
             "test_what_is_not_finite_is_named_and_not_stored",
         ),
         (

@@ -274,8 +274,8 @@ FAULTS = {
             "test_damaged_evaluations_are_not_averaged_around",
         ),
         (
-            ("            except LeftOut as error:\n                left_out.append(error)\n"),
-            ("            except NotEvaluated as error:\n                left_out.append(error)\n"),
+            "            except LeftOut as error:\n                left_out.append(error)\n",
+            "            except NotEvaluated as error:\n                left_out.append(error)\n",
             "test_what_is_no_run_or_has_no_evaluation_is_left_out_with_a_warning",
         ),
         (

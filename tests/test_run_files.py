@@ -663,8 +663,8 @@ FAULTS = {
             "test_a_run_whose_checkpoints_are_gone_is_not_begun_anew",
         ),
         (
-            ("        record_changes(plan.folder, plan.settings)\n        resuming.apply(cuts)\n"),
-            ("        resuming.apply(cuts)\n        record_changes(plan.folder, plan.settings)\n"),
+            "        record_changes(plan.folder, plan.settings)\n        resuming.apply(cuts)\n",
+            "        resuming.apply(cuts)\n        record_changes(plan.folder, plan.settings)\n",
             "test_a_kill_while_a_finished_run_is_given_more_steps and apply",
         ),
     ],

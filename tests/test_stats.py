@@ -151,7 +151,7 @@ FAULTS = {
         (
             "-1), 0.25, axis=-1)",
             "-1), 0.2, axis=-1)",
-            ("test_probability_of_improvement_by_hand or test_statistics_by_hand or test_three_values_by_hand"),
+            "test_probability_of_improvement_by_hand or test_statistics_by_hand or test_three_values_by_hand",
         ),
         ("mean(scores > threshold)", "mean(scores >= threshold)", "test_profiles_count_scores_strictly_above"),
         (" + 0.5 * (ours == theirs)", "", "test_probability_of_improvement_by_hand"),
