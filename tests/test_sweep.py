@@ -122,8 +122,8 @@ def test_a_group_is_traced_once(data: str, tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(agents, "_built", agents._built.__wrapped__)  # or it might have been made before
     grid = (RATES, "--num_seeds=3", "--agent.hidden_dims=4:2,2", "--eval.episodes=0")
     assert sweep(*OFFLINE, data, *grid, f"--run_dir={tmp_path / 'sweep'}") == 0
-    # Per group once for the memory that it needs, once for shapes and once for the program of six runs.
-    assert len(traces) == 2 * 3
+    # Per group once for shapes and once for the program of six runs.
+    assert len(traces) == 2 * 2
     configs = [logs.read_json(path) for path in sorted((tmp_path / "sweep").glob("group*/config.json"))]
     assert [config["agent_config"]["hidden_dims"] for config in configs] == [[4], [2, 2]]
     assert all(len(config["grid"]) == 6 for config in configs)
