@@ -23,14 +23,14 @@ from goal_references import (
     sscp_two_hops,
     state_of,
 )
-from small_agents import QUICKLY, B, assert_same, compiled, followed, networks_of, with_config
+from small_agents import QUICKLY, A, B, D, assert_same, compiled, followed, networks_of, with_config
 from small_agents import assert_close as closer
 from small_agents import goal_transitions as batch_of
 
 from flowrl import agents
 from flowrl.agents import gc_sscp
 from flowrl.config import as_arrays, put, values
-from flowrl.data.dataset import Dataset
+from flowrl.data.dataset import from_arrays
 from flowrl.data.goals import GoalMix
 from flowrl.data.samplers import Goals
 from flowrl.train_state import Batch, TrainState
@@ -271,10 +271,11 @@ def test_mapped_runs_with_different_hyperparameters_equal_separate_runs(name: st
 
 
 @each_agent
-def test_an_update_reads_what_its_batches_hold(name: str, walks: Dataset) -> None:
+def test_an_update_reads_what_its_batches_hold(name: str) -> None:
     agent, config = agent_of(name), config_of(name)
     kind = agent.batch(config)
-    batch = kind.sample(jax.random.key(0), walks, B)
+    rows = {"observations": np.zeros((20, D), np.float32), "actions": np.zeros((20, A), np.float32)}
+    batch = kind.sample(jax.random.key(0), from_arrays(rows | {"terminals": np.arange(20) % 10 == 9}), B)
     reads = {
         "gcbc": {"observations", "actions", "actor_goals"},
         "gcivl": {"observations", "next_observations", "actions", "rewards", "discounts", "value_goals", "actor_goals"},
