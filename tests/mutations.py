@@ -1322,6 +1322,17 @@ MUTATIONS = (
     Mutation(_FILES, "if made and unused(folder):", "if False:", _RECORDED, "never_began"),
     Mutation(_FILES, "if not os.path.samestat(", "if False and os.path.samestat(", _RECORDED, "takes_away"),
     Mutation(_CHECKPOINTS, "inspect.iscoroutine(unraisable.object)", "False", _RECORDED, "not_heard"),
+    Mutation(
+        _CHECKPOINTS,
+        "    yield\n    sys.unraisablehook = previous\n",
+        "    try:\n        yield\n    finally:\n        sys.unraisablehook = previous\n",
+        _RECORDED,
+        "not_heard",
+    ),
+    Mutation("flowrl/settings.py", 'if stored["git_commit"] else ""', "", _RECORDED, "the_commit"),
+    Mutation(
+        "flowrl/settings.py", "put the right file back{commit}", "put the right file back", _RECORDED, "the_commit"
+    ),
     Mutation(_CHECKPOINTS, "Exception as error:  # orbax", "OSError as error:  # orbax", _RECORDED, "any_part"),
     Mutation(_CHECKPOINTS, "            if not path.is_dir():", "            if False:", _RECORDED, "is_no_checkpoint"),
     Mutation(_CHECKPOINTS, "        if not read_only:\n", "        if True:\n", _RECORDED, "leave_the_folder"),
