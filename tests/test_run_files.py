@@ -294,6 +294,17 @@ def test_a_changed_config_is_named_with_its_field(run_dir: Path, place: str, val
     assert_refused(f"{run_dir}/config.json.*{message}", lambda: resumed_plan({"run_dir": str(run_dir)}, {}))
 
 
+@pytest.mark.parametrize(("commit", "rest"), [("0a1b2c3", ", or check out its commit 0a1b2c3"), (None, "")])
+def test_the_commit_that_has_the_fields_is_named_where_it_is_known(
+    run_dir: Path, commit: str | None, rest: str
+) -> None:
+    config = logs.read_json(run_dir / "config.json") | {"git_commit": commit}
+    del config["agent_config"]["batch_size"]
+    (run_dir / "config.json").write_text(json.dumps(config))
+    told = f"agent_config.batch_size is missing; put the right file back{rest}$"
+    assert_refused(told, lambda: resumed_plan({"run_dir": str(run_dir)}, {}))
+
+
 @pytest.mark.parametrize("content", [b"", b"{", b"[1]", b"null", b"\x80", b"[" * 10**5, b'{"settings": NaN}'])
 def test_a_config_that_is_none(run_dir: Path, content: bytes) -> None:
     (run_dir / "config.json").write_bytes(content)
@@ -471,14 +482,22 @@ def test_any_part_of_a_checkpoint_may_be_damaged(
     assert capfd.readouterr() == ("", "")
 
 
+@pytest.fixture
+def asyncio_log() -> Iterator[logging.Logger]:
+    """Asyncio's log, which shows errors."""
+    log = logging.getLogger("asyncio")
+    before = log.level
+    log.setLevel(logging.ERROR)
+    yield log
+    log.setLevel(before)
+
+
 def test_what_orbax_says_beside_its_error_is_not_heard(
-    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    asyncio_log: logging.Logger, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What it says comes at any time, so a damaged checkpoint alone does not show that nothing is heard."""
     heard: list[str] = []
     monkeypatch.setattr(sys, "unraisablehook", lambda unraisable: heard.append(str(unraisable.exc_value)))
-    log = logging.getLogger("asyncio")
-    monkeypatch.setattr(log, "level", logging.ERROR)
 
     async def read() -> None: ...
 
@@ -488,7 +507,7 @@ def test_what_orbax_says_beside_its_error_is_not_heard(
                 raise RuntimeError(message)
 
         Dying()
-        log.error(message)
+        asyncio_log.error(message)
 
     with warnings.catch_warnings(), checkpoint.quiet():
         warnings.simplefilter("error")
@@ -496,7 +515,11 @@ def test_what_orbax_says_beside_its_error_is_not_heard(
         say("Event loop is closed")
         say("another")
     assert heard == ["another"]
-    assert log.level == logging.ERROR
+    assert asyncio_log.level == logging.ERROR
+    with pytest.raises(ZeroDivisionError), checkpoint.quiet():
+        raise ZeroDivisionError
+    say("Event loop is closed")  # after a failure the silence lasts
+    assert heard == ["another"]
     assert capfd.readouterr() == ("", "")
 
 
@@ -606,6 +629,11 @@ FAULTS = {
     "flowrl/training/checkpoint.py": [
         ("    log.setLevel(logging.CRITICAL)\n", "    pass\n", "test_what_orbax_says_beside_its_error_is_not_heard"),
         ("inspect.iscoroutine(unraisable.object)", "False", "test_what_orbax_says_beside_its_error_is_not_heard"),
+        (
+            "    yield\n    sys.unraisablehook = previous\n",
+            "    try:\n        yield\n    finally:\n        sys.unraisablehook = previous\n",
+            "test_what_orbax_says_beside_its_error_is_not_heard",
+        ),
         ("Exception as error:  # orbax", "OSError as error:  # orbax", "test_any_part_of_a_checkpoint_may_be_damaged"),
         ("            if not path.is_dir():", "            if False:", "test_what_is_no_checkpoint_among_them"),
         ("        if not read_only:\n", "        if True:\n", "test_readers_leave_the_folder_as_it_is"),
@@ -692,6 +720,12 @@ FAULTS = {
         ("        check(made)\n", "", "test_a_changed_config_is_named_with_its_field"),
         ('if seeds(runs) != stored["seeds"]:', "if False:", "test_a_changed_config_is_named_with_its_field"),
         ("        _require_traced(usual, grid)\n", "", "test_a_changed_config_is_named_with_its_field"),
+        (' if stored["git_commit"] else ""', "", "test_the_commit_that_has_the_fields_is_named_where_it_is_known"),
+        (
+            "put the right file back{commit}",
+            "put the right file back",
+            "test_the_commit_that_has_the_fields_is_named_where_it_is_known",
+        ),
     ],
     "flowrl/experiment/grids.py": [
         ("if _runs(parts) != _runs(groups(before)):", "if False:", "test_a_changed_sweep_is_named_with_its_field"),

@@ -87,7 +87,7 @@ def read_plan(folder: Path) -> tuple[Plan, dict[str, Any]]:
         if seeds(runs) != stored["seeds"]:
             raise schema.Mismatch(f"seeds are {stored['seeds']}, but those of its runs are {seeds(runs)}")
     except schema.Mismatch as error:
-        commit = f", or resume with the version that began the run ({stored['git_commit']})"
+        commit = f", or check out its commit {stored['git_commit']}" if stored["git_commit"] else ""
         raise UserError(f"{path}: {error}; put the right file back{commit}") from error
     except UserError as error:
         raise UserError(f"{path} holds what no run can have; put the right file back: {error}") from error
