@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from flowrl import critics
-from flowrl.agent import Agent, make_agent
+from flowrl.agent import maker
 from flowrl.config import MOST_COUNT, config, nested, static, traced
 from flowrl.critics import Critic
 from flowrl.data.samplers import Transitions
@@ -234,12 +234,7 @@ def multipliers(config: Config) -> dict[str, jax.Array]:
     return temperature | ({"multiplier": jnp.ones(())} if config.lagrange else {})
 
 
-def make(config: Config, spec: Spec) -> Agent[Config]:
-    """Builds the agent."""
-    return make_agent(
-        config, networks(config, spec), update, act,
-        batch=lambda config: Transitions(config.discount, returns=True),
-        acting=lambda state: {"actor": state.params["actor"]},
-        targets=("critic",),
-        multipliers=multipliers,
-    )  # fmt: skip
+make = maker(
+    networks, update, act, batch=lambda config: Transitions(config.discount, returns=True), targets=("critic",),
+    multipliers=multipliers,
+)  # fmt: skip

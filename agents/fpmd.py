@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from flowrl import critics
-from flowrl.agent import Agent, make_agent
+from flowrl.agent import maker
 from flowrl.config import MOST_COUNT, config, nested, put, static, traced
 from flowrl.critics import Critic
 from flowrl.data.samplers import Transitions
@@ -64,11 +64,11 @@ class Config:
     start_scale: float = traced(0.5, "Deviation of the noise that sampling starts from.")
     eval_steps: int = static(0, "Steps per action in evaluation; 0 takes those of training.", low=0, acting=True)
 
-    def problem(self, flag: str) -> str:
+    def problem(self, prefix: str) -> str:
         """Says that a diffusion has no more steps in evaluation than noise levels."""
         levels = self.policy.levels if isinstance(self.policy, Diffusion) else self.eval_steps
-        told = f"{flag}eval_steps={self.eval_steps} is more than the {levels} noise levels"
-        return f"{told}; give fewer, or a larger {flag}policy.levels" if self.eval_steps > levels else ""
+        told = f"{prefix}eval_steps={self.eval_steps} is more than the {levels} noise levels"
+        return f"{told}; give fewer, or a larger {prefix}policy.levels" if self.eval_steps > levels else ""
 
 
 NAMES: Mapping[str, Config] = {
@@ -209,14 +209,9 @@ def acting(state: State) -> Params:
     return {"actor": state.target_params["actor"], **{n: state.params[n] for n in ("critic", "temperature")}}
 
 
-def make(config: Config, spec: Spec) -> Agent[Config]:
-    """Builds the agent."""
-    return make_agent(
-        config, networks(config, spec), update, act,
-        batch=lambda config: Transitions(config.discount),
-        acting=acting,
-        targets=("actor", "critic"),
-        multipliers=lambda config: {"temperature": jnp.log(config.initial_temperature)},
-        extras=lambda config: {"q_mean": jnp.zeros(()), "q_std": jnp.ones(())},
-        evaluations=evaluations,
-    )  # fmt: skip
+make = maker(
+    networks, update, act, batch=lambda config: Transitions(config.discount), targets=("actor", "critic"),
+    acting=acting, evaluations=evaluations,
+    multipliers=lambda config: {"temperature": jnp.log(config.initial_temperature)},
+    extras=lambda config: {"q_mean": jnp.zeros(()), "q_std": jnp.ones(())},
+)  # fmt: skip

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from flowrl import critics
-from flowrl.agent import Agent, make_agent
+from flowrl.agent import maker
 from flowrl.config import MOST_COUNT, config, nested, static, traced
 from flowrl.critics import Critic
 from flowrl.data.samplers import Transitions
@@ -104,12 +104,7 @@ def act(nets: Networks, policy: Policy[Config], inputs: Batch, key: jax.Array, *
     return best_of_n(policy.config.choice, partial(sample, nets, params, s), partial(nets.critic, params, s), key)
 
 
-def make(config: Config, spec: Spec) -> Agent[Config]:
-    """Builds the agent."""
-    return make_agent(
-        config, networks(config, spec), update, act,
-        batch=lambda config: Transitions(config.discount),
-        acting=lambda state: with_critic(state, state.params),
-        targets=("critic",),
-        evaluations=one_and_best,
-    )  # fmt: skip
+make = maker(
+    networks, update, act, batch=lambda config: Transitions(config.discount), targets=("critic",),
+    acting=lambda state: with_critic(state, state.params), evaluations=one_and_best,
+)  # fmt: skip

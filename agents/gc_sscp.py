@@ -12,7 +12,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from flowrl.agent import Agent, make_agent
+from flowrl.agent import maker
 from flowrl.config import MOST_COUNT, config, nested, static, traced
 from flowrl.data.goals import GoalMix
 from flowrl.data.samplers import Goals
@@ -161,11 +161,7 @@ def acting(state: State) -> Params:
     return {"goal_rep": state.params["goal_rep"], "actor": actors["actor"]}
 
 
-def make(config: Config, spec: Spec) -> Agent[Config]:
-    """Builds the agent."""
-    return make_agent(
-        config, networks(config, spec), update, act,
-        batch=lambda config: Goals(config.actor_goals, config.value_goals, config.discount, config.subgoal_steps),
-        acting=acting,
-        targets=("value", "actor"),
-    )  # fmt: skip
+make = maker(
+    networks, update, act, targets=("value", "actor"), acting=acting,
+    batch=lambda config: Goals(config.actor_goals, config.value_goals, config.discount, config.subgoal_steps),
+)  # fmt: skip

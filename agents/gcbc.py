@@ -5,7 +5,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from flowrl.agent import Agent, make_agent
+from flowrl.agent import maker
 from flowrl.config import MOST_COUNT, config, nested, static, traced
 from flowrl.data.goals import GoalMix
 from flowrl.data.samplers import Goals
@@ -59,9 +59,4 @@ def act(nets: Networks, policy: Policy[Config], inputs: Batch, key: jax.Array, *
     return jnp.clip(unit_gaussian(means, key, explore), -1.0, 1.0)
 
 
-def make(config: Config, spec: Spec) -> Agent[Config]:
-    """Builds the agent."""
-    return make_agent(
-        config, networks(config, spec), update, act,
-        batch=lambda config: Goals(config.actor_goals), acting=lambda state: state.params,
-    )  # fmt: skip
+make = maker(networks, update, act, batch=lambda config: Goals(config.actor_goals))

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from flowrl.agent import Agent, make_agent
+from flowrl.agent import maker
 from flowrl.config import MOST_COUNT, config, nested, static, traced
 from flowrl.data.goals import GoalMix
 from flowrl.data.samplers import Goals
@@ -79,11 +79,7 @@ def act(nets: Networks, policy: Policy[Config], inputs: Batch, key: jax.Array, *
     return jnp.clip(unit_gaussian(means, key, explore), -1.0, 1.0)
 
 
-def make(config: Config, spec: Spec) -> Agent[Config]:
-    """Builds the agent."""
-    return make_agent(
-        config, networks(config, spec), update, act,
-        batch=lambda config: Goals(config.actor_goals, config.value_goals, config.discount),
-        acting=lambda state: {"actor": state.params["actor"]},
-        targets=("value",),
-    )  # fmt: skip
+make = maker(
+    networks, update, act, targets=("value",),
+    batch=lambda config: Goals(config.actor_goals, config.value_goals, config.discount),
+)  # fmt: skip

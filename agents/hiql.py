@@ -6,7 +6,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from flowrl.agent import Agent, make_agent
+from flowrl.agent import maker
 from flowrl.config import MOST_COUNT, config, nested, static, traced
 from flowrl.data.goals import GoalMix
 from flowrl.data.samplers import Goals
@@ -98,11 +98,8 @@ def act(nets: Networks, policy: Policy[Config], inputs: Batch, key: jax.Array, *
     return jnp.clip(unit_gaussian(nets.low_actor(params, s, rep), low_key, explore), -1.0, 1.0)
 
 
-def make(config: Config, spec: Spec) -> Agent[Config]:
-    """Builds the agent."""
-    return make_agent(
-        config, networks(config, spec), update, act,
-        batch=lambda config: Goals(config.actor_goals, config.value_goals, config.discount, config.subgoal_steps),
-        acting=lambda state: {name: state.params[name] for name in ("low_actor", "high_actor")},
-        targets=("value",),
-    )  # fmt: skip
+make = maker(
+    networks, update, act, targets=("value",),
+    batch=lambda config: Goals(config.actor_goals, config.value_goals, config.discount, config.subgoal_steps),
+    acting=lambda state: {name: state.params[name] for name in ("low_actor", "high_actor")},
+)  # fmt: skip

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from flowrl import critics
-from flowrl.agent import Agent, make_agent
+from flowrl.agent import maker
 from flowrl.config import MOST_COUNT, config, nested, static, traced
 from flowrl.critics import Critic
 from flowrl.data.samplers import Transitions
@@ -45,10 +45,10 @@ class Config:
     actor_target_start: int = traced(1000, "Updates before the acting copy first moves.")
     actor_target_interval: int = traced(5, "Updates between moves of the acting copy.", low=1)
 
-    def problem(self, flag: str) -> str:
+    def problem(self, prefix: str) -> str:
         """Says that the policy meets one of two critics, and is scaled by the other."""
         heads = self.critic.heads
-        return "" if heads == 2 else f"{flag}critic.heads={heads} must be 2: a coin chooses between two; leave it out"
+        return "" if heads == 2 else f"{prefix}critic.heads={heads} must be 2: a coin chooses between two; leave it out"
 
 
 State = TrainState[Config]
@@ -125,12 +125,7 @@ def act(nets: Networks, policy: Policy[Config], inputs: Batch, key: jax.Array, *
     return best_of_n(config.choice, one, partial(nets.critic, params, s), key)
 
 
-def make(config: Config, spec: Spec) -> Agent[Config]:
-    """Builds the agent."""
-    return make_agent(
-        config, networks(config, spec), update, act,
-        batch=lambda config: Transitions(config.discount),
-        acting=lambda state: with_critic(state, state.target_params),
-        targets=("actor", "critic"),
-        evaluations=one_and_best,
-    )  # fmt: skip
+make = maker(
+    networks, update, act, batch=lambda config: Transitions(config.discount), targets=("actor", "critic"),
+    acting=lambda state: with_critic(state, state.target_params), evaluations=one_and_best,
+)  # fmt: skip

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from flowrl import critics
-from flowrl.agent import Agent, make_agent
+from flowrl.agent import maker
 from flowrl.config import MOST_COUNT, config, nested, static, traced
 from flowrl.critics import Critic
 from flowrl.data.samplers import Transitions
@@ -88,12 +88,7 @@ def act(nets: Networks, policy: Policy[Config], inputs: Batch, key: jax.Array, *
     return act_squashed(nets.actor(policy.params, inputs["observations"]), key, explore)
 
 
-def make(config: Config, spec: Spec) -> Agent[Config]:
-    """Builds the agent."""
-    return make_agent(
-        config, networks(config, spec), update, act,
-        batch=lambda config: Transitions(config.discount),
-        acting=lambda state: {"actor": state.params["actor"]},
-        targets=("critic",),
-        multipliers=lambda config: {"temperature": jnp.log(config.initial_temperature)},
-    )  # fmt: skip
+make = maker(
+    networks, update, act, batch=lambda config: Transitions(config.discount), targets=("critic",),
+    multipliers=lambda config: {"temperature": jnp.log(config.initial_temperature)},
+)  # fmt: skip

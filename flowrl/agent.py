@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from flowrl.config import as_arrays
-from flowrl.networks import Network
+from flowrl.networks import Network, Spec
 from flowrl.optim import ADAM
 from flowrl.train_state import Batch, C, Metrics, Params, Policy, TrainState
 
@@ -40,6 +40,10 @@ def _nothing(config: Any) -> dict[str, Any]:
     return {}
 
 
+def _actor_alone(state: TrainState[Any]) -> Params:
+    return {"actor": state.params["actor"]}
+
+
 def _as_it_is(config: Any) -> dict[str, Any]:
     return {"eval": config}
 
@@ -67,47 +71,52 @@ def _first_state(
     )
 
 
-def make_agent(
-    config: C,
-    nets: Any,
+def maker(
+    networks: Callable[[C, Spec], Any],
     update: Callable[..., tuple[TrainState[C], Metrics]],
     act: Callable[..., jax.Array],
     *,
     batch: Callable[[C], Any],
-    acting: Callable[[TrainState[C]], Params],
+    acting: Callable[[TrainState[C]], Params] = _actor_alone,
     targets: Sequence[str] = (),
     multipliers: Callable[[C], Mapping[str, Any]] = _nothing,
     extras: Callable[[C], Mapping[str, Any]] = _nothing,
     evaluations: Callable[[C], Mapping[str, C]] = _as_it_is,
-) -> Agent[C]:
-    """Puts an agent together; every network is initialised in the same way, and updates are counted here alone.
+) -> Callable[[C, Spec], Agent[C]]:
+    """Puts an agent together: returns its `make(config, spec)`.
+
+    Every network is initialised in the same way, and updates are counted here alone.
 
     Args:
-        config: The configuration that the networks were built for.
-        nets: A named tuple of networks, and of whatever else the functions read.
+        networks: `(config, spec) -> nets`, a named tuple of networks, and of whatever else the functions read.
         update: `(nets, state, batch, key) -> (state, metrics)`.
         act: `(nets, policy, inputs, key, *, explore) -> actions`.
         batch: What kind of batches `update` reads.
-        acting: The parameters that leave training.
+        acting: The parameters that leave training; by default the actor's.
         targets: The networks that have slow copies.
         multipliers: Names of learnt multipliers and the logarithms `[]` that they begin with.
         extras: Other arrays at the beginning.
         evaluations: As what it is evaluated; by default as it is configured.
     """
-    networks = [net for name, net in nets._asdict().items() if isinstance(net, Network) and net.name == name]
-    structure: Any = jax.tree.structure(config)
 
-    def init(key: jax.Array, config: C) -> TrainState[C]:
-        if structure != jax.tree.structure(config):
-            raise ValueError("the networks were built for other static settings; call make with this configuration")
-        config = as_arrays(config)
-        return _first_state(networks, key, config, targets, multipliers(config), extras(config))
+    def make(config: C, spec: Spec) -> Agent[C]:
+        nets = networks(config, spec)
+        structure: Any = jax.tree.structure(config)
+        trained = [net for name, net in nets._asdict().items() if isinstance(net, Network) and net.name == name]
 
-    def counted(state: TrainState[C], batch: Batch, key: jax.Array) -> tuple[TrainState[C], Metrics]:
-        state, metrics = update(nets, state, batch, key)
-        return state.replace(step=state.step + 1), metrics
+        def init(key: jax.Array, config: C) -> TrainState[C]:
+            if structure != jax.tree.structure(config):
+                raise ValueError("the networks were built for other static settings; call make with this configuration")
+            config = as_arrays(config)
+            return _first_state(trained, key, config, targets, multipliers(config), extras(config))
 
-    def policy(state: TrainState[C]) -> Policy[C]:
-        return Policy(state.config, acting(state))
+        def counted(state: TrainState[C], batch: Batch, key: jax.Array) -> tuple[TrainState[C], Metrics]:
+            state, metrics = update(nets, state, batch, key)
+            return state.replace(step=state.step + 1), metrics
 
-    return Agent(init, counted, policy, partial(act, nets), batch, evaluations)
+        def policy(state: TrainState[C]) -> Policy[C]:
+            return Policy(state.config, acting(state))
+
+        return Agent(init, counted, policy, partial(act, nets), batch, evaluations)
+
+    return make

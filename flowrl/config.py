@@ -81,7 +81,7 @@ def record(cls: type[T]) -> type[T]:
     """Makes a class of annotated fields a frozen record of settings.
 
     Nothing is checked when one is made; `check` does that. A record whose fields must agree with each other has a
-    method `problem(self, flag: str) -> str`, which says what is wrong with them, their flags beginning with `flag`.
+    method `problem(self, prefix: str) -> str`, which says what is wrong with them; flags begin with `prefix`.
     """
     return dataclasses.dataclass(frozen=True, kw_only=True)(cls)
 
@@ -211,16 +211,16 @@ def check(record: Any, prefix: str = "") -> None:
     """
     for entry in flatten(record, prefix):
         _check_value(entry)
-    for flag, part in _records(record, f"--{prefix}"):
-        if hasattr(part, "problem") and (problem := part.problem(flag)):
+    for start, part in _records(record, f"--{prefix}"):
+        if hasattr(part, "problem") and (problem := part.problem(start)):
             raise UserError(problem)
 
 
-def _records(record: Any, flag: str) -> Iterator[tuple[str, Any]]:
-    yield flag, record
+def _records(record: Any, prefix: str) -> Iterator[tuple[str, Any]]:
+    yield prefix, record
     for field in dataclasses.fields(record):
         if field.metadata["kind"] == "nested":
-            yield from _records(getattr(record, field.name), f"{flag}{field.name}.")
+            yield from _records(getattr(record, field.name), f"{prefix}{field.name}.")
 
 
 def _check_value(entry: Entry) -> None:

@@ -120,9 +120,9 @@ class Diffusion:
     schedule: str = static("linear", "How the variance of noise grows.", choices=("linear", "cosine"))
     schedule_scale: float = static(0.8, "Factor of that variance's growth.", low=0.001, high=1.0)
 
-    def problem(self, flag: str) -> str:
+    def problem(self, prefix: str) -> str:
         """Says that there cannot be more steps than levels."""
-        told = f"{flag}steps={self.steps} is more than the {self.levels} noise levels; give fewer, or more {flag}levels"
+        told = f"{prefix}steps={self.steps} is more than the {self.levels} noise levels; give fewer, or more {prefix}levels"
         return told if self.steps > self.levels else ""
 
     def variance_left(self) -> np.ndarray:

@@ -10,7 +10,7 @@ import pytest
 from small_agents import GOAL_SPEC, SPEC, config_of
 
 from flowrl import agents
-from flowrl.agent import Agent, make_agent
+from flowrl.agent import Agent, maker
 from flowrl.config import config, put, stacked, static, traced
 from flowrl.data.samplers import Transitions
 from flowrl.errors import UserError
@@ -47,18 +47,22 @@ def act(nets: Networks, policy: Policy[Config], inputs: Batch, key: jax.Array, *
     return nets.one(policy.params, inputs["observations"]) + explore
 
 
-def make(config: Config) -> Agent[Config]:
-    s, a, _, _ = SPEC.inputs()
+def networks(config: Config, spec: Spec) -> Networks:
+    s, a, _, _ = spec.inputs()
     module = MLP(config.hidden_dims, 2)
-    nets = Networks(SPEC, **named(one=(module, s), other=(module, a)), again=Network("one", module, ()))
-    return make_agent(
-        config, nets, update, act,
-        batch=lambda config: Transitions(config.rate),
-        acting=lambda state: {"one": state.params["one"]},
-        targets=("one",),
-        multipliers=lambda config: {"weight": jnp.log(config.start)},
-        extras=lambda config: {"seen": config.rate + 1},
-    )  # fmt: skip
+    return Networks(spec, **named(one=(module, s), other=(module, a)), again=Network("one", module, ()))
+
+
+make_for = maker(
+    networks, update, act, batch=lambda config: Transitions(config.rate), targets=("one",),
+    acting=lambda state: {"one": state.params["one"]},
+    multipliers=lambda config: {"weight": jnp.log(config.start)},
+    extras=lambda config: {"seen": config.rate + 1},
+)  # fmt: skip
+
+
+def make(config: Config) -> Agent[Config]:
+    return make_for(config, SPEC)
 
 
 def test_a_new_state_holds_all_that_the_agent_named() -> None:

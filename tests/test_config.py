@@ -20,8 +20,8 @@ class Inner:
     rate: float = traced(0.5, "A rate.", high=1.0)
     heads: int = static(2, "A size.", high=10)
 
-    def problem(self, flag: str) -> str:
-        return f"{flag}heads={self.heads} is odd" if self.heads % 2 else ""
+    def problem(self, prefix: str) -> str:
+        return f"{prefix}heads={self.heads} is odd" if self.heads % 2 else ""
 
 
 @config

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from flowrl import critics
-from flowrl.agent import Agent, make_agent
+from flowrl.agent import maker
 from flowrl.config import MOST_COUNT, config, nested, static, traced
 from flowrl.critics import Critic
 from flowrl.data.samplers import Segments
@@ -101,11 +101,7 @@ def act(nets: Networks, policy: Policy[Config], inputs: Batch, key: jax.Array, *
     return chunk.reshape(*chunk.shape[:-1], config.chunk, -1)
 
 
-def make(config: Config, spec: Spec) -> Agent[Config]:
-    """Builds the agent."""
-    return make_agent(
-        config, networks(config, spec), update, act,
-        batch=lambda config: Segments(config.chunk, config.discount),
-        acting=lambda state: state.params,
-        targets=("critic",),
-    )  # fmt: skip
+make = maker(
+    networks, update, act, batch=lambda config: Segments(config.chunk, config.discount), targets=("critic",),
+    acting=lambda state: state.params,
+)  # fmt: skip

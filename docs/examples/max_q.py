@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from flowrl import critics
-from flowrl.agent import Agent, make_agent
+from flowrl.agent import maker
 from flowrl.config import MOST_COUNT, config, nested, static, traced
 from flowrl.critics import Critic
 from flowrl.data.samplers import Transitions
@@ -81,11 +81,4 @@ def act(nets: Networks, policy: Policy[Config], inputs: Batch, key: jax.Array, *
     return jnp.tanh(nets.actor(policy.params, inputs["observations"]))
 
 
-def make(config: Config, spec: Spec) -> Agent[Config]:
-    """Builds the agent."""
-    return make_agent(
-        config, networks(config, spec), update, act,
-        batch=lambda config: Transitions(config.discount),
-        acting=lambda state: {"actor": state.params["actor"]},
-        targets=("actor", "critic"),
-    )  # fmt: skip
+make = maker(networks, update, act, batch=lambda config: Transitions(config.discount), targets=("actor", "critic"))

@@ -27,7 +27,7 @@ WALKERS = {"batch": ("batch",), "observation": ("observation", "observations"), 
            "plan": ("plan",)}  # fmt: skip
 """What walks through modules as a parameter, by the names that it has."""
 PLUMBING = ("init", "make", "policy", "acting", "evaluations", "multipliers", "loss_fn")
-"""Functions of an agent that hold no equation."""
+"""Names in an agent, of functions or values, that hold no equation."""
 
 
 @record
@@ -144,6 +144,8 @@ def plumbing(path: Path) -> float:
     for node in ast.walk(tree(path)):
         if isinstance(node, (ast.Import, ast.ImportFrom)):
             lines -= set(range(node.lineno, (node.end_lineno or 0) + 1))
+        elif isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name) and node.targets[0].id in PLUMBING:
+            found |= set(range(node.lineno, (node.end_lineno or 0) + 1))
         elif isinstance(node, ast.FunctionDef):
             whole = node.name in PLUMBING
             first = node.lineno if whole else node.lineno + 1

@@ -20,12 +20,12 @@ class GoalMix:
         False, "How far ahead goals of the episode lie: geometric(1 - discount), or uniform over what remains."
     )
 
-    def problem(self, flag: str) -> str:
+    def problem(self, prefix: str) -> str:
         """Says that shares cannot be more than all."""
         if self.p_trajectory + self.p_random <= 1 + 1e-6:
             return ""
         return (
-            f"{flag}p_trajectory={self.p_trajectory} and {flag}p_random={self.p_random} are shares of the same goals; "
+            f"{prefix}p_trajectory={self.p_trajectory} and {prefix}p_random={self.p_random} are shares of the same goals; "
             "leave at most 1 in all"
         )
 

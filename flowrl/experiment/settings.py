@@ -47,9 +47,9 @@ class Checkpointing:
         resumable=True, learning=False,
     )  # fmt: skip
 
-    def problem(self, flag: str) -> str:
+    def problem(self, prefix: str) -> str:
         """Says that one checkpoint is too few."""
-        told = f"{flag}keep=1 could leave none after a kill; give 2 or more, or 0 for all"
+        told = f"{prefix}keep=1 could leave none after a kill; give 2 or more, or 0 for all"
         return told if self.keep == 1 else ""
 
 
