@@ -122,8 +122,8 @@ class Diffusion:
 
     def problem(self, prefix: str) -> str:
         """Says that there cannot be more steps than levels."""
-        told = f"{prefix}steps={self.steps} is more than the {self.levels} noise levels; give fewer, or more {prefix}levels"
-        return told if self.steps > self.levels else ""
+        told = f"{prefix}steps={self.steps} is more than the {self.levels} noise levels"
+        return f"{told}; give fewer, or more {prefix}levels" if self.steps > self.levels else ""
 
     def variance_left(self) -> np.ndarray:
         """Returns ᾱ of each level `[levels]`, the share of the data's variance that is left; level 0 is the last."""

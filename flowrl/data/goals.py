@@ -25,8 +25,8 @@ class GoalMix:
         if self.p_trajectory + self.p_random <= 1 + 1e-6:
             return ""
         return (
-            f"{prefix}p_trajectory={self.p_trajectory} and {prefix}p_random={self.p_random} are shares of the same goals; "
-            "leave at most 1 in all"
+            f"{prefix}p_trajectory={self.p_trajectory} and {prefix}p_random={self.p_random} are shares of the same "
+            "goals; leave at most 1 in all"
         )
 
 
