@@ -127,7 +127,7 @@ def critic_loss(
     return loss, metrics | {"critic/loss": loss}
 
 
-def weights_of(state: State, q: jax.Array) -> tuple[jax.Array, jax.Array]:
+def mirror_weights(state: State, q: jax.Array) -> tuple[jax.Array, jax.Array]:
     """exp(clip(norm(Q)) / α) `[B]` and the share of rows where the clip holds `[]`, without gradient.
 
     norm is by the running statistics; as released, only the mean is divided by the deviation.
@@ -179,7 +179,7 @@ def update(nets: Networks, state: State, batch: Batch, key: jax.Array) -> tuple[
     grads, metrics = gradients(nets, state, batch, draw_key, (loss,), ("critic",))
     state = step(state, grads, rates)
     q = nets.critic(state.params, next_s, next_a).min(axis=0)
-    weights, clipped = weights_of(before, q)
+    weights, clipped = mirror_weights(before, q)
     for _ in range(config.critic_steps - 1):
         state = step(state, grads, rates)
     fit = partial(actor_loss, next_a=next_a, weights=weights, clipped=clipped)

@@ -135,7 +135,7 @@ def measure(name: str, size: str, runs: int, mode: str, settings: Settings, data
     resolved = compiled.resolve_map(mode, runs)
     program = compiled.build(agent, config.batch_size, dataset, resolved)
     keys = root_keys(jnp.arange(runs))
-    states, window = program.start(keys, stacked(config, [{}] * runs))
+    states, totals = program.start(keys, stacked(config, [{}] * runs))
 
     step = jax.jit(functools.partial(train_step, agent, config.batch_size))
     one = agent.init(jax.random.key(0), config)
@@ -143,12 +143,12 @@ def measure(name: str, size: str, runs: int, mode: str, settings: Settings, data
     flops = costs["flops"]
 
     began = time.perf_counter()
-    chunk = program.chunk.lower(states, window, keys, dataset, jnp.int32(1)).compile()
+    chunk = program.chunk.lower(states, totals, keys, dataset, jnp.int32(1)).compile()
     compile_seconds = time.perf_counter() - began
 
     def advance(count: int) -> None:
-        nonlocal states, window
-        states, window = jax.block_until_ready(chunk(states, window, keys, dataset, jnp.int32(count)))
+        nonlocal states, totals
+        states, totals = jax.block_until_ready(chunk(states, totals, keys, dataset, jnp.int32(count)))
 
     updates = rate(advance, settings.seconds) * runs
     act_compile_seconds, action_seconds = measure_acting(agent, spec, one, settings.seconds / 2)
@@ -195,11 +195,11 @@ def online_session(name: str, size: str, env: str) -> tuple[Callable[[int], None
     program = compiled.build(agent, config.batch_size, None, "serial", buffer)
     acted = Environments(made.factory(), keys, 1)
     collector = Collector(agent, spec, program, acted, keys, options, kind)
-    states, window = program.start(keys, stacked(config, [{}]))
+    states, totals = program.start(keys, stacked(config, [{}]))
 
     def ours(count: int) -> None:
-        nonlocal states, window
-        states, window = jax.block_until_ready(collector.advance(states, window, count))
+        nonlocal states, totals
+        states, totals = jax.block_until_ready(collector.advance(states, totals, count))
 
     start = agent.init(jax.random.key(0), config)
     return ours, plain_loop(agent, made.factory()(), spec, start, kind, config.batch_size)

@@ -39,8 +39,8 @@ from flowrl.machine.provenance import git_commit, hardware, versions
 from flowrl.networks import Spec
 from flowrl.random_streams import root_keys
 from flowrl.run_folder import evaluations, logs, texts
+from flowrl.run_folder.runs import points
 from flowrl.run_folder.summary import SINGLE, acting_notes, evaluation_lines, shown, summarize
-from flowrl.run_folder.trials import points
 from flowrl.tasks.sources import Source
 from flowrl.train_state import Policy
 from flowrl.training import acting
@@ -139,22 +139,22 @@ def evaluate(plan: Plan, step: int | None) -> list[dict[str, Any]]:
     facts, settings = plan.env.facts(), plan.settings
     spec = facts.spec
     agent = agents.build(settings.agent, plan.config, spec)
-    configs = stacked(plan.config, [trial.values for trial in plan.trials])
+    configs = stacked(plan.config, [run.values for run in plan.runs])
     step, states, normalizer = load_states(
-        plan.folder, settings.agent, agent, configs, len(plan.trials),
+        plan.folder, settings.agent, agent, configs, len(plan.runs),
         goals_are_states=plan.env.goals == "state", step=step,
     )  # fmt: skip
     policies_of = jax.vmap(agent.policy, in_axes=(jax.tree.map(lambda _: 0, states).replace(step=None),))
     evaluator = Evaluator(
         agent,
         plan.env.factory(),
-        root_keys(jnp.array([trial.seed for trial in plan.trials], jnp.uint32)),
+        root_keys(jnp.array([run.seed for run in plan.runs], jnp.uint32)),
         tasks=facts.tasks,
         episodes=settings.eval.episodes,
         workers=settings.workers,
         slots=plan.env.most,
     )
-    total = len(plan.trials) * max(1, facts.tasks) * settings.eval.episodes
+    total = len(plan.runs) * max(1, facts.tasks) * settings.eval.episodes
     lines, times = list[dict[str, Any]](), {}
     try:
         for mode, config in agent.evaluations(states.config).items():
@@ -166,14 +166,14 @@ def evaluate(plan: Plan, step: int | None) -> list[dict[str, Any]]:
                     bar.update(done - bar.n)
 
                 outcome = evaluator(policies.replace(normalizer=normalizer), on_step)
-            lines += evaluation_lines(step, plan.trials, mode, outcome, plan.env.score)
+            lines += evaluation_lines(step, plan.runs, mode, outcome, plan.env.score)
             times[mode] = milliseconds_per_action(agent, one, spec)
     finally:
         evaluator.close()
     notes = acting_notes(agent.evaluations(plan.config))
     return _rows(
         plan,
-        summarize(values_of(settings), plan.env.env_id, plan.env.dataset, plan.trials, lines, notes, swept=plan.swept),
+        summarize(values_of(settings), plan.env.env_id, plan.env.dataset, plan.runs, lines, notes, swept=plan.swept),
         step,
         times,
     )
@@ -182,22 +182,22 @@ def evaluate(plan: Plan, step: int | None) -> list[dict[str, Any]]:
 def _rows(plan: Plan, summary: dict[str, Any], step: int, times: dict[str, float]) -> list[dict[str, Any]]:
     """Returns what an evaluation comes to for each configuration of a plan in each mode."""
     rows = []
-    for values, part in zip(points(plan.trials), summary.get("configurations", [summary]), strict=True):
-        own = [(run, trial) for run, trial in enumerate(plan.trials) if trial.values == values]
-        diverged = [event["seed"] for event in evaluations.divergences(plan.folder) if event["run"] in dict(own)]
+    for values, part in zip(points(plan.runs), summary.get("configurations", [summary]), strict=True):
+        own = {index: run for index, run in enumerate(plan.runs) if run.values == values}
+        diverged = [event["seed"] for event in evaluations.divergences(plan.folder) if event["run"] in own]
         for mode in times:
             found = part if mode == SINGLE else part[mode]
             if (metric := found["metric"]) is None:
                 raise UserError(f"{plan.env.name} gave no finite numbers in the episodes of a seed; mend it")
             rows.append(
-                own[0][1].swept
+                next(iter(own.values())).swept
                 | {
                     "mode": mode,
                     "step": step,
                     metric: found[metric],
                     "interval_95": found[f"{metric}_interval_95"],
                     "per_seed": dict(
-                        zip((str(trial.seed) for _, trial in own), found[f"{metric}_per_seed"], strict=True)
+                        zip((str(run.seed) for run in own.values()), found[f"{metric}_per_seed"], strict=True)
                     ),
                     "per_task": found[f"{metric}_per_task"],
                     "episodes_per_task": found["episodes_per_task"],

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from flowrl.cli import flags, programs
+from flowrl.cli import flags, shared
 from flowrl.collection import experts
 from flowrl.config import MOST_EPISODES, record, static
 from flowrl.envs import locomotion, making
@@ -150,7 +150,7 @@ def draw(paths: Sequence[np.ndarray], path: Path) -> None:
 
 def main(arguments: Sequence[str]) -> int:
     """Runs the program and returns its exit status."""
-    split = programs.own_and_other(Settings(), arguments, __doc__ or "", fixed=("agent", "env", "agent.activation"))
+    split = shared.own_and_other(Settings(), arguments, __doc__ or "", fixed=("agent", "env", "agent.activation"))
     if split is None:
         return 0
     settings, passed_on = split
@@ -158,7 +158,7 @@ def main(arguments: Sequence[str]) -> int:
         raise UserError(f"--body={settings.body} is unknown; choose {', '.join(experts.BODIES)}")
     folder, out = Path(settings.run_dir or f"runs/expert-{settings.body}"), Path(settings.out)
     task, defaults = experts.BODIES[settings.body], DEFAULTS.get(settings.body, ())
-    programs.train(MAIN, folder, ["--agent=sac", f"--env={task}", *RELU, *defaults, *passed_on])
+    shared.train(MAIN, folder, ["--agent=sac", f"--env={task}", *RELU, *defaults, *passed_on])
     path = export(settings.body, folder, out)
     config = read_config(folder)
     policy = experts.read(path)

@@ -17,11 +17,11 @@ from flowrl.machine import signals
 
 def _help(arguments: Sequence[str]) -> str:
     with signals.importing():
-        from flowrl.cli import programs
+        from flowrl.cli import shared
         from flowrl.experiment.settings import Settings
         from flowrl.machine import hosts
 
-    return programs.help_text(__doc__ or "", arguments, {"": Settings(), "several hosts": hosts.Options()})
+    return shared.help_text(__doc__ or "", arguments, {"": Settings(), "several hosts": hosts.Cluster()})
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -29,14 +29,14 @@ def main(arguments: Sequence[str]) -> int:
     if flags.informed(arguments, lambda: _help(arguments)):
         return 0
     with signals.importing():
-        from flowrl.cli import programs
+        from flowrl.cli import shared
         from flowrl.experiment import run
         from flowrl.experiment.settings import Settings, plan
         from flowrl.experiment.stored import read_config, resumed_plan
         from flowrl.machine import hosts
 
-    given, of_hosts, of_agent = programs.given(arguments, (Settings(), hosts.Options()), read_config)
-    hosts.connect(hosts.Options(**of_hosts))
+    given, of_hosts, of_agent = shared.given(arguments, (Settings(), hosts.Cluster()), read_config)
+    hosts.connect(hosts.Cluster(**of_hosts))
     if given.get("resume"):
         return run.execute(*resumed_plan(given, of_agent))
     return run.execute(plan(given, of_agent))

@@ -23,7 +23,7 @@ KINDS = ("curves", *figures.KINDS)
 
 
 @record
-class Options:
+class Settings:
     """The flags of this program."""
 
     kind: str = static(
@@ -39,7 +39,7 @@ class Options:
 
 def main(arguments: Sequence[str]) -> int:
     """Runs the program and returns its exit status."""
-    found = flags.read_with_rest(Options(), arguments, __doc__ or "", positional=True)
+    found = flags.read_with_rest(Settings(), arguments, __doc__ or "", positional=True)
     if found is None:
         return 0
     options, folders = found

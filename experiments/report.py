@@ -64,7 +64,7 @@ code { font-size: 0.85em; overflow-wrap: anywhere }
 
 
 @record
-class Options:
+class Settings:
     """The flags of this program."""
 
     out: str = static("report.html", "The report: .html.")
@@ -167,7 +167,7 @@ def environment_section(panel: dict[str, Any], pairs: Sequence[dict[str, Any]]) 
     head = ("Configuration", "Mean", "Interquartile mean", "Seeds", "Final score")
     return tag(
         "section",
-        tag("h3", f"{panel['panel']}: {drawing.METRICS[metric]}"),
+        tag("h3", f"{panel['panel']}: {drawing.LABELS[metric]}"),
         rows(head, body),
         tag("p", _verdict(best, pairs) if pairs else "Only one configuration: nothing to compare."),
     )
@@ -198,7 +198,7 @@ def pooled_section(panel: dict[str, Any]) -> Html:
     seeds, environments = panel["configurations"][0]["shape"]
     return tag(
         "section",
-        tag("h3", f"{panel['panel'].capitalize()}: {drawing.METRICS[panel['metric']]}"),
+        tag("h3", f"{panel['panel'].capitalize()}: {drawing.LABELS[panel['metric']]}"),
         rows(head, body),
         tag("p", f"{seeds} seeds on each of {environments} environments, resampled within each.", class_="note"),
     )
@@ -316,7 +316,7 @@ def page(groups: Sequence[Group], found: Sequence[str]) -> str:
 
 def main(arguments: Sequence[str]) -> int:
     """Runs the program and returns its exit status."""
-    given = flags.read_with_rest(Options(), arguments, __doc__ or "", positional=True)
+    given = flags.read_with_rest(Settings(), arguments, __doc__ or "", positional=True)
     if given is None:
         return 0
     options, folders = given

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from flowrl.cli import flags, programs
+from flowrl.cli import flags, shared
 from flowrl.collection import experts, mujoco_sets
 from flowrl.config import MOST_EPISODES, record, static
 from flowrl.envs import making
@@ -81,7 +81,7 @@ def choose(returns: np.ndarray) -> list[int]:
 def main(arguments: Sequence[str]) -> int:
     """Runs the program and returns its exit status."""
     fixed = ("agent", "env", "checkpoint.keep", "agent.activation")  # policies are read with ReLU, SAC's default
-    split = programs.own_and_other(Settings(), arguments, __doc__ or "", fixed=fixed)
+    split = shared.own_and_other(Settings(), arguments, __doc__ or "", fixed=fixed)
     if split is None:
         return 0
     settings, passed_on = split
@@ -90,7 +90,7 @@ def main(arguments: Sequence[str]) -> int:
         raise UserError(f"--body={body} is unknown; choose {', '.join(mujoco_sets.BODIES)}")
     folder, out = Path(settings.run_dir or f"runs/snapshots-{body}"), Path(settings.out)
     defaults = [f"--{name}={value}" for name, value in DEFAULTS.items()]
-    programs.train(MAIN, folder, [f"--env={mujoco_sets.BODIES[body]}", *defaults, *passed_on])
+    shared.train(MAIN, folder, [f"--env={mujoco_sets.BODIES[body]}", *defaults, *passed_on])
     report(body, folder, out, load(folder), settings.episodes)
     return 0
 

@@ -22,13 +22,13 @@ from flowrl.machine import signals
 
 def _help(arguments: Sequence[str]) -> str:
     with signals.importing():
-        from flowrl.cli import programs
+        from flowrl.cli import shared
         from flowrl.experiment import grids
         from flowrl.experiment.settings import Settings
         from flowrl.machine import hosts
 
-    tables = {"": grids.Options(), "runs": Settings(), "several hosts": hosts.Options()}
-    return programs.help_text(__doc__ or "", arguments, tables)
+    tables = {"": grids.SweepSettings(), "runs": Settings(), "several hosts": hosts.Cluster()}
+    return shared.help_text(__doc__ or "", arguments, tables)
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -36,15 +36,15 @@ def main(arguments: Sequence[str]) -> int:
     if flags.informed(arguments, lambda: _help(arguments)):
         return 0
     with signals.importing():
-        from flowrl.cli import programs
+        from flowrl.cli import shared
         from flowrl.experiment import grids, sweeps
         from flowrl.experiment.settings import Settings
         from flowrl.machine import hosts
 
-    records = (Settings(), hosts.Options(), grids.Options())
-    given, of_hosts, of_sweep, grid = programs.given(arguments, records, grids.read_record, several=True)
-    hosts.connect(hosts.Options(**of_hosts))
-    options = grids.Options(**of_sweep)
+    records = (Settings(), hosts.Cluster(), grids.SweepSettings())
+    given, of_hosts, of_sweep, grid = shared.given(arguments, records, grids.read_record, several=True)
+    hosts.connect(hosts.Cluster(**of_hosts))
+    options = grids.SweepSettings(**of_sweep)
     if given.get("resume"):
         return sweeps.execute(grids.resumed(given, grid, options))
     hosts.require_folder(given.get("run_dir"))

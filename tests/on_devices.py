@@ -3,7 +3,7 @@
 import json
 import sys
 
-from programs import main
+from commands import main
 
 if __name__ == "__main__":  # environment workers import this file anew
     for arguments in json.loads(sys.argv[1]):

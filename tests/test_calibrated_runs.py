@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import numpy as np
-from programs import main
+from commands import main
 
 from flowrl.run_folder import logs
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from programs import main, save_walks, status
+from commands import main, save_walks, status
 
 from flowrl import agents
 from flowrl import config as configs
@@ -335,11 +335,11 @@ def test_the_advice_after_a_divergence_is_about_what_is_unusual(
 ) -> None:
     from flowrl.experiment import run as runs
     from flowrl.experiment.settings import Settings
-    from flowrl.run_folder.trials import Trial
+    from flowrl.run_folder.runs import Run
     from flowrl.training.loop import Divergence
 
     config = configs.put(agents.default("bc"), {"learning_rate": rate})
-    plan = SimpleNamespace(settings=Settings(agent="bc"), config=config, trials=(Trial(3, {}),), folder="x")
+    plan = SimpleNamespace(settings=Settings(agent="bc"), config=config, runs=(Run(3, {}),), folder="x")
     dataset = SimpleNamespace(fields={name: np.array([0.0, -size]) for name, size in fields.items()})
     parts: Any = SimpleNamespace(plan=plan, dataset=dataset)
     own: Any = SimpleNamespace(parts=parts, checkpoints=SimpleNamespace(latest=lambda: 1))
@@ -367,10 +367,10 @@ def test_the_bar_comes_after_the_banner_and_counts_what_was_done_for_no_rate(
 def test_metrics_whose_sum_overflows_are_not_logged(tmp_path: Path) -> None:
     from flowrl.experiment.recorder import Recorder
     from flowrl.experiment.settings import Settings
-    from flowrl.run_folder.trials import Trial
+    from flowrl.run_folder.runs import Run
 
-    trials = tuple(Trial(seed, {}) for seed in range(3))
-    plan: Any = SimpleNamespace(settings=Settings(), folder=tmp_path, trials=trials, swept=False)
+    runs = tuple(Run(seed, {}) for seed in range(3))
+    plan: Any = SimpleNamespace(settings=Settings(), folder=tmp_path, runs=runs, swept=False)
     recorder = Recorder(plan, range(1, 3), {})  # as on a later host
     recorder.log(30, {"actor/loss": np.array([1.0, np.inf])}, [{}, {}])
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]

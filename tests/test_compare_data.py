@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import numpy as np
-from programs import load
+from commands import load
 
 from flowrl import tasks
 from flowrl.collection import collect

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from programs import save_walks
+from commands import save_walks
 
 from flowrl import tasks
 from flowrl.experiment import run

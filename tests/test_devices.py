@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from programs import ROOT, main
+from commands import ROOT, main
 
 from flowrl.errors import UserError
 from flowrl.experiment.settings import plan
@@ -193,7 +193,7 @@ def test_a_host_that_does_not_come_ends_the_others_with_a_message(tmp_path: Path
 )
 def test_options_that_cannot_connect_are_refused(message: str, given: dict[str, Any]) -> None:
     with pytest.raises(UserError, match=message):
-        hosts.connect(hosts.Options(**given))
+        hosts.connect(hosts.Cluster(**given))
 
 
 def test_what_cannot_be_spread_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from programs import load, main, save_walks, sweep
+from commands import load, main, save_walks, sweep
 
 from flowrl.errors import UserError
 from flowrl.run_folder import logs
@@ -169,8 +169,8 @@ FAULTS = {
     ],
     "experiments/evaluate.py": [
         (
-            "trial.seed for trial in plan.trials], jnp",
-            "0 for trial in plan.trials], jnp",
+            "run.seed for run in plan.runs], jnp",
+            "0 for run in plan.runs], jnp",
             "test_another_checkpoint_and_more_episodes",
         ),
         ("given.episodes is None", "True", "test_another_checkpoint_and_more_episodes"),

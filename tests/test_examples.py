@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from programs import ROOT, load, main, save_walks
+from commands import ROOT, load, main, save_walks
 
 import flowrl.agents
 from flowrl.data.dataset import from_arrays

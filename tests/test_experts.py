@@ -10,11 +10,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from programs import load
+from commands import load
 
 from flowrl import tasks
 from flowrl.agents import sac
-from flowrl.cli import programs
+from flowrl.cli import shared
 from flowrl.collection import collect, experts
 from flowrl.config import stacked
 from flowrl.envs import locomotion, making
@@ -121,7 +121,7 @@ def test_the_program_trains_exports_and_measures(tmp_path: Path, monkeypatch: py
     assert record["sha256"] == files.sha256(tmp_path / "made" / "ant.npz")
     assert len(record["measured"]["directions_changing_every_100_steps"]["falls_per_1000_steps"]["episodes"]) == 2
     assert (tmp_path / "made" / "ant.png").stat().st_size > 10_000
-    monkeypatch.setattr(programs, "run_program", functools.partial(pytest.fail, "trained again"))
+    monkeypatch.setattr(shared, "run_program", functools.partial(pytest.fail, "trained again"))
     assert expert.main(command) == 0  # a finished training is only measured
 
 

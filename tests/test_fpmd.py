@@ -67,12 +67,12 @@ def test_one_file_serves_three_agents() -> None:
 def test_weights_by_hand(variant: Any) -> None:
     """Mean 4, deviation 2, α ½. As released, Q = 5, 4, 14 are Q − 4 / 2 = 3, 2 and 12, clipped to 3: e⁶, e⁴ and e⁶."""
     state, q = with_statistics(state_of("fpmd_r"), 4, 2, 0.5), jnp.array([5.0, 4.0, 14.0])
-    weights, clipped = variant(fpmd.weights_of)(state, q)
+    weights, clipped = variant(fpmd.mirror_weights)(state, q)
     np.testing.assert_allclose(weights, np.exp([6, 4, 6]), rtol=1e-5)
     np.testing.assert_allclose(clipped, 2 / 3, rtol=1e-6)
     # As it was meant: (Q − 4) / 2 = ½, 0 and 5.
     full = state.replace(config=put(state.config, {"standardization": "full"}))
-    weights, clipped = variant(fpmd.weights_of)(full, q)
+    weights, clipped = variant(fpmd.mirror_weights)(full, q)
     np.testing.assert_allclose(weights, np.exp([1, 0, 6]), rtol=1e-5)
     np.testing.assert_allclose(clipped, 1 / 3, rtol=1e-6)
 

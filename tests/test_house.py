@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from programs import load
+from commands import load
 
 house = load("experiments/evidence/house.py")
 ROOT = Path(__file__).parents[1]

@@ -16,9 +16,9 @@ import gymnasium
 import jax
 import numpy as np
 import pytest
+from commands import ROOT
 from packaging.markers import default_environment
 from packaging.requirements import Requirement
-from programs import ROOT
 
 from flowrl import agents
 from flowrl.envs import making

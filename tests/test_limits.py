@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from absl import flags as absl_flags
-from programs import load, main, sweep
+from commands import load, main, sweep
 
 from flowrl import agents
 from flowrl import config as configs

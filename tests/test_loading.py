@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from programs import main, save_walks
+from commands import main, save_walks
 
 import flowrl
 from flowrl.errors import UserError

@@ -18,7 +18,7 @@ from flowrl.random_streams import stream_key
 from flowrl.training import compiled, loop
 from flowrl.training import step as updates
 from flowrl.training.compiled import Program
-from flowrl.training.step import Window
+from flowrl.training.step import Totals
 
 SPEC = Spec.of_sizes(2, 2, 2)
 BATCH = 32
@@ -38,15 +38,15 @@ def keys_of(*seeds: int) -> jax.Array:
     return jnp.stack([jax.random.key(seed) for seed in seeds])
 
 
-def start(program: Program, keys: jax.Array, name: str = "gcbc") -> tuple[Any, Window]:
+def start(program: Program, keys: jax.Array, name: str = "gcbc") -> tuple[Any, Totals]:
     return program.start(keys, stacked(config_of(name), [{}] * len(keys)))
 
 
 def advance(program: Program, dataset: Dataset, keys: jax.Array, *lengths: int, name: str = "gcbc") -> Any:
-    states, window = start(program, keys, name)
+    states, totals = start(program, keys, name)
     for length in lengths:
-        states, window = program.chunk(states, window, keys, dataset, jnp.int32(length))
-    return states, window
+        states, totals = program.chunk(states, totals, keys, dataset, jnp.int32(length))
+    return states, totals
 
 
 def assert_equal(one: Any, other: Any) -> None:
@@ -104,9 +104,9 @@ def test_window_averages_every_update(walks: Dataset) -> None:
     for _ in range(5):
         state, metrics = step(state, key, walks)
         losses.append(float(metrics["actor/loss"]))
-    _, window = advance(compiled.build(agent, BATCH, walks, "serial"), walks, keys_of(0), 5)
-    assert int(window.count) == 5
-    np.testing.assert_allclose(window.sums["actor/loss"], [sum(losses)], rtol=1e-5)
+    _, totals = advance(compiled.build(agent, BATCH, walks, "serial"), walks, keys_of(0), 5)
+    assert int(totals.count) == 5
+    np.testing.assert_allclose(totals.sums["actor/loss"], [sum(losses)], rtol=1e-5)
 
 
 def test_different_seeds_differ_from_the_start_and_in_their_batches(walks: Dataset) -> None:
@@ -142,7 +142,7 @@ class Recorder:
         return loop.Hooks(
             log=lambda step, metrics: self.logged.append((step, metrics)),
             evaluate=evaluate,
-            checkpoint=lambda step, states, window, evaluated: self.saved.append((step, evaluated)),
+            checkpoint=lambda step, states, totals, evaluated: self.saved.append((step, evaluated)),
             progress=progress,
             stopping=lambda: self.stop_at is not None and self.step >= self.stop_at,
         )
@@ -152,12 +152,12 @@ def train(
     agent: Agent[Any], dataset: Dataset, schedule: loop.Schedule, recorder: Recorder, chunk_seconds: float = 1.0
 ) -> Any:
     program, keys = compiled.build(agent, BATCH, dataset, "serial"), keys_of(0)
-    states, window = start(program, keys)
+    states, totals = start(program, keys)
 
-    def advance(states: Any, window: Window, steps: int) -> Any:
-        return program.chunk(states, window, keys, dataset, jnp.int32(steps))
+    def advance(states: Any, totals: Totals, steps: int) -> Any:
+        return program.chunk(states, totals, keys, dataset, jnp.int32(steps))
 
-    return loop.train(advance, schedule, recorder.hooks(), states, window, step=0, chunk_seconds=chunk_seconds)[0]
+    return loop.train(advance, schedule, recorder.hooks(), states, totals, step=0, chunk_seconds=chunk_seconds)[0]
 
 
 def test_intervals_do_not_change_training(walks: Dataset) -> None:
@@ -177,15 +177,15 @@ def test_chunks_shrink_when_steps_become_slow(walks: Dataset, monkeypatch: pytes
     clock, taken, lengths = [0.0], [0], []
     monkeypatch.setattr(loop.time, "perf_counter", lambda: clock[0])
 
-    def advance(states: Any, window: Window, steps: int) -> Any:
+    def advance(states: Any, totals: Totals, steps: int) -> Any:
         taken[0] += steps
         clock[0] += steps * (0.001 if taken[0] <= 2000 else 0.1)
         lengths.append(steps)
-        return states, window
+        return states, totals
 
-    states, window = start(compiled.build(make(), BATCH, walks, "serial"), keys_of(0))
+    states, totals = start(compiled.build(make(), BATCH, walks, "serial"), keys_of(0))
     hooks = Recorder().hooks()._replace(progress=lambda *_: None)
-    loop.train(advance, loop.Schedule(3000, 500, 3000, 3000), hooks, states, window, step=0)
+    loop.train(advance, loop.Schedule(3000, 500, 3000, 3000), hooks, states, totals, step=0)
     assert max(lengths[:8]) >= 400
     assert max(lengths[-50:]) <= 20  # a second, and twice that at most
 
@@ -264,11 +264,11 @@ def test_a_diverged_run_is_frozen_while_others_go_on(walks: Dataset, mode: Any) 
     agent, keys = make(), keys_of(0, 0)
     program = compiled.build(agent, BATCH, walks, mode)
     own = stacked(config_of(), [{}, {"learning_rate": 1e20}])
-    states, window = program.start(keys, own)
+    states, totals = program.start(keys, own)
     assert_equal(run_of(states, 0).params, run_of(states, 1).params)  # grid points share their seed's key
     np.testing.assert_array_equal(states.config.learning_rate, np.float32([3e-4, 1e20]))
-    states, window = program.chunk(states, window, keys, walks, jnp.int32(12))
-    ((run, event),) = loop.divergences(window).items()
+    states, totals = program.chunk(states, totals, keys, walks, jnp.int32(12))
+    ((run, event),) = loop.divergences(totals).items()
     assert run == event.run == 1
     assert 1 < event.step < 10
     before, fresh = program.start(keys, own)
@@ -283,8 +283,8 @@ def test_a_diverged_run_is_frozen_while_others_go_on(walks: Dataset, mode: Any) 
 
 def test_configurations_survive_the_states_that_were_made_of_them(walks: Dataset) -> None:
     program, keys, own = compiled.build(make(), BATCH, walks, "serial"), keys_of(0), stacked(config_of(), [{}])
-    states, window = program.start(keys, own)
-    states, _ = program.chunk(states, window, keys, walks, jnp.int32(1))  # takes the first states over
+    states, totals = program.start(keys, own)
+    states, _ = program.chunk(states, totals, keys, walks, jnp.int32(1))  # takes the first states over
     np.testing.assert_array_equal(own.learning_rate, states.config.learning_rate)
 
 
@@ -350,7 +350,7 @@ FAULTS = {
         ("step=step + updates)", "step=step + 1)", "test_chunks_do_not_change_states_or_metrics"),
     ],
     "flowrl/training/loop.py": [
-        ("self.window = clear(self.window)", "pass", "test_intervals_do_not_change_training"),
+        ("self.totals = clear(self.totals)", "pass", "test_intervals_do_not_change_training"),
         (
             "if self._saved != (self.step, self._evaluated):",
             "if True:",

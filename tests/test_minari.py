@@ -7,9 +7,9 @@ import h5py
 import minari
 import numpy as np
 import pytest
+from commands import main
 from gymnasium import spaces
 from minari.data_collector import EpisodeBuffer
-from programs import main
 
 from flowrl import tasks
 from flowrl.envs import making

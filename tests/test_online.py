@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from commands import main
 from own_envs import make_counter
-from programs import main
 
 from flowrl import agents
 from flowrl.config import put, stacked
@@ -131,11 +131,11 @@ class Session:
             online.Collector, made, SPEC, program, acted, self.keys, options, kind, dataset, normalizer
         )
         self.collector = self.resume()
-        self.states, self.window = program.start(self.keys, stacked(config, [{}] * len(seeds)))
+        self.states, self.totals = program.start(self.keys, stacked(config, [{}] * len(seeds)))
 
     def advance(self, *steps: int) -> "Session":
         for count in steps:
-            self.states, self.window = self.collector.advance(self.states, self.window, count)
+            self.states, self.totals = self.collector.advance(self.states, self.totals, count)
         return self
 
 
@@ -166,7 +166,7 @@ def test_returns_are_written_when_their_episode_has_ended() -> None:
     # Those of the episode under way where the run was stopped are never known; nor are they mixed with the next's.
     resumed = session.resume(step=10, replays=session.collector.replays)
     resumed.environments._begin(np.ones(4, bool))
-    resumed.advance(session.states, session.window, 6)
+    resumed.advance(session.states, session.totals, 6)
     np.testing.assert_allclose(resumed.replays.fields["returns"][1], [3, 3, *known[2:], *open_, *known[:4]], rtol=1e-6)
 
 
@@ -203,7 +203,7 @@ def test_the_buffer_keeps_exploration_that_left_the_box() -> None:
 def test_chunks_do_not_change_what_is_learnt() -> None:
     options = Online(warmup_steps=4, buffer_size=20, steps=1000)
     one, other = Session(3, options=options).advance(30), Session(3, options=options).advance(4, 1, 20, 5)
-    jax.tree.map(np.testing.assert_array_equal, (one.states, one.window), (other.states, other.window))
+    jax.tree.map(np.testing.assert_array_equal, (one.states, one.totals), (other.states, other.totals))
     jax.tree.map(np.testing.assert_array_equal, one.collector.replays, other.collector.replays)
 
 
@@ -224,7 +224,7 @@ def test_offline_data_take_part(walks: Dataset) -> None:
     session = Session(
         0, options=Online(buffer_size=20, steps=1000), dataset=walks.replace(fields={**fields, **rewards})
     ).advance(10)
-    assert float(session.window.sums["critic/loss"][0]) / 9 > 5000  # 580 of 590 transitions have the reward 100
+    assert float(session.totals.sums["critic/loss"][0]) / 9 > 5000  # 580 of 590 transitions have the reward 100
 
 
 # ------------------------------------------------------------------------------------------------- command line

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from programs import load, status
+from commands import load, status
 from run_dirs import make_run, make_sweep
 
 from flowrl.errors import UserError

@@ -309,8 +309,8 @@ FAULTS = {
     ],
     "flowrl/experiment/settings.py": [
         (
-            "env.name, online=asked.online.steps > 0)",
-            "env.name, online=False)",
+            "env.published, online=asked.online.steps > 0)",
+            "env.published, online=False)",
             "test_a_run_that_goes_online_starts_from_the_settings_for_it",
         ),
     ],

@@ -8,7 +8,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from programs import load, status
+from commands import load, status
 from run_dirs import make_run, make_sweep
 
 from flowrl.errors import UserError

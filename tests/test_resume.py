@@ -83,7 +83,7 @@ def undisturbed(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_finished_run_goes_on_to_more_steps(data: Path, undisturbed: Path, tmp_path: Path) -> None:
-    run(command(data, tmp_path / "run", "--steps=230"))  # between log lines: the last one is a part of a window
+    run(command(data, tmp_path / "run", "--steps=230"))  # between log lines: the last one is a part of a totals
     assert '"step": 230' in (tmp_path / "run" / "metrics.jsonl").read_text()
     resume(tmp_path / "run", "--steps=400")
     assert_same_run(undisturbed, tmp_path / "run", 400)

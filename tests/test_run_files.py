@@ -12,7 +12,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from programs import main, sweep
+from commands import main, sweep
 
 from flowrl.errors import UserError
 from flowrl.experiment import grids, resuming, runner
@@ -62,7 +62,7 @@ def assert_refused(message: str, function: Callable[[], Any]) -> None:
 def reached(folder: Path, step: int = 20, *, evaluated: bool = True) -> tuple[Any, ...]:
     """Returns what `resuming.cuts` takes of a run whose checkpoint is at this step."""
     plan = read_plan(folder)[0]
-    return folder, plan.settings, plan.trials, Reached(step, evaluated, ("eval",), 1, (10, 20))
+    return folder, plan.settings, plan.runs, Reached(step, evaluated, ("eval",), 1, (10, 20))
 
 
 def edit(change: Callable[[list[str]], Any]) -> Callable[[Path], None]:
@@ -206,7 +206,7 @@ def test_the_lines_of_every_kind_of_run_are_those_that_are_expected(data: str, t
     assert sweep(*broken, f"--run_dir={tmp_path / 'sweep'}") == 0
     for made, step in ((folder, 24), (tmp_path / "sweep" / "group1", 12)):
         plan = read_plan(made)[0]
-        for cut in resuming.cuts(made, plan.settings, plan.trials, Reached(step, True, ("eval",), 1, (step,))):
+        for cut in resuming.cuts(made, plan.settings, plan.runs, Reached(step, True, ("eval",), 1, (step,))):
             assert (cut.dropped, cut.kept) == ("", cut.path.read_text())
             assert {line["step"] for line in logs.read_lines(cut.path)} >= {10, 12}
 
@@ -214,7 +214,7 @@ def test_the_lines_of_every_kind_of_run_are_those_that_are_expected(data: str, t
 def test_the_lines_of_an_evaluation_are_expected_in_their_order(finished: Path) -> None:
     plan = read_plan(finished)[0]
     reached = Reached(15, True, ("eval", "best_of_n"), 2, ())
-    lines = resuming.expected(plan.settings, plan.trials, "eval", reached)
+    lines = resuming.expected(plan.settings, plan.runs, "eval", reached)
     assert [(line["step"], line["mode"], line["run"], line["task"]) for line in lines] == [
         (10, mode, run, task) for mode in ("eval", "best_of_n") for run in range(2) for task in (1, 2)
     ]
@@ -345,7 +345,7 @@ def record() -> dict[str, Any]:
 
 def test_the_parts_of_a_sweep_are_read_as_they_were_written(record: dict[str, Any], tmp_path: Path) -> None:
     logs.write_json(tmp_path / "sweep.json", record)
-    made = grids.resumed({"run_dir": str(tmp_path)}, {}, grids.Options())
+    made = grids.resumed({"run_dir": str(tmp_path)}, {}, grids.SweepSettings())
     assert grids.recorded(made) == grids.groups(made)
 
 
@@ -377,7 +377,7 @@ def test_a_changed_sweep_is_named_with_its_field(
     logs.write_json(tmp_path / "sweep.json", record | change)
 
     def read() -> None:
-        grids.recorded(grids.resumed({"run_dir": str(tmp_path)}, {}, grids.Options()))
+        grids.recorded(grids.resumed({"run_dir": str(tmp_path)}, {}, grids.SweepSettings()))
 
     assert_refused(f"sweep.json: .*{message}", read)
 
@@ -651,7 +651,7 @@ FAULTS = {
             "zip(kept, wanted)",
             "test_a_log_that_was_changed_is_named_with_its_line",
         ),
-        ('**run, "mode": mode,', "**run,", "test_the_lines_of_an_evaluation_are_expected_in_their_order"),
+        ('**line, "mode": mode,', "**line,", "test_the_lines_of_an_evaluation_are_expected_in_their_order"),
         (
             ' or line.record["step"] < reached.step, log.lines',
             ", log.lines",

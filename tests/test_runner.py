@@ -12,7 +12,7 @@ from flowrl.experiment import run, settings, stored
 from flowrl.experiment.loading import load_states
 from flowrl.networks import Spec
 from flowrl.run_folder import logs
-from flowrl.run_folder.trials import Trial
+from flowrl.run_folder.runs import Run
 from flowrl.training.checkpoint import Checkpoints
 
 SMALL = {"steps": 4, "eval.interval": 4, "eval.episodes": 0, "log.interval": 2, "checkpoint.interval": 2}
@@ -24,13 +24,13 @@ def plan_of(folder: Path, **given: Any) -> settings.Plan:
     fields = {"observations": rng.normal(3, 2, (40, 3)), "actions": rng.uniform(-2, 2, (40, 1))}
     np.savez(data, **fields, rewards=np.ones(40), terminals=np.zeros(40), timeouts=np.arange(40) % 20 == 19)
     named = {"agent": "bc", "env": "Pendulum-v1", "preset": "none", "data": str(data), "run_dir": str(folder)}
-    trials = (Trial(0, {"learning_rate": 1e-3}), Trial(0, {"learning_rate": 1e-2}))
-    return settings.plan(named | SMALL | given, {"hidden_dims": (8,), "batch_size": 8}, trials)
+    runs = (Run(0, {"learning_rate": 1e-3}), Run(0, {"learning_rate": 1e-2}))
+    return settings.plan(named | SMALL | given, {"hidden_dims": (8,), "batch_size": 8}, runs)
 
 
 def states_of(plan: settings.Plan, agent: Any) -> Any:
-    configs = stacked(plan.config, [trial.values for trial in plan.trials])
-    return load_states(plan.folder, "bc", agent, configs, len(plan.trials), goals_are_states=False)
+    configs = stacked(plan.config, [run.values for run in plan.runs])
+    return load_states(plan.folder, "bc", agent, configs, len(plan.runs), goals_are_states=False)
 
 
 def test_checkpoints_hold_no_configuration_but_what_observations_are_normalised_by(tmp_path: Path) -> None:
@@ -39,7 +39,7 @@ def test_checkpoints_hold_no_configuration_but_what_observations_are_normalised_
     checkpoints = Checkpoints(plan.folder / "checkpoints", read_only=True)
     arrays = checkpoints.raw()
     checkpoints.close()
-    assert set(arrays) == {"states", "window", "normalizer"}
+    assert set(arrays) == {"states", "totals", "normalizer"}
     assert not jax.tree.leaves(arrays["states"].get("config"))
     data = np.load(tmp_path / "own.npz")["observations"].astype(np.float32)
     agent = agents.build("bc", plan.config, Spec.of_sizes(3, 1))

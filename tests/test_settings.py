@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from flowrl import config as configs
-from flowrl.cli import programs
+from flowrl.cli import shared
 from flowrl.errors import UserError
 from flowrl.experiment.settings import Plan, Settings, plan
 from flowrl.experiment.stored import command, read_config
@@ -14,7 +14,7 @@ from flowrl.run_folder import texts
 
 
 def parsed(line: str) -> Plan:
-    return plan(*programs.given(line.split()[1:], (Settings(),), read_config))
+    return plan(*shared.given(line.split()[1:], (Settings(),), read_config))
 
 
 def recorded(made: Plan) -> dict[str, Any]:
@@ -36,6 +36,22 @@ def test_the_recorded_command_makes_the_same_run() -> None:
     assert "--checkpoint.interval=77" in line
     assert "subgoal_steps" not in line  # the preset's own value
     assert "workers" not in line  # where it was done, not what
+
+
+@pytest.mark.parametrize(
+    ("agent", "name", "published"),
+    [
+        ("sscp", "collected:halfcheetah-medium", "halfcheetah-medium-v2"),
+        ("hiql", "puzzle-3x3-play-oraclerep", "puzzle-3x3-play"),
+    ],
+)
+def test_data_of_another_name_have_the_settings_they_were_published_under(
+    agent: str, name: str, published: str
+) -> None:
+    ours, theirs = (plan({"agent": agent, "env": env, "preset": "paper"}, {}) for env in (name, published))
+    assert ours.config == theirs.config
+    assert ours.config != type(ours.config)()
+    assert "--agent." not in command(recorded(ours))  # all are the preset's
 
 
 def test_what_json_keeps_comes_back_as_it_was() -> None:
@@ -64,3 +80,13 @@ def test_a_preset_that_sets_what_an_agent_has_not_is_named(monkeypatch: pytest.M
     monkeypatch.setattr("flowrl.experiment.presets._table", lambda name: (row,))
     with pytest.raises(UserError, match=r"the preset quick sets --agent\.wings, which bc has not; give --preset=none"):
         plan({"agent": "bc", "env": "Pendulum-v1", "preset": "quick"}, {})
+
+
+FAULTS = {
+    "flowrl/experiment/settings.py": [
+        ("env.published, online", "env.name, online", "test_data_of_another_name_have_the_settings"),
+    ],
+    "flowrl/experiment/stored.py": [
+        ('tasks.parse(told["env"]).published', 'told["env"]', "test_data_of_another_name_have_the_settings"),
+    ],
+}

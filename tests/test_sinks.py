@@ -15,14 +15,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from programs import ROOT, main, sweep
+from commands import ROOT, main, sweep
 
 from flowrl.errors import UserError
 from flowrl.experiment import sinks
 from flowrl.experiment.runner import Runner
 from flowrl.machine import packages
 from flowrl.run_folder import logs
-from flowrl.run_folder.trials import Trial
+from flowrl.run_folder.runs import Run
 
 pytestmark = pytest.mark.filterwarnings("ignore:Sharding info not provided")
 OFFLINE = (
@@ -124,27 +124,27 @@ def _value(text: str) -> Any:
         return text
 
 
-def assert_sinks_hold(folder: Path, server: Server, trials: list[Trial]) -> None:
+def assert_sinks_hold(folder: Path, server: Server, runs: list[Run]) -> None:
     """Asserts that the sinks hold what the run's files do, each number once."""
     for kind in ("metrics", "eval"):
         lines = logs.read_lines(folder / f"{kind}.jsonl")
         assert rows(folder / f"{kind}.csv") == lines
-        assert len(lines) == {"metrics": 4, "eval": 2}[kind] * len(trials)
+        assert len(lines) == {"metrics": 4, "eval": 2}[kind] * len(runs)
     ids = logs.read_json(folder / "wandb.json")["ids"]
-    for run, (trial, key) in enumerate(zip(trials, ids, strict=True)):
+    for index, (run, key) in enumerate(zip(runs, ids, strict=True)):
         expected: Points = defaultdict(list)
         for line in logs.read_lines(folder / "metrics.jsonl"):
             for name in line:
-                if line["run"] == run and name.startswith(("train/", "diverged")):
+                if line["run"] == index and name.startswith(("train/", "diverged")):
                     expected[name].append((line["step"], line[name]))
         for line in logs.read_lines(folder / "eval.jsonl"):
             for name in ("return", "length", "diverged"):
-                if line["run"] == run and name in line:
+                if line["run"] == index and name in line:
                     expected[name if name == "diverged" else f"eval/{name}"].append((line["step"], line[name]))
         for points in expected.values():
             points.sort()
         assert any(name.startswith("train/") for name in expected) or "diverged" in expected
-        name = ",".join(f"{label}={value}" for label, value in trial.labels.items())
+        name = ",".join(f"{label}={value}" for label, value in run.labels.items())
         assert server.curves(key) == expected
         found = events(folder / "tensorboard" / name)
         assert found.keys() == expected.keys()
@@ -163,9 +163,9 @@ def test_every_mapped_run_is_a_run_of_its_own(data: str, tmp_path: Path, server:
     """One of the runs diverges, so that its lines change their names on the way."""
     grid = ("--agent.learning_rate=0.001,1e20", "--num_seeds=2")
     assert sweep(*OFFLINE, data, *grid, *ALL, f"--run_dir={tmp_path / 'sweep'}") == 0
-    trials = [Trial(seed, {"learning_rate": rate}) for rate in (0.001, 1e20) for seed in (0, 1)]
+    runs = [Run(seed, {"learning_rate": rate}) for rate in (0.001, 1e20) for seed in (0, 1)]
     folder = tmp_path / "sweep" / "group1"
-    assert_sinks_hold(folder, server, trials)
+    assert_sinks_hold(folder, server, runs)
     assert any("diverged" in line for line in rows(folder / "metrics.csv"))
     ids = logs.read_json(folder / "wandb.json")["ids"]
     assert sorted(server.finished) == sorted(ids)
@@ -201,19 +201,19 @@ def test_a_run_killed_and_resumed_holds_each_number_once(
     with (folder / "metrics.csv").open("a") as file:
         file.write("20,0,0,1.")  # a torn row
     assert main("--resume", f"--run_dir={folder}") == 0
-    assert_sinks_hold(folder, server, [Trial(0, {}), Trial(1, {})])
+    assert_sinks_hold(folder, server, [Run(0, {}), Run(1, {})])
     assert len([*(folder / "wandb").glob("offline-run-*")]) == 2 * offline
 
 
 def test_sinks_can_be_asked_for_later(data: str, tmp_path: Path, server: Server) -> None:
-    """A run that is finished is copied whole; a line from the middle of a window goes where the run goes on."""
+    """A run that is finished is copied whole; a line from the middle of a totals goes where the run goes on."""
     folder = tmp_path / "run"
     assert main(*OFFLINE, data, "--steps=12", f"--run_dir={folder}") == 0
     assert not [*folder.glob("*.csv"), *folder.glob("tensorboard"), *folder.glob("wandb*")]
     assert main("--resume", f"--run_dir={folder}", "--log.csv", "--log.tensorboard") == 0
     assert [row["step"] for row in rows(folder / "metrics.csv")] == [5, 10, 12]
     assert main("--resume", f"--run_dir={folder}", "--steps=20", "--log.wandb") == 0
-    assert_sinks_hold(folder, server, [Trial(0, {})])
+    assert_sinks_hold(folder, server, [Run(0, {})])
     settings = logs.read_json(folder / "config.json")["settings"]
     assert [settings[f"log.{name}"] for name in ("csv", "tensorboard", "wandb")] == [True] * 3
 
@@ -237,7 +237,7 @@ def test_a_sink_that_fails_is_left_out_with_one_warning(
     assert logs.read_json(tmp_path / "run" / "summary.json")["metric"] == "return"
     server.broken_after = 10**9
     assert main("--resume", f"--run_dir={tmp_path / 'run'}") == 0
-    assert_sinks_hold(tmp_path / "run", server, [Trial(0, {})])
+    assert_sinks_hold(tmp_path / "run", server, [Run(0, {})])
 
 
 # --------------------------------------------------------------------------------------------------------- bad input

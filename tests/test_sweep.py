@@ -14,13 +14,13 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
-from programs import load, main, sweep
+from commands import load, main, sweep
 from run_dirs import make_run
 
 from flowrl import agents
 from flowrl.agents import bc
 from flowrl.cli import flags
-from flowrl.cli.programs import stored_plan
+from flowrl.cli.shared import stored_plan
 from flowrl.errors import UserError
 from flowrl.experiment import grids, runs_at_once, sweep_table, sweeps
 from flowrl.experiment.recorder import Recorder
@@ -29,7 +29,7 @@ from flowrl.experiment.stored import resumed_plan
 from flowrl.machine import memory, signals
 from flowrl.reports import curves
 from flowrl.run_folder import evaluations, logs
-from flowrl.run_folder.trials import Trial
+from flowrl.run_folder.runs import Run
 from flowrl.tasks import Task
 from flowrl.training.checkpoint import Checkpoints
 from flowrl.training.evaluation import Evaluator
@@ -140,15 +140,15 @@ def test_static_fields_split_and_sweepable_ones_do_not() -> None:
     assert [part.fixed for part in groups] == [{"hidden_dims": dims, "learning_rate": 0.1} for dims in ((4,), (2, 2))]
     points = [{"alpha": alpha, "actor_goals.p_random": share} for alpha in (1.0, 2.0) for share in (0.0, 0.5)]
     for part in groups:
-        assert part.trials == [Trial(seed, point) for point in points for seed in (3, 4)]
+        assert part.runs == [Run(seed, point) for point in points for seed in (3, 4)]
 
 
 @pytest.mark.parametrize(("runs", "most", "sizes"), [(8, 8, [8]), (8, 4, [4, 4]), (10, 4, [3, 4, 3]), (3, 1, [1] * 3)])
 def test_waves_are_few_and_equal(runs: int, most: int, sizes: list[int]) -> None:
-    trials = [Trial(seed, {}) for seed in range(runs)]
-    parts = grids.waves(grids.Part("group1", {}, trials), most)
-    assert [len(part.trials) for part in parts] == sizes
-    assert [trial for part in parts for trial in part.trials] == trials
+    runs = [Run(seed, {}) for seed in range(runs)]
+    parts = grids.waves(grids.Group("group1", {}, runs), most)
+    assert [len(part.runs) for part in parts] == sizes
+    assert [run for part in parts for run in part.runs] == runs
     assert len({part.folder for part in parts}) == len(parts)
 
 
@@ -181,8 +181,8 @@ def test_memory_is_asked_of_device_and_program(
 ) -> None:
     given = {"agent": "bc", "env": "Pendulum-v1", "preset": "none", "num_seeds": 8, "map": mode}
     given |= {"data": data.removeprefix("--data="), "run_dir": str(tmp_path)}
-    made = grids.Sweep(given, {"hidden_dims": [(64, 64)], "batch_size": [16]}, grids.Options())
-    plan = grids.part_plan(made, grids.groups(made)[0])
+    made = grids.Sweep(given, {"hidden_dims": [(64, 64)], "batch_size": [16]}, grids.SweepSettings())
+    plan = grids.group_plan(made, grids.groups(made)[0])
     assert runs_at_once.runs_that_fit(plan) == 8
     asked = []
     device = SimpleNamespace(memory_stats=lambda: {"bytes_limit": 1000, "bytes_in_use": 400})
@@ -396,7 +396,7 @@ def made_up(tmp_path: Path) -> grids.Sweep:
     make_run(folder / "group1", SCORES[0.1], alpha=9.0)
     write_evaluations(folder / "group1", found)
     given = {"agent": "gcbc", "env": "pointmaze-medium-navigate", "num_seeds": 4, "run_dir": str(folder)}
-    swept = grids.Sweep(given, {"alpha": [0.1, 0.5]}, grids.Options())
+    swept = grids.Sweep(given, {"alpha": [0.1, 0.5]}, grids.SweepSettings())
     parts_of = {"folder": "group1", "fixed": {}, "runs": [{"seed": 0}]}
     settings = {name: given[name] for name in ("agent", "env")}
     logs.write_json(
@@ -412,7 +412,7 @@ def test_the_table_by_hand(made_up: grids.Sweep) -> None:
         "best": ({0: 0.9, 1: 0.5, 2: 0.2, 3: 0.6}, {0: 0.7, 1: 0.4, 2: 0.4, 3: 0.4}, 0.1),
     }
     for rule, (*expected, best) in by_rule.items():
-        summary = sweep_table.summarize(made_up._replace(options=grids.Options(select=rule)))
+        summary = sweep_table.summarize(made_up._replace(options=grids.SweepSettings(select=rule)))
         assert summary["best"] == {"alpha": best}
         assert summary["metric"] == "success"
         for row, scores in zip(summary["configurations"], expected, strict=True):
@@ -505,7 +505,7 @@ def test_waves_of_another_size_are_refused(at_once: Path, data: str) -> None:
 
 def test_programs_for_one_configuration_refuse_several(at_once: Path) -> None:
     plan, stored = resumed_plan({"run_dir": str(at_once / "group1"), "resume": True}, {})
-    assert plan.trials == tuple(Trial(seed, {"learning_rate": rate}) for rate in (0.001, 0.01) for seed in (0, 1))
+    assert plan.runs == tuple(Run(seed, {"learning_rate": rate}) for rate in (0.001, 0.01) for seed in (0, 1))
     assert plan.seeds == [0, 1]
     assert "experiments/sweep.py" in stored["command"]
     assert "--agent.learning_rate=0.001,0.01" in stored["command"]
@@ -528,7 +528,7 @@ FAULTS = {
             "for seed in seeds for point in _product(mapped)]",
             "test_static_fields_split_and_sweepable_ones_do_not",
         ),
-        ("part.trials[begin:end]", "part.trials[begin : end - 1]", "test_waves_are_few_and_equal"),
+        ("part.runs[begin:end]", "part.runs[begin : end - 1]", "test_waves_are_few_and_equal"),
     ],
     "flowrl/experiment/sweep_table.py": [
         ("curve[group.steps[-1]]", "max(curve.values())", "test_the_table_by_hand"),

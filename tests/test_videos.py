@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from programs import ROOT, main, save_walks, sweep
+from commands import ROOT, main, save_walks, sweep
 from run_dirs import make_run
 
 from flowrl.envs import camera, making

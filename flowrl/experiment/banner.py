@@ -13,7 +13,7 @@ from flowrl.machine import hosts
 from flowrl.machine.files import CONFIG
 from flowrl.machine.provenance import git_commit, hardware, versions
 from flowrl.run_folder import logs
-from flowrl.run_folder.trials import Trial, seeds
+from flowrl.run_folder.runs import Run, seeds
 from flowrl.tasks import Task, sources
 from flowrl.train_state import TrainState
 
@@ -21,7 +21,7 @@ from flowrl.train_state import TrainState
 def describe(
     settings: Settings,
     config: Any,
-    trials: Sequence[Trial],
+    runs: Sequence[Run],
     preset: str,
     data: sources.Source,
     task: Mapping[str, Any],
@@ -33,7 +33,7 @@ def describe(
     Args:
         settings: Of the runs.
         config: The agent's.
-        trials: The runs.
+        runs: The runs.
         preset: Where the settings started from.
         data: What is learnt from.
         task: What a policy must know of its environment, as `Task.told` gives it.
@@ -43,7 +43,7 @@ def describe(
     told: dict[str, Any] = {
         "settings": configs.values(settings) | {"resume": False, "run_dir": ""},
         "agent_config": configs.values(config),
-        "seeds": seeds(trials),
+        "seeds": seeds(runs),
         "preset": {"name": settings.preset, "source": preset},
         "data": data._asdict() | {"path": "none" if data is sources.NONE else str(data.path.resolve())},
         "task": dict(task),
@@ -55,7 +55,7 @@ def describe(
         "incidental": [entry.name for entry in configs.flatten(settings) if not entry.field.metadata["learning"]],
     }
     if swept:
-        told["grid"] = [trial.labels for trial in trials]
+        told["grid"] = [run.labels for run in runs]
     return {"command": command(told)} | told
 
 
@@ -79,7 +79,7 @@ def warn_of_changes(stored: dict[str, Any], now: dict[str, Any]) -> None:
 def print_banner(
     settings: Settings,
     batch_size: int,
-    trials: Sequence[Trial],
+    runs: Sequence[Run],
     env: Task,
     states: TrainState[Any],
     rows: dict[str, str | Sequence[str]],
@@ -89,19 +89,18 @@ def print_banner(
     Args:
         settings: Of the runs.
         batch_size: Transitions of an update.
-        trials: The runs.
+        runs: The runs.
         env: Where they are evaluated.
         states: Theirs.
         rows: Further lines, one or several, by what stands before them: `data`, `note`, `preset`, `device`, `run`.
     """
-    runs = len(trials)
     parameters = sum(leaf.size // len(leaf) for leaf in jax.tree.leaves(states.params))
-    mapped = f" × {runs} runs ({settings.map})" if runs > 1 else ""
+    mapped = f" × {len(runs)} runs ({settings.map})" if len(runs) > 1 else ""
     shown: dict[str, str | Sequence[str]] = {
         "agent": f"{settings.agent}, {parameters:,} parameters{mapped}",
         "environment": "; ".join(filter(None, (env.env_id or "none: training only", env.note))),
-        "training": f"{_amount(settings)}, batches of {batch_size} transitions, {_seeds(seeds(trials))}",
-        "sweep": ", ".join(trials[0].swept),
+        "training": f"{_amount(settings)}, batches of {batch_size} transitions, {_seeds(seeds(runs))}",
+        "sweep": ", ".join(runs[0].swept),
         **rows,
     }
     for name, found in shown.items():

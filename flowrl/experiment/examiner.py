@@ -43,7 +43,7 @@ class Examiner:
             self._evaluator = Evaluator(
                 parts.agent,
                 parts.plan.env.factory(),
-                root_keys(jnp.array([parts.plan.trials[run].seed for run in self._own], jnp.uint32)),
+                root_keys(jnp.array([parts.plan.runs[run].seed for run in self._own], jnp.uint32)),
                 tasks=parts.facts.tasks,
                 episodes=settings.eval.episodes,
                 workers=settings.workers,
@@ -83,8 +83,8 @@ class Examiner:
         try:
             for i, (name, acting) in enumerate(policies.items()):
                 outcome = self._evaluator(acting, partial(self._on_step, bar, i * each))
-                trials = plan.trials[own.start : own.stop]
-                lines += evaluation_lines(step, trials, name, outcome, plan.env.score, first_run=own.start)
+                runs = plan.runs[own.start : own.stop]
+                lines += evaluation_lines(step, runs, name, outcome, plan.env.score, first_run=own.start)
         except _BrokenOff:
             return []
         finally:
@@ -110,7 +110,7 @@ class Examiner:
         policies = self._policies(states, by_itself(self._parts.agent, states.config))
         if self._evaluator is None or not hosts.first():
             return True
-        asked = {"step": settings.total, "unit": settings.unit, **plan.trials[0].labels, "episodes": episodes}
+        asked = {"step": settings.total, "unit": settings.unit, **plan.runs[0].labels, "episodes": episodes}
         total = max(1, self._parts.facts.tasks) * episodes
         with Progress("filming", "episode", total, hidden=hosts.no_bars(), leave=False) as bar:
             on_step = partial(self._on_step, bar, 0)

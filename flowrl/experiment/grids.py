@@ -18,7 +18,7 @@ from flowrl.experiment.stored import require_agent
 from flowrl.machine import devices, hosts, packages, schema
 from flowrl.machine.files import SWEEP
 from flowrl.run_folder import formats, texts
-from flowrl.run_folder.trials import Trial, trial
+from flowrl.run_folder.runs import Run
 
 SELECT = {
     "final": "mean over tasks and the last three evaluations",
@@ -29,7 +29,7 @@ SELECT = {
 
 
 @record
-class Options:
+class SweepSettings:
     """Settings of a sweep beside those of its runs."""
 
     runs_at_once: int | None = static(
@@ -41,18 +41,18 @@ class Options:
     )  # fmt: skip
 
 
-class Part(NamedTuple):
+class Group(NamedTuple):
     """Runs that are trained together in one program, in a run directory of their own.
 
     Attributes:
         folder: The directory, inside that of the sweep.
         fixed: Values of the agent's settings that all its runs share.
-        trials: The runs.
+        runs: The runs.
     """
 
     folder: str
     fixed: Mapping[str, Any]
-    trials: Sequence[Trial]
+    runs: Sequence[Run]
 
 
 class Sweep(NamedTuple):
@@ -66,7 +66,7 @@ class Sweep(NamedTuple):
 
     given: Mapping[str, Any]
     grid: Mapping[str, Sequence[Any]]
-    options: Options
+    options: SweepSettings
 
     @property
     def folder(self) -> Path:
@@ -102,7 +102,7 @@ def _product(grid: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
     return [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
 
 
-def split(config: Any, grid: Mapping[str, Sequence[Any]], seeds: Sequence[int]) -> list[Part]:
+def split(config: Any, grid: Mapping[str, Sequence[Any]], seeds: Sequence[int]) -> list[Group]:
     """Splits the grid × seeds into groups, each of the runs that differ in traced settings only.
 
     Args:
@@ -113,17 +113,17 @@ def split(config: Any, grid: Mapping[str, Sequence[Any]], seeds: Sequence[int]) 
     traced = {entry.name for entry in configs.flatten(config) if entry.traced}
     mapped = {name: values for name, values in grid.items() if name in traced and len(values) > 1}
     static = {name: values for name, values in grid.items() if name not in mapped}
-    trials = [Trial(seed, point) for point in _product(mapped) for seed in seeds]
-    return [Part(f"group{index}", fixed, trials) for index, fixed in enumerate(_product(static), 1)]
+    runs = [Run(seed, point) for point in _product(mapped) for seed in seeds]
+    return [Group(f"group{index}", fixed, runs) for index, fixed in enumerate(_product(static), 1)]
 
 
-def waves(part: Part, runs_at_once: int) -> list[Part]:
+def waves(part: Group, runs_at_once: int) -> list[Group]:
     """Splits a group into the fewest waves of at most so many runs, as equal as can be."""
-    ends = _ends(len(part.trials), runs_at_once)
+    ends = _ends(len(part.runs), runs_at_once)
     if len(ends) == 2:
         return [part]
     return [
-        Part(f"{part.folder}-wave{index}", part.fixed, part.trials[begin:end])
+        Group(f"{part.folder}-wave{index}", part.fixed, part.runs[begin:end])
         for index, (begin, end) in enumerate(itertools.pairwise(ends), 1)
     ]
 
@@ -152,19 +152,19 @@ def at_once(settings: Settings, runs: int, each: int) -> int:
     return 1
 
 
-def groups(sweep: Sweep) -> list[Part]:
+def groups(sweep: Sweep) -> list[Group]:
     """Returns the groups of a sweep."""
     return split(agents.default(sweep.given["agent"]), sweep.grid, sweep.seeds)
 
 
-def part_plan(sweep: Sweep, part: Part) -> Plan:
+def group_plan(sweep: Sweep, part: Group) -> Plan:
     """Returns the plan of a part.
 
     Raises:
         UserError: A setting, or a value of the grid, cannot be.
     """
     given = {**sweep.given, "run_dir": str(sweep.folder / part.folder), "resume": False}
-    return plan(given, {**part.fixed, **part.trials[0].values}, part.trials)
+    return plan(given, {**part.fixed, **part.runs[0].values}, part.runs)
 
 
 def check(sweep: Sweep) -> None:
@@ -195,8 +195,8 @@ def check(sweep: Sweep) -> None:
         if twice := [value for index, value in enumerate(values) if kept[index] in kept[:index]]:
             raise UserError(f"--agent.{name} has {texts.shown(twice[0])} twice; leave one out")
     for group in groups(sweep):
-        made = part_plan(sweep, group)
-        devices.check_runs(len(group.trials), made.settings.shard)
+        made = group_plan(sweep, group)
+        devices.check_runs(len(group.runs), made.settings.shard)
         estimates.require(made.settings, made.config, made.env, made.folder, runs=1, swept=True)  # waves can be small
 
 
@@ -248,10 +248,10 @@ def _require_values(config: Any, record: Mapping[str, Any]) -> None:
     for index, part in enumerate(record["parts"]):
         of_settings(f"parts[{index}].fixed", part["fixed"])
         for number, labels in enumerate(part["runs"]):
-            of_settings(f"parts[{index}].runs[{number}]", dict(trial(labels).values))
+            of_settings(f"parts[{index}].runs[{number}]", dict(Run.of(labels).values))
 
 
-def resumed(given: Mapping[str, Any], grid: Mapping[str, Sequence[Any]], options: Options) -> Sweep:
+def resumed(given: Mapping[str, Any], grid: Mapping[str, Sequence[Any]], options: SweepSettings) -> Sweep:
     """Returns the sweep in a folder, to be continued with what was given now; `recorded` checks that this agrees.
 
     Raises:
@@ -272,7 +272,7 @@ def _value(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
-def recorded(sweep: Sweep) -> list[Part]:
+def recorded(sweep: Sweep) -> list[Group]:
     """Returns the parts of a sweep that its folder records.
 
     Raises:
@@ -285,14 +285,14 @@ def recorded(sweep: Sweep) -> list[Part]:
             f"{sweep.folder} holds another sweep: {record['command']}; give its flags, or choose another --run_dir"
         )
     parts = [
-        Part(
-            part["folder"], {name: _value(value) for name, value in part["fixed"].items()}, [*map(trial, part["runs"])]
+        Group(
+            part["folder"], {name: _value(value) for name, value in part["fixed"].items()}, [*map(Run.of, part["runs"])]
         )
         for part in record["parts"]
     ]
     if _runs(parts) != _runs(groups(before)):
         raise UserError(f"{sweep.folder / SWEEP}: parts are not those of its grid and seeds; {schema.REMEDY}")
-    most = max(len(part.trials) for part in parts)
+    most = max(len(part.runs) for part in parts)
     if sweep.options.runs_at_once is not None and most > sweep.options.runs_at_once:
         raise UserError(
             f"{sweep.folder} holds a sweep with {most} runs at once, not {sweep.options.runs_at_once}; leave "
@@ -301,9 +301,9 @@ def recorded(sweep: Sweep) -> list[Part]:
     return parts
 
 
-def _runs(parts: Sequence[Part]) -> list[str]:
+def _runs(parts: Sequence[Group]) -> list[str]:
     """Returns what tells each run of some parts from all others, sorted."""
-    return sorted(repr((sorted(part.fixed.items()), trial.labels)) for part in parts for trial in part.trials)
+    return sorted(repr((sorted(part.fixed.items()), run.labels)) for part in parts for run in part.runs)
 
 
 def _identity(sweep: Sweep) -> dict[str, Any]:

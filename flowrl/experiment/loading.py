@@ -22,7 +22,7 @@ from flowrl.networks import Spec
 from flowrl.normalize import Normalizer
 from flowrl.random_streams import root_keys
 from flowrl.run_folder import formats, texts
-from flowrl.run_folder.trials import Trial, trial
+from flowrl.run_folder.runs import Run
 from flowrl.train_state import C, Policy, TrainState
 from flowrl.training.acting import act as act_purely
 from flowrl.training.acting import by_itself, play
@@ -120,15 +120,15 @@ def load(run_dir: str | Path, *, run: int = 0, step: int | None = None, seed: in
     """
     folder = Path(run_dir).expanduser()
     told = formats.read_config(folder)
-    name, trials = told["settings"]["agent"], runs_of(told)
-    if not 0 <= run < len(trials):
-        raise UserError(f"{folder} has {len(trials)} runs, from 0 to {len(trials) - 1}; there is no run {run}")
+    name, runs = told["settings"]["agent"], runs_of(told)
+    if not 0 <= run < len(runs):
+        raise UserError(f"{folder} has {len(runs)} runs, from 0 to {len(runs) - 1}; there is no run {run}")
     config = _acting(texts.of_json(agents.default(name), told["agent_config"]), acting)
     task, shapes = told["task"], {n: told["task"][n] for n in ("observation", "action", "goal")}
     spec = Spec.of_sizes(*(shape[0] if shape else 0 for shape in shapes.values()))
     agent = agents.build(name, config, spec)
     states, normalizer = load_states(
-        folder, name, agent, stacked(config, [one.values for one in trials]), len(trials),
+        folder, name, agent, stacked(config, [one.values for one in runs]), len(runs),
         step=step, goals_are_states=task["goals_are_states"],
     )[1:]  # fmt: skip
     state = jax.tree.map(lambda x: x[run] if x.ndim else x, states)
@@ -140,9 +140,9 @@ def load(run_dir: str | Path, *, run: int = 0, step: int | None = None, seed: in
     return Loaded(agent, policy, spec, low, high, seed)
 
 
-def runs_of(config: Mapping[str, Any]) -> Sequence[Trial]:
+def runs_of(config: Mapping[str, Any]) -> Sequence[Run]:
     """Returns the runs that a `config.json` tells of."""
-    return [trial(labels) for labels in config.get("grid", ())] or [Trial(seed, {}) for seed in config["seeds"]]
+    return [Run.of(labels) for labels in config.get("grid", ())] or [Run(seed, {}) for seed in config["seeds"]]
 
 
 def _acting(config: C, changes: Mapping[str, Any]) -> C:

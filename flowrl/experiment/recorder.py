@@ -38,9 +38,7 @@ class Recorder:
         self._plan, self._own, self._evaluations = plan, own, evaluations
         self.diverged: dict[int, Divergence] = {}
         self._told = False  # whether an evaluation episode has said that it reached its goal, or not
-        self._sinks = Sinks(
-            plan.settings.log, plan.folder, plan.trials, plan.folder.parent.name if plan.swept else None
-        )
+        self._sinks = Sinks(plan.settings.log, plan.folder, plan.runs, plan.folder.parent.name if plan.swept else None)
         self._steps, self._seconds = 0, 0.0
 
     def open(self) -> None:
@@ -63,7 +61,7 @@ class Recorder:
             gathered: What each of its runs has gathered online.
         """
         records = [
-            {"step": step, "run": run, **self._plan.trials[run].labels, **self._mark(run)}
+            {"step": step, "run": run, **self._plan.runs[run].labels, **self._mark(run)}
             | {f"train/{name}": float(x[row]) for name, x in sorted(metrics.items()) if np.isfinite(x[row])}
             | {f"online/{name}": value for name, value in gathered[row].items()}
             for row, run in enumerate(self._own)
@@ -97,12 +95,12 @@ class Recorder:
         own = [event._replace(run=self._own[row]) for row, event in found.items() if row < len(self._own)]
         events = {event.run: event for event in itertools.starmap(Divergence, hosts.merged(own))}
         if events != self.diverged and hosts.first():
-            told = [event._asdict() | self._plan.trials[run].labels for run, event in sorted(events.items())]
+            told = [event._asdict() | self._plan.runs[run].labels for run, event in sorted(events.items())]
             logs.write_json(self._plan.folder / DIVERGED, told)
-        if len(events) == len(self._plan.trials) and not self._plan.swept:
+        if len(events) == len(self._plan.runs) and not self._plan.swept:
             loop.end(events)
         for run in events.keys() - self.diverged.keys():
-            event, labels = events[run], self._plan.trials[run].labels
+            event, labels = events[run], self._plan.runs[run].labels
             named = ", ".join(f"{name} {value}" for name, value in labels.items())
             tqdm.write(f"run {run} ({named}) diverged: {event.metric} is not finite after {event.step:,}; it is frozen")
         self.diverged = events
@@ -124,7 +122,7 @@ class Recorder:
         plan, notes = self._plan, acting_notes(self._evaluations)
         lines = logs.read_lines(plan.folder / "eval.jsonl")
         summary = summarize(
-            values(plan.settings), plan.env.env_id, plan.env.dataset, plan.trials, lines, notes, swept=plan.swept
+            values(plan.settings), plan.env.env_id, plan.env.dataset, plan.runs, lines, notes, swept=plan.swept
         )
         logs.write_json(plan.folder / SUMMARY, summary)
         print_summary(summary, notes)

@@ -10,7 +10,7 @@ from flowrl.experiment.settings import Settings
 from flowrl.machine.files import CHECKPOINTS, DIVERGED, SUMMARY
 from flowrl.run_folder import formats, logs
 from flowrl.run_folder.evaluations import due
-from flowrl.run_folder.trials import Trial
+from flowrl.run_folder.runs import Run
 
 KINDS = ("metrics", "eval", "time")
 """The logs."""
@@ -36,7 +36,7 @@ class Reached(NamedTuple):
     others: Sequence[int]
 
 
-def expected(settings: Settings, trials: Sequence[Trial], kind: str, reached: Reached) -> Iterator[dict[str, Any]]:
+def expected(settings: Settings, runs: Sequence[Run], kind: str, reached: Reached) -> Iterator[dict[str, Any]]:
     """Yields what each line of a log that a checkpoint covers must say, in their order."""
     episodes, online_steps = settings.eval.episodes, settings.online.steps
     if kind == "eval":
@@ -45,14 +45,14 @@ def expected(settings: Settings, trials: Sequence[Trial], kind: str, reached: Re
     else:
         steps = due(settings.log.interval, settings.steps, online_steps, reached.step)
     for step in steps:
-        runs = [{"step": step, "run": run, **trial.labels} for run, trial in enumerate(trials)]
+        lines = [{"step": step, "run": index, **run.labels} for index, run in enumerate(runs)]
         if kind == "time":
             yield {"step": step}
         elif kind == "metrics":
-            yield from runs
+            yield from lines
         else:
-            for mode, run, task in itertools.product(reached.modes, runs, range(1, reached.tasks + 1)):
-                yield {**run, "mode": mode, "task": task, "episodes": episodes}
+            for mode, line, task in itertools.product(reached.modes, lines, range(1, reached.tasks + 1)):
+                yield {**line, "mode": mode, "task": task, "episodes": episodes}
 
 
 def require_unbegun(folder: Path) -> None:
@@ -83,7 +83,7 @@ class Cut(NamedTuple):
     dropped: str
 
 
-def cuts(folder: Path, settings: Settings, trials: Sequence[Trial], reached: Reached) -> list[Cut]:
+def cuts(folder: Path, settings: Settings, runs: Sequence[Run], reached: Reached) -> list[Cut]:
     """Checks that the logs hold each line that the checkpoint covers, once and in order, and says what to cut.
 
     Raises:
@@ -95,7 +95,7 @@ def cuts(folder: Path, settings: Settings, trials: Sequence[Trial], reached: Rea
             f"the checkpoint in {folder} is at {unit} {reached.step}, but its config.json is of {settings.total} "
             f"{unit}s; put the right config.json back"
         )
-    return [_cut(folder / f"{kind}.jsonl", [*expected(settings, trials, kind, reached)], reached) for kind in KINDS]
+    return [_cut(folder / f"{kind}.jsonl", [*expected(settings, runs, kind, reached)], reached) for kind in KINDS]
 
 
 def _cut(path: Path, wanted: Sequence[Mapping[str, Any]], reached: Reached) -> Cut:

@@ -112,7 +112,7 @@ def _require_same(config: dict[str, Any]) -> None:
 
 def _require_possible(plan: Plan, parts: Parts | None = None, *, begun: bool) -> None:
     """Checks that a plan suits the machine, once more when the shapes of the environment are known."""
-    spec, runs = LEAST if parts is None else parts.facts.spec, len(plan.trials)
+    spec, runs = LEAST if parts is None else parts.facts.spec, len(plan.runs)
     where = (plan.env, plan.folder)
     estimates.require(plan.settings, plan.config, *where, runs=runs, spec=spec, begun=begun, swept=plan.swept)
 
@@ -123,12 +123,12 @@ def _execute(plan: Plan, stored: dict[str, Any] | None, signals: Signals) -> int
         hosts.agreed(partial(_require_unused, plan))
     source = hosts.agreed(partial(_located, plan, stored))
     settings = plan.settings
-    layout = devices.layout(len(plan.trials), settings.shard, padded=not settings.online.steps)
+    layout = devices.layout(len(plan.runs), settings.shard, padded=not settings.online.steps)
     parts = hosts.agreed(partial(prepare, plan, source, layout))
     plan = parts.plan
     hosts.agreed(partial(_require_possible, plan, parts, begun=resume))
     config = describe(
-        settings, plan.config, plan.trials, plan.source, source, parts.facts.told(plan.env.goals), swept=plan.swept
+        settings, plan.config, plan.runs, plan.source, source, parts.facts.told(plan.env.goals), swept=plan.swept
     )
     _require_same(config)
     with signals, within(None) if hosts.count() > 1 else promptly():  # hosts wait for each other
@@ -167,16 +167,16 @@ def _announce(runner: Runner, source: sources.Source) -> None:
         "device": device_text(runner.layout.devices),
         "run": str(plan.folder),
     }
-    print_banner(plan.settings, plan.config.batch_size, plan.trials, plan.env, runner.states, rows)
+    print_banner(plan.settings, plan.config.batch_size, plan.runs, plan.env, runner.states, rows)
 
 
 def _diverged(runner: Runner, event: Divergence) -> str:
     """Says where a training diverged, and what may have made it: the step size only where it is a large one."""
-    plan, trial = runner.parts.plan, runner.parts.plan.trials[event.run]
-    own, usual = configs.values(plan.config) | dict(trial.values), configs.values(agents.default(plan.settings.agent))
+    plan, run = runner.parts.plan, runner.parts.plan.runs[event.run]
+    own, usual = configs.values(plan.config) | dict(run.values), configs.values(agents.default(plan.settings.agent))
     rate = own.get("learning_rate", 0.0)
     told = (
-        f"diverged: {event.metric} of the run with seed {trial.seed} is not finite after update {event.step}; the "
+        f"diverged: {event.metric} of the run with seed {run.seed} is not finite after update {event.step}; the "
         f"checkpoint at {runner.checkpoints.latest()} in {plan.folder} is from before it; "
     )
     if rate > usual.get("learning_rate", rate):

@@ -24,7 +24,7 @@ from flowrl.training import loop
 from flowrl.training.checkpoint import Checkpoints
 from flowrl.training.compiled import States
 from flowrl.training.online import Collector, Environments, empty_replays
-from flowrl.training.step import Window
+from flowrl.training.step import Totals
 
 
 class Runner:
@@ -42,9 +42,9 @@ class Runner:
     def __init__(self, parts: Parts, layout: devices.Layout, signals: Signals):
         self.parts, self.layout, self._signals = parts, layout, signals
         plan, agent, settings = parts.plan, parts.agent, parts.plan.settings
-        self._keys = layout.keys([trial.seed for trial in plan.trials])
+        self._keys = layout.keys([run.seed for run in plan.runs])
         self._program = build_program(parts, layout)
-        stacked = configs.stacked(plan.config, [trial.values for trial in plan.trials])
+        stacked = configs.stacked(plan.config, [run.values for run in plan.runs])
         self._configs = layout.place(jax.tree.map(layout.filled, stacked), mapped=True)
         self.states, self._window = self._program.start(self._keys, self._configs)
         self.checkpoints = Checkpoints(plan.folder / CHECKPOINTS, settings.checkpoint.keep)
@@ -70,13 +70,13 @@ class Runner:
         if self._stopping():
             raise loop.Stopped  # before the program is compiled
         self._bar = Progress("training", settings.unit, settings.total, step, hidden=hosts.no_bars())
-        states, window = self.states, self._window
+        states, totals = self.states, self._window
         del self.states, self._window  # the loop gives them away
         if self._collector is None and settings.steps and (step < settings.steps or not evaluated):
-            states, window = self._train_offline(states, window, step, evaluated)
+            states, totals = self._train_offline(states, totals, step, evaluated)
             step, evaluated = settings.steps, True
         if settings.online.steps and (step < settings.total or not evaluated):
-            states, window = self._train_online(states, window, step, evaluated)
+            states, totals = self._train_online(states, totals, step, evaluated)
         self._bar.close()
         self._recorder.summarize()
         if not all(hosts.gather(self._examiner.film(states))):
@@ -84,28 +84,28 @@ class Runner:
         self._recorder.close()
         hosts.wait()  # which may take the first long, for the network
 
-    def _train_offline(self, states: States, window: Window, step: int, evaluated: bool) -> tuple[States, Window]:
+    def _train_offline(self, states: States, totals: Totals, step: int, evaluated: bool) -> tuple[States, Totals]:
         dataset = self.parts.dataset
-        chunk = self._compiled(states, window, self._keys, dataset, np.int32(1))
+        chunk = self._compiled(states, totals, self._keys, dataset, np.int32(1))
 
-        def advance(states: States, window: Window, steps: int) -> tuple[States, Window]:
-            trained: tuple[States, Window] = chunk(states, window, self._keys, dataset, np.int32(steps))
+        def advance(states: States, totals: Totals, steps: int) -> tuple[States, Totals]:
+            trained: tuple[States, Totals] = chunk(states, totals, self._keys, dataset, np.int32(steps))
             return trained
 
         schedule = self._schedule(self.parts.plan.settings.steps)
         with self._patient():
-            return loop.train(advance, schedule, self._hooks(schedule), states, window, step=step, evaluated=evaluated)
+            return loop.train(advance, schedule, self._hooks(schedule), states, totals, step=step, evaluated=evaluated)
 
-    def _train_online(self, states: States, window: Window, step: int, evaluated: bool) -> tuple[States, Window]:
+    def _train_online(self, states: States, totals: Totals, step: int, evaluated: bool) -> tuple[States, Totals]:
         if self._collector is None:
-            self._collector, window = self._new_collector(), loop.clear(window)
+            self._collector, totals = self._new_collector(), loop.clear(totals)
         collector, settings = self._collector, self.parts.plan.settings
-        arguments = (states, window, self._keys, self.parts.dataset, np.int32(1), collector.replays)
+        arguments = (states, totals, self._keys, self.parts.dataset, np.int32(1), collector.replays)
         collector.program = self._program._replace(chunk=self._compiled(*arguments))
         schedule, unit = self._schedule(settings.total), settings.online.num_envs
         self._announced = False
         hooks = self._hooks(schedule)
-        start = (states, window)
+        start = (states, totals)
         with self._patient():
             return loop.train(collector.advance, schedule, hooks, *start, step=step, unit=unit, evaluated=evaluated)
 
@@ -169,7 +169,7 @@ class Runner:
 
     def _progress(self, schedule: loop.Schedule, step: int, steps: int, seconds: float) -> None:
         self._recorder.trained(steps, seconds)
-        runs, unit = len(self.parts.plan.trials), self.parts.plan.settings.unit
+        runs, unit = len(self.parts.plan.runs), self.parts.plan.settings.unit
         if self._bar is not None:
             self._bar.to(step, f"{runs * steps / seconds:,.0f} run-{unit}s/s" if runs > 1 else "")
         if self._collector is not None and self._collector.warm:
@@ -190,18 +190,18 @@ class Runner:
             self._recorder.evaluated(step, lines)
         return lines is not None
 
-    def _checkpoint(self, step: int, states: States, window: Window, evaluated: bool) -> None:
+    def _checkpoint(self, step: int, states: States, totals: Totals, evaluated: bool) -> None:
         facts: dict[str, Any] = {"agent": self.parts.plan.settings.agent, "evaluated": evaluated}
         replays = None
         if self._collector is not None:
             facts["episodes"] = self._collector.environments.episodes.tolist()
             replays = self._collector.replays
         with within(None):
-            self.checkpoints.save(step, self._saved(states, window, replays), facts)
+            self.checkpoints.save(step, self._saved(states, totals, replays), facts)
 
-    def _saved(self, states: States, window: Window, replays: Replay | None) -> dict[str, Any]:
+    def _saved(self, states: States, totals: Totals, replays: Replay | None) -> dict[str, Any]:
         """Returns what a checkpoint holds; configurations are in the run's `config.json`."""
-        arrays = {"states": states.replace(config=None), "window": window}
+        arrays = {"states": states.replace(config=None), "totals": totals}
         optional = {"replays": replays, "normalizer": self.layout.place(self.parts.normalizer, mapped=False)}
         return arrays | {name: value for name, value in optional.items() if value is not None}
 
@@ -228,7 +228,7 @@ class Runner:
         like = devices.shapes(self._saved(self.states, self._window, replays))
         del self.states, self._window, replays  # there may be no memory for both
         found = self.checkpoints.restore(like)
-        self.states, self._window = found["states"].replace(config=self._configs), found["window"]
+        self.states, self._window = found["states"].replace(config=self._configs), found["totals"]
         if begun is not None:  # the episodes that were under way are lost
             numbers = np.array(begun, np.int32) + 1
             self._collector = self._new_collector(step - settings.steps, numbers, found["replays"])
@@ -253,7 +253,7 @@ class Runner:
         never less.
         """
         plan = self.parts.plan
-        cuts = resuming.cuts(plan.folder, plan.settings, plan.trials, reached)
+        cuts = resuming.cuts(plan.folder, plan.settings, plan.runs, reached)
         record_changes(plan.folder, plan.settings)
         resuming.apply(cuts)
 

@@ -21,7 +21,7 @@ def runs_that_fit(plan: Plan) -> int:
 
     The data are in memory while that is estimated. Runs that are trained one after another share the memory of work.
     """
-    runs = len(plan.trials)
+    runs = len(plan.runs)
     if runs == 1 or free_bytes() is None:
         return runs
     parts = prepare(plan, plan.env.locate(plan.settings.data, workers=plan.settings.workers))

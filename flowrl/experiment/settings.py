@@ -17,7 +17,7 @@ from flowrl.machine import devices, hosts
 from flowrl.networks import Spec
 from flowrl.normalize import Normalization
 from flowrl.run_folder import texts
-from flowrl.run_folder.trials import Trial, points
+from flowrl.run_folder.runs import Run, points
 from flowrl.tasks import Task
 from flowrl.training.compiled import resolve_map
 from flowrl.training.online import MOST_ENVIRONMENTS, Online
@@ -120,7 +120,7 @@ class Plan:
         env: The environment.
         source: Where the settings started from, a citation.
         folder: The run directory.
-        trials: The runs.
+        runs: The runs.
         swept: Whether these are a part of a sweep; none of them ends the others by diverging.
     """
 
@@ -129,17 +129,17 @@ class Plan:
     env: Task
     source: str
     folder: Path
-    trials: tuple[Trial, ...]
+    runs: tuple[Run, ...]
     swept: bool = False
 
 
-def plan(given: Mapping[str, Any], agent_given: Mapping[str, Any], trials: Sequence[Trial] = ()) -> Plan:
+def plan(given: Mapping[str, Any], agent_given: Mapping[str, Any], runs: Sequence[Run] = ()) -> Plan:
     """Resolves what the command line gave to a complete plan.
 
     Args:
         given: Settings of the run that were given, by dotted name.
         agent_given: Settings of the agent that were given.
-        trials: The runs, if these are a part of a sweep; otherwise there is one for each seed.
+        runs: The runs, if these are a part of a sweep; otherwise there is one for each seed.
 
     Raises:
         UserError: A name is unknown or a value out of range.
@@ -150,17 +150,17 @@ def plan(given: Mapping[str, Any], agent_given: Mapping[str, Any], trials: Seque
     check_goals(given["agent"], usual, env)
     asked = config.put(Settings(), given)
     config.check(asked)
-    preset = presets.lookup(asked.preset, asked.agent, env.name, online=asked.online.steps > 0)
+    preset = presets.lookup(asked.preset, asked.agent, env.published, online=asked.online.steps > 0)
     settings = config.put(Settings(), texts.read(Settings(), preset.run) | dict(given))
     settings = _with_data_or_without(settings, env, given)
     agent_config = config.put(usual, _of_agent(preset.agent, asked, usual) | dict(agent_given))
-    runs = tuple(trials) or tuple(Trial(seed, {}) for seed in settings.seeds)
-    made = Plan(settings, agent_config, env, preset.source, _folder(settings), runs, swept=bool(trials))
+    all_runs = tuple(runs) or tuple(Run(seed, {}) for seed in settings.seeds)
+    made = Plan(settings, agent_config, env, preset.source, _folder(settings), all_runs, swept=bool(runs))
     check(made, dict.fromkeys(preset.run, "the preset's") | dict.fromkeys(given, ""))
     check_devices(made)
-    if not trials:  # of a sweep's waves one may be smaller
-        devices.check_runs(len(runs), settings.shard)
-    changed = {"env": env.name, "map": resolve_map(settings.map, len(runs))}
+    if not runs:  # of a sweep's waves one may be smaller
+        devices.check_runs(len(all_runs), settings.shard)
+    changed = {"env": env.name, "map": resolve_map(settings.map, len(all_runs))}
     return dataclasses.replace(made, settings=config.put(settings, changed))
 
 
@@ -240,7 +240,7 @@ def check(plan: Plan, origins: Mapping[str, str] | None = None) -> None:
             "--normalize.reward_scale and --normalize.reward_shift"
         )
     config.check(plan.config, "agent.")
-    for values in points(plan.trials):
+    for values in points(plan.runs):
         config.check(config.put(plan.config, values), "agent.")
 
 

@@ -22,7 +22,7 @@ from flowrl.errors import UserError
 from flowrl.machine import schema
 from flowrl.machine.files import CONFIG, replacing
 from flowrl.run_folder import formats, logs
-from flowrl.run_folder.trials import Trial
+from flowrl.run_folder.runs import Run
 
 KINDS = ("metrics", "eval")
 """The files whose lines go to sinks, in the order in which one step writes them."""
@@ -65,13 +65,13 @@ class Sink(Protocol):
 class Sinks:
     """The sinks that the settings of a run ask for; one that fails is given up with a warning, and the run goes on."""
 
-    def __init__(self, log: Log, folder: Path, trials: Sequence[Trial], group: str | None = None):
+    def __init__(self, log: Log, folder: Path, runs: Sequence[Run], group: str | None = None):
         """Takes what is asked for, which `open` begins.
 
         Args:
             log: Which.
             folder: Of the runs.
-            trials: The runs.
+            runs: The runs.
             group: What the runs belong to, such as a sweep; their folder's name if nothing.
         """
         self._folder = folder
@@ -79,9 +79,9 @@ class Sinks:
         if log.csv:
             self._asked["csv"] = partial(Csv, folder)
         if log.tensorboard:
-            self._asked["tensorboard"] = partial(TensorBoard, folder, trials)
+            self._asked["tensorboard"] = partial(TensorBoard, folder, runs)
         if log.wandb:
-            self._asked["wandb"] = partial(Wandb, folder, trials, group)
+            self._asked["wandb"] = partial(Wandb, folder, runs, group)
         self._sinks: dict[str, Sink] = {}
 
     def open(self) -> None:
@@ -130,9 +130,9 @@ def history(folder: Path) -> Iterator[tuple[str, list[dict[str, Any]]]]:
         yield KINDS[order], [line for _, line in batch]
 
 
-def run_name(trial: Trial) -> str:
+def run_name(run: Run) -> str:
     """Returns what a run is called beside the others of its program: `seed=0,agent.learning_rate=0.001`."""
-    return ",".join(f"{name}={value}" for name, value in trial.labels.items())
+    return ",".join(f"{name}={value}" for name, value in run.labels.items())
 
 
 def scalars(kind: str, records: Records) -> Iterator[tuple[int, int, dict[str, float]]]:
@@ -204,12 +204,12 @@ class Csv:
 class TensorBoard:
     """Event files in `tensorboard/<run>`, a folder for each run that is mapped."""
 
-    def __init__(self, folder: Path, trials: Sequence[Trial]):
+    def __init__(self, folder: Path, runs: Sequence[Run]):
         from tensorboardX import SummaryWriter
 
         for old in (folder / "tensorboard").rglob("events.out.tfevents.*"):
             old.unlink()
-        self._writers = [SummaryWriter(str(folder / "tensorboard" / run_name(trial))) for trial in trials]
+        self._writers = [SummaryWriter(str(folder / "tensorboard" / run_name(run))) for run in runs]
 
     def write(self, kind: str, records: Records) -> None:
         """Adds the numbers of one step."""
@@ -234,24 +234,24 @@ class Wandb:
     and one more for evaluations: so a resumed run, which repeats its numbers exactly, adds just those that are missing.
     """
 
-    def __init__(self, folder: Path, trials: Sequence[Trial], group: str | None):
+    def __init__(self, folder: Path, runs: Sequence[Run], group: str | None):
         import wandb
 
         config, part = schema.read(folder / CONFIG, formats.CONFIG), folder.resolve()
         told = {name: config[name] for name in ("command", "settings", "preset", "git_commit", "hardware", "versions")}
         self._runs, self._begin = [], []
-        for trial, own_id in zip(trials, _ids(folder, len(trials)), strict=True):
+        for own, own_id in zip(runs, _ids(folder, len(runs)), strict=True):
             for old in (folder / "wandb").glob(f"offline-run-*-{own_id}"):
                 shutil.rmtree(old)  # which the new one repeats
             run = wandb.init(
                 project=PROJECT,
                 group=group or part.name,
-                name=f"{part.name} {run_name(trial)}",
+                name=f"{part.name} {run_name(own)}",
                 id=own_id,
                 resume="allow",
                 reinit="create_new",
                 dir=str(folder),
-                config=told | {"agent": config["agent_config"] | dict(trial.values), "seed": trial.seed},
+                config=told | {"agent": config["agent_config"] | dict(own.values), "seed": own.seed},
                 settings=wandb.Settings(console="off"),
             )
             run.define_metric("step")

@@ -13,7 +13,7 @@ from flowrl.experiment.settings import Plan, Settings, check, check_devices, che
 from flowrl.machine import schema
 from flowrl.machine.files import CONFIG
 from flowrl.run_folder import formats, texts
-from flowrl.run_folder.trials import Trial, seeds, trial
+from flowrl.run_folder.runs import Run, seeds
 from flowrl.training.compiled import resolve_map
 
 
@@ -39,7 +39,7 @@ def resumed_plan(given: Mapping[str, Any], agent_given: Mapping[str, Any]) -> tu
     _require_same(folder, before.settings, given)
     _require_same(folder, before.config, agent_given, "agent.")
     settings = configs.put(before.settings, {"data": stored["data"]["path"], **given})
-    settings = configs.put(settings, {"map": resolve_map(settings.map, len(before.trials))})
+    settings = configs.put(settings, {"map": resolve_map(settings.map, len(before.runs))})
     if settings.online.steps and settings.steps != before.settings.steps:
         raise UserError(f"the run in {folder} goes on online; its --steps={before.settings.steps} cannot change")
     if settings.steps < before.settings.steps:
@@ -78,10 +78,10 @@ def read_plan(folder: Path) -> tuple[Plan, dict[str, Any]]:
         schema.of_settings(Settings())("settings", told)
         schema.of_settings(usual)("agent_config", stored["agent_config"])
         settings, config = texts.of_json(Settings(), told), texts.of_json(usual, stored["agent_config"])
-        grid = tuple(trial(labels) for labels in stored.get("grid", ()))
+        grid = tuple(Run.of(labels) for labels in stored.get("grid", ()))
         _require_traced(usual, grid)
         env = env.limited(settings.max_episode_steps)
-        runs = grid or tuple(Trial(seed, {}) for seed in settings.seeds)
+        runs = grid or tuple(Run(seed, {}) for seed in settings.seeds)
         made = Plan(settings, config, env, stored["preset"]["source"], folder, runs, swept=bool(grid))
         check(made)
         if seeds(runs) != stored["seeds"]:
@@ -94,7 +94,7 @@ def read_plan(folder: Path) -> tuple[Plan, dict[str, Any]]:
     return made, stored
 
 
-def _require_traced(config: Any, grid: Sequence[Trial]) -> None:
+def _require_traced(config: Any, grid: Sequence[Run]) -> None:
     """Checks that runs differ in what runs of one program may differ in."""
     known = {entry.name for entry in configs.flatten(config) if entry.traced}
     for index, one in enumerate(grid):
@@ -108,7 +108,9 @@ def command(config: Mapping[str, Any]) -> str:
     A part of a sweep is named by the sweep over its values.
     """
     told, origin = config["settings"], config["data"]["origin"]
-    preset = presets.lookup(told["preset"], told["agent"], told["env"], online=told["online.steps"] > 0)
+    preset = presets.lookup(
+        told["preset"], told["agent"], tasks.parse(told["env"]).published, online=told["online.steps"] > 0
+    )
     usual = configs.values(Settings()) | texts.read(Settings(), preset.run) | {"data": None}
     shown = {**told, "data": "FILE" if origin == "file" else origin}
     flags = [
@@ -118,14 +120,14 @@ def command(config: Mapping[str, Any]) -> str:
     ]
     agent_usual = agents.default(told["agent"])
     agent_usual = configs.put(agent_usual, texts.read(agent_usual, preset.agent))
-    trials = [trial(labels) for labels in config.get("grid", ())]
+    runs = [Run.of(labels) for labels in config.get("grid", ())]
     for entry in configs.flatten(agent_usual, "agent."):
         name = entry.name.removeprefix("agent.")
-        if swept := list(dict.fromkeys(one.values[name] for one in trials if name in one.values)):
+        if swept := list(dict.fromkeys(one.values[name] for one in runs if name in one.values)):
             flags.append(f"--{entry.name}={texts.shown(swept)}")
         elif (value := texts.shown(config["agent_config"][name])) != texts.shown(entry.value):
             flags.append(f"--{entry.name}={value}")
-    return " ".join([f"python experiments/{'sweep' if trials else 'main'}.py", *flags])
+    return " ".join([f"python experiments/{'sweep' if runs else 'main'}.py", *flags])
 
 
 def _incidental(entry: configs.Entry) -> bool:

@@ -9,7 +9,7 @@ from typing import Any
 from flowrl import config as configs
 from flowrl.errors import UserError
 from flowrl.experiment import run, runs_at_once, sweep_table, videos
-from flowrl.experiment.grids import Part, Sweep, at_once, check, command, groups, part_plan, recorded, waves
+from flowrl.experiment.grids import Group, Sweep, at_once, check, command, group_plan, groups, recorded, waves
 from flowrl.experiment.settings import Plan
 from flowrl.experiment.stored import resumed_plan
 from flowrl.machine import hosts, schema
@@ -32,7 +32,7 @@ def begin(sweep: Sweep) -> None:
     parts = [
         part
         for group in groups(sweep)
-        for part in waves(group, sweep.options.runs_at_once or _at_once(part_plan(sweep, group)))
+        for part in waves(group, sweep.options.runs_at_once or _at_once(group_plan(sweep, group)))
     ]
     record = {
         "command": command(sweep),
@@ -40,8 +40,7 @@ def begin(sweep: Sweep) -> None:
         "grid": sweep.grid,
         "seeds": sweep.seeds,
         "parts": [
-            {"folder": part.folder, "fixed": part.fixed, "runs": [trial.labels for trial in part.trials]}
-            for part in parts
+            {"folder": part.folder, "fixed": part.fixed, "runs": [run.labels for run in part.runs]} for part in parts
         ],
         "git_commit": git_commit(),
         "hardware": hardware(),
@@ -51,7 +50,7 @@ def begin(sweep: Sweep) -> None:
 
 
 def _at_once(plan: Plan) -> int:
-    return at_once(plan.settings, len(plan.trials), runs_at_once.runs_that_fit(plan))
+    return at_once(plan.settings, len(plan.runs), runs_at_once.runs_that_fit(plan))
 
 
 def execute(sweep: Sweep) -> int:
@@ -69,13 +68,11 @@ def execute(sweep: Sweep) -> int:
     with run.claimed(sweep.folder), _forgotten_unless_begun(sweep.folder):
         hosts.agreed(lambda: begin(sweep) if hosts.first() else None)
         parts, signals = hosts.agreed(lambda: recorded(sweep)), Signals()
-        total = sum(len(part.trials) for part in parts)
+        total = sum(len(part.runs) for part in parts)
         print(f"sweep of {total} runs in {len(parts)} programs, in {sweep.folder}")
         for index, part in enumerate(parts, 1):
             values = ", ".join(f"{name}={texts.shown(part.fixed[name])}" for name in sweep.swept if name in part.fixed)
-            print(
-                f"[{index}/{len(parts)}] {part.folder}: {len(part.trials)} runs{values and f', {values}'}", flush=True
-            )
+            print(f"[{index}/{len(parts)}] {part.folder}: {len(part.runs)} runs{values and f', {values}'}", flush=True)
             status = _train(sweep, part, signals)
             stopped = max(hosts.gather(signals.received or 0))
             if status or stopped:  # by a signal that may have come when there was nothing left to stop in the part
@@ -102,16 +99,16 @@ def _forgotten_unless_begun(folder: Path) -> Iterator[None]:
         raise
 
 
-def _train(sweep: Sweep, part: Part, signals: Signals) -> int:
+def _train(sweep: Sweep, part: Group, signals: Signals) -> int:
     """Trains a part to its end and returns an exit status; a finished part is left as it is, unless it lacks videos."""
     folder = sweep.folder / part.folder
     if hosts.gather(_finished(sweep, folder))[0]:
         print("finished before")
         return 0
     if not hosts.gather((folder / CONFIG).exists())[0]:
-        return _run(signals, part_plan(sweep, part))
+        return _run(signals, group_plan(sweep, part))
     plan, stored = resumed_plan(sweep.free | {"run_dir": str(folder), "resume": True}, {})
-    if plan.trials != tuple(part.trials):
+    if plan.runs != tuple(part.runs):
         raise UserError(f"{folder / CONFIG} is not of the runs that {sweep.folder / SWEEP} has there; {schema.REMEDY}")
     return _run(signals, plan, stored)
 

@@ -27,7 +27,7 @@ T = TypeVar("T")
 
 
 @record
-class Options:
+class Cluster:
     """How this process finds the others; without a coordinator it is alone."""
 
     coordinator_address: str | None = static(
@@ -38,7 +38,7 @@ class Options:
     connect_timeout: int = static(300, "Seconds to wait for the other hosts at the start.", high=MOST_COUNT)
 
 
-def connect(options: Options) -> None:
+def connect(options: Cluster) -> None:
     """Connects this process with the others, before anything else of JAX; all but the first fall silent on stdout.
 
     Where hosts do not arrive in time, JAX would abort with a stack trace; here a clear line is printed, and the process
@@ -94,11 +94,11 @@ def no_bars() -> bool | None:
     return True if _connected and index() else None
 
 
-def _explicit(options: Options) -> dict[str, Any]:
+def _explicit(options: Cluster) -> dict[str, Any]:
     return {name: getattr(options, name) for name in ("coordinator_address", "num_processes", "process_id")}
 
 
-def _check(options: Options) -> None:
+def _check(options: Cluster) -> None:
     if options.connect_timeout < 1:
         raise UserError(f"--connect_timeout={options.connect_timeout} is too small; the least is 1")
     address, hosts, own = _explicit(options).values()
@@ -114,7 +114,7 @@ def _check(options: Options) -> None:
         raise UserError(f"--process_id={own} is none of the {hosts} hosts, which are counted from 0")
 
 
-def _give_up(options: Options) -> None:
+def _give_up(options: Cluster) -> None:
     hosts = f"the {options.num_processes} hosts" if options.num_processes else "hosts"
     text = (
         f"error: not all of {hosts} came to {options.coordinator_address} within {options.connect_timeout} s; start "

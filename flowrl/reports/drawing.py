@@ -7,7 +7,7 @@ from typing import Any
 
 from flowrl.reports.curves import Group
 
-METRICS = {"success": "Success in %", "normalized_score": "Normalised score", "return": "Return"}
+LABELS = {"success": "Success in %", "normalized_score": "Normalised score", "return": "Return"}
 # Okabe and Ito's palette, told apart with any colour vision; markers tell the lines apart without colour.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")

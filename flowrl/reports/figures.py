@@ -13,7 +13,7 @@ from flowrl.errors import UserError
 from flowrl.machine.files import replacing
 from flowrl.reports import comparisons, drawing, learning_curves
 from flowrl.reports.curves import Group, record
-from flowrl.reports.drawing import COLOURS, CROSS, METRICS
+from flowrl.reports.drawing import COLOURS, CROSS, LABELS
 from flowrl.run_folder import logs
 from flowrl.run_folder.summary import scale
 from flowrl.run_folder.texts import shown
@@ -131,7 +131,7 @@ def _final(found: Sequence[dict[str, Any]], groups: Sequence[Group]) -> Any:
             broken = [factor * row["per_seed"][seed] for seed in row["diverged"]]
             axes.plot(broken, np.full(len(broken), index + 0.2), **CROSS)
         _rows(axes, names, panel["panel"])
-        axes.set_xlabel(f"Final: {METRICS[panel['metric']]}")
+        axes.set_xlabel(f"Final: {LABELS[panel['metric']]}")
         if panel["metric"] == "success":
             axes.set_xlim(-2, 102)
     drawing.explain(
@@ -154,7 +154,7 @@ def _profile(found: Sequence[dict[str, Any]], groups: Sequence[Group]) -> Any:
             axes.plot(along, row["share"], color=colour, linewidth=2, label=text, **style)
             if row["low"] is not None and len(panel["configurations"]) <= BANDS:
                 axes.fill_between(along, row["low"], row["high"], step="post", color=colour, alpha=0.15, linewidth=0)
-        axes.set(xlabel=f"Score τ: {METRICS[panel['metric']]}", ylabel="Share of runs above τ", ylim=(-0.03, 1.03))
+        axes.set(xlabel=f"Score τ: {LABELS[panel['metric']]}", ylabel="Share of runs above τ", ylim=(-0.03, 1.03))
         axes.set_title(panel["panel"], loc="left", fontsize=10)
         drawing.bare(axes, "y")
         drawing.legend_below(axes)
@@ -204,7 +204,7 @@ def _sensitivity(found: Sequence[dict[str, Any]], groups: Sequence[Group]) -> An
         places = _places(axes, panel)
         for index, line in enumerate(panel["lines"]):
             _draw_line(axes, line, [places[shown(value)] for value in line["values"]], panel["metric"], index)
-        axes.set(xlabel=panel["field"].removeprefix("agent."), ylabel=f"Final: {METRICS[panel['metric']]}")
+        axes.set(xlabel=panel["field"].removeprefix("agent."), ylabel=f"Final: {LABELS[panel['metric']]}")
         axes.set_title(textwrap.fill(panel["panel"], 38), loc="left", fontsize=9)
         drawing.bare(axes, "y")
         if len(panel["lines"]) > 1:

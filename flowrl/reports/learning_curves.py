@@ -7,7 +7,7 @@ import numpy as np
 
 from flowrl.reports import drawing
 from flowrl.reports.curves import Group, data_name, final_text, label, panels
-from flowrl.reports.drawing import CROSS, METRICS
+from flowrl.reports.drawing import CROSS, LABELS
 from flowrl.run_folder.evaluations import RunDir
 from flowrl.run_folder.summary import scale
 
@@ -76,7 +76,7 @@ def _dress(curves: Any, finals: Any, row: Sequence[Group], x: str) -> None:
     text = "Steps: updates on data, then environment steps" if online else AXES[x]
     for switch in {group.identity["steps"] for group in row if online and group.unit == "steps"} - {0}:
         curves.axvline(switch, color="0.5", linestyle=":", linewidth=1, zorder=0)  # from data to own experience
-    curves.set(xlabel=text, ylabel=METRICS[row[0].metric])
+    curves.set(xlabel=text, ylabel=LABELS[row[0].metric])
     curves.set_xlim(left=0)
     if row[0].metric == "success":
         curves.set_ylim(-2, 102)

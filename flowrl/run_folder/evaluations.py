@@ -11,9 +11,9 @@ from flowrl.errors import UserError
 from flowrl.machine import schema
 from flowrl.machine.files import CONFIG, DIVERGED, SWEEP
 from flowrl.run_folder import formats, logs
+from flowrl.run_folder.runs import Run
 from flowrl.run_folder.summary import SINGLE, judged
 from flowrl.run_folder.texts import shown
-from flowrl.run_folder.trials import trial
 
 
 class LeftOut(UserError):
@@ -217,7 +217,7 @@ def _read(
 ) -> RunDir:
     """Returns one configuration of a run directory, without its times."""
     curves, tasks = _curves(lines, metric)
-    own = dict(trial({"seed": 0, **values}).values)
+    own = dict(Run.of({"seed": 0, **values}).values)
     config = {name: value for name, value in config.items() if name != "grid"}
     config |= {"agent_config": config["agent_config"] | own, "command": _told(config["command"], values)}
     diverged = {event["seed"]: text for event, text in events if values.items() <= event.items()}

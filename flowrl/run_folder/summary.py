@@ -7,7 +7,7 @@ import numpy as np
 
 from flowrl import config
 from flowrl.run_folder import statistics
-from flowrl.run_folder.trials import Trial, points, seeds
+from flowrl.run_folder.runs import Run, points, seeds
 
 HEADLINE_EVALUATIONS = 3
 SINGLE = "eval"
@@ -38,7 +38,7 @@ class Outcome(Protocol):
 
 
 def evaluation_lines(
-    step: int, trials: Sequence[Trial], mode: str, outcome: Outcome, score: Score, *, first_run: int = 0
+    step: int, runs: Sequence[Run], mode: str, outcome: Outcome, score: Score, *, first_run: int = 0
 ) -> list[dict[str, Any]]:
     """One line per run and task, runs counted from `first_run`; what the environment does not tell is left out.
 
@@ -46,9 +46,9 @@ def evaluation_lines(
     has no numbers.
     """
     lines = []
-    for row, trial in enumerate(trials):
+    for row, run in enumerate(runs):
         for task, returns in enumerate(outcome.returns[row]):
-            line: dict[str, Any] = {"step": step, "run": first_run + row, **trial.labels}
+            line: dict[str, Any] = {"step": step, "run": first_run + row, **run.labels}
             line |= {"task": task + 1, "mode": mode}
             good = np.isfinite(returns)
             returns, told = returns[good], outcome.successes[row, task][good]
@@ -103,7 +103,7 @@ def summarize(
     settings: Mapping[str, Any],
     environment: str | None,
     dataset: str,
-    trials: Sequence[Trial],
+    runs: Sequence[Run],
     lines: list[dict[str, Any]],
     notes: Mapping[str, Mapping[str, Any]],
     *,
@@ -119,7 +119,7 @@ def summarize(
         settings: Of the runs, by dotted name.
         environment: Where they are evaluated.
         dataset: What they learn from.
-        trials: The runs.
+        runs: The runs.
         lines: Their evaluations.
         notes: For each other evaluation of the agent the settings that it acts with, from `acting_notes`.
         swept: Whether the runs are a part of a sweep.
@@ -131,7 +131,7 @@ def summarize(
         "preset": settings["preset"],
         "steps": settings["steps"],
         "online_steps": settings["online.steps"],
-        "seeds": seeds(trials),
+        "seeds": seeds(runs),
     }
     if not lines:
         return summary | {"metric": None, "rule": "no evaluation was asked for"}
@@ -140,12 +140,12 @@ def summarize(
         return summary | {"metric": None, "rule": "no evaluation episode had finite numbers"}
     lines = [line for line in lines if "return" not in line] + told
     found = []
-    for values in points(trials):
-        runs = [run for run, trial in enumerate(trials) if trial.values == values]
-        own = [line for line in lines if line["run"] in runs]
+    for values in points(runs):
+        chosen = [index for index, run in enumerate(runs) if run.values == values]
+        own = [line for line in lines if line["run"] in chosen]
         found.append(
-            Trial(0, values).swept
-            | _configuration(own, runs, metric, "step" if settings["online.steps"] else "update", notes)
+            Run(0, values).swept
+            | _configuration(own, chosen, metric, "step" if settings["online.steps"] else "update", notes)
         )
     return summary | ({"metric": metric, "configurations": found} if swept else found[0])
 

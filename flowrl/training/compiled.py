@@ -13,21 +13,21 @@ from flowrl.data.replay import Replay, of_run
 from flowrl.machine.devices import ALL, ONE, RUNS, Layout
 from flowrl.random_streams import stream_key
 from flowrl.train_state import Policy, TrainState
-from flowrl.training.step import Window, empty_window, run_chunk, train_step
+from flowrl.training.step import Totals, empty_totals, run_chunk, train_step
 
 States = TrainState[Any]
 """The states of R runs in one, with a leading axis R but for the counter."""
 
 
 class Program(NamedTuple):
-    """The functions of a training with R runs mapped; states and windows carry a leading axis R but for counters.
+    """The functions of a training with R runs mapped; states and totals carry a leading axis R but for counters.
 
     R are the rows of a `Layout`, on whose devices all arrays lie.
 
     Attributes:
-        start: `(keys [R], configs) -> (states, window)` before the first update; jitted. The traced fields of the
+        start: `(keys [R], configs) -> (states, totals)` before the first update; jitted. The traced fields of the
             configurations are `[R]` (`flowrl.config.stacked`), and copied into the states.
-        chunk: `(states, window, keys, dataset, updates, replays=None) -> (states, window)`; jitted, takes its first two
+        chunk: `(states, totals, keys, dataset, updates, replays=None) -> (states, totals)`; jitted, takes its first two
             over. All runs share the dataset; each has its own replay buffer.
         policies: `states -> policies`, jitted. What an agent is evaluated as, `agent.evaluations(states.config)`, are
             the policies of `states.replace(config=...)`.
@@ -43,8 +43,8 @@ def _state_axes(states: States, mapped: Any = 0, shared: Any = None) -> States:
     return jax.tree.map(lambda _: mapped, states).replace(step=shared)
 
 
-def _window_axes(window: Window, mapped: Any = 0, shared: Any = None) -> Window:
-    return jax.tree.map(lambda _: mapped, window).replace(count=shared)
+def _totals_axes(totals: Totals, mapped: Any = 0, shared: Any = None) -> Totals:
+    return jax.tree.map(lambda _: mapped, totals).replace(count=shared)
 
 
 def resolve_map(mode: str, runs: int) -> str:
@@ -57,46 +57,46 @@ def resolve_map(mode: str, runs: int) -> str:
     return "serial" if runs == 1 or jax.default_backend() == "cpu" else "vmap"
 
 
-RunChunk = Callable[..., tuple[States, Window]]
+RunChunk = Callable[..., tuple[States, Totals]]
 """`run_chunk` of a certain step."""
 
 
 def vmapped(
     one: RunChunk,
     states: States,
-    window: Window,
+    totals: Totals,
     keys: jax.Array,
     dataset: Dataset | None,
     updates: jax.Array,
     replays: Replay | None = None,
-) -> tuple[States, Window]:
+) -> tuple[States, Totals]:
     """Runs a chunk of all runs in one batched computation, where `one` runs that of one run."""
-    axes = (_state_axes(states), _window_axes(window))
+    axes = (_state_axes(states), _totals_axes(totals))
     mapped = jax.vmap(one, in_axes=(*axes, 0, None, None, 0), out_axes=axes)
-    return mapped(states, window, keys, dataset, updates, replays)
+    return mapped(states, totals, keys, dataset, updates, replays)
 
 
 def serial(
     one: RunChunk,
     states: States,
-    window: Window,
+    totals: Totals,
     keys: jax.Array,
     dataset: Dataset | None,
     updates: jax.Array,
     replays: Replay | None = None,
-) -> tuple[States, Window]:
+) -> tuple[States, Totals]:
     """Runs a chunk of all runs, one run after another, where `one` runs that of one run."""
-    step, count = states.step, window.count
+    step, count = states.step, totals.count
 
-    def run(args: tuple[States, Window, jax.Array, jax.Array]) -> tuple[States, Window]:
+    def run(args: tuple[States, Totals, jax.Array, jax.Array]) -> tuple[States, Totals]:
         state, own, key, index = args
         replay = None if replays is None else of_run(replays, index)
         state, own = one(state.replace(step=step), own.replace(count=count), key, dataset, updates, replay)
         return state.replace(step=None), own.replace(count=None)
 
-    mapped = (states.replace(step=None), window.replace(count=None), keys, jnp.arange(len(keys)))
-    states, window = jax.lax.map(run, mapped)
-    return states.replace(step=step + updates), window.replace(count=count + updates)
+    mapped = (states.replace(step=None), totals.replace(count=None), keys, jnp.arange(len(keys)))
+    states, totals = jax.lax.map(run, mapped)
+    return states.replace(step=step + updates), totals.replace(count=count + updates)
 
 
 def build(
@@ -145,25 +145,25 @@ def _built(
     dataset, replay = jax.tree.unflatten(structure, shapes)
     whole = layout.replicated()
 
-    def begin(keys: jax.Array, configs: Any) -> tuple[States, Window]:
+    def begin(keys: jax.Array, configs: Any) -> tuple[States, Totals]:
         own = jax.tree.map(jnp.copy, configs)  # which the states, once given away, take with them
         states = jax.vmap(lambda key, config: agent.init(stream_key(key, "init"), config))(keys, own)
         states = states.replace(step=jnp.zeros((), jnp.int32))
         single = jax.eval_shape(agent.init, jax.random.key(0), jax.tree.map(lambda x: x[0], configs))
         names = jax.eval_shape(step, single, jax.random.key(0), dataset, replay)[1]
-        windows = jax.vmap(lambda _: empty_window(names, single.params))(keys)
-        return states, windows.replace(count=jnp.zeros((), jnp.int32))
+        totals = jax.vmap(lambda _: empty_totals(names, single.params))(keys)
+        return states, totals.replace(count=jnp.zeros((), jnp.int32))
 
-    def start(keys: jax.Array, configs: Any) -> tuple[States, Window]:
+    def start(keys: jax.Array, configs: Any) -> tuple[States, Totals]:
         specs = _specs(*jax.eval_shape(begin, keys, configs))
         return layout.spread(begin, (RUNS, RUNS), specs)(keys, configs)
 
     def chunk(
-        states: States, window: Window, keys: jax.Array, dataset: Any, updates: jax.Array, replays: Any = None
-    ) -> tuple[States, Window]:
-        specs = _specs(states, window)
+        states: States, totals: Totals, keys: jax.Array, dataset: Any, updates: jax.Array, replays: Any = None
+    ) -> tuple[States, Totals]:
+        specs = _specs(states, totals)
         mapped = layout.spread(chunk_of_all, (*specs, RUNS, ALL, ALL, RUNS), specs)
-        return mapped(states, window, keys, dataset, updates, replays)
+        return mapped(states, totals, keys, dataset, updates, replays)
 
     def policies(states: States) -> Policy[Any]:
         mapped = jax.vmap(agent.policy, in_axes=(_state_axes(states),))
@@ -176,6 +176,6 @@ def _built(
     )
 
 
-def _specs(states: States, window: Window) -> tuple[States, Window]:
+def _specs(states: States, totals: Totals) -> tuple[States, Totals]:
     """Returns which of their arrays are cut into shares for the devices."""
-    return _state_axes(states, RUNS, ALL), _window_axes(window, RUNS, ALL)
+    return _state_axes(states, RUNS, ALL), _totals_axes(totals, RUNS, ALL)

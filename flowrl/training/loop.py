@@ -10,7 +10,7 @@ import numpy as np
 
 from flowrl.machine.devices import local
 from flowrl.train_state import TrainState
-from flowrl.training.step import Window
+from flowrl.training.step import Totals
 
 FIRST_CHUNK = 50
 """Updates in the first chunk, from which the end of the run is estimated."""
@@ -18,13 +18,13 @@ States = TrainState[Any]
 """The states of R runs in one, with a leading axis R but for the counter."""
 
 
-def clear(window: Window) -> Window:
-    """Returns a window with its sums back at zero, on the same devices."""
+def clear(totals: Totals) -> Totals:
+    """Returns a totals with its sums back at zero, on the same devices."""
 
     def zero(array: jax.Array) -> jax.Array:
         return jnp.zeros(array.shape, array.dtype, device=array.sharding)
 
-    return window.replace(sums=jax.tree.map(zero, window.sums), count=zero(window.count))
+    return totals.replace(sums=jax.tree.map(zero, totals.sums), count=zero(totals.count))
 
 
 class Divergence(NamedTuple):
@@ -53,11 +53,11 @@ class Diverged(Exception):
         self.divergence = divergence
 
 
-def divergences(window: Window) -> dict[int, Divergence]:
+def divergences(totals: Totals) -> dict[int, Divergence]:
     """Returns for each run of this host that diverged where it did; runs are counted by their rows here."""
     events = [
         Divergence(int(step), metric, run)
-        for metric, steps in local(window.bad_step).items()
+        for metric, steps in local(totals.bad_step).items()
         for run, step in enumerate(np.atleast_1d(steps))
         if step > 0
     ]
@@ -99,9 +99,9 @@ class Hooks(NamedTuple):
     """What a training run does beside training; all are called on the host, between chunks.
 
     Attributes:
-        log: `(step, metrics)` with the window's means, float32 `[R]` each; none where no update was done.
+        log: `(step, metrics)` with the totals's means, float32 `[R]` each; none where no update was done.
         evaluate: `(step, states) -> bool`; false if it was broken off because the run is to stop.
-        checkpoint: `(step, states, window, evaluated)`; `evaluated` is false if the evaluation due at this step is
+        checkpoint: `(step, states, totals, evaluated)`; `evaluated` is false if the evaluation due at this step is
             still to come.
         progress: `(step, steps, seconds)` after each chunk.
         stopping: Whether to save and stop.
@@ -112,7 +112,7 @@ class Hooks(NamedTuple):
 
     log: Callable[[int, dict[str, np.ndarray]], None]
     evaluate: Callable[[int, States], bool]
-    checkpoint: Callable[[int, States, Window, bool], None]
+    checkpoint: Callable[[int, States, Totals, bool], None]
     progress: Callable[[int, int, float], None]
     stopping: Callable[[], bool]
     diverged: Callable[[dict[int, Divergence]], None] = end
@@ -123,20 +123,20 @@ class Stopped(Exception):
     """The run was asked to stop, and has saved where it was."""
 
 
-Advance = Callable[[States, Window, int], tuple[States, Window]]
-"""`(states, window, steps) -> (states, window)`, which takes its first two over."""
+Advance = Callable[[States, Totals, int], tuple[States, Totals]]
+"""`(states, totals, steps) -> (states, totals)`, which takes its first two over."""
 
 
 class _Training:
     """A training under way: its states, and what is still to be done at its step."""
 
     def __init__(
-        self, schedule: Schedule, hooks: Hooks, states: States, window: Window, step: int, evaluated: bool
+        self, schedule: Schedule, hooks: Hooks, states: States, totals: Totals, step: int, evaluated: bool
     ) -> None:
-        self.states, self.window, self.step = states, window, step
+        self.states, self.totals, self.step = states, totals, step
         self._schedule, self._hooks, self._evaluated = schedule, hooks, evaluated
         self._saved = (step, evaluated)  # the caller has saved where it begins
-        hooks.diverged(divergences(window))
+        hooks.diverged(divergences(totals))
 
     def over(self) -> bool:
         """Evaluates and saves where that is due, and returns whether that was the end."""
@@ -149,21 +149,21 @@ class _Training:
     def save(self) -> None:
         """Saves what is not saved yet."""
         if self._saved != (self.step, self._evaluated):
-            self._hooks.checkpoint(self.step, self.states, self.window, self._evaluated)
+            self._hooks.checkpoint(self.step, self.states, self.totals, self._evaluated)
             self._saved = (self.step, self._evaluated)
 
     def go_on(self, advance: Advance, steps: int) -> float:
         """Trains for some steps, logs where that is due, and returns the seconds that the steps took."""
         began = time.perf_counter()
-        self.states, self.window = advance(self.states, self.window, steps)
-        self._hooks.diverged(divergences(self.window))
+        self.states, self.totals = advance(self.states, self.totals, steps)
+        self._hooks.diverged(divergences(self.totals))
         seconds = self._hooks.pace(time.perf_counter() - began)
         self.step += steps
         self._hooks.progress(self.step, steps, seconds)
         if self._schedule.due(self._schedule.log_interval, self.step):
-            self._hooks.log(self.step, means(self.window))
+            self._hooks.log(self.step, means(self.totals))
             if self.step % self._schedule.log_interval == 0:
-                self.window = clear(self.window)
+                self.totals = clear(self.totals)
         if self._schedule.due(self._schedule.eval_interval, self.step):
             self._evaluated = False
         return seconds
@@ -174,14 +174,14 @@ def train(
     schedule: Schedule,
     hooks: Hooks,
     states: States,
-    window: Window,
+    totals: Totals,
     *,
     step: int,
     unit: int = 1,
     evaluated: bool = True,
     chunk_seconds: float = 1.0,
-) -> tuple[States, Window]:
-    """Trains until `schedule.steps`, in chunks of about `chunk_seconds`, and returns the final states and window.
+) -> tuple[States, Totals]:
+    """Trains until `schedule.steps`, in chunks of about `chunk_seconds`, and returns the final states and totals.
 
     Chunk lengths, log and evaluation intervals do not change what is learnt.
 
@@ -190,7 +190,7 @@ def train(
         schedule: When what happens.
         hooks: What to call.
         states: The states to go on from, already saved.
-        window: The window to go on from.
+        totals: The totals to go on from.
         step: The step to go on from.
         unit: Chunks are multiples of this, and so must the schedule's numbers be.
         evaluated: False to begin with the evaluation due at the current step.
@@ -200,7 +200,7 @@ def train(
         Diverged: A metric or parameter is not finite, and `hooks.diverged` ends the training by that.
         Stopped: `hooks.stopping` said so; a checkpoint was saved.
     """
-    training = _Training(schedule, hooks, states, window, step, evaluated)
+    training = _Training(schedule, hooks, states, totals, step, evaluated)
     length = -(-FIRST_CHUNK // unit) * unit
     while not training.over():
         if hooks.stopping():
@@ -210,13 +210,13 @@ def train(
         seconds = training.go_on(advance, steps)
         if steps == length or seconds > chunk_seconds:
             length = max(unit, min(2 * length, round(steps * chunk_seconds / seconds)) // unit * unit)
-    return training.states, training.window
+    return training.states, training.totals
 
 
-def means(window: Window) -> dict[str, np.ndarray]:
-    """Returns the mean of each metric over the window's updates, float32 `[R]`, of this host's rows.
+def means(totals: Totals) -> dict[str, np.ndarray]:
+    """Returns the mean of each metric over the totals's updates, float32 `[R]`, of this host's rows.
 
     It is empty where there were no updates.
     """
-    count = int(local(window.count))
-    return {name: total / np.float32(count) for name, total in local(window.sums).items()} if count else {}
+    count = int(local(totals.count))
+    return {name: total / np.float32(count) for name, total in local(totals.sums).items()} if count else {}

@@ -26,7 +26,7 @@ from flowrl.random_streams import stream_key
 from flowrl.train_state import Policy
 from flowrl.training.acting import by_itself, explorer
 from flowrl.training.compiled import Program, States
-from flowrl.training.step import Window
+from flowrl.training.step import Totals
 
 T = TypeVar("T")
 MOST_ENVIRONMENTS = 10_000
@@ -255,7 +255,7 @@ class Collector:
         """Whether updates are under way."""
         return updates_due(self._options, self.step - self._options.num_envs) > 0
 
-    def advance(self, states: States, window: Window, steps: int) -> tuple[States, Window]:
+    def advance(self, states: States, totals: Totals, steps: int) -> tuple[States, Totals]:
         """Does `steps` environment steps in each run, a multiple of `num_envs`, and the updates that are due."""
         runs, num_envs = len(self._keys), self._options.num_envs
         for _ in range(steps // num_envs):
@@ -264,12 +264,12 @@ class Collector:
             updates = updates_due(self._options, self.step) - updates_due(self._options, self.step - num_envs)
             if updates:
                 arguments = (self._keys, self._dataset, np.int32(updates), self.replays)
-                states, window = self.program.chunk(states, window, *arguments)
+                states, totals = self.program.chunk(states, totals, *arguments)
             played = np.asarray(actions)
             if not np.isfinite(played).all():  # of a policy that diverges; no simulator is to answer for it
                 actions = played = np.where(np.isfinite(played), played, np.float32(0))
             self._store(actions, self.environments.step(played.reshape(runs * num_envs, -1)))
-        return states, window
+        return states, totals
 
     def _policies(self, states: States) -> Policy[Any]:
         acting = states.replace(config=by_itself(self._agent, states.config))

@@ -16,7 +16,7 @@ from flowrl.random_streams import stream_key
 from flowrl.train_state import Batch, Metrics, Params, TrainState
 
 
-class Window(flax.struct.PyTreeNode):
+class Totals(flax.struct.PyTreeNode):
     """Metrics gathered since the last log line; carried from chunk to chunk and saved with checkpoints.
 
     Attributes:
@@ -31,9 +31,9 @@ class Window(flax.struct.PyTreeNode):
     bad_step: dict[str, jax.Array]
 
 
-def empty_window(metrics: Iterable[str], networks: Iterable[str] = ()) -> Window:
-    """Returns a window with nothing in it, for metrics and networks of the given names."""
-    return Window(
+def empty_totals(metrics: Iterable[str], networks: Iterable[str] = ()) -> Totals:
+    """Returns a totals with nothing in it, for metrics and networks of the given names."""
+    return Totals(
         sums={name: jnp.zeros((), jnp.float32) for name in metrics},
         count=jnp.zeros((), jnp.int32),
         bad_step={name: jnp.zeros((), jnp.int32) for name in (*metrics, *(f"params/{name}" for name in networks))},
@@ -76,12 +76,12 @@ def train_step(
 def run_chunk(
     step: Callable[..., tuple[TrainState[Any], Metrics]],
     state: TrainState[Any],
-    window: Window,
+    totals: Totals,
     key: jax.Array,
     dataset: Dataset | None,
     updates: jax.Array,
     replay: Replay | None,
-) -> tuple[TrainState[Any], Window]:
+) -> tuple[TrainState[Any], Totals]:
     """Runs `updates` updates of one run, each by `step(state, key, dataset, replay)`.
 
     The count is traced, so that chunks of any length share one program; metrics are summed in the carry, in an order
@@ -89,16 +89,16 @@ def run_chunk(
     but for the step counter, which mapped runs share.
     """
 
-    def body(_: jax.Array, carry: tuple[TrainState[Any], Window]) -> tuple[TrainState[Any], Window]:
-        before, window = carry
+    def body(_: jax.Array, carry: tuple[TrainState[Any], Totals]) -> tuple[TrainState[Any], Totals]:
+        before, totals = carry
         after, metrics = step(before, key, dataset, replay)
         bad_step = {
-            name: jnp.where((window.bad_step[name] == 0) & ~good, after.step, window.bad_step[name])
+            name: jnp.where((totals.bad_step[name] == 0) & ~good, after.step, totals.bad_step[name])
             for name, good in finite(metrics, after.params).items()
         }
         going = jnp.all(jnp.stack([*bad_step.values()]) == 0)
         kept = jax.tree.map(partial(jnp.where, going), after.replace(step=None), before.replace(step=None))
-        sums = {name: window.sums[name] + value for name, value in metrics.items()}
-        return kept.replace(step=after.step), Window(sums, window.count + 1, bad_step)
+        sums = {name: totals.sums[name] + value for name, value in metrics.items()}
+        return kept.replace(step=after.step), Totals(sums, totals.count + 1, bad_step)
 
-    return jax.lax.fori_loop(0, updates, body, (state, window))
+    return jax.lax.fori_loop(0, updates, body, (state, totals))

@@ -47,7 +47,7 @@ def lookup(name: str, agent: str, dataset: str, *, online: bool = False) -> Pres
     Args:
         name: Which preset.
         agent: The agent.
-        dataset: The dataset, or the environment.
+        dataset: The name under which settings for it are published, `Task.published`.
         online: Whether the run goes on online after the data: where such runs have published settings, these hold from
             its beginning.
 
@@ -58,9 +58,6 @@ def lookup(name: str, agent: str, dataset: str, *, online: bool = False) -> Pres
         raise UserError(f"unknown preset {name!r}; choose {', '.join(NAMES[:-1])} or {NAMES[-1]}")
     if name == "none":
         return Preset("none: the agent's defaults", {}, {})
-    dataset = dataset.removesuffix("-oraclerep")  # the same data, shown the goal in another form
-    if dataset.startswith("collected:"):
-        dataset = f"{dataset.removeprefix('collected:')}-v2"  # the set of D4RL that it is made after
     settings = ("offline_to_online",) * online + ("offline", "online")
     rows = _rows("paper", agent, dataset, settings)
     if name == "quick":

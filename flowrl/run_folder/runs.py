@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 
-class Trial(NamedTuple):
+class Run(NamedTuple):
     """One of the runs that a program trains together.
 
     Attributes:
@@ -25,18 +25,18 @@ class Trial(NamedTuple):
         """What tells it from the others in a log line."""
         return {"seed": self.seed} | self.swept
 
+    @classmethod
+    def of(cls, labels: Mapping[str, Any]) -> "Run":
+        """Returns the run with these labels."""
+        values = {name.removeprefix("agent."): value for name, value in labels.items() if name != "seed"}
+        return cls(labels["seed"], values)
 
-def points(trials: Sequence[Trial]) -> list[Mapping[str, float]]:
+
+def points(runs: Sequence[Run]) -> list[Mapping[str, float]]:
     """Returns the different values of some runs, in their order."""
-    return list({tuple(trial.values.items()): trial.values for trial in trials}.values())
+    return list({tuple(run.values.items()): run.values for run in runs}.values())
 
 
-def seeds(trials: Sequence[Trial]) -> list[int]:
+def seeds(runs: Sequence[Run]) -> list[int]:
     """Returns the different seeds of some runs, in their order."""
-    return list(dict.fromkeys(trial.seed for trial in trials))
-
-
-def trial(labels: Mapping[str, Any]) -> Trial:
-    """Returns the trial with these labels."""
-    values = {name.removeprefix("agent."): value for name, value in labels.items() if name != "seed"}
-    return Trial(labels["seed"], values)
+    return list(dict.fromkeys(run.seed for run in runs))

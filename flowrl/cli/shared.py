@@ -17,7 +17,7 @@ from flowrl.machine import schema
 from flowrl.machine.files import CONFIG, SUMMARY
 from flowrl.machine.signals import run_program
 from flowrl.run_folder import formats
-from flowrl.run_folder.trials import points
+from flowrl.run_folder.runs import points
 
 T = TypeVar("T")
 
@@ -147,9 +147,9 @@ def stored_plan(run_dir: str | None) -> tuple[Plan, dict[str, Any]]:
     if run_dir is None:
         raise UserError("which run? give --run_dir=DIR")
     plan, stored = read_plan(Path(run_dir).expanduser())
-    if len(points(plan.trials)) > 1:
+    if len(points(plan.runs)) > 1:
         raise UserError(
-            f"the runs in {plan.folder} differ in {', '.join(plan.trials[0].swept)}; give the directory of one "
+            f"the runs in {plan.folder} differ in {', '.join(plan.runs[0].swept)}; give the directory of one "
             "configuration"
         )
     return plan, stored
