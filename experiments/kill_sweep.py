@@ -31,9 +31,9 @@ from flowrl.cli import flags
 from flowrl.config import MOST_COUNT, record, static
 from flowrl.errors import UserError
 from flowrl.experiment.resuming import DROPPED
-from flowrl.machine.files import CHECKPOINTS, LOCK, SWEEP
 from flowrl.machine.provenance import git_commit, hardware, versions
 from flowrl.run_folder import logs
+from flowrl.run_folder.layout import CHECKPOINTS, LOCK, SWEEP
 from flowrl.training.checkpoint import Checkpoints
 
 PROGRAM = Path(__file__).with_name("sweep.py")

@@ -14,7 +14,7 @@ import orbax.checkpoint as ocp
 import pytest
 
 from flowrl.errors import UserError
-from flowrl.machine.files import sole_owner, unused
+from flowrl.run_folder.layout import sole_owner, unused
 
 pytestmark = pytest.mark.filterwarnings("ignore:Sharding info not provided")
 MAIN = Path(__file__).parents[1] / "experiments" / "main.py"
@@ -181,7 +181,7 @@ def test_a_signal_during_training_or_evaluation(
 
 
 FAULTS = {
-    "flowrl/machine/files.py": [
+    "flowrl/run_folder/layout.py": [
         ("            left.unlink()\n", "            pass\n", "test_what_a_kill_before_config_json_leaves_is_no_run"),
         (
             " and not any((folder / CHECKPOINTS)",

@@ -18,8 +18,8 @@ from flowrl.errors import UserError
 from flowrl.experiment import grids, resuming, runner
 from flowrl.experiment.resuming import Reached
 from flowrl.experiment.stored import read_plan, resumed_plan
-from flowrl.machine import files, schema
-from flowrl.run_folder import formats, logs
+from flowrl.machine import schema
+from flowrl.run_folder import formats, layout, logs
 from flowrl.training import checkpoint
 from flowrl.training.checkpoint import Checkpoints
 
@@ -47,7 +47,7 @@ def run_dir(finished: Path, tmp_path: Path) -> Path:
 def contents(folder: Path) -> dict[str, bytes]:
     """Returns all files of a folder but its lock."""
     found = {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-    return {name: data for name, data in found.items() if name != files.LOCK}
+    return {name: data for name, data in found.items() if name != layout.LOCK}
 
 
 def assert_refused(message: str, function: Callable[[], Any]) -> None:
@@ -613,15 +613,15 @@ def test_a_run_that_never_began_leaves_no_folder(
 
 def test_a_folder_that_its_owner_takes_away_is_not_claimed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Another process has opened the lock just before it is removed."""
-    folder, real = tmp_path / "run", files.fcntl.flock
+    folder, real = tmp_path / "run", layout.fcntl.flock
 
     def flock(file: Any, how: int) -> None:
-        (folder / files.LOCK).unlink()
+        (folder / layout.LOCK).unlink()
         real(file, how)
 
     folder.mkdir()
-    monkeypatch.setattr(files.fcntl, "flock", flock)
-    with pytest.raises(UserError, match="another process is running"), files.sole_owner(folder):
+    monkeypatch.setattr(layout.fcntl, "flock", flock)
+    with pytest.raises(UserError, match="another process is running"), layout.sole_owner(folder):
         pass
 
 
@@ -737,7 +737,7 @@ FAULTS = {
             "test_a_run_that_never_began_leaves_no_folder and recorded",
         ),
     ],
-    "flowrl/machine/files.py": [
+    "flowrl/run_folder/layout.py": [
         ("if made and unused(folder):", "if False:", "test_a_run_that_never_began_leaves_no_folder"),
         (
             "if not os.path.samestat(",

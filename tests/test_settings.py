@@ -84,9 +84,17 @@ def test_a_preset_that_sets_what_an_agent_has_not_is_named(monkeypatch: pytest.M
 
 FAULTS = {
     "flowrl/experiment/settings.py": [
-        ("env.published, online", "env.name, online", "test_data_of_another_name_have_the_settings"),
+        (
+            "env.published, online",
+            "env.name, online",
+            "test_data_of_another_name_have_the_settings_they_were_published_under",
+        ),
     ],
     "flowrl/experiment/stored.py": [
-        ('tasks.parse(told["env"]).published', 'told["env"]', "test_data_of_another_name_have_the_settings"),
+        (
+            'tasks.parse(told["env"]).published',
+            'told["env"]',
+            "test_data_of_another_name_have_the_settings_they_were_published_under",
+        ),
     ],
 }

@@ -14,9 +14,9 @@ from flowrl.errors import UserError
 from flowrl.experiment.settings import Plan, Settings
 from flowrl.experiment.stored import read_plan
 from flowrl.machine import schema
-from flowrl.machine.files import CONFIG, SUMMARY
 from flowrl.machine.signals import run_program
 from flowrl.run_folder import formats
+from flowrl.run_folder.layout import CONFIG, SUMMARY
 from flowrl.run_folder.runs import points
 
 T = TypeVar("T")

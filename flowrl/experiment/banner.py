@@ -10,9 +10,9 @@ from flowrl import config as configs
 from flowrl.experiment.settings import Settings
 from flowrl.experiment.stored import command, read_config
 from flowrl.machine import hosts
-from flowrl.machine.files import CONFIG
 from flowrl.machine.provenance import git_commit, hardware, versions
 from flowrl.run_folder import logs
+from flowrl.run_folder.layout import CONFIG
 from flowrl.run_folder.runs import Run, seeds
 from flowrl.tasks import Task, sources
 from flowrl.train_state import TrainState

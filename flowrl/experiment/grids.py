@@ -16,8 +16,8 @@ from flowrl.experiment import estimates
 from flowrl.experiment.settings import MOST_RUNS, Plan, Settings, plan, require_names
 from flowrl.experiment.stored import require_agent
 from flowrl.machine import devices, hosts, packages, schema
-from flowrl.machine.files import SWEEP
 from flowrl.run_folder import formats, texts
+from flowrl.run_folder.layout import SWEEP
 from flowrl.run_folder.runs import Run
 
 SELECT = {

@@ -17,11 +17,11 @@ from flowrl import agents
 from flowrl.agent import Agent
 from flowrl.config import check, flatten, put, stacked
 from flowrl.errors import UserError
-from flowrl.machine.files import CHECKPOINTS
 from flowrl.networks import Spec
 from flowrl.normalize import Normalizer
 from flowrl.random_streams import root_keys
 from flowrl.run_folder import formats, texts
+from flowrl.run_folder.layout import CHECKPOINTS
 from flowrl.run_folder.runs import Run
 from flowrl.train_state import C, Policy, TrainState
 from flowrl.training.acting import act as act_purely

@@ -11,8 +11,8 @@ from flowrl.config import values
 from flowrl.experiment.settings import Plan
 from flowrl.experiment.sinks import Sinks
 from flowrl.machine import hosts, progress
-from flowrl.machine.files import DIVERGED, SUMMARY
 from flowrl.run_folder import logs
+from flowrl.run_folder.layout import DIVERGED, SUMMARY
 from flowrl.run_folder.summary import acting_notes, evaluation_text, print_summary, summarize, with_success
 from flowrl.training import loop
 from flowrl.training.loop import Divergence

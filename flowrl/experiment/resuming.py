@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 
 from flowrl.errors import UserError
 from flowrl.experiment.settings import Settings
-from flowrl.machine.files import CHECKPOINTS, DIVERGED, SUMMARY
 from flowrl.run_folder import formats, logs
 from flowrl.run_folder.evaluations import due
+from flowrl.run_folder.layout import CHECKPOINTS, DIVERGED, SUMMARY
 from flowrl.run_folder.runs import Run
 
 KINDS = ("metrics", "eval", "time")

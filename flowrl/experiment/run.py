@@ -19,9 +19,10 @@ from flowrl.experiment.build import Parts, prepare
 from flowrl.experiment.runner import Runner
 from flowrl.experiment.settings import LEAST, Plan
 from flowrl.machine import devices, hosts, packages
-from flowrl.machine.files import CONFIG, LOCK, claiming, make_folder, unused
+from flowrl.machine.files import make_folder
 from flowrl.machine.signals import Signals, promptly, within
 from flowrl.run_folder import logs
+from flowrl.run_folder.layout import CONFIG, LOCK, claiming, unused
 from flowrl.tasks import sources
 from flowrl.training import loop
 from flowrl.training.loop import Diverged, Divergence

@@ -17,9 +17,9 @@ from flowrl.experiment.build import Parts, build_program, online_kind
 from flowrl.experiment.examiner import Examiner
 from flowrl.experiment.recorder import Recorder, estimate
 from flowrl.machine import devices, hosts, progress
-from flowrl.machine.files import CHECKPOINTS
 from flowrl.machine.progress import Progress
 from flowrl.machine.signals import Signals, saving, within
+from flowrl.run_folder.layout import CHECKPOINTS
 from flowrl.training import loop
 from flowrl.training.checkpoint import Checkpoints
 from flowrl.training.compiled import States

@@ -20,8 +20,9 @@ from tqdm import tqdm
 from flowrl.config import MOST_COUNT, record, static
 from flowrl.errors import UserError
 from flowrl.machine import schema
-from flowrl.machine.files import CONFIG, replacing
+from flowrl.machine.files import replacing
 from flowrl.run_folder import formats, logs
+from flowrl.run_folder.layout import CONFIG
 from flowrl.run_folder.runs import Run
 
 KINDS = ("metrics", "eval")

@@ -11,8 +11,8 @@ from flowrl.errors import UserError, suggestion
 from flowrl.experiment import presets
 from flowrl.experiment.settings import Plan, Settings, check, check_devices, check_goals
 from flowrl.machine import schema
-from flowrl.machine.files import CONFIG
 from flowrl.run_folder import formats, texts
+from flowrl.run_folder.layout import CONFIG
 from flowrl.run_folder.runs import Run, seeds
 from flowrl.training.compiled import resolve_map
 

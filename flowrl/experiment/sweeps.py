@@ -13,10 +13,10 @@ from flowrl.experiment.grids import Group, Sweep, at_once, check, command, group
 from flowrl.experiment.settings import Plan
 from flowrl.experiment.stored import resumed_plan
 from flowrl.machine import hosts, schema
-from flowrl.machine.files import CONFIG, SUMMARY, SWEEP, unused
 from flowrl.machine.provenance import git_commit, hardware, versions
 from flowrl.machine.signals import Signals
 from flowrl.run_folder import formats, logs, texts
+from flowrl.run_folder.layout import CONFIG, SUMMARY, SWEEP, unused
 
 
 def begin(sweep: Sweep) -> None:

@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from flowrl.errors import UserError
-from flowrl.machine.files import SWEEP
 from flowrl.run_folder import statistics
 from flowrl.run_folder.evaluations import RunDir, identity
+from flowrl.run_folder.layout import SWEEP
 from flowrl.run_folder.summary import HEADLINE_EVALUATIONS, scale
 from flowrl.run_folder.texts import shown
 

@@ -9,8 +9,8 @@ import numpy as np
 
 from flowrl.errors import UserError
 from flowrl.machine import schema
-from flowrl.machine.files import CONFIG, DIVERGED, SWEEP
 from flowrl.run_folder import formats, logs
+from flowrl.run_folder.layout import CONFIG, DIVERGED, SWEEP
 from flowrl.run_folder.runs import Run
 from flowrl.run_folder.summary import SINGLE, judged
 from flowrl.run_folder.texts import shown

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from flowrl.errors import UserError, nearby
-from flowrl.machine import files, schema
+from flowrl.machine import schema
 from flowrl.machine.schema import (
     REMEDY,
     Check,
@@ -20,6 +20,7 @@ from flowrl.machine.schema import (
     record,
     text,
 )
+from flowrl.run_folder import layout
 
 _COUNT, _STEP, _NUMBER = number(0, whole=True), number(1, whole=True), number()
 _HASH = text("([0-9a-f]{64})?", "a SHA-256 in hexadecimal digits")
@@ -239,8 +240,8 @@ def read_config(folder: Path) -> dict[str, Any]:
     Raises:
         UserError: The folder holds no run, or the file is not as flowrl writes it.
     """
-    if not (folder / files.CONFIG).exists():
+    if not (folder / layout.CONFIG).exists():
         near = nearby(folder) if not folder.exists() else ""
-        raise UserError(f"{folder} holds no run (no {files.CONFIG}){near or '; start one without --resume'}")
-    config: dict[str, Any] = schema.read(folder / files.CONFIG, CONFIG)
+        raise UserError(f"{folder} holds no run (no {layout.CONFIG}){near or '; start one without --resume'}")
+    config: dict[str, Any] = schema.read(folder / layout.CONFIG, CONFIG)
     return config
