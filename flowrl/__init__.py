@@ -3,10 +3,12 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from flowrl.version import __version__
+
 if TYPE_CHECKING:
     from flowrl.experiment.loading import Loaded
 
-__version__ = "0.1.0"
+__all__ = ["__version__", "load"]
 
 
 def load(run_dir: str | Path, *, run: int = 0, step: int | None = None, seed: int = 0, **acting: Any) -> "Loaded":

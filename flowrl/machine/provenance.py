@@ -8,7 +8,7 @@ import platform
 import subprocess
 from pathlib import Path
 
-import flowrl
+from flowrl.version import __version__
 
 
 def versions(*packages: str) -> dict[str, str]:
@@ -17,7 +17,7 @@ def versions(*packages: str) -> dict[str, str]:
     for package in packages:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             found[package] = importlib.metadata.version(package)
-    return {"flowrl": flowrl.__version__, "python": platform.python_version(), **found}
+    return {"flowrl": __version__, "python": platform.python_version(), **found}
 
 
 def version_text() -> str:
