@@ -5,9 +5,6 @@ operations of one update as the compiler counts them, their share of what this m
 matrix products in the same process, and the time of one action for one observation, host and device together. Times of
 one machine and one process can be compared; others cannot.
 
-With --agents=sscp --processes=16 it trains so many seeds by experiments/main.py, in one program and then as processes
-one after another, and compares time and memory.
-
 With --agents=sac --online=HalfCheetah-v5 it measures instead the online loop, with one update for each environment
 step, beside a plain loop over the same Gymnasium environment with the same update and a buffer in numpy.
 """
@@ -18,11 +15,6 @@ if __name__ == "__main__":
 import functools
 import itertools
 import json
-import os
-import re
-import subprocess
-import sys
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -35,7 +27,7 @@ import numpy as np
 from flowrl import agents, tasks
 from flowrl.agent import Agent
 from flowrl.cli import flags
-from flowrl.config import MOST_COUNT, MOST_EPISODES, MOST_WORKERS, put, record, stacked, static
+from flowrl.config import MOST_COUNT, MOST_EPISODES, put, record, stacked, static
 from flowrl.data import replay, returns
 from flowrl.data.dataset import Dataset, from_arrays
 from flowrl.data.samplers import Transitions
@@ -44,7 +36,7 @@ from flowrl.errors import UserError
 from flowrl.machine.provenance import git_commit, hardware, versions
 from flowrl.networks import Spec
 from flowrl.random_streams import root_keys
-from flowrl.run_folder import logs, texts
+from flowrl.run_folder import logs
 from flowrl.train_state import TrainState
 from flowrl.training import acting, compiled
 from flowrl.training.online import Collector, Environments, Online
@@ -75,10 +67,6 @@ class Settings:
     observation_dim: int = static(2, "Size of observations and goals; antmaze has 29.", high=MOST_EPISODES)
     action_dim: int = static(2, "Size of actions; antmaze has 8.", high=MOST_EPISODES)
     online: str = static("", "Gymnasium environment in which the online loop is measured.")
-    processes: int | None = static(
-        None, "Seeds that are trained in one program, and by as many processes.", high=MOST_WORKERS
-    )
-    updates: int = static(1000, "Updates of each seed, with --processes.", high=MOST_COUNT)
     out: str = static("", "JSON file for the numbers.")
 
 
@@ -256,59 +244,6 @@ def measure_online(name: str, size: str, settings: Settings) -> dict[str, Any]:
     return {"agent": name, "size": size, "environment": settings.online, **means, "ratio": ratio, "each": rates}
 
 
-def run_training(arguments: Sequence[str]) -> dict[str, float]:
-    """Runs experiments/main.py to its end; returns its seconds, those of compilation, and its most memory in MB."""
-    began = time.perf_counter()
-    command = [sys.executable, str(Path(__file__).with_name("main.py")), *arguments]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
-        assert process.stdout is not None
-        said = process.stdout.read()
-        _, status, usage = os.wait4(process.pid, 0)
-    if status:
-        raise UserError(f"a training failed: {' '.join(command)}\n{said}")
-    compiled = sum(map(float, re.findall(r"compiled in ([\d.]+) s", said)))
-    return {
-        "seconds": time.perf_counter() - began,
-        "compile_seconds": compiled,
-        "peak_megabytes": usage.ru_maxrss / 1024,
-    }
-
-
-def measure_processes(name: str, size: str, settings: Settings) -> dict[str, Any]:
-    """Measures the same seeds in one program, and in processes one after another; without evaluation."""
-    assert settings.processes is not None
-    dataset: dict[str, Any] = synthetic_arrays(Spec.of_sizes(3, 1), episodes=100)
-    shape = [f"--agent.{field}={texts.shown(value)}" for field, value in SIZES[size].items()]
-    with tempfile.TemporaryDirectory() as folder:
-        np.savez(f"{folder}/data.npz", **dataset)
-        common = [
-            f"--agent={name}", "--env=Pendulum-v1", "--preset=none", f"--data={folder}/data.npz", "--eval.episodes=0",
-            f"--steps={settings.updates}", f"--log.interval={settings.updates}", f"--eval.interval={settings.updates}",
-            f"--checkpoint.interval={settings.updates}", *shape,
-        ]  # fmt: skip
-        together = run_training([*common, f"--num_seeds={settings.processes}", f"--run_dir={folder}/together"])
-        each = [
-            run_training([*common, f"--seed={seed}", f"--run_dir={folder}/{seed}"])
-            for seed in range(settings.processes)
-        ]
-    apart = {
-        "seconds": sum(one["seconds"] for one in each),
-        "compile_seconds": sum(one["compile_seconds"] for one in each),
-        "peak_megabytes": max(one["peak_megabytes"] for one in each),
-    }
-    return {
-        "agent": name,
-        "size": size,
-        "seeds": settings.processes,
-        "updates_each": settings.updates,
-        "one_program": together,
-        "processes": apart,
-        "ratio_of_seconds": apart["seconds"] / together["seconds"],
-        "ratio_without_compilation": (apart["seconds"] - apart["compile_seconds"])
-        / (together["seconds"] - together["compile_seconds"]),
-    }
-
-
 def main(arguments: Sequence[str]) -> int:
     """Runs the program and returns its exit status."""
     settings = flags.read(Settings(), arguments, __doc__ or "")
@@ -319,11 +254,6 @@ def main(arguments: Sequence[str]) -> int:
     modes = _choices("maps", settings.maps, ("auto", "vmap", "serial"))
     if not all(part.isdigit() and int(part) > 0 for part in settings.runs.split(",")):
         raise UserError(f"--runs={settings.runs} is not a list of positive numbers; write for example --runs=1,4,16")
-    if settings.processes:
-        found = [measure_processes(name, size, settings) for size, name in itertools.product(sizes, names)]
-        for result in found:
-            print(result)
-        return _report(settings, arguments, {"results": found})
     if settings.online:
         found = [measure_online(name, size, settings) for size, name in itertools.product(sizes, names)]
         for result in found:

@@ -13,7 +13,7 @@ STITCH = "pointmaze-medium-stitch"
 
 
 def test_comparison_tells_the_same_procedure_from_another(tmp_path: Path) -> None:
-    compare, recipe = load("experiments/compare_data.py"), tasks.parse(STITCH).recipe()
+    compare, recipe = load("experiments/evidence/compare_data.py"), tasks.parse(STITCH).recipe()
     reference = collect.collect(recipe, tmp_path / "reference", episodes=20, seed=3, workers=1)
     other = collect.collect(recipe, tmp_path / "same", episodes=20, seed=4, workers=1)
     with np.load(other) as file:
@@ -36,7 +36,7 @@ def test_comparison_tells_the_same_procedure_from_another(tmp_path: Path) -> Non
 
 
 def test_distances_between_histograms() -> None:
-    compare = load("experiments/compare_data.py")
+    compare = load("experiments/evidence/compare_data.py")
     table = np.array([[4.0, 0.0, 0.0], [0.0, 2.0, 2.0]])
     sides = np.array([[1.0, 0.0], [0.0, 1.0]])
     np.testing.assert_allclose(compare.distances(table, sides, "ks"), [1.0, 1.0])

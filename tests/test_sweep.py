@@ -327,7 +327,7 @@ def test_a_signal_at_any_moment_leaves_what_the_same_command_continues(
 
 
 def test_the_comparison_of_killed_sweeps_notices_what_differs(undisturbed: Path, tmp_path: Path) -> None:
-    differences, other = load("experiments/kill_sweep.py").differences, tmp_path / "other"
+    differences, other = load("experiments/evidence/kill_sweep.py").differences, tmp_path / "other"
     shutil.copytree(undisturbed, other)
     assert differences(undisturbed, other) == []
     metrics = other / "group2" / "metrics.jsonl"

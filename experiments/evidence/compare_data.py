@@ -1,6 +1,6 @@
 """Compares a collected maze dataset with a reference set made by the same procedure.
 
-python experiments/compare_data.py --collected=PATH --reference=PATH --out=experiments/results/pointmaze_collection
+python experiments/evidence/compare_data.py --collected=PATH --reference=PATH --out=FOLDER
 
 Each quantity (action norm, cells visited, …) becomes one histogram per episode. The distance between the two sets is
 then the largest difference of their distribution functions (Kolmogorov-Smirnov) or, for the cells of the maze, the
@@ -29,6 +29,7 @@ from flowrl.errors import UserError
 from flowrl.machine import files, provenance
 from flowrl.tasks import Task
 
+COMMAND = "experiments/evidence/compare_data.py"
 _BINS = 200
 _DEALS = 500
 _REFERENCE = "reference set made by OGBench's published procedure"
@@ -314,8 +315,7 @@ class Settings:
 
 def main(arguments: Sequence[str]) -> int:
     """Runs the program and returns its exit status."""
-    settings = flags.read(Settings(), arguments, __doc__ or "")
-    if settings is None:
+    if (settings := flags.read(Settings(), arguments, __doc__ or "")) is None:
         return 0
     if not (settings.collected and settings.reference and settings.out):
         raise UserError("usage: compare_data.py --collected=PATH --reference=PATH --out=FOLDER")
@@ -331,8 +331,7 @@ def run(collected: Path, reference: Path, out: Path) -> None:
     result = {
         "env": name,
         # Names only: the folders are this machine's affair.
-        "command": f"python experiments/compare_data.py --collected={collected.name} --reference={reference.name} "
-        f"--out=experiments/results/{out.name}",
+        "command": f"python {COMMAND} --collected={collected.name} --reference={reference.name} --out={out.name}",
         "git_commit": provenance.git_commit(),
         "hardware": provenance.hardware(),
         "collected": summary(collected, ours, maze) | {"made": collect.provenance(collected)},

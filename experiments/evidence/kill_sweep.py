@@ -1,4 +1,6 @@
-"""Kills a sweep again and again and compares what it came to: python experiments/kill_sweep.py --kills=20 --out=FILE.
+"""Kills a sweep again and again and compares what it came to.
+
+python experiments/evidence/kill_sweep.py --kills=20 --out=FILE
 
 A small sweep (two static groups × three values, one of which diverges, × two seeds) is run undisturbed; then the same
 is killed at random moments and continued by the same command, until so many kills have been made and it has ended.
@@ -36,7 +38,7 @@ from flowrl.run_folder import logs
 from flowrl.run_folder.layout import CHECKPOINTS, LOCK, SWEEP
 from flowrl.training.checkpoint import Checkpoints
 
-PROGRAM = Path(__file__).with_name("sweep.py")
+PROGRAM = Path(__file__).parents[1] / "sweep.py"
 EVAL_INTERVAL = 1000
 FLAGS = (
     "--agent=sscp", "--env=Pendulum-v1", "--preset=none", "--agent.hidden_dims=16,16:32", "--agent.batch_size=32",
@@ -285,7 +287,7 @@ def main(arguments: Sequence[str]) -> int:
             raise UserError(f"{folder} is not empty; choose another --folder")
         numbers = measure(folder, settings)
     report = {
-        "command": f"python experiments/kill_sweep.py --kills={settings.kills} --seed={settings.seed}",
+        "command": f"python experiments/evidence/kill_sweep.py --kills={settings.kills} --seed={settings.seed}",
         "sweep": " ".join(["python experiments/sweep.py", *FLAGS, "--data=FILE"]),
         "git_commit": git_commit(),
         "hardware": hardware(),

@@ -1,4 +1,6 @@
-"""Shows which agents learn the same bytes in two checkouts: python experiments/same_learning.py --data=F --before=DIR.
+"""Shows which agents learn the same bytes in two checkouts.
+
+python experiments/evidence/same_learning.py --data=FILE --before=DIR
 
 Every agent of this checkout is trained by both checkouts' own `experiments/main.py` on a file in OGBench's format, two
 seeds and a few hundred updates, with evaluations. `metrics.jsonl` and `eval.jsonl` are compared byte for byte; where
@@ -29,7 +31,7 @@ from flowrl.experiment.settings import LEAST
 from flowrl.machine.provenance import git_commit, hardware, versions
 from flowrl.run_folder import logs
 
-HERE = Path(__file__).resolve().parent.parent
+HERE = Path(__file__).resolve().parents[2]
 COMPARED = ("metrics.jsonl", "eval.jsonl")
 SINGLE_TASK = "-singletask"
 
