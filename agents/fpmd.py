@@ -74,7 +74,7 @@ class Config:
 NAMES: Mapping[str, Config] = {
     "fpmd_r": Config(),
     "fpmd_m": Config(policy=MeanFlow(time_sampler="uniform", flow_ratio=0.0)),
-    # The settings of the newest scripts of its code; docs/online.md has the older ones.
+    # The settings of the newest scripts of its code; docs/agents.md has the older ones.
     "dpmd": Config(policy=Diffusion(), choice=BestOfN(num_samples=4), target_entropy=-0.9, start="noised"),
 }
 """The agents, each with its default configuration."""
