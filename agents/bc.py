@@ -9,7 +9,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from flowrl.agent import maker
+from flowrl.agent import Maker
 from flowrl.config import MOST_COUNT, config, nested, static, traced
 from flowrl.data.samplers import Transitions
 from flowrl.generative import Flow
@@ -77,4 +77,4 @@ def act(nets: Networks, policy: Policy[Config], inputs: Batch, key: jax.Array, *
     return jnp.clip(config.flow.sample(partial(nets.actor, policy.params, s), nets.spec.noise(key, s)), -1.0, 1.0)
 
 
-make = maker(networks, update, act, batch=lambda config: Transitions())
+make = Maker(networks, update, act, batch=lambda config: Transitions())

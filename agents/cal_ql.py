@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from flowrl import critics
-from flowrl.agent import maker
+from flowrl.agent import Maker
 from flowrl.config import MOST_COUNT, config, nested, static, traced
 from flowrl.critics import Critic
 from flowrl.data.samplers import Transitions
@@ -234,7 +234,7 @@ def multipliers(config: Config) -> dict[str, jax.Array]:
     return temperature | ({"multiplier": jnp.ones(())} if config.lagrange else {})
 
 
-make = maker(
+make = Maker(
     networks, update, act, batch=lambda config: Transitions(config.discount, returns=True), targets=("critic",),
     multipliers=multipliers,
 )  # fmt: skip

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from flowrl import critics
-from flowrl.agent import maker
+from flowrl.agent import Maker
 from flowrl.config import MOST_COUNT, config, nested, put, static, traced
 from flowrl.critics import Critic
 from flowrl.data.samplers import Transitions
@@ -209,9 +209,9 @@ def acting(state: State) -> Params:
     return {"actor": state.target_params["actor"], **{n: state.params[n] for n in ("critic", "temperature")}}
 
 
-make = maker(
+make = Maker(
     networks, update, act, batch=lambda config: Transitions(config.discount), targets=("actor", "critic"),
-    acting=acting, evaluations=evaluations,
+    acting=acting, evaluations=evaluations, explores=lambda config: config,
     multipliers=lambda config: {"temperature": jnp.log(config.initial_temperature)},
     extras=lambda config: {"q_mean": jnp.zeros(()), "q_std": jnp.ones(())},
 )  # fmt: skip

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from flowrl.agent import maker
+from flowrl.agent import Maker
 from flowrl.config import MOST_COUNT, config, nested, static, traced
 from flowrl.data.goals import GoalMix
 from flowrl.data.samplers import Goals
@@ -161,7 +161,7 @@ def acting(state: State) -> Params:
     return {"goal_rep": state.params["goal_rep"], "actor": actors["actor"]}
 
 
-make = maker(
+make = Maker(
     networks, update, act, targets=("value", "actor"), acting=acting,
     batch=lambda config: Goals(config.actor_goals, config.value_goals, config.discount, config.subgoal_steps),
 )  # fmt: skip

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from flowrl.agent import maker
+from flowrl.agent import Maker
 from flowrl.config import MOST_COUNT, config, nested, static, traced
 from flowrl.data.goals import GoalMix
 from flowrl.data.samplers import Goals
@@ -59,4 +59,4 @@ def act(nets: Networks, policy: Policy[Config], inputs: Batch, key: jax.Array, *
     return jnp.clip(unit_gaussian(means, key, explore), -1.0, 1.0)
 
 
-make = maker(networks, update, act, batch=lambda config: Goals(config.actor_goals))
+make = Maker(networks, update, act, batch=lambda config: Goals(config.actor_goals))

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from flowrl.agent import maker
+from flowrl.agent import Maker
 from flowrl.config import MOST_COUNT, config, nested, static, traced
 from flowrl.data.goals import GoalMix
 from flowrl.data.samplers import Goals
@@ -98,7 +98,7 @@ def act(nets: Networks, policy: Policy[Config], inputs: Batch, key: jax.Array, *
     return jnp.clip(unit_gaussian(nets.low_actor(params, s, rep), low_key, explore), -1.0, 1.0)
 
 
-make = maker(
+make = Maker(
     networks, update, act, targets=("value",),
     batch=lambda config: Goals(config.actor_goals, config.value_goals, config.discount, config.subgoal_steps),
     acting=lambda state: {name: state.params[name] for name in ("low_actor", "high_actor")},

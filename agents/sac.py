@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from flowrl import critics
-from flowrl.agent import maker
+from flowrl.agent import Maker
 from flowrl.config import MOST_COUNT, config, nested, static, traced
 from flowrl.critics import Critic
 from flowrl.data.samplers import Transitions
@@ -88,7 +88,7 @@ def act(nets: Networks, policy: Policy[Config], inputs: Batch, key: jax.Array, *
     return act_squashed(nets.actor(policy.params, inputs["observations"]), key, explore)
 
 
-make = maker(
+make = Maker(
     networks, update, act, batch=lambda config: Transitions(config.discount), targets=("critic",),
     multipliers=lambda config: {"temperature": jnp.log(config.initial_temperature)},
 )  # fmt: skip

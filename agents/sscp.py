@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from flowrl import critics
-from flowrl.agent import maker
+from flowrl.agent import Maker
 from flowrl.config import MOST_COUNT, config, nested, static, traced
 from flowrl.critics import Critic
 from flowrl.data.samplers import Transitions
@@ -139,7 +139,7 @@ def act(nets: Networks, policy: Policy[Config], inputs: Batch, key: jax.Array, *
     return best_of_n(config.choice, one, partial(nets.critic, params, s), key)
 
 
-make = maker(
+make = Maker(
     networks, update, act, batch=lambda config: Transitions(config.discount), targets=("actor", "critic"),
     acting=lambda state: with_critic(state, state.target_params), evaluations=one_and_best,
 )  # fmt: skip

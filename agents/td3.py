@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from flowrl import critics
-from flowrl.agent import maker
+from flowrl.agent import Maker
 from flowrl.config import MOST_COUNT, config, nested, static, traced
 from flowrl.critics import Critic
 from flowrl.data.samplers import Transitions
@@ -102,4 +102,4 @@ def act(nets: Networks, policy: Policy[Config], inputs: Batch, key: jax.Array, *
     return jnp.clip(actions + policy.config.explore_noise * nets.spec.noise(key, s), -1.0, 1.0)
 
 
-make = maker(networks, update, act, batch=lambda config: Transitions(config.discount), targets=("actor", "critic"))
+make = Maker(networks, update, act, batch=lambda config: Transitions(config.discount), targets=("actor", "critic"))

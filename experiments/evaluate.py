@@ -43,7 +43,7 @@ from flowrl.run_folder.runs import points
 from flowrl.run_folder.summary import SINGLE, acting_notes, evaluation_lines, shown, summarize
 from flowrl.tasks.sources import Source
 from flowrl.train_state import Policy
-from flowrl.training import acting
+from flowrl.training import acting, compiled
 from flowrl.training.evaluation import Evaluator
 
 
@@ -144,7 +144,6 @@ def evaluate(plan: Plan, step: int | None) -> list[dict[str, Any]]:
         plan.folder, settings.agent, agent, configs, len(plan.runs),
         goals_are_states=plan.env.goals == "state", step=step,
     )  # fmt: skip
-    policies_of = jax.vmap(agent.policy, in_axes=(jax.tree.map(lambda _: 0, states).replace(step=None),))
     evaluator = Evaluator(
         agent,
         plan.env.factory(),
@@ -158,7 +157,7 @@ def evaluate(plan: Plan, step: int | None) -> list[dict[str, Any]]:
     lines, times = list[dict[str, Any]](), {}
     try:
         for mode, config in agent.evaluations(states.config).items():
-            policies = policies_of(states.replace(config=config))
+            policies = compiled.policies_of(agent, states.replace(config=config))
             one = jax.tree.map(lambda x: x[0], policies).replace(normalizer=normalizer)
             with tqdm(total=total, unit="episode", desc=mode, disable=hosts.no_bars(), leave=False) as bar:
 

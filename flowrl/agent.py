@@ -1,5 +1,6 @@
 """What an algorithm is: a bundle of pure functions, put together from its networks, losses and update."""
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Generic, NamedTuple
@@ -26,6 +27,7 @@ class Agent(NamedTuple, Generic[C]):
             Gaussian policy, and one draw of unit noise for a policy that maps noise.
         batch: `config -> kind`: what kind of batches `update` reads (`flowrl.data.samplers`).
         evaluations: `config -> {name: config}`: as what the agent is evaluated; the results are reported apart.
+        explores: `config -> config`: as what it acts while it learns online.
     """
 
     init: Callable[[jax.Array, C], TrainState[C]]
@@ -34,6 +36,7 @@ class Agent(NamedTuple, Generic[C]):
     act: Callable[..., jax.Array]
     batch: Callable[[C], Any]
     evaluations: Callable[[C], Mapping[str, C]]
+    explores: Callable[[C], C]
 
 
 def _nothing(config: Any) -> dict[str, Any]:
@@ -71,23 +74,13 @@ def _first_state(
     )
 
 
-def maker(
-    networks: Callable[[C, Spec], Any],
-    update: Callable[..., tuple[TrainState[C], Metrics]],
-    act: Callable[..., jax.Array],
-    *,
-    batch: Callable[[C], Any],
-    acting: Callable[[TrainState[C]], Params] = _actor_alone,
-    targets: Sequence[str] = (),
-    multipliers: Callable[[C], Mapping[str, Any]] = _nothing,
-    extras: Callable[[C], Mapping[str, Any]] = _nothing,
-    evaluations: Callable[[C], Mapping[str, C]] = _as_it_is,
-) -> Callable[[C, Spec], Agent[C]]:
-    """Puts an agent together: returns its `make(config, spec)`.
+@dataclasses.dataclass(frozen=True)
+class Maker(Generic[C]):
+    """Puts an agent together from its functions: `make = Maker(networks, update, act, …)`, then `make(config, spec)`.
 
     Every network is initialised in the same way, and updates are counted here alone.
 
-    Args:
+    Attributes:
         networks: `(config, spec) -> nets`, a named tuple of networks, and of whatever else the functions read.
         update: `(nets, state, batch, key) -> (state, metrics)`.
         act: `(nets, policy, inputs, key, *, explore) -> actions`.
@@ -97,10 +90,24 @@ def maker(
         multipliers: Names of learnt multipliers and the logarithms `[]` that they begin with.
         extras: Other arrays at the beginning.
         evaluations: As what it is evaluated; by default as it is configured.
+        explores: As what it explores; by default as it is first evaluated.
     """
 
-    def make(config: C, spec: Spec) -> Agent[C]:
-        nets = networks(config, spec)
+    networks: Callable[[C, Spec], Any]
+    update: Callable[..., tuple[TrainState[C], Metrics]]
+    act: Callable[..., jax.Array]
+    _: dataclasses.KW_ONLY
+    batch: Callable[[C], Any]
+    acting: Callable[[TrainState[C]], Params] = _actor_alone
+    targets: Sequence[str] = ()
+    multipliers: Callable[[C], Mapping[str, Any]] = _nothing
+    extras: Callable[[C], Mapping[str, Any]] = _nothing
+    evaluations: Callable[[C], Mapping[str, C]] = _as_it_is
+    explores: Callable[[C], C] | None = None
+
+    def __call__(self, config: C, spec: Spec) -> Agent[C]:
+        """Builds the networks for a configuration, of which only the structure counts, and the agent around them."""
+        nets = self.networks(config, spec)
         structure: Any = jax.tree.structure(config)
         trained = [net for name, net in nets._asdict().items() if isinstance(net, Network) and net.name == name]
 
@@ -108,15 +115,14 @@ def maker(
             if structure != jax.tree.structure(config):
                 raise ValueError("the networks were built for other static settings; call make with this configuration")
             config = as_arrays(config)
-            return _first_state(trained, key, config, targets, multipliers(config), extras(config))
+            return _first_state(trained, key, config, self.targets, self.multipliers(config), self.extras(config))
 
-        def counted(state: TrainState[C], batch: Batch, key: jax.Array) -> tuple[TrainState[C], Metrics]:
-            state, metrics = update(nets, state, batch, key)
+        def update(state: TrainState[C], batch: Batch, key: jax.Array) -> tuple[TrainState[C], Metrics]:
+            state, metrics = self.update(nets, state, batch, key)
             return state.replace(step=state.step + 1), metrics
 
         def policy(state: TrainState[C]) -> Policy[C]:
-            return Policy(state.config, acting(state))
+            return Policy(state.config, self.acting(state))
 
-        return Agent(init, counted, policy, partial(act, nets), batch, evaluations)
-
-    return make
+        explores = self.explores or (lambda config: next(iter(self.evaluations(config).values())))
+        return Agent(init, update, policy, partial(self.act, nets), self.batch, self.evaluations, explores)

@@ -4,7 +4,6 @@ import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any
-from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -105,9 +104,8 @@ def config_of(name: str, told: dict[str, Any]) -> Any:
 
 @functools.cache
 def _agent(name: str, structure: Any) -> Agent:
-    module, leaves = agents.load(name), [0.0] * structure.num_leaves
-    with mock.patch.object(module, "networks", return_value=NETWORKS[name]):
-        return module.make(jax.tree.unflatten(structure, leaves), SPEC)
+    config = jax.tree.unflatten(structure, [0.0] * structure.num_leaves)
+    return dataclasses.replace(agents.load(name).make, networks=lambda config, spec: NETWORKS[name])(config, SPEC)
 
 
 def agent_of(name: str, told: dict[str, Any] | None = None) -> Agent:

@@ -27,7 +27,9 @@ unused: Any = None
 
 def shower(noise: float = 0.0) -> Agent[Any]:
     """Acts by the weight in its policy times what it sees, minus the goal if there is one, with noise, and explores."""
-    return Agent(unused, unused, unused, functools.partial(_shown, noise), unused, lambda config: {"eval": config})
+    return Agent(
+        unused, unused, unused, functools.partial(_shown, noise), unused, lambda config: {"eval": config}, unused
+    )
 
 
 def _shown(noise: float, policy: Policy[Any], inputs: Batch, key: jax.Array, *, explore: bool = False) -> jax.Array:
@@ -77,7 +79,7 @@ def test_actions_in_a_row_are_played_one_after_another() -> None:
     def act(policy: Policy[Any], inputs: Batch, key: jax.Array, *, explore: bool = False) -> jax.Array:
         return inputs["observations"][:, None] + 10 * jnp.arange(3.0)[:, None]
 
-    agent = Agent(unused, unused, unused, act, unused, unused)
+    agent = Agent(unused, unused, unused, act, unused, unused, unused)
     actor, ours = acting.EpisodeActor(agent, keys(1, 4), 2), policies(0)
     found = [
         played(actor, ours, [[0, 1]], [times], observations=[[[shown, 0], [shown, 0]]])[0, :, 0].tolist()

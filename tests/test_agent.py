@@ -10,7 +10,7 @@ import pytest
 from small_agents import GOAL_SPEC, SPEC, config_of
 
 from flowrl import agents
-from flowrl.agent import Agent, maker
+from flowrl.agent import Agent, Maker
 from flowrl.config import config, put, stacked, static, traced
 from flowrl.data.samplers import Transitions
 from flowrl.errors import UserError
@@ -53,7 +53,7 @@ def networks(config: Config, spec: Spec) -> Networks:
     return Networks(spec, **named(one=(module, s), other=(module, a)), again=Network("one", module, ()))
 
 
-make_for = maker(
+make_for = Maker(
     networks, update, act, batch=lambda config: Transitions(config.rate), targets=("one",),
     acting=lambda state: {"one": state.params["one"]},
     multipliers=lambda config: {"weight": jnp.log(config.start)},

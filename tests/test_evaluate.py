@@ -42,7 +42,7 @@ def wanderer() -> Agent[Any]:
         return jnp.clip(policy.params["w"] * direction + jax.random.normal(key, direction.shape), -1, 1)
 
     unused: Any = None
-    return Agent(init=unused, update=unused, policy=unused, act=act, batch=unused, evaluations=unused)
+    return Agent(init=unused, update=unused, policy=unused, act=act, batch=unused, evaluations=unused, explores=unused)
 
 
 def policies_of(runs: int, weight: float = 0.8) -> Policy[Any]:

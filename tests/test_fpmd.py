@@ -205,6 +205,15 @@ def test_particles_are_chosen_by_q_and_noise_is_for_exploring(name: str) -> None
 
 
 @each_agent
+def test_all_particles_explore_and_one_is_evaluated(name: str) -> None:
+    config = put(agents.default(name), {"eval_steps": 3})
+    agent = agents.build(name, config, SPEC)
+    assert agent.explores(config) == config
+    assert config.choice.num_samples > 1
+    assert next(iter(agent.evaluations(config).values())) == put(config, {"choice.num_samples": 1, "policy.steps": 3})
+
+
+@each_agent
 def test_mapped_runs_equal_single_ones(name: str) -> None:
     states = [with_config(state_of(name, seed=seed), {"reward_scale": 0.1 + seed}) for seed in range(2)]
     keys = jax.random.split(jax.random.key(7))
@@ -312,6 +321,7 @@ FAULTS = {
             '{"policy.steps": config.eval_steps}',
             "test_evaluation_takes_the_steps_of_training_unless_told",
         ),
+        ("explores=lambda config: config,", "", "test_all_particles_explore_and_one_is_evaluated"),
         ("config.q_clip) / multiplier", "config.q_clip) * multiplier", "test_weights_by_hand"),
         (
             "dims) - config.target_entropy",

@@ -2,6 +2,7 @@
 
 import functools
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 from commands import main
 from own_envs import make_counter
+from small_agents import networks_of
 
 from flowrl import agents
 from flowrl.config import put, stacked
@@ -120,9 +122,11 @@ class Session:
         dataset: Any = None,
         agent: str = "td3",
         normalizer: Normalizer | None = None,
+        explores: Callable[[Any], Any] | None = None,
     ) -> None:
         config = put(agents.default(agent), {"hidden_dims": (8,), "batch_size": BATCH})
         made, self.keys = agents.build(agent, config, SPEC), keys_of(*seeds)
+        made, self.networks = made._replace(explores=explores or made.explores), networks_of(made)
         kind = made.batch(config)
         buffer = jax.eval_shape(lambda: replay.empty(SPEC, options.capacity, returns=kind.returns))
         program = compiled.build(made, BATCH, dataset, mode, buffer)
@@ -191,6 +195,18 @@ def test_the_warm_up_is_uniform_and_the_policy_follows() -> None:
     actions = np.asarray(session.collector.replays.fields["actions"][0, :, 0])
     assert abs(np.abs(actions[:200]).mean() - 0.5) < 0.1
     assert np.abs(actions[200:220]).mean() < 0.3  # an untrained policy is near 0, with noise of 0.1
+
+
+def test_an_agent_explores_as_it_says() -> None:
+    """Without the noise of TD3's exploration, the actions are its policy's."""
+    session = Session(
+        0,
+        options=Online(updates_per_step=0, buffer_size=20, steps=1000),
+        explores=lambda config: put(config, {"explore_noise": jnp.zeros(1)}),
+    ).advance(20)
+    fields, params = session.collector.replays.fields, jax.tree.map(lambda leaf: leaf[0], session.states.params)
+    expected = jnp.tanh(session.networks.actor(params, fields["observations"][0]))
+    np.testing.assert_allclose(fields["actions"][0], expected, atol=1e-6)
 
 
 def test_the_buffer_keeps_exploration_that_left_the_box() -> None:
@@ -398,6 +414,7 @@ FAULTS = {
             "test_limits_of_time_bootstrap_and_terminations_do_not",
         ),
         ("step - options.warmup_steps", "step", "test_updates_due"),
+        ("self._agent.explores(states.config)", "states.config", "test_an_agent_explores_as_it_says"),
         ("actions = played = np.where", "np.where", "test_actions_of_a_diverging_policy_are_no_fault_of_the_simulator"),
         (
             "seen = rows if normalizer is None else normalizer.transitions(rows)",

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from programs import main, save_walks
+from commands import main, save_walks
 
 from flowrl import agents
 

@@ -29,7 +29,7 @@ from flowrl.experiment.stored import resumed_plan
 from flowrl.machine import memory, signals
 from flowrl.reports import curves
 from flowrl.run_folder import evaluations, logs
-from flowrl.run_folder.runs import Run
+from flowrl.run_folder.runs import Run, seeds
 from flowrl.tasks import Task
 from flowrl.training.checkpoint import Checkpoints
 from flowrl.training.evaluation import Evaluator
@@ -475,7 +475,7 @@ def test_plots_and_reports_see_the_grid_points(made_up: grids.Sweep, tmp_path: P
         ("--agent.learning_rate=0.1,nan is not a finite number", ["--agent.learning_rate=0.1,nan"]),
         ("--agent.learning_rate=0.1,fast is not of type float", ["--agent.learning_rate=0.1,fast"]),
         ("--agent.batch_size=8,0.5 is not of type int", ["--agent.batch_size=8,0.5"]),
-        ("--agent.hidden_dims=4,x is not a list", ["--agent.hidden_dims=8:4,x"]),
+        ("--agent.hidden_dims=8:4,x is not a list", ["--agent.hidden_dims=8:4,x"]),
         ("--agent.distribution=uniform is unknown; choose gaussian or flow", ["--agent.distribution=gaussian,uniform"]),
         ("unknown flag --agent.learning_rat; did you mean", ["--agent.learning_rat=0.1,0.2"]),
         ("--num_seeds=0 is too small; the least is 1", ["--num_seeds=0"]),
@@ -506,7 +506,7 @@ def test_waves_of_another_size_are_refused(at_once: Path, data: str) -> None:
 def test_programs_for_one_configuration_refuse_several(at_once: Path) -> None:
     plan, stored = resumed_plan({"run_dir": str(at_once / "group1"), "resume": True}, {})
     assert plan.runs == tuple(Run(seed, {"learning_rate": rate}) for rate in (0.001, 0.01) for seed in (0, 1))
-    assert plan.seeds == [0, 1]
+    assert seeds(plan.runs) == [0, 1]
     assert "experiments/sweep.py" in stored["command"]
     assert "--agent.learning_rate=0.001,0.01" in stored["command"]
     with pytest.raises(UserError, match=r"differ in agent\.learning_rate; give the directory of one"):

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from flowrl import critics
-from flowrl.agent import maker
+from flowrl.agent import Maker
 from flowrl.config import MOST_COUNT, config, nested, static, traced
 from flowrl.critics import Critic
 from flowrl.data.samplers import Segments
@@ -101,7 +101,7 @@ def act(nets: Networks, policy: Policy[Config], inputs: Batch, key: jax.Array, *
     return chunk.reshape(*chunk.shape[:-1], config.chunk, -1)
 
 
-make = maker(
+make = Maker(
     networks, update, act, batch=lambda config: Segments(config.chunk, config.discount), targets=("critic",),
     acting=lambda state: state.params,
 )  # fmt: skip

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from flowrl import critics
-from flowrl.agent import maker
+from flowrl.agent import Maker
 from flowrl.config import MOST_COUNT, config, nested, static, traced
 from flowrl.critics import Critic
 from flowrl.data.samplers import Transitions
@@ -84,7 +84,7 @@ def act(nets: Networks, policy: Policy[Config], inputs: Batch, key: jax.Array, *
     return jnp.tanh(nets.actor(policy.params, inputs["observations"]))
 
 
-make = maker(
+make = Maker(
     networks, update, act, batch=lambda config: Transitions(config.discount), targets=("critic",),
     multipliers=lambda config: {"weight": jnp.log(config.initial_weight)},
 )  # fmt: skip

@@ -47,6 +47,12 @@ def _totals_axes(totals: Totals, mapped: Any = 0, shared: Any = None) -> Totals:
     return jax.tree.map(lambda _: mapped, totals).replace(count=shared)
 
 
+def policies_of(agent: Agent[Any], states: States) -> Policy[Any]:
+    """Returns the policies of several runs, with a leading axis R."""
+    policies: Policy[Any] = jax.vmap(agent.policy, in_axes=(_state_axes(states),))(states)
+    return policies
+
+
 def resolve_map(mode: str, runs: int) -> str:
     """Returns how runs are mapped: `auto` is `vmap` on accelerators and `serial` for one run or on a CPU.
 
@@ -166,8 +172,7 @@ def _built(
         return mapped(states, totals, keys, dataset, updates, replays)
 
     def policies(states: States) -> Policy[Any]:
-        mapped = jax.vmap(agent.policy, in_axes=(_state_axes(states),))
-        return layout.spread(mapped, (_state_axes(states, RUNS, ALL),), RUNS)(states)
+        return layout.spread(partial(policies_of, agent), (_state_axes(states, RUNS, ALL),), RUNS)(states)
 
     return Program(
         jax.jit(start, out_shardings=whole),

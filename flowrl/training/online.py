@@ -24,7 +24,7 @@ from flowrl.networks import Spec
 from flowrl.normalize import Normalizer
 from flowrl.random_streams import stream_key
 from flowrl.train_state import Policy
-from flowrl.training.acting import by_itself, explorer
+from flowrl.training.acting import explorer
 from flowrl.training.compiled import Program, States
 from flowrl.training.step import Totals
 
@@ -272,7 +272,7 @@ class Collector:
         return states, totals
 
     def _policies(self, states: States) -> Policy[Any]:
-        acting = states.replace(config=by_itself(self._agent, states.config))
+        acting = states.replace(config=self._agent.explores(states.config))
         return self.program.policies(acting).replace(normalizer=self._normalizer)
 
     def _store(self, actions: Any, moved: Moves) -> None:
