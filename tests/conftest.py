@@ -1,5 +1,7 @@
+import gc
 import os
 import signal
+from collections.abc import Iterator
 
 import jax
 import numpy as np
@@ -7,25 +9,43 @@ import pytest
 
 from flowrl.data.dataset import Dataset, from_arrays
 
+IN_HASTE = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+"""What XLA leaves out: most of the tests' time is compilation, and what runs a few times need not run fast."""
+
 
 def pytest_configure() -> None:
-    """Heeds Ctrl-C also where the caller ignores it, as in a shell's background; what tests start inherits that."""
+    """Compiles in haste, and heeds Ctrl-C also where the caller ignores it, as in a shell's background.
+
+    The programs that tests start inherit both.
+    """
+    if IN_HASTE not in (flags := os.environ.get("XLA_FLAGS", "")):
+        os.environ["XLA_FLAGS"] = f"{flags} {IN_HASTE}".strip()
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session", autouse=True)
 def compilation_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Programs that several tests build are compiled once; most of the tests' time is compilation."""
+    """Programs that several tests build, in whichever process, are compiled once."""
     if "JAX_COMPILATION_CACHE_DIR" in os.environ:
         return
+    folder = tmp_path_factory.getbasetemp()
+    folder = folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder  # which all workers share
     settings = {
-        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("compiled")),
+        "jax_compilation_cache_dir": str(folder / "compiled"),
         "jax_persistent_cache_min_compile_time_secs": 0.2,
     }
     for name, value in settings.items():
         jax.config.update(name, value)
         os.environ[name.upper()] = str(value)  # for the command lines that tests start
+
+
+@pytest.fixture(scope="module", autouse=True)
+def forgotten() -> Iterator[None]:
+    """Forgets what a file of tests has traced and compiled, which otherwise fills gigabytes."""
+    yield
+    jax.clear_caches()
+    gc.collect()
 
 
 @pytest.fixture(scope="session")

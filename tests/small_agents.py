@@ -45,14 +45,14 @@ def state_with(config: Any, params: Params, targets: Params, extras: Mapping[str
     )
 
 
-QUICKLY: Any = {"xla_backend_optimization_level": 0}
-"""Options where compiling takes longer than running."""
+AT_LEISURE: Any = {"xla_backend_optimization_level": 3, "xla_llvm_disable_expensive_passes": False}
+"""Options as outside of tests, which otherwise compile in haste."""
 
 
 @functools.cache
 def compiled(agent: Agent, optimised: bool = False) -> Callable[..., Any]:
     """The compiled update of an agent."""
-    return jax.jit(agent.update, compiler_options=None if optimised else QUICKLY)
+    return jax.jit(agent.update, compiler_options=AT_LEISURE if optimised else None)
 
 
 @functools.cache
@@ -64,7 +64,7 @@ def compiled_mapped(agent: Agent, batches: bool = False, optimised: bool = False
         mapped = jax.vmap(agent.update, in_axes=(axes, 0 if batches else None, 0), out_axes=(axes, 0))
         return mapped(states, batch, keys)
 
-    return jax.jit(update, compiler_options=None if optimised else QUICKLY)
+    return jax.jit(update, compiler_options=AT_LEISURE if optimised else None)
 
 
 def networks_of(agent: Agent) -> Any:

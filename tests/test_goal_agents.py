@@ -23,7 +23,7 @@ from goal_references import (
     sscp_two_hops,
     state_of,
 )
-from small_agents import QUICKLY, A, B, D, assert_same, compiled, followed, networks_of, with_config
+from small_agents import A, B, D, assert_same, compiled, followed, networks_of, with_config
 from small_agents import assert_close as closer
 from small_agents import goal_transitions as batch_of
 
@@ -36,7 +36,6 @@ from flowrl.data.samplers import Goals
 from flowrl.train_state import Batch, TrainState
 
 assert_close = functools.partial(closer, rtol=2e-4, atol=2e-5)
-jit = functools.partial(jax.jit, compiler_options=QUICKLY)
 
 CASES = [(name, loss) for name in NAMES for loss in losses_of(name)]
 each_loss = pytest.mark.parametrize(("name", "loss"), CASES, ids=["-".join(case) for case in CASES])
@@ -51,13 +50,13 @@ def test_losses_and_gradients_equal_their_references(name: str, loss: str) -> No
     function, reference = losses_of(name)[loss]
     states, batches = [state_of(name, seed) for seed in (0, 1)], [batch_of(seed) for seed in (0, 1)]
     graded = jax.value_and_grad(function, has_aux=True)
-    mapped = jit(jax.vmap(graded))(
+    mapped = jax.jit(jax.vmap(graded))(
         *(jax.tree.map(lambda *x: jnp.stack(x), *trees) for trees in ([s.params for s in states], states, batches))
     )
     for i, (state, batch) in enumerate(zip(states, batches, strict=True)):
         ref = Reference(name, state, batch)
         expected, expected_grads = jax.value_and_grad(functools.partial(reference, ref))(state.params)
-        (value, metrics), grads = jit(graded)(state.params, state, batch)
+        (value, metrics), grads = jax.jit(graded)(state.params, state, batch)
         assert_close(value, expected)
         assert_close(grads, expected_grads)
         assert_close(metrics[f"{loss}/loss"], expected)
@@ -111,7 +110,7 @@ ROUTES = {
 
 def receivers(name: str, function: OneLoss, told: dict[str, Any] | None = None) -> set[str]:
     state = state_of(name).replace(config=as_arrays(config_of(name, told)))
-    grads = jit(jax.grad(function, has_aux=True))(state.params, state, batch_of())[0]
+    grads = jax.jit(jax.grad(function, has_aux=True))(state.params, state, batch_of())[0]
     return {network for network in grads if any(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(grads[network]))}
 
 
@@ -158,7 +157,7 @@ def update_with_noise(name: str, monkeypatch: pytest.MonkeyPatch) -> Callable[..
 
     for loss in LOSSES:
         monkeypatch.setattr(gc_sscp, loss, functools.partial(recorded, loss, LOSSES[loss]))
-    return jit(lambda state, batch, key: (*agent_of(name).update(state, batch, key), record))
+    return jax.jit(lambda state, batch, key: (*agent_of(name).update(state, batch, key), record))
 
 
 def test_gc_sscp_draws_its_noise_as_the_paper_does(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -188,7 +187,7 @@ def test_a_step_is_adam_on_the_sum_of_all_gradients_at_the_same_parameters(
     update, originals = update_with_noise(name, monkeypatch), losses_of(name)
     state, networks = state_of(name), networks_of(agent_of(name))
 
-    @jit
+    @jax.jit
     def summed(state: TrainState, batch: Batch, noise: dict[str, Any]) -> Any:
         functions = {loss: function for loss, (function, _) in originals.items()}
         for loss in noise:
@@ -259,8 +258,8 @@ def test_mapped_runs_with_different_hyperparameters_equal_separate_runs(name: st
         return jax.lax.scan(step, state, batches)[0]
 
     starts = [state_of(name, seed).replace(config=one) for seed, one in enumerate(configs)]
-    mapped = jit(jax.vmap(train))(jax.tree.map(lambda *x: jnp.stack(x), *starts))
-    separate = jit(train)
+    mapped = jax.jit(jax.vmap(train))(jax.tree.map(lambda *x: jnp.stack(x), *starts))
+    separate = jax.jit(train)
     alone = [separate(start) for start in starts]
     for i, state in enumerate(alone):
         run = jax.tree.map(lambda x, i=i: x[i], mapped)

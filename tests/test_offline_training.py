@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from small_agents import QUICKLY, SPEC, config_of, networks_of, transitions
+from small_agents import SPEC, config_of, networks_of, transitions
 
 from flowrl import agents
 from flowrl.agent import Agent
@@ -19,7 +19,6 @@ from flowrl.train_state import Batch, TrainState
 NAMES = ("sscp", "ofql", "fql", "bc")
 each_agent = pytest.mark.parametrize("name", NAMES)
 each_q_agent = pytest.mark.parametrize("name", ["sscp", "ofql", "fql"])
-quickly = functools.partial(jax.jit, compiler_options=QUICKLY)
 TARGETS = {"sscp": {"actor", "critic"}, "ofql": {"actor", "critic"}, "fql": {"critic"}, "bc": set()}
 
 
@@ -156,7 +155,7 @@ def trained_on_chain(name: str) -> tuple[Agent, TrainState]:
     config = config_of(name, told | TOLD[name])
     agent = agents.build(name, config, Spec.of_sizes(3, 1))
 
-    @quickly
+    @jax.jit
     def train(key: jax.Array) -> TrainState:
         def step(i: jax.Array, state: TrainState) -> TrainState:
             batch_key, update_key = jax.random.split(jax.random.fold_in(key, i))
@@ -204,7 +203,7 @@ def test_behaviour_cloning_finds_the_mean_or_both_modes(distribution: str) -> No
     config = config_of("bc", {"hidden_dims": (32, 32), "learning_rate": 5e-3, "distribution": distribution})
     agent = agents.build("bc", config, Spec.of_sizes(2, 1))
 
-    @quickly
+    @jax.jit
     def train(key: jax.Array) -> TrainState:
         def step(i: jax.Array, state: TrainState) -> TrainState:
             state_key, sign_key, update_key = jax.random.split(jax.random.fold_in(key, i), 3)
