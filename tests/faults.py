@@ -10,10 +10,12 @@ Each stands in the file of the test that must catch it, in a list at its end:
 
 That is: a file of the product, text that occurs exactly once in it, what replaces it, and the test's name, or which of
 its cases as for `pytest -k`: "test_expectile_weight and jit". Where types must catch it, it says "mypy".
-With names of files, of the product or of tests, only their faults are planted.
+With names of files, of the product or of tests, only their faults are planted. With --passed the tests are taken to
+pass without faults, which is tried first otherwise: a test that fails anyway would notice everything.
 """
 
 import ast
+import gc
 import multiprocessing
 import os
 import re
@@ -32,6 +34,7 @@ import pytest
 from tqdm import tqdm
 
 ROOT = Path(__file__).parent.parent
+PASSED = "--passed"
 TYPES = "mypy"
 """What stands for a test where a fault is one of types."""
 # Makes a run of pytest end with an error of usage, not with failed tests, where it would test another copy.
@@ -89,16 +92,13 @@ def stale(fault: Fault) -> str | None:
 
 
 def copy_to(folder: Path) -> Path:
-    """Copies what the tests need."""
-    ignore = shutil.ignore_patterns("__pycache__")
+    """Copies what the tests need, with the bytecode that fits it."""
     for name in ("flowrl", "agents", "tests"):
-        shutil.copytree(ROOT / name, folder / name, symlinks=True, ignore=ignore)
-    (folder / "experiments").mkdir()
-    for program in (ROOT / "experiments").glob("*.py"):
-        shutil.copy(program, folder / "experiments")
-    (folder / "experiments" / "evidence").mkdir()
-    for program in (ROOT / "experiments" / "evidence").glob("*.py"):
-        shutil.copy(program, folder / "experiments" / "evidence")
+        shutil.copytree(ROOT / name, folder / name, symlinks=True)
+    for name in ("experiments", "experiments/evidence"):
+        (folder / name).mkdir()
+        for program in (ROOT / name).glob("*.py"):
+            shutil.copy2(program, folder / name)
     for name in ("setup.cfg", "pyproject.toml", "requirements.txt", "constraints.txt"):
         shutil.copy(ROOT / name, folder)
     (folder / "conftest.py").write_text(GUARD)
@@ -107,7 +107,12 @@ def copy_to(folder: Path) -> Path:
 
 # Forked from a process that has imported what takes long, and nothing of the repository.
 PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(["jax", "flax.linen", "optax", "chex", "orbax.checkpoint", "pytest", "gymnasium"])
+PROCESSES.set_forkserver_preload(
+    [
+        "absl.flags", "chex", "flax.linen", "gymnasium", "h5py", "hypothesis", "jax", "jax.numpy", "mujoco", "optax",
+        "orbax.checkpoint", "pytest", "tqdm", "xdist.plugin",
+    ]
+)  # fmt: skip
 
 
 def run(folder: Path, tests: list[str], select: str) -> tuple[int, str]:
@@ -124,6 +129,7 @@ def run(folder: Path, tests: list[str], select: str) -> tuple[int, str]:
 
 def run_here(folder: Path, arguments: list[str]) -> None:
     """Ends this process with what pytest says of a copy."""
+    gc.freeze()  # what it was forked with is there to stay
     os.chdir(folder)
     with open("output", "w") as file:
         for stream in (1, 2):
@@ -181,14 +187,15 @@ def spoiled(base: Path, faults: Sequence[Fault]) -> list[str]:
         return [*filter(None, pool.map(fails, selections))]
 
 
-def main(names: Sequence[str]) -> int:
+def main(arguments: Sequence[str]) -> int:
     """Plants the faults of these files, or all, and returns the exit status: 1 where one goes unnoticed."""
+    names = [argument for argument in arguments if argument != PASSED]
     wanted = [fault for fault in all_stated() if not names or any(name in (fault.path, fault.file) for name in names)]
     if not wanted:
         print(f"no faults are known of {', '.join(names)}", file=sys.stderr)
         return 2
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(2) as pool:
-        problems = spoiled(Path(folder), wanted)
+        problems = [] if PASSED in arguments else spoiled(Path(folder), wanted)
         whole = len(problems)
         tried = pool.map(lambda pair: attempt(Path(folder), *pair), enumerate(wanted))
         for fault, problem in zip(tqdm(wanted, desc="planted faults", unit="fault", disable=None), tried, strict=True):
