@@ -20,6 +20,8 @@ from typing import Any
 from flowrl.cli import flags
 from flowrl.config import record, static
 from flowrl.errors import UserError
+from flowrl.machine.provenance import git_commit
+from flowrl.run_folder import logs
 
 LONG_FILE, LONG_FUNCTION, RUN = 350, 50, 6
 """Lines of a file and of a function that are too many, and the lines in a row that make a copy."""
@@ -36,6 +38,7 @@ class Settings:
 
     checkout: str = static(".", "Folder of a checkout.")
     other: str | None = static(None, "Folder of another one, shown beside it.")
+    out: str = static("", "JSON file for the numbers.")
 
 
 @functools.cache
@@ -227,11 +230,16 @@ def main(arguments: Sequence[str]) -> int:
     settings = flags.read(Settings(), arguments, str(__doc__))
     if settings is None:
         return 0
-    columns = [measure(Path(folder)) for folder in (settings.checkout, settings.other) if folder is not None]
+    folders = [Path(folder) for folder in (settings.checkout, settings.other) if folder is not None]
+    columns = [measure(folder) for folder in folders]
     for name in dict.fromkeys(name for column in columns for name in column):
         cells = [column.get(name, "-") for column in columns]
         told = [f"{len(cell)} {', '.join(map(str, cell))}" if isinstance(cell, list) else str(cell) for cell in cells]
         print(f"{name}: {' | '.join(told)}")
+    if settings.out:
+        command = "python experiments/evidence/house.py --checkout=DIR --other=DIR --out=FILE"
+        found = [{"git_commit": git_commit(folder), **column} for folder, column in zip(folders, columns, strict=True)]
+        logs.write_json(Path(settings.out), {"command": command, "checkouts": found})
     return 0
 
 

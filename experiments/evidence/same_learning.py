@@ -140,12 +140,6 @@ def compare(settings: Settings) -> dict[str, Any]:
     return found
 
 
-def commit_of(checkout: Path) -> str:
-    """Returns the commit of another checkout."""
-    found = subprocess.run(["git", "rev-parse", "HEAD"], cwd=checkout, capture_output=True, text=True)
-    return found.stdout.strip()
-
-
 def main(arguments: Sequence[str]) -> int:
     """Runs the program and returns its exit status: 0, also where something differs."""
     settings = flags.read(Settings(), arguments, str(__doc__))
@@ -159,7 +153,7 @@ def main(arguments: Sequence[str]) -> int:
     if settings.out:
         report = {
             "settings": config.values(settings) | {"before": "", "out": "", "data": Path(settings.data).name},
-            "commits": {"before": commit_of(Path(settings.before)), "after": git_commit()},
+            "commits": {"before": git_commit(Path(settings.before)), "after": git_commit()},
             "hardware": hardware(),
             "versions": versions("jax", "jaxlib", "numpy"),
             "differences": found,

@@ -10,6 +10,9 @@ from pathlib import Path
 
 from flowrl.version import __version__
 
+HERE = Path(__file__).resolve().parents[2]
+"""flowrl's own checkout, if it is one."""
+
 
 def versions(*packages: str) -> dict[str, str]:
     """Returns the versions of flowrl, Python and those of the named packages that are installed."""
@@ -29,9 +32,9 @@ def version_text() -> str:
 
 
 @functools.cache
-def git_commit() -> str | None:
-    """Returns the commit of flowrl's checkout, with `-dirty` after local changes; None where there is no checkout."""
-    folder = Path(__file__).resolve().parents[2]
+def git_commit(folder: Path = HERE) -> str | None:
+    """Returns the commit of a checkout, with `-dirty` after local changes; None where there is no checkout."""
+    folder = folder.resolve()
     git = functools.partial(subprocess.run, cwd=folder, capture_output=True, text=True, check=True)
     try:
         if Path(git(["git", "rev-parse", "--show-toplevel"]).stdout.strip()) != folder:
