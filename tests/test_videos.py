@@ -26,8 +26,8 @@ MAZE = (
     "--agent.batch_size=4", "--steps=20", "--eval.interval=20", "--eval.episodes=2", "--num_seeds=2", "--log.csv",
 )  # fmt: skip
 PENDULUM = (
-    "--agent=td3", "--env=Pendulum-v1", "--preset=none", "--agent.hidden_dims=4", "--agent.batch_size=4", "--workers=1",
-    "--online.steps=20", "--eval.interval=20", "--eval.episodes=2",
+    "--agent=bc", "--env=Pendulum-v1", "--preset=none", "--agent.hidden_dims=4", "--agent.batch_size=4", "--workers=1",
+    "--online.steps=20", "--online.buffer_size=20", "--eval.interval=20", "--eval.episodes=2",
 )  # fmt: skip
 
 
