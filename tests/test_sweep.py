@@ -35,14 +35,17 @@ from flowrl.training.checkpoint import Checkpoints
 from flowrl.training.evaluation import Evaluator
 
 pytestmark = pytest.mark.filterwarnings("ignore:Sharding info not provided")
-TINY = ("--env=Pendulum-v1", "--preset=none", "--agent.hidden_dims=4", "--agent.batch_size=4", "--workers=1")
+TINY = (
+    "--env=Pendulum-v1", "--preset=none", "--agent.hidden_dims=4", "--agent.batch_size=4", "--workers=1",
+    "--max_episode_steps=40",
+)  # fmt: skip
 OFFLINE = (
     *TINY, "--agent=bc", "--agent.flow.steps=1", "--steps=20", "--log.interval=5", "--eval.interval=10",
     "--checkpoint.interval=10",
 )  # fmt: skip
 ONLINE = (
-    *TINY, "--agent=td3", "--online.steps=20", "--online.buffer_size=20", "--online.warmup_steps=5", "--log.interval=10", "--eval.interval=20",
-    "--checkpoint.interval=20",
+    *TINY, "--agent=td3", "--online.steps=20", "--online.buffer_size=20", "--online.warmup_steps=5",
+    "--log.interval=10", "--eval.interval=20", "--checkpoint.interval=20",
 )  # fmt: skip
 RATES = "--agent.learning_rate=0.001,0.01"
 

@@ -56,8 +56,8 @@ def frames(path: Path) -> tuple[str, np.ndarray]:
 
 
 def short_episodes(env_id: str, **given: Any) -> Any:
-    """Makes an environment whose episodes end after 20 steps."""
-    return _make(env_id, **given, max_episode_steps=20)
+    """Makes an environment whose episodes end after 8 steps."""
+    return _make(env_id, **given, max_episode_steps=8)
 
 
 _make = making.make
@@ -102,8 +102,8 @@ def test_videos_show_the_evaluation_of_the_first_run(
         assert "h264" in facts
         assert "yuv420p" in facts
         assert (folder / "videos" / name).stat().st_size < 300_000
-        # 20 of 20 steps and the start.
-        assert shown.shape == (21, camera.SIZE, camera.SIZE, 3)
+        # 8 of 8 steps and the start.
+        assert shown.shape == (9, camera.SIZE, camera.SIZE, 3)
         pink = (shown[0, ..., 0] > 220) & (abs(shown[0, ..., 1].astype(int) - 130) < 40) & (shown[0, ..., 2] > 120)
         assert 5 < pink.sum() < 500  # the goal
         assert (shown[0] != shown[-1]).any()
@@ -134,6 +134,7 @@ def test_a_finished_run_without_videos_gets_them_when_resumed(tmp_path: Path) ->
 def test_a_finished_sweep_gets_them_of_its_groups(tmp_path: Path) -> None:
     pytest.importorskip("pygame", reason="Gymnasium draws the pendulum with pygame, which is not installed")
     grid = ("--agent.learning_rate=0.001,0.01", "--agent.hidden_dims=4:2", f"--run_dir={tmp_path}")
+    grid = (*grid, "--max_episode_steps=40")
     assert sweep(*[flag for flag in PENDULUM if "hidden_dims" not in flag], *grid) == 0
     before = [(tmp_path / group / "metrics.jsonl").read_bytes() for group in ("group1", "group2")]
     assert sweep("--resume", f"--run_dir={tmp_path}", "--log.video_episodes=1") == 0
