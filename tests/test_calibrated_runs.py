@@ -8,7 +8,7 @@ from commands import main
 
 from flowrl.run_folder import logs
 
-TINY = ("--agent=cal_ql", "--env=Pendulum-v1", "--agent.hidden_dims=8", "--agent.critic.hidden_dims=8")
+TINY = ("--agent=cal_ql", "--env=Pendulum-v1", "--agent.hidden_dims=4", "--agent.critic.hidden_dims=4")
 TINY = (*TINY, "--agent.batch_size=8", "--agent.proposals=2", "--preset=none", "--eval.episodes=1", "--workers=1")
 
 

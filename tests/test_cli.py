@@ -25,7 +25,7 @@ from flowrl.training.checkpoint import Checkpoints
 pytestmark = pytest.mark.filterwarnings("ignore:Sharding info not provided")
 MAIN = Path(__file__).parents[1] / "experiments" / "main.py"
 ENV = "--env=pointmaze-medium-navigate"
-TINY = ("--agent.hidden_dims=8,8", "--agent.batch_size=8", "--eval.episodes=0")
+TINY = ("--agent.hidden_dims=4", "--agent.batch_size=8", "--eval.episodes=0")
 
 
 def assert_error(message: str, *arguments: object) -> None:
@@ -220,7 +220,7 @@ def test_resume_needs_a_run(tmp_path: Path) -> None:
         ("has --agent=gcbc, not hiql", "--agent=hiql"),
         ("has --seed=0, not 3", "--seed=3"),
         ("has --agent.batch_size=8, not 16", "--agent.batch_size=16"),
-        ("has --agent.hidden_dims=(8, 8), not (16,)", "--agent.hidden_dims=16"),
+        ("has --agent.hidden_dims=(4,), not (16,)", "--agent.hidden_dims=16"),
         ("has --env=pointmaze-medium-navigate, not pointmaze-large-navigate", "--env=pointmaze-large-navigate-v0"),
         ("is for 20 updates, more than --steps=15", "--steps=15"),
     ],

@@ -27,13 +27,14 @@ RUNS = 15
 COMMON = (
     "--agent=bc", "--env=Pendulum-v1", "--preset=none", "--agent.hidden_dims=4", "--agent.batch_size=8", "--workers=1",
     "--log.interval=5", "--eval.interval=10", "--checkpoint.interval=10", "--eval.episodes=1",
+    "--max_episode_steps=40",
 )  # fmt: skip
 SEEDS = (*COMMON, f"--num_seeds={RUNS}")
 
 
 def start(number: int, *runs: tuple[str, ...]) -> subprocess.Popen[str]:
     """Starts a process with so many devices that makes these runs."""
-    flags = f"--xla_force_host_platform_device_count={number}"
+    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={number}"
     return subprocess.Popen(
         [sys.executable, str(ROOT / "tests" / "on_devices.py"), json.dumps(runs)],
         env=os.environ | {"XLA_FLAGS": flags},
@@ -98,7 +99,7 @@ def spread(data: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
             "--agent=td3", "--env=Pendulum-v1", "--preset=none", "--agent.hidden_dims=4", "--agent.batch_size=4",
             "--online.steps=20", "--online.warmup_steps=5", "--log.interval=10", "--eval.interval=20",
             "--eval.episodes=1", "--checkpoint.interval=20", "--workers=1", "--num_seeds=10", "--map=serial",
-            f"--run_dir={root / 'online'}",
+            "--online.buffer_size=20", "--max_episode_steps=40", f"--run_dir={root / 'online'}",
         ),
     )  # fmt: skip
     out, err = process.communicate(timeout=400)

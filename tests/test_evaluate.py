@@ -30,7 +30,8 @@ from flowrl.training import evaluation
 from flowrl.training.evaluation import Evaluation, Evaluator
 
 ENV = "pointmaze-medium-v0"
-TASKS, EPISODES = 5, 2
+TASKS, EPISODES, STEPS = 5, 2, 250
+MAKE = functools.partial(making.make, ENV, max_episode_steps=STEPS)
 
 
 def wanderer() -> Agent[Any]:
@@ -45,7 +46,7 @@ def wanderer() -> Agent[Any]:
     return Agent(init=unused, update=unused, policy=unused, act=act, batch=unused, evaluations=unused, explores=unused)
 
 
-def policies_of(runs: int, weight: float = 0.8) -> Policy[Any]:
+def policies_of(runs: int, weight: float = 2.0) -> Policy[Any]:
     return Policy({}, {"w": jnp.full(runs, weight)})
 
 
@@ -55,7 +56,7 @@ def keys_of(*seeds: int) -> jax.Array:
 
 def outcome(*seeds: int, workers: int = 2, twice: bool = False, slots: int = evaluation.MAX_SLOTS) -> Any:
     sizes = dict(tasks=TASKS, episodes=EPISODES, workers=workers, slots=slots)
-    evaluator = Evaluator(wanderer(), functools.partial(making.make, ENV), keys_of(*seeds), **sizes)
+    evaluator = Evaluator(wanderer(), MAKE, keys_of(*seeds), **sizes)
     try:
         policies = policies_of(len(seeds))
         first = evaluator(policies)
@@ -78,8 +79,8 @@ def test_shapes_and_outcomes(two_runs: Any) -> None:
     reached = two_runs.successes == 1
     assert reached.any()
     assert (~reached).any()
-    assert (two_runs.lengths[reached] < 1000).all()
-    assert (two_runs.lengths[~reached] == 1000).all()
+    assert (two_runs.lengths[reached] < STEPS).all()
+    assert (two_runs.lengths[~reached] == STEPS).all()
 
 
 def test_other_keys_give_other_episodes(two_runs: Any) -> None:
@@ -103,14 +104,14 @@ def test_few_of_the_large_environments_exist_at_a_time() -> None:
 
 
 def test_agrees_with_a_plain_loop(two_runs: Any) -> None:
-    env, agent = making.make(ENV), wanderer()
-    act = jax.jit(functools.partial(agent.act, Policy({}, {"w": jnp.float32(0.8)})))
+    env, agent = MAKE(), wanderer()
+    act = jax.jit(functools.partial(agent.act, Policy({}, {"w": jnp.float32(2.0)})))
     root = stream_key(jax.random.key(3), "eval")
     for task, episode in ((0, 0), (2, 1), (4, 0)):
         env_key, key = jax.random.split(jax.random.fold_in(jax.random.fold_in(root, task), episode))
         observation, info = env.reset(seed=int(jax.random.bits(env_key)), options={"task_id": task + 1})
         goal = np.asarray(info["goal"], np.float32)[None]
-        for time in range(1000):
+        for time in range(STEPS):
             observations = np.asarray(observation, np.float32)[None]
             inputs = {"observations": observations, "goals": goal}
             action = np.asarray(act(inputs, jax.random.fold_in(key, time)))[0]
@@ -122,9 +123,7 @@ def test_agrees_with_a_plain_loop(two_runs: Any) -> None:
 
 
 def test_breaking_off_leaves_the_evaluator_usable() -> None:
-    evaluator = Evaluator(
-        wanderer(), functools.partial(making.make, ENV), keys_of(3), tasks=TASKS, episodes=1, workers=1
-    )
+    evaluator = Evaluator(wanderer(), MAKE, keys_of(3), tasks=TASKS, episodes=1, workers=1)
 
     def stop(done: int, total: int) -> None:
         raise KeyboardInterrupt
@@ -138,8 +137,8 @@ def test_breaking_off_leaves_the_evaluator_usable() -> None:
 
 def test_actions_that_are_not_finite_are_played_as_0(two_runs: Any, capsys: pytest.CaptureFixture[str]) -> None:
     sizes = dict(tasks=TASKS, episodes=EPISODES, workers=2)
-    evaluator = Evaluator(wanderer(), functools.partial(making.make, ENV), keys_of(3, 4), **sizes)
-    evaluation = evaluator(Policy({}, {"w": jnp.array([0.8, jnp.nan])}))
+    evaluator = Evaluator(wanderer(), MAKE, keys_of(3, 4), **sizes)
+    evaluation = evaluator(Policy({}, {"w": jnp.array([2.0, jnp.nan])}))
     evaluator.close()
     np.testing.assert_array_equal(evaluation.lengths[0], two_runs.lengths[0])
     assert (evaluation.successes[1] == 0).all()
@@ -366,7 +365,7 @@ def three_slots(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Slots with 4, 3 and 3 of the episodes of seed 3: the first two belong to one worker, the last to another."""
     monkeypatch.setattr(evaluation, "GRACE", 0.0)
     sizes = dict(tasks=TASKS, episodes=EPISODES, workers=2, slots=3)
-    evaluator = Evaluator(wanderer(), functools.partial(making.make, ENV), keys_of(3), **sizes)
+    evaluator = Evaluator(wanderer(), MAKE, keys_of(3), **sizes)
     yield evaluator
     evaluator.close()
 

@@ -19,19 +19,13 @@ again = load("experiments/evaluate.py")
 def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("again") / "run"
     tiny = (
-        "--agent.hidden_dims=8",
-        "--agent.batch_size=8",
-        "--agent.choice.num_samples=3",
-        "--num_seeds=2",
-        "--workers=1",
-    )
+        "--agent.hidden_dims=4", "--agent.batch_size=4", "--agent.choice.num_samples=3", "--agent.critic_steps=1",
+        "--num_seeds=2", "--workers=1",
+    )  # fmt: skip
     schedule = (
-        "--online.steps=20",
-        "--online.warmup_steps=10",
-        "--online.num_envs=1",
-        "--eval.episodes=2",
-        "--eval.interval=20",
-    )
+        "--online.steps=20", "--online.warmup_steps=10", "--online.num_envs=1", "--eval.episodes=2",
+        "--eval.interval=20", "--max_episode_steps=50",
+    )  # fmt: skip
     scale = ("--normalize.reward_scale=0.1", "--log.interval=10", "--checkpoint.interval=20")
     assert main("--agent=fpmd_m", "--env=Pendulum-v1", *tiny, *schedule, *scale, f"--run_dir={folder}") == 0
     return folder
@@ -77,7 +71,7 @@ def test_the_runs_own_settings_give_its_own_numbers(
 def test_another_checkpoint_and_more_episodes(data: str, tmp_path: Path) -> None:
     """Of a run with normalised observations, whose data are gone."""
     path = shutil.copy(data.removeprefix("--data="), tmp_path / "own.npz")
-    tiny = ("--agent=bc", "--env=Pendulum-v1", "--preset=none", "--agent.hidden_dims=8", "--agent.batch_size=8")
+    tiny = ("--agent=bc", "--env=Pendulum-v1", "--preset=none", "--agent.hidden_dims=4", "--agent.batch_size=8")
     schedule = ("--steps=20", "--eval.interval=10", "--checkpoint.interval=10", "--eval.episodes=2", "--workers=1")
     folder = tmp_path / "run"
     arguments = (*tiny, *schedule, "--normalize.observations", "--num_seeds=2", f"--data={path}")
@@ -109,8 +103,10 @@ def test_all_runs_of_a_sweep(data: str, tmp_path: Path) -> None:
 
 def test_a_goal_conditioned_run_on_all_its_tasks(tmp_path: Path) -> None:
     path = save_walks(tmp_path / "walks.npz")
-    tiny = ("--agent=gcbc", "--env=pointmaze-medium-navigate", "--agent.hidden_dims=8", "--agent.batch_size=8")
-    schedule = ("--steps=10", "--eval.interval=10", "--eval.episodes=1", "--workers=1")
+    tiny = ("--agent=gcbc", "--env=pointmaze-medium-navigate", "--agent.hidden_dims=4", "--agent.batch_size=8")
+    schedule = (
+        "--steps=10", "--eval.interval=10", "--eval.episodes=1", "--workers=1", "--max_episode_steps=60"
+    )  # fmt: skip
     assert main(*tiny, *schedule, f"--data={path}", f"--run_dir={tmp_path / 'run'}") == 0
     (row,) = evaluated(tmp_path / "run", tmp_path / "out.json")
     assert row["per_seed"] == own_scores(tmp_path / "run", "success")
@@ -124,7 +120,7 @@ def test_what_cannot_be_loaded_is_named(run_dir: Path, tmp_path: Path) -> None:
     def evaluate() -> None:
         again.main(["evaluate.py", f"--run_dir={folder}", "--workers=1"])
 
-    logs.write_json(folder / "config.json", config | {"agent_config": config["agent_config"] | {"hidden_dims": [4]}})
+    logs.write_json(folder / "config.json", config | {"agent_config": config["agent_config"] | {"hidden_dims": [8]}})
     with pytest.raises(UserError, match="does not fit this agent and its settings"):
         evaluate()
     fewer = {"settings": config["settings"] | {"num_seeds": 3}, "seeds": [0, 1, 2]}

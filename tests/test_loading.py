@@ -14,7 +14,7 @@ from commands import main, save_walks
 import flowrl
 from flowrl.errors import UserError
 
-TINY = ("--preset=none", "--agent.hidden_dims=8", "--agent.batch_size=8", "--steps=4", "--eval.episodes=0")
+TINY = ("--preset=none", "--agent.hidden_dims=4", "--agent.batch_size=8", "--steps=4", "--eval.episodes=0")
 MEAN, DEVIATION = np.float32([1.0, -2.0, 3.0]), np.float32([2.0, 1.0, 4.0])
 
 

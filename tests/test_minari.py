@@ -240,8 +240,8 @@ def test_h5py_and_minari_are_imported_when_needed():
 
 def test_a_run_is_evaluated_in_the_datasets_environment(tmp_path):
     create(env="Pendulum-v1", eval_env=gymnasium.make("Pendulum-v1", g=5.0).spec)
-    small = ("--agent.hidden_dims=8", "--agent.batch_size=8", "--steps=2", "--workers=1", "--eval.episodes=1")
-    assert main("--agent=fql", f"--env=minari:{ID}", "--preset=quick", *small, f"--run_dir={tmp_path / 'run'}") == 0
+    small = ("--agent.hidden_dims=4", "--agent.batch_size=4", "--steps=2", "--workers=1", "--eval.episodes=1")
+    assert main("--agent=bc", f"--env=minari:{ID}", "--preset=quick", *small, f"--run_dir={tmp_path / 'run'}") == 0
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert (summary["environment"], summary["metric"]) == ("Pendulum-v1", "return")
 

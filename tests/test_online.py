@@ -124,7 +124,7 @@ class Session:
         normalizer: Normalizer | None = None,
         explores: Callable[[Any], Any] | None = None,
     ) -> None:
-        config = put(agents.default(agent), {"hidden_dims": (8,), "batch_size": BATCH})
+        config = put(agents.default(agent), {"hidden_dims": (4,), "critic.hidden_dims": (), "batch_size": BATCH})
         made, self.keys = agents.build(agent, config, SPEC), keys_of(*seeds)
         made, self.networks = made._replace(explores=explores or made.explores), networks_of(made)
         kind = made.batch(config)
@@ -144,7 +144,7 @@ class Session:
 
 
 def test_counters_buffer_and_updates_agree() -> None:
-    options = Online(num_envs=2, updates_per_step=0.5, warmup_steps=4, buffer_size=12, steps=1000)
+    options = Online(num_envs=2, updates_per_step=0.5, warmup_steps=4, buffer_size=40, steps=1000)
     session = Session(0, 1, options=options).advance(10)
     assert session.collector.step == 10
     assert int(session.states.step) == online.updates_due(options, 8)  # the newest transitions are still to be used
@@ -155,8 +155,8 @@ def test_counters_buffer_and_updates_agree() -> None:
     actions = np.asarray(fields["actions"])
     assert len(np.unique(actions[:, :10])) == 20
     assert np.abs(actions[:, :10]).max() <= 1
-    session.advance(4)
-    np.testing.assert_array_equal(session.collector.replays.size, [12, 12])
+    session.advance(34)
+    np.testing.assert_array_equal(session.collector.replays.size, [40, 40])
 
 
 def test_returns_are_written_when_their_episode_has_ended() -> None:
@@ -177,8 +177,8 @@ def test_returns_are_written_when_their_episode_has_ended() -> None:
 def test_the_buffer_holds_what_the_agent_sees() -> None:
     """Observations and rewards are normalised as they are stored: 4 r − 2, whose returns are 4 G − 2 H."""
     normalizer = Normalizer(jnp.array([1.0, 0.0]), jnp.array([2.0, 1.0]), jnp.float32(4), jnp.float32(-2))
-    options = Online(updates_per_step=0, buffer_size=8, steps=1000)
-    plain, seen = (Session(0, options=options, agent="cal_ql", normalizer=n).advance(4) for n in (None, normalizer))
+    options = Online(updates_per_step=0, buffer_size=14, steps=1000)
+    plain, seen = (Session(0, 1, options=options, agent="cal_ql", normalizer=n).advance(4) for n in (None, normalizer))
     before, after = plain.collector.replays.fields, seen.collector.replays.fields
     for name in ("observations", "next_observations"):
         np.testing.assert_array_equal(after[name][0, :4, 0], (before[name][0, :4, 0] - 1) / 2)
@@ -191,8 +191,8 @@ def test_the_buffer_holds_what_the_agent_sees() -> None:
 
 
 def test_the_warm_up_is_uniform_and_the_policy_follows() -> None:
-    session = Session(0, options=Online(warmup_steps=200, buffer_size=400, steps=1000)).advance(400)
-    actions = np.asarray(session.collector.replays.fields["actions"][0, :, 0])
+    session = Session(0, options=Online(warmup_steps=200, buffer_size=40, steps=1000))
+    actions = np.concatenate([session.advance(40).collector.replays.fields["actions"][0, :, 0] for _ in range(6)])
     assert abs(np.abs(actions[:200]).mean() - 0.5) < 0.1
     assert np.abs(actions[200:220]).mean() < 0.3  # an untrained policy is near 0, with noise of 0.1
 
@@ -217,8 +217,8 @@ def test_the_buffer_keeps_exploration_that_left_the_box() -> None:
 
 
 def test_chunks_do_not_change_what_is_learnt() -> None:
-    options = Online(warmup_steps=4, buffer_size=20, steps=1000)
-    one, other = Session(3, options=options).advance(30), Session(3, options=options).advance(4, 1, 20, 5)
+    options = Online(warmup_steps=4, buffer_size=40, steps=1000)
+    one, other = Session(3, options=options).advance(50), Session(3, options=options).advance(4, 1, 38, 7)
     jax.tree.map(np.testing.assert_array_equal, (one.states, one.totals), (other.states, other.totals))
     jax.tree.map(np.testing.assert_array_equal, one.collector.replays, other.collector.replays)
 
@@ -245,7 +245,7 @@ def test_offline_data_take_part(walks: Dataset) -> None:
 
 # ------------------------------------------------------------------------------------------------- command line
 
-PENDULUM = ("--env=Pendulum-v1", "--agent.hidden_dims=8", "--agent.batch_size=8", "--eval.episodes=1", "--workers=1")
+PENDULUM = ("--env=Pendulum-v1", "--agent.hidden_dims=4", "--agent.batch_size=4", "--eval.episodes=1", "--workers=1")
 SAC = ("--agent=sac", "--env=Pendulum-v1")
 SHORT = (
     "--online.steps=40",
@@ -272,12 +272,16 @@ def test_a_run_without_data_learns_from_its_steps(tmp_path: Path) -> None:
     assert {line["step"] for line in lines(folder, "eval")} == {20, 40}
 
 
-@pytest.mark.parametrize("agent", ["td3", "cal_ql"])
+@pytest.mark.parametrize(
+    "agent",
+    [("--agent=td3",), ("--agent=cal_ql", "--agent.critic.hidden_dims=4", "--agent.proposals=2")],
+    ids=["td3", "cal_ql"],
+)
 def test_a_stopped_run_goes_on_with_its_buffer_and_counters(
-    agent: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    agent: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole, parted = tmp_path / "whole", tmp_path / "parted"
-    command = (f"--agent={agent}", "--preset=none", *PENDULUM, *SHORT)
+    command = (*agent, "--preset=none", *PENDULUM, *SHORT)
     assert main(*command, f"--run_dir={whole}") == 0
     advance, broken = online.Collector.advance, []
 
@@ -311,7 +315,7 @@ def test_offline_training_goes_on_online(tmp_path: Path) -> None:
     np.savez(tmp_path / "own.npz", **fields, terminals=np.zeros(60, bool), timeouts=np.arange(60) % 20 == 19)
     folder, given = tmp_path / "run", ("--preset=none", "--steps=30", f"--data={tmp_path / 'own.npz'}")
     schedule = ("--online.steps=20", "--eval.interval=10", "--log.interval=10", "--checkpoint.interval=10")
-    command = ("--agent=fql", *PENDULUM, *given, *schedule, "--online.offline_share=0.5")
+    command = ("--agent=fql", "--agent.behaviour.steps=2", *PENDULUM, *given, *schedule, "--online.offline_share=0.5")
     assert main(*command, f"--run_dir={folder}") == 0
     assert [line["step"] for line in lines(folder, "eval")] == [10, 20, 30, 40, 50]
     records = lines(folder, "metrics")
@@ -399,7 +403,7 @@ def test_infos_that_are_not_read_break_nothing() -> None:
 
 def test_actions_of_a_diverging_policy_are_no_fault_of_the_simulator() -> None:
     """They are played, and stored, as 0."""
-    session = Session(0, options=Online(num_envs=2, updates_per_step=0, buffer_size=8, steps=1000))
+    session = Session(0, options=Online(num_envs=2, updates_per_step=0, buffer_size=40, steps=1000))
     session.collector._act = lambda *_: jnp.array([[[jnp.nan], [0.5]]])
     session.advance(2)
     np.testing.assert_array_equal(session.collector.replays.fields["actions"][0, :2], [[0], [0.5]])

@@ -19,8 +19,8 @@ PYTHON = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with `runs/mine`, a goal-conditioned run."""
     folder = tmp_path_factory.mktemp("readme")
-    names = ("--agent=gc_sscp", "--env=pointmaze-medium-navigate", "--preset=none")
-    sizes = ("--agent.hidden_dims=8", "--agent.batch_size=8", "--steps=2", "--eval.episodes=0")
+    names = ("--agent=gcbc", "--env=pointmaze-medium-navigate", "--preset=none")
+    sizes = ("--agent.hidden_dims=4", "--agent.batch_size=8", "--steps=2", "--eval.episodes=0")
     data = save_walks(folder / "walks.npz")
     assert main(*names, *sizes, f"--data={data}", f"--run_dir={folder / 'runs' / 'mine'}") == 0
     return folder

@@ -12,12 +12,13 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+from commands import ROOT, main
 
 from flowrl.errors import UserError
 from flowrl.run_folder.layout import sole_owner, unused
 
 pytestmark = pytest.mark.filterwarnings("ignore:Sharding info not provided")
-MAIN = Path(__file__).parents[1] / "experiments" / "main.py"
+PROGRAM = str(ROOT / "experiments" / "main.py")
 KILL_SELF = """
 import os, runpy, signal, sys
 event, part = sys.argv[1:3]
@@ -47,18 +48,26 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def command(data: Path, run_dir: Path, *extra: str) -> list[str]:
     flags = [
         "--agent=gcivl", "--env=pointmaze-medium-navigate", "--preset=none", f"--data={data}", f"--run_dir={run_dir}",
-        "--agent.hidden_dims=16,16", "--agent.batch_size=32", "--num_seeds=2", "--steps=400", "--log.interval=50",
-        "--checkpoint.interval=100", "--eval.interval=200", "--eval.episodes=0",
+        "--agent.hidden_dims=8", "--agent.batch_size=8", "--num_seeds=2", "--steps=400", "--log.interval=50",
+        "--checkpoint.interval=100", "--eval.interval=200", "--eval.episodes=0", "--workers=1",
+        "--max_episode_steps=300",
     ]  # fmt: skip
-    return [sys.executable, str(MAIN), *flags, *extra]
+    return [*flags, *extra]
 
 
 def run(arguments: list[str]) -> None:
-    subprocess.run(arguments, check=True, capture_output=True, timeout=300)
+    """Runs in this process, of which nothing is tested that ends one."""
+    assert main(*arguments) == 0
 
 
 def resume(run_dir: Path, *extra: str) -> None:
-    run([sys.executable, str(MAIN), "--resume", f"--run_dir={run_dir}", *extra])
+    run(["--resume", f"--run_dir={run_dir}", *extra])
+
+
+def kill_at(event: str, part: str, arguments: list[str]) -> None:
+    """Runs in a process that kills itself at such an event."""
+    killed = subprocess.run([sys.executable, "-c", KILL_SELF, event, part, PROGRAM, *arguments], capture_output=True)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
 
 
 def assert_same_run(one: Path, other: Path, step: int) -> None:
@@ -96,9 +105,7 @@ def test_a_finished_run_goes_on_to_more_steps(data: Path, undisturbed: Path, tmp
 )
 def test_kill_during_a_checkpoint_write(data: Path, undisturbed: Path, tmp_path: Path, event: str, part: str) -> None:
     folder = tmp_path / "run"
-    arguments = command(data, folder)
-    killed = subprocess.run([arguments[0], "-c", KILL_SELF, event, part, *arguments[1:]], capture_output=True)
-    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
+    kill_at(event, part, command(data, folder))
     assert not (folder / "checkpoints" / "200").exists()
     assert (folder / "checkpoints" / "100").exists()
     assert '"step": 200' in (folder / "metrics.jsonl").read_text()
@@ -118,10 +125,7 @@ def wait_for(path: Path, text: str, process: subprocess.Popen) -> None:
 
 def test_a_run_killed_before_its_first_checkpoint_begins_anew(data: Path, undisturbed: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    arguments = command(data, folder)
-    hook = ["open", "checkpoints/0.orbax-checkpoint-tmp"]
-    killed = subprocess.run([arguments[0], "-c", KILL_SELF, *hook, *arguments[1:]], capture_output=True)
-    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
+    kill_at("open", "checkpoints/0.orbax-checkpoint-tmp", command(data, folder))
     resume(folder)
     assert_same_run(undisturbed, folder, 400)
 
@@ -145,7 +149,7 @@ def test_what_a_kill_before_config_json_leaves_is_no_run(tmp_path: Path) -> None
 @pytest.fixture(scope="module")
 def undisturbed_with_evaluation(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("evaluated") / "run"
-    run(command(data, folder, "--agent=gcbc", "--eval.episodes=1"))
+    run(command(data, folder, "--eval.episodes=1"))
     lines = [json.loads(line) for line in (folder / "eval.jsonl").read_text().splitlines()]
     assert [(line["step"], line["run"], line["task"]) for line in lines] == [
         (step, run, task) for step in (200, 400) for run in range(2) for task in range(1, 6)
@@ -160,7 +164,7 @@ def test_a_signal_during_training_or_evaluation(
     """The signal goes to the whole process group, as from a terminal or a batch system."""
     folder = tmp_path / "run"
     process = subprocess.Popen(
-        command(data, folder, "--agent=gcbc", "--eval.episodes=1"),
+        [sys.executable, PROGRAM, *command(data, folder, "--eval.episodes=1")],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

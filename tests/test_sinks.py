@@ -28,6 +28,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:Sharding info not provided")
 OFFLINE = (
     "--env=Pendulum-v1", "--preset=none", "--agent=bc", "--agent.hidden_dims=4", "--agent.batch_size=4", "--workers=1",
     "--steps=20", "--log.interval=5", "--eval.interval=10", "--checkpoint.interval=10", "--eval.episodes=1",
+    "--max_episode_steps=40",
 )  # fmt: skip
 ALL = ("--log.csv", "--log.tensorboard", "--log.wandb")
 Points = dict[str, list[tuple[int, float]]]

@@ -35,11 +35,17 @@ from flowrl.training.checkpoint import Checkpoints
 from flowrl.training.evaluation import Evaluator
 
 pytestmark = pytest.mark.filterwarnings("ignore:Sharding info not provided")
-TINY = ("--env=Pendulum-v1", "--preset=none", "--agent.hidden_dims=4", "--agent.batch_size=4", "--workers=1")
-OFFLINE = (*TINY, "--agent=bc", "--steps=20", "--log.interval=5", "--eval.interval=10", "--checkpoint.interval=10")
+TINY = (
+    "--env=Pendulum-v1", "--preset=none", "--agent.hidden_dims=4", "--agent.batch_size=4", "--workers=1",
+    "--max_episode_steps=40",
+)  # fmt: skip
+OFFLINE = (
+    *TINY, "--agent=bc", "--agent.flow.steps=1", "--steps=20", "--log.interval=5", "--eval.interval=10",
+    "--checkpoint.interval=10",
+)  # fmt: skip
 ONLINE = (
-    *TINY, "--agent=td3", "--online.steps=20", "--online.warmup_steps=5", "--log.interval=10", "--eval.interval=20",
-    "--checkpoint.interval=20",
+    *TINY, "--agent=td3", "--online.steps=20", "--online.buffer_size=20", "--online.warmup_steps=5",
+    "--log.interval=10", "--eval.interval=20", "--checkpoint.interval=20",
 )  # fmt: skip
 RATES = "--agent.learning_rate=0.001,0.01"
 
@@ -48,7 +54,7 @@ RATES = "--agent.learning_rate=0.001,0.01"
 def undisturbed(data: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two groups of two learning rates and two seeds, evaluated."""
     folder = tmp_path_factory.mktemp("undisturbed") / "sweep"
-    static = ("--agent.distribution=gaussian,flow", "--agent.flow.steps=1", "--eval.episodes=1")
+    static = ("--agent.distribution=gaussian,flow", "--eval.episodes=1")
     assert sweep(*OFFLINE, data, RATES, *static, "--num_seeds=2", f"--run_dir={folder}") == 0
     return folder
 
@@ -230,7 +236,7 @@ def test_a_broken_sweep_ends_like_an_undisturbed_one(
     data: str, undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder, checkpoint = tmp_path / "sweep", Runner._checkpoint
-    static = ("--agent.distribution=gaussian,flow", "--agent.flow.steps=1", "--eval.episodes=1")
+    static = ("--agent.distribution=gaussian,flow", "--eval.episodes=1")
     command = (*OFFLINE, data, RATES, *static, "--num_seeds=2", f"--run_dir={folder}")
 
     def killed(self: Runner, step: int, *arguments: Any) -> None:
@@ -303,7 +309,7 @@ def test_a_signal_at_any_moment_leaves_what_the_same_command_continues(
         return result
 
     program, folder = load("experiments/sweep.py").main, tmp_path / "sweep"
-    static = ("--agent.distribution=gaussian,flow", "--agent.flow.steps=1", "--eval.episodes=1", "--num_seeds=2")
+    static = ("--agent.distribution=gaussian,flow", "--eval.episodes=1", "--num_seeds=2")
     monkeypatch.setattr(sys, "argv", ["sweep.py", *OFFLINE, data, RATES, *static, f"--run_dir={folder}"])
     monkeypatch.setattr(place, name, signalled)
     with pytest.raises(SystemExit) as stopped:

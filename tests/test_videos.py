@@ -22,12 +22,12 @@ from flowrl.training import evaluation
 
 pytestmark = pytest.mark.filterwarnings("ignore:Sharding info not provided")
 MAZE = (
-    "--agent=gcbc", "--env=pointmaze-medium-navigate", "--preset=none", "--agent.hidden_dims=16", "--workers=1",
-    "--agent.batch_size=16", "--steps=20", "--eval.interval=20", "--eval.episodes=2", "--num_seeds=2", "--log.csv",
+    "--agent=gcbc", "--env=pointmaze-medium-navigate", "--preset=none", "--agent.hidden_dims=4", "--workers=1",
+    "--agent.batch_size=4", "--steps=20", "--eval.interval=20", "--eval.episodes=2", "--num_seeds=2", "--log.csv",
 )  # fmt: skip
 PENDULUM = (
-    "--agent=td3", "--env=Pendulum-v1", "--preset=none", "--agent.hidden_dims=4", "--agent.batch_size=4", "--workers=1",
-    "--online.steps=20", "--eval.interval=20", "--eval.episodes=2",
+    "--agent=bc", "--env=Pendulum-v1", "--preset=none", "--agent.hidden_dims=4", "--agent.batch_size=4", "--workers=1",
+    "--online.steps=20", "--online.buffer_size=20", "--eval.interval=20", "--eval.episodes=2",
 )  # fmt: skip
 
 
@@ -56,8 +56,8 @@ def frames(path: Path) -> tuple[str, np.ndarray]:
 
 
 def short_episodes(env_id: str, **given: Any) -> Any:
-    """Makes an environment whose episodes end after 60 steps."""
-    return _make(env_id, **given, max_episode_steps=60)
+    """Makes an environment whose episodes end after 8 steps."""
+    return _make(env_id, **given, max_episode_steps=8)
 
 
 _make = making.make
@@ -102,8 +102,8 @@ def test_videos_show_the_evaluation_of_the_first_run(
         assert "h264" in facts
         assert "yuv420p" in facts
         assert (folder / "videos" / name).stat().st_size < 300_000
-        # 60 of 60 steps and the start.
-        assert shown.shape == (61, camera.SIZE, camera.SIZE, 3)
+        # 8 of 8 steps and the start.
+        assert shown.shape == (9, camera.SIZE, camera.SIZE, 3)
         pink = (shown[0, ..., 0] > 220) & (abs(shown[0, ..., 1].astype(int) - 130) < 40) & (shown[0, ..., 2] > 120)
         assert 5 < pink.sum() < 500  # the goal
         assert (shown[0] != shown[-1]).any()
@@ -134,6 +134,7 @@ def test_a_finished_run_without_videos_gets_them_when_resumed(tmp_path: Path) ->
 def test_a_finished_sweep_gets_them_of_its_groups(tmp_path: Path) -> None:
     pytest.importorskip("pygame", reason="Gymnasium draws the pendulum with pygame, which is not installed")
     grid = ("--agent.learning_rate=0.001,0.01", "--agent.hidden_dims=4:2", f"--run_dir={tmp_path}")
+    grid = (*grid, "--max_episode_steps=40")
     assert sweep(*[flag for flag in PENDULUM if "hidden_dims" not in flag], *grid) == 0
     before = [(tmp_path / group / "metrics.jsonl").read_bytes() for group in ("group1", "group2")]
     assert sweep("--resume", f"--run_dir={tmp_path}", "--log.video_episodes=1") == 0
@@ -213,16 +214,14 @@ def test_more_videos_than_episodes_are_refused(tmp_path: Path) -> None:
 
 def test_played_again_in_any_row(monkeypatch: pytest.MonkeyPatch) -> None:
     """Fewer slots than episodes, and another run beside: outcomes are those of the evaluation."""
-    from test_evaluate import ENV, keys_of, policies_of, wanderer
+    from test_evaluate import MAKE, keys_of, policies_of, wanderer
 
     sizes = dict(tasks=5, episodes=2, workers=1, slots=6)
-    evaluator = evaluation.Evaluator(wanderer(), functools.partial(making.make, ENV), keys_of(3, 4), **sizes)  # type: ignore[arg-type]
+    evaluator = evaluation.Evaluator(wanderer(), MAKE, keys_of(3, 4), **sizes)  # type: ignore[arg-type]
     try:
         policies = policies_of(2)
         whole, calls = evaluator(policies), []
-        again = evaluator.play_first_run(
-            policies, functools.partial(making.make, ENV), 1, lambda done, total: calls.append((done, total))
-        )
+        again = evaluator.play_first_run(policies, MAKE, 1, lambda done, total: calls.append((done, total)))
     finally:
         evaluator.close()
     for name in ("successes", "returns", "lengths"):
