@@ -14,13 +14,13 @@ from flowrl.config import MOST_COUNT, config, nested, static, traced
 from flowrl.critics import Critic
 from flowrl.data.samplers import Transitions
 from flowrl.losses import multiplier
-from flowrl.networks import MLP, Network, Spec, named
+from flowrl.networks import MLP, Network, Spec, named, orthogonal
 from flowrl.optim import descend, polyak
 from flowrl.policies import act_squashed, squashed
 from flowrl.train_state import Batch, Loss, Metrics, Params, Policy, TrainState
 
 LOG_STD_RANGE = (-20.0, 2.0)
-HIDDEN_INIT, FINAL_INIT = nn.initializers.orthogonal(2**0.5), nn.initializers.orthogonal(0.01)
+HIDDEN_INIT, FINAL_INIT = orthogonal(2**0.5), orthogonal(0.01)
 MULTIPLIERS = (0.0, 1e6)
 """Bounds of the multiplier in the Lagrangian form."""
 

@@ -107,6 +107,24 @@ def side_by_side(heads: int, one: Initializer) -> Initializer:
     return init
 
 
+_qr = jax.custom_batching.sequential_vmap(partial(jnp.linalg.qr, mode="reduced"))
+
+
+def orthogonal(scale: float) -> Initializer:
+    """Orthogonal kernel initialisation, as `flax.linen.initializers.orthogonal`, one matrix after another.
+
+    On machines with two cores jaxlib's factorisations of several batches of matrices can wait for each other for ever:
+    each asks for help by threads that all wait in others.
+    """
+
+    def init(key: jax.Array, shape: tuple[int, int], dtype: Any = jnp.float32) -> jax.Array:
+        q, r = _qr(jax.random.normal(key, (max(shape), min(shape)), dtype))
+        q = q * jnp.sign(jnp.diag(r))
+        return scale * (q.T if shape[0] < shape[1] else q)
+
+    return init
+
+
 def truncated(key: jax.Array, shape: Sequence[int], dtype: Any = jnp.float32) -> jax.Array:
     """Kernel initialisation N(0, 1/fan-in), cut at two deviations and not widened again (Haiku's default)."""
     return jax.random.truncated_normal(key, -2.0, 2.0, shape, dtype) / jnp.sqrt(jnp.asarray(shape[-2], dtype))

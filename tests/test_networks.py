@@ -1,10 +1,13 @@
 """Network modules against plain formulas, and networks that agents call by name."""
 
+import re
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax.linen.initializers import orthogonal as flaxs
 
 from flowrl.networks import (
     MLP,
@@ -16,6 +19,7 @@ from flowrl.networks import (
     glorot,
     mish,
     named,
+    orthogonal,
     side_by_side,
     truncated,
     vector,
@@ -201,8 +205,29 @@ def test_networks_are_called_by_name_with_any_parameters() -> None:
     assert hash(nets["first"]) == hash(Network("first", MLP((4,), 2), (s,)))
 
 
+@pytest.mark.parametrize("shape", [(3, 8), (8, 3), (5, 5)])
+def test_orthogonal_kernels_are_flaxs_and_factorised_one_by_one(shape: tuple[int, int]) -> None:
+    """Side by side, LAPACK's threads may wait for each other for ever."""
+    keys = jax.random.split(jax.random.key(0), 3)
+    mapped, theirs = (jax.vmap(lambda key, one=one: one(key, shape)) for one in (orthogonal(0.7), flaxs(0.7)))
+    np.testing.assert_array_equal(mapped(keys), theirs(keys))
+    for function, axes in ((mapped, 2), (theirs, 3)):
+        (dims,) = re.findall(r"f32\[([\d,]+)\] = qr\[", str(jax.make_jaxpr(function)(keys)))
+        assert len(dims.split(",")) == axes
+
+
 FAULTS = {
     "flowrl/networks.py": [
+        (
+            'jax.custom_batching.sequential_vmap(partial(jnp.linalg.qr, mode="reduced"))',
+            'partial(jnp.linalg.qr, mode="reduced")',
+            "test_orthogonal_kernels_are_flaxs_and_factorised_one_by_one",
+        ),
+        (
+            "q = q * jnp.sign(jnp.diag(r))",
+            "pass",
+            "test_orthogonal_kernels_are_flaxs_and_factorised_one_by_one",
+        ),
         (
             "n / (n + 2.0)",
             "n / (n + 1.0)",
