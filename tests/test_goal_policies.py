@@ -203,7 +203,7 @@ def trained_on_line(name: str) -> tuple[Agent, TrainState]:
         data_key, update_key = (stream_key(key, stream, state.step) for stream in ("data", "update"))
         return agent.update(state, agent.batch(state.config).sample(data_key, dataset, 128), update_key)[0]
 
-    @functools.partial(jax.jit, compiler_options=IN_HASTE)
+    @jax.jit
     def train(state: TrainState, factor: float) -> TrainState:
         """Updates with a learning rate times `factor`."""
         rate = state.config.learning_rate * factor
