@@ -47,7 +47,7 @@ RATES: dict[str, dict[str, float]] = {
 
 
 def config_of(name: str, told: dict[str, Any] | None = None) -> Any:
-    return told_config(name, {"hidden_dims": (16, 16), "learning_rate": 1e-2, **TOLD[name], **(told or {})})
+    return told_config(name, {"hidden_dims": (16,), "learning_rate": 1e-2, **TOLD[name], **(told or {})})
 
 
 def agent_of(name: str, told: dict[str, Any] | None = None) -> Agent:

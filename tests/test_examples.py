@@ -14,12 +14,17 @@ from commands import ROOT, load, main, save_walks
 import flowrl.agents
 from flowrl.data.dataset import from_arrays
 from flowrl.data.samplers import Segments, require
+from flowrl.generative import Flow
 from flowrl.networks import Spec
+from flowrl.policies import BestOfN
 from flowrl.run_folder import logs
 
 
-def test_an_agent_in_somebody_elses_loop_finds_the_rewarded_mode() -> None:
-    assert load("docs/examples/own_loop.py").main() > 0.95
+def test_an_agent_in_somebody_elses_loop_finds_the_rewarded_mode(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = load("docs/examples/own_loop.py")
+    for name, fewer in {"ROWS": 512, "BATCH": 64, "UPDATES": 500}.items():
+        monkeypatch.setattr(module, name, fewer)
+    assert module.main() > 0.95
 
 
 def test_an_agent_learns_from_somebody_elses_sampler(tmp_path: Path) -> None:
@@ -41,8 +46,8 @@ def test_a_file_of_ones_own_trains_an_agent(tmp_path: Path) -> None:
     np.savez(tmp_path / "pendulum.npz", **arrays)
     folder = tmp_path / "run"
     names = ("--agent=sscp", "--env=Pendulum-v1", "--preset=quick", f"--data={tmp_path / 'pendulum.npz'}")
-    sizes = ("--agent.hidden_dims=8", "--agent.batch_size=8", "--steps=2", "--eval.episodes=1", "--eval.interval=2")
-    assert main(*names, *sizes, f"--run_dir={folder}") == 0
+    sizes = ("--agent.hidden_dims=4", "--agent.batch_size=8", "--steps=2", "--eval.episodes=1", "--eval.interval=2")
+    assert main(*names, *sizes, "--workers=1", f"--run_dir={folder}") == 0
     assert -2000 < logs.read_json(folder / "summary.json")["return"] < 0
 
 
@@ -59,8 +64,8 @@ def test_hand_written_control_swings_the_pendulum_up() -> None:
     ("name", "flags"),
     [
         ("max_q", ("--agent.alpha=1", "--agent.critic.heads=3")),
-        ("lagrange", ("--agent.distance=0.1", "--agent.critic.hidden_dims=8,8")),
-        ("chunks", ("--agent.chunk=3", "--agent.flow.steps=2", "--agent.choice.num_samples=2")),
+        ("lagrange", ("--agent.distance=0.1", "--agent.critic.hidden_dims=4")),
+        ("chunks", ("--agent.chunk=3", "--agent.flow.steps=1", "--agent.choice.num_samples=2")),
     ],
 )
 def test_a_new_agent_runs_from_the_command_line(
@@ -71,7 +76,7 @@ def test_a_new_agent_runs_from_the_command_line(
     monkeypatch.setattr(flowrl.agents, "__path__", [*flowrl.agents.__path__, str(tmp_path)])
     data, folder = save_walks(tmp_path / "tiny.npz"), tmp_path / "run"
     names = (f"--agent={name}", "--env=pointmaze-medium-navigate-singletask", "--preset=quick", f"--data={data}")
-    sizes = ("--agent.hidden_dims=8", "--agent.batch_size=8", "--steps=2", "--log.interval=1", "--workers=1")
+    sizes = ("--agent.hidden_dims=4", "--agent.batch_size=8", "--steps=2", "--log.interval=1", "--workers=1")
     schedule = ("--eval.episodes=1", "--eval.interval=2", "--max_episode_steps=5")
     assert main(*names, *sizes, *flags, *schedule, f"--run_dir={folder}") == 0
     assert [line["step"] for line in logs.read_lines(folder / "metrics.jsonl")] == [1, 2]
@@ -79,24 +84,28 @@ def test_a_new_agent_runs_from_the_command_line(
 
 
 def test_a_learnt_weight_holds_the_distance_from_the_data() -> None:
-    """Rewards are the actions, so that Q pulls the policy away from actions at 0, as far as it is allowed."""
+    """Rewards are 2 + a, so that Q pulls the policy away from the data's actions, as far as it is allowed.
+
+    These lie about 0 with variance v, an action is at the distance a² + v of them, and of those that are allowed
+    a = √(ε − v) has the largest Q. There λ · 2a = 1 / Q.
+    """
     module = load("docs/examples/lagrange.py")
-    config = module.Config(hidden_dims=(32,), learning_rate=3e-3, distance=0.25)
+    config = module.Config(hidden_dims=(16,), learning_rate=1e-2, distance=0.25)
     agent = module.make(config, Spec.of_sizes(1, 1))
-    zeros = jnp.zeros((64, 1))
-    actions = jax.random.uniform(jax.random.key(0), (64, 1), minval=-0.5, maxval=0.5)
-    rows = {"observations": zeros, "actions": actions, "rewards": actions[:, 0], "masks": zeros[:, 0]}
+    zeros, actions = jnp.zeros((64, 1)), jnp.linspace(-0.5, 0.5, 64)[:, None]
+    rows = {"observations": zeros, "actions": actions, "rewards": 2 + actions[:, 0], "masks": zeros[:, 0]}
     batch = agent.batch(config).complete({**rows, "next_observations": zeros})
 
-    def step(state: Any, key: jax.Array) -> Any:
-        return agent.update(state, batch, key)
+    @jax.jit
+    def train(keys: jax.Array) -> Any:
+        state, metrics = jax.lax.scan(lambda s, key: agent.update(s, batch, key), agent.init(keys[0], config), keys)
+        return agent.act(agent.policy(state), {"observations": zeros}, keys[0])[0, 0], metrics
 
-    keys = jax.random.split(jax.random.key(1), 3000)
-    state, metrics = jax.jit(lambda state: jax.lax.scan(step, state, keys))(agent.init(jax.random.key(2), config))
-    assert agent.act(agent.policy(state), {"observations": zeros}, keys[0])[0, 0] == pytest.approx(
-        0.41, abs=0.08
-    )  # √(0.25 − 1/12)
-    assert metrics["actor/distance"][-500:].mean() == pytest.approx(0.25, abs=0.03)
+    action, metrics = train(jax.random.split(jax.random.key(0), 2000))
+    best = np.sqrt(0.25 - np.var(actions))
+    assert action == pytest.approx(best, abs=0.05)
+    assert metrics["actor/distance"][-100:].mean() == pytest.approx(0.25, abs=0.02)
+    assert metrics["actor/weight"][-100:].mean() == pytest.approx(1 / (2 * best * (2 + best)), abs=0.1)
 
 
 def test_chunks_of_actions_are_those_of_the_data() -> None:
@@ -106,17 +115,20 @@ def test_chunks_of_actions_are_those_of_the_data() -> None:
     terminals = np.arange(240) % 6 == 5
     arrays = {"observations": 0 * signs, "actions": 0.5 * signs, "rewards": signs[:, 0], "terminals": terminals}
     dataset = from_arrays(arrays | {"masks": np.ones(240, np.float32)})
-    config = module.Config(hidden_dims=(64, 64), learning_rate=3e-3, chunk=2, discount=0.5, batch_size=128)
+    told = {"flow": Flow(steps=5), "choice": BestOfN(num_samples=8)}
+    config = module.Config(hidden_dims=(32, 32), learning_rate=5e-3, chunk=2, discount=0.5, batch_size=64, **told)
     agent, kind = module.make(config, Spec.of_sizes(1, 1)), Segments(2, 0.5)
     require(kind, dataset.fields)
 
-    def step(state: Any, key: jax.Array) -> Any:
-        return agent.update(state, kind.sample(key, dataset, 128), key)
+    @jax.jit
+    def train(keys: jax.Array) -> jax.Array:
+        def step(state: Any, key: jax.Array) -> Any:
+            return agent.update(state, kind.sample(key, dataset, 64), key)
 
-    keys = jax.random.split(jax.random.key(1), 500)
-    state, _ = jax.jit(lambda state: jax.lax.scan(step, state, keys))(agent.init(jax.random.key(2), config))
-    inputs = {"observations": jnp.zeros((200, 1))}
-    best = agent.act(agent.policy(state), inputs, keys[0])
+        state, _ = jax.lax.scan(step, agent.init(keys[0], config), keys)
+        return agent.act(agent.policy(state), {"observations": jnp.zeros((200, 1))}, keys[0])
+
+    best = train(jax.random.split(jax.random.key(1), 400))
     assert best.shape == (200, 2, 1)
-    np.testing.assert_allclose(jnp.median(best, axis=0), 0.5, atol=0.1)
+    np.testing.assert_allclose(np.median(best, axis=0), 0.5, atol=0.1)
     assert (best > 0).mean() > 0.95

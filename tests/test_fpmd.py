@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from small_agents import SPEC, compiled, compiled_mapped, networks_of, stack, with_config
+from small_agents import IN_HASTE, SPEC, compiled, compiled_mapped, networks_of, stack, with_config
 from small_agents import config_of as told_config
 from small_agents import transitions as batch_of
 from stub_agents import network
@@ -39,7 +39,7 @@ def agent_of(name: str, told: dict[str, Any] | None = None) -> Agent:
 
 @functools.cache
 def _fresh(agent: Agent) -> Any:
-    return jax.jit(agent.init)
+    return jax.jit(agent.init, compiler_options=IN_HASTE)
 
 
 def state_of(name: str, told: dict[str, Any] | None = None, seed: int = 0) -> TrainState:
@@ -78,10 +78,9 @@ def test_weights_by_hand(variant: Any) -> None:
 
 
 def test_the_temperature_seeks_the_target_entropy() -> None:
-    told = {"temperature_delay": 1}
     for alpha, sign in ((5.0, -1), (0.2, 1)):  # the noise's entropy is −1.5 per dimension at α = 0.54
-        state = with_statistics(state_of("fpmd_m", told), 0, 1, alpha)
-        after, _ = compiled(agent_of("fpmd_m", told))(state, batch_of(), jax.random.key(1))
+        state = with_statistics(state_of("fpmd_m"), 0, 1, alpha)
+        after, _ = compiled(agent_of("fpmd_m"))(state, batch_of(), jax.random.key(1))
         change = after.params["temperature"]["log"] - state.params["temperature"]["log"]
         np.testing.assert_allclose(change, sign * 7e-3, rtol=1e-3)
     still = np.exp(-1.5 - 0.5 * np.log(2 * np.pi * np.e)) / 0.1
@@ -179,8 +178,9 @@ def test_particles_are_ranked_as_sampled_and_clipped_afterwards() -> None:
     nets = fpmd.Networks(SPEC, network("actor", jump), network("critic", total))
     params = {"actor": None, "critic": None, "temperature": {"log": jnp.log(5.0)}}
     act = functools.partial(fpmd.act, nets, Policy(config, params), {"observations": jnp.zeros((50, 3))})
+    act = jax.jit(act, static_argnames="explore", compiler_options=IN_HASTE)
     np.testing.assert_allclose(act(jax.random.key(0)), np.tile([1.0, 0.0], (50, 1)))
-    noise = act(jax.random.key(0), explore=True) - jnp.array([1.0, 0.0])
+    noise = act(jax.random.key(0), explore=True) - np.array([1.0, 0.0])
     assert 0.4 < float(noise.std()) < 0.6
     assert (noise[:, 0] > 0).any()
 
@@ -190,10 +190,10 @@ def test_particles_are_chosen_by_q_and_noise_is_for_exploring(name: str) -> None
     told = {"choice.num_samples": 16}
     agent, state, inputs = agent_of(name, told), state_of(name, told), {"observations": jnp.zeros((400, 3))}
     policy, key = agent.policy(state), jax.random.key(1)
-    act = jax.jit(agent.act, static_argnames="explore")
+    act = jax.jit(agent.act, static_argnames="explore", compiler_options=IN_HASTE)
     one, best = (act(policy.replace(config=way), inputs, key) for way in agent.evaluations(policy.config).values())
     noisy = act(policy, inputs, key, explore=True)
-    critic = functools.partial(networks_of(agent).critic, state.params, inputs["observations"])
+    critic = jax.jit(functools.partial(networks_of(agent).critic, state.params, inputs["observations"]))
     assert critic(best).min(axis=0).mean() > critic(one).min(axis=0).mean()
     assert (np.abs(one) <= 1).all()
     assert (np.abs(best) <= 1).all()
@@ -268,15 +268,17 @@ def test_sampling_starts_from_the_deviation_that_is_told(start: str, scale: floa
 def test_a_bandit_with_a_known_answer(name: str) -> None:
     """r = −4 |a − (½, −½)|², then the episode is over. The policy sees its own actions only, and moves to the best."""
     # FPMD-R: with two steps some seeds end in a corner.
-    more: dict[str, Any] = {"fpmd_r": {"policy.steps": 5}, "fpmd_m": {}, "dpmd": {"policy.levels": 5}}
+    more: dict[str, Any] = {"fpmd_r": {"policy.steps": 4}, "fpmd_m": {}, "dpmd": {"policy.levels": 3}}
     told = {
-        "hidden_dims": (32, 32), "choice.num_samples": 8, "temperature_delay": 20, "reward_scale": 1.0,
-        "learning_rate": 3e-3, "decay.final": 3e-3, "temperature_rate": 0.05, "critic.target_rate": 0.05, **more[name],
+        "hidden_dims": (32,), "choice.num_samples": 8, "temperature_delay": 20, "reward_scale": 1.0,
+        "learning_rate": 6e-3, "decay.final": 6e-3, "temperature_rate": 0.1, "critic.target_rate": 0.05, **more[name],
     }  # fmt: skip
     agent, config = agent_of(name, told), config_of(name, told)
     inputs, best = {"observations": jnp.zeros((64, 3))}, jnp.array([0.5, -0.5])
 
-    def train(key: jax.Array) -> TrainState:
+    def distances(key: jax.Array) -> dict[str, jax.Array]:
+        """How far from the best the actions are after training, by way of acting."""
+
         def body(i: jax.Array, state: TrainState) -> TrainState:
             act_key, update_key = jax.random.split(jax.random.fold_in(key, i))
             actions = agent.act(agent.policy(state), inputs, act_key, explore=True)
@@ -284,12 +286,13 @@ def test_a_bandit_with_a_known_answer(name: str) -> None:
             rows = {**inputs, "actions": actions, "rewards": rewards, "next_observations": inputs["observations"]}
             return agent.update(state, agent.batch(config).complete({**rows, "masks": jnp.zeros(64)}), update_key)[0]
 
-        return jax.lax.fori_loop(0, 1500, body, agent.init(key, config))
+        policy = agent.policy(jax.lax.fori_loop(0, 600, body, agent.init(key, config)))
+        ways = {way: policy.replace(config=one) for way, one in agent.evaluations(policy.config).items()}
+        return {way: jnp.abs(agent.act(one, inputs, key) - best).mean() for way, one in ways.items()}
 
-    policy = agent.policy(jax.jit(train)(jax.random.key(0)))
-    for way, most in (("best_of_n", 0.15), ("eval", 0.25)):
-        one = policy.replace(config=agent.evaluations(policy.config)[way])
-        assert float(jnp.abs(agent.act(one, inputs, jax.random.key(1)) - best).mean()) < most
+    found = jax.jit(distances, compiler_options=IN_HASTE)(jax.random.key(0))
+    assert float(found["best_of_n"]) < 0.15
+    assert float(found["eval"]) < 0.25
 
 
 FAULTS = {

@@ -14,7 +14,6 @@ from goal_references import (
     RATES,
     REP,
     TRAINED,
-    OneLoss,
     Reference,
     agent_of,
     config_of,
@@ -23,7 +22,19 @@ from goal_references import (
     sscp_two_hops,
     state_of,
 )
-from small_agents import A, B, D, assert_same, compiled, followed, networks_of, with_config
+from small_agents import (
+    IN_HASTE,
+    A,
+    B,
+    D,
+    assert_same,
+    compiled,
+    compiled_mapped,
+    followed,
+    networks_of,
+    stack,
+    with_config,
+)
 from small_agents import assert_close as closer
 from small_agents import goal_transitions as batch_of
 
@@ -33,7 +44,7 @@ from flowrl.config import as_arrays, put, values
 from flowrl.data.dataset import from_arrays
 from flowrl.data.goals import GoalMix
 from flowrl.data.samplers import Goals
-from flowrl.train_state import Batch, TrainState
+from flowrl.train_state import Batch, Params, TrainState
 
 assert_close = functools.partial(closer, rtol=2e-4, atol=2e-5)
 
@@ -45,18 +56,24 @@ each_agent = pytest.mark.parametrize("name", NAMES)
 # --- losses and gradients ---
 
 
+@functools.cache
+def graded(name: str, loss: str, mapped: bool = False) -> Callable[..., Any]:
+    """A loss of an agent with its gradients, compiled once."""
+    function = jax.value_and_grad(losses_of(name)[loss][0], has_aux=True)
+    return jax.jit(jax.vmap(function) if mapped else function, compiler_options=IN_HASTE)
+
+
 @each_loss
 def test_losses_and_gradients_equal_their_references(name: str, loss: str) -> None:
-    function, reference = losses_of(name)[loss]
+    _, reference = losses_of(name)[loss]
     states, batches = [state_of(name, seed) for seed in (0, 1)], [batch_of(seed) for seed in (0, 1)]
-    graded = jax.value_and_grad(function, has_aux=True)
-    mapped = jax.jit(jax.vmap(graded))(
+    mapped = graded(name, loss, mapped=True)(
         *(jax.tree.map(lambda *x: jnp.stack(x), *trees) for trees in ([s.params for s in states], states, batches))
     )
     for i, (state, batch) in enumerate(zip(states, batches, strict=True)):
         ref = Reference(name, state, batch)
         expected, expected_grads = jax.value_and_grad(functools.partial(reference, ref))(state.params)
-        (value, metrics), grads = jax.jit(graded)(state.params, state, batch)
+        (value, metrics), grads = graded(name, loss)(state.params, state, batch)
         assert_close(value, expected)
         assert_close(grads, expected_grads)
         assert_close(metrics[f"{loss}/loss"], expected)
@@ -84,11 +101,11 @@ def test_weights_are_cut_at_one_hundred() -> None:
         ("hiql", "low_actor", "low_alpha"),
         ("gc_sscp", "high", "high_alpha"),
     ):
-        (function, reference), largest = losses_of(name)[loss], 0.0
+        (_, reference), largest = losses_of(name)[loss], 0.0
         for seed in range(3):
             state = state_of(name, seed)
             state = with_config(state, {alpha: 1000})
-            value, metrics = function(state.params, state, batch_of(seed))
+            (value, metrics), _ = graded(name, loss)(state.params, state, batch_of(seed))
             assert_close(value, reference(Reference(name, state, batch_of(seed)), state.params), rtol=2e-3)
             largest = max(largest, float(metrics[f"{loss}/weight"]))
         assert 10 < largest <= 100
@@ -108,25 +125,25 @@ ROUTES = {
 }
 
 
-def receivers(name: str, function: OneLoss, told: dict[str, Any] | None = None) -> set[str]:
-    state = state_of(name).replace(config=as_arrays(config_of(name, told)))
-    grads = jax.jit(jax.grad(function, has_aux=True))(state.params, state, batch_of())[0]
+def receivers(grads: Params) -> set[str]:
+    """The networks whose gradients are not zero."""
     return {network for network in grads if any(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(grads[network]))}
 
 
 @each_loss
 def test_gradients_reach_the_right_networks(name: str, loss: str) -> None:
-    assert receivers(name, losses_of(name)[loss][0]) == ROUTES[name, loss]
+    state = state_of(name)
+    assert receivers(graded(name, loss)(state.params, state, batch_of())[1]) == ROUTES[name, loss]
 
 
 def test_hiql_low_actor_may_train_the_representation() -> None:
-    function, _ = losses_of("hiql", {"low_actor_rep_grad": True})["low_actor"]
-    plain, _ = losses_of("hiql")["low_actor"]
     told = {"low_actor_rep_grad": True}
-    assert receivers("hiql", function, told) == {"low_actor", "goal_rep"}
+    function, _ = losses_of("hiql", told)["low_actor"]
     state = state_of("hiql")
     other = state.replace(config=as_arrays(config_of("hiql", told)))
-    np.testing.assert_allclose(function(state.params, other, batch_of())[0], plain(state.params, state, batch_of())[0])
+    (value, _), grads = jax.jit(jax.value_and_grad(function, has_aux=True))(state.params, other, batch_of())
+    assert receivers(grads) == {"low_actor", "goal_rep"}
+    np.testing.assert_allclose(value, graded("hiql", "low_actor")(state.params, state, batch_of())[0][0], rtol=1e-6)
 
 
 # --- one step ---
@@ -148,7 +165,7 @@ LOSSES = {name: vars(gc_sscp)[name] for name in NOISE}
 
 
 def update_with_noise(name: str, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
-    """The jitted update, which also returns the noise that GC-SSCP's update hands to each of its losses."""
+    """The update, which also returns the noise that GC-SSCP's update hands to each of its losses."""
     record: dict[str, Any] = {}
 
     def recorded(loss: str, original: Callable[..., Any], *args: Any, **noise: Any) -> Any:
@@ -157,13 +174,14 @@ def update_with_noise(name: str, monkeypatch: pytest.MonkeyPatch) -> Callable[..
 
     for loss in LOSSES:
         monkeypatch.setattr(gc_sscp, loss, functools.partial(recorded, loss, LOSSES[loss]))
-    return jax.jit(lambda state, batch, key: (*agent_of(name).update(state, batch, key), record))
+    update = agent_of(name).update
+    return lambda *arguments: (*update(*arguments), record)
 
 
 def test_gc_sscp_draws_its_noise_as_the_paper_does(monkeypatch: pytest.MonkeyPatch) -> None:
     many = {name: jnp.tile(field, (500, *[1] * (field.ndim - 1))) for name, field in batch_of().items()}
     update = update_with_noise("gc_sscp", monkeypatch)
-    *_, record = update(state_of("gc_sscp"), many, jax.random.key(0))
+    record = jax.jit(lambda *arguments: update(*arguments)[-1])(state_of("gc_sscp"), many, jax.random.key(0))
     first, second = record["shortcut_loss"]
     assert_close(record["low_loss"], record["high_loss"], rtol=0, atol=0)
     arrays = [double(array) for pair in (record["low_loss"], first, second) for array in pair]
@@ -184,10 +202,11 @@ def test_gc_sscp_draws_its_noise_as_the_paper_does(monkeypatch: pytest.MonkeyPat
 def test_a_step_is_adam_on_the_sum_of_all_gradients_at_the_same_parameters(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    update, originals = update_with_noise(name, monkeypatch), losses_of(name)
+    update = jax.jit(update_with_noise(name, monkeypatch), compiler_options=IN_HASTE)
+    originals = losses_of(name)
     state, networks = state_of(name), networks_of(agent_of(name))
 
-    @jax.jit
+    @functools.partial(jax.jit, compiler_options=IN_HASTE)
     def summed(state: TrainState, batch: Batch, noise: dict[str, Any]) -> Any:
         functions = {loss: function for loss, (function, _) in originals.items()}
         for loss in noise:
@@ -249,23 +268,22 @@ def test_a_new_state_starts_with_copies_as_targets(name: str) -> None:
 def test_mapped_runs_with_different_hyperparameters_equal_separate_runs(name: str) -> None:
     agent, config = agent_of(name), as_arrays(config_of(name))
     configs = [config, jax.tree.map(lambda value: (0.7 * value).astype(value.dtype), config)]
-    batches = jax.tree.map(lambda *x: jnp.stack(x), *(batch_of(seed) for seed in range(5)))
 
     def train(state: TrainState) -> TrainState:
-        def step(state: TrainState, batch: Batch) -> tuple[TrainState, None]:
-            return agent.update(state, batch, jax.random.key(state.step))[0], None
-
-        return jax.lax.scan(step, state, batches)[0]
+        for step in range(5):
+            state, _ = compiled(agent)(state, batch_of(step), jax.random.key(step))
+        return state
 
     starts = [state_of(name, seed).replace(config=one) for seed, one in enumerate(configs)]
-    mapped = jax.jit(jax.vmap(train))(jax.tree.map(lambda *x: jnp.stack(x), *starts))
-    separate = jax.jit(train)
-    alone = [separate(start) for start in starts]
+    mapped = stack(starts)
+    for step in range(5):
+        mapped, _ = compiled_mapped(agent)(mapped, batch_of(step), jnp.stack([jax.random.key(step)] * 2))
+    alone = [train(start) for start in starts]
     for i, state in enumerate(alone):
-        run = jax.tree.map(lambda x, i=i: x[i], mapped)
+        run = jax.tree.map(lambda x, i=i: x[i], mapped.replace(step=None))
         assert_close((run.params, run.target_params), (state.params, state.target_params), atol=1e-3)
     # A learning rate of 0.7 against 1 from the same start: the parameters cannot agree.
-    same = separate(starts[0].replace(config=configs[1]))
+    same = train(starts[0].replace(config=configs[1]))
     assert np.abs(jax.tree.leaves(same.params)[0] - jax.tree.leaves(alone[0].params)[0]).max() > 1e-3
 
 
@@ -274,7 +292,8 @@ def test_an_update_reads_what_its_batches_hold(name: str) -> None:
     agent, config = agent_of(name), config_of(name)
     kind = agent.batch(config)
     rows = {"observations": np.zeros((20, D), np.float32), "actions": np.zeros((20, A), np.float32)}
-    batch = kind.sample(jax.random.key(0), from_arrays(rows | {"terminals": np.arange(20) % 10 == 9}), B)
+    dataset = from_arrays(rows | {"terminals": np.arange(20) % 10 == 9})
+    batch = jax.eval_shape(lambda key: kind.sample(key, dataset, B), jax.random.key(0))
     reads = {
         "gcbc": {"observations", "actions", "actor_goals"},
         "gcivl": {"observations", "next_observations", "actions", "rewards", "discounts", "value_goals", "actor_goals"},

@@ -19,7 +19,7 @@ from goal_references import (
     sscp_two_hops,
     state_of,
 )
-from small_agents import compiled, networks_of
+from small_agents import IN_HASTE, compiled, networks_of
 from small_agents import goal_transitions as batch_of
 
 from flowrl import agents
@@ -53,12 +53,12 @@ def test_actions_have_the_shape_of_the_observations_and_stay_in_bounds(name: str
 def test_acting_at_the_origin_before_training_is_finite(name: str) -> None:
     # All biases start at zero, and so does every hidden layer there.
     agent = agent_of(name)
-    state = agent.init(jax.random.key(0), config_of(name))
+    state = jax.jit(agent.init, compiler_options=IN_HASTE)(jax.random.key(0), config_of(name))
     origin = {"observations": jnp.zeros((2, 3)), "goals": jnp.zeros((2, 3))}
-    assert jnp.isfinite(agent.act(agent.policy(state), origin, jax.random.key(1))).all()
+    assert np.isfinite(jax.jit(agent.act)(agent.policy(state), origin, jax.random.key(1))).all()
     batch = {field: jnp.zeros_like(array) for field, array in batch_of().items()}
     after, metrics = compiled(agent)(state, batch, jax.random.key(2))
-    assert all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves((after.params, metrics)))
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((after.params, metrics)))
 
 
 @pytest.mark.parametrize("name", ["gcbc", "gcivl", "hiql"])
@@ -251,7 +251,8 @@ def test_policies_on_a_line_go_toward_the_goal(name: str) -> None:
         s, g = s[np.abs(s - g) >= 2], g[np.abs(s - g) >= 2]
     eye, draws = jnp.eye(CELLS), 50
     inputs, policy = {"observations": eye[s], "goals": eye[g]}, agent.policy(state)
-    actions = jax.vmap(lambda key: agent.act(policy, inputs, key))(jax.random.split(jax.random.key(5), draws))
+    act = jax.jit(jax.vmap(lambda key: agent.act(policy, inputs, key)))
+    actions = act(jax.random.split(jax.random.key(5), draws))
     toward = double(actions)[..., 0] * np.sign(g - s)
     assert (toward > 0).mean() > 0.97
     # The data's action is ±0.8 toward the goal; a flow policy's is spread around it and clipped.

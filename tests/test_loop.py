@@ -27,7 +27,7 @@ MAPPED_TOLERANCE = 1e-4
 
 
 def config_of(name: str = "gcbc") -> Any:
-    return put(agents.default(name), {"hidden_dims": (16, 16), "batch_size": BATCH})
+    return put(agents.default(name), {"hidden_dims": (8,), "batch_size": BATCH})
 
 
 def make(name: str = "gcbc") -> Agent[Any]:
@@ -58,7 +58,7 @@ def run_of(states: Any, index: int) -> Any:
     return jax.tree.map(lambda leaf: leaf[index : index + 1], states.replace(step=None))
 
 
-@pytest.mark.parametrize("name", ["gc_sscp", "gcivl"])
+@pytest.mark.parametrize("name", ["gcbc", "gcivl"])
 def test_a_mapped_run_agrees_with_the_run_alone(walks: Dataset, name: str) -> None:
     agent, seeds = make(name), (3, 4)
     serial = compiled.build(agent, BATCH, walks, "serial")
@@ -99,7 +99,7 @@ def test_chunks_do_not_change_states_or_metrics(walks: Dataset, mode: Any) -> No
 def test_window_averages_every_update(walks: Dataset) -> None:
     agent, key = make("gcbc"), jax.random.key(0)
     step = jax.jit(functools.partial(updates.train_step, agent, BATCH))
-    state = agent.init(stream_key(key, "init"), as_arrays(config_of()))
+    state = jax.jit(agent.init)(stream_key(key, "init"), as_arrays(config_of()))
     losses = []
     for _ in range(5):
         state, metrics = step(state, key, walks)
@@ -115,8 +115,19 @@ def test_different_seeds_differ_from_the_start_and_in_their_batches(walks: Datas
     kernels = [leaf for leaf in jax.tree.leaves(states.params) if leaf.ndim == 3]
     assert all((leaf[0] != leaf[1]).mean() > 0.9 for leaf in kernels)
     kind = agent.batch(config_of())
-    batches = [kind.sample(stream_key(k, "data", 0), walks, BATCH) for k in keys_of(0, 1)]
-    assert (batches[0]["observations"] != batches[1]["observations"]).mean() > 0.5
+    sample = jax.jit(lambda key: kind.sample(stream_key(key, "data", 0), walks, BATCH)["observations"])
+    one, other = map(sample, keys_of(0, 1))
+    assert (one != other).mean() > 0.5
+
+
+def changed(update: Any) -> Agent[Any]:
+    """GCBC with an update `state -> (state, metrics)` that costs nothing to compile."""
+
+    def counted(state: Any, batch: Any, key: jax.Array) -> Any:
+        state, metrics = update(state)
+        return state.replace(step=state.step + 1), metrics
+
+    return make()._replace(update=counted)
 
 
 class Recorder:
@@ -191,13 +202,13 @@ def test_chunks_shrink_when_steps_become_slow(walks: Dataset, monkeypatch: pytes
 
 
 def test_the_update_is_traced_once_for_shapes_and_once_for_the_program(walks: Dataset) -> None:
-    agent, traces = make(), []
+    traces = []
 
-    def update(*args: Any) -> Any:
+    def update(state: Any) -> Any:
         traces.append(1)
-        return agent.update(*args)
+        return state, {"actor/loss": jnp.zeros(())}
 
-    train(agent._replace(update=update), walks, loop.Schedule(150, 20, 30, 50), Recorder(), chunk_seconds=1e-3)
+    train(changed(update), walks, loop.Schedule(150, 20, 30, 50), Recorder(), chunk_seconds=1e-3)
     assert len(traces) == 2
 
 
@@ -225,33 +236,28 @@ def test_a_stop_right_after_a_checkpoint_saves_no_second_one(walks: Dataset) -> 
 
 
 def test_a_stop_saves_no_parameters_that_are_not_finite(walks: Dataset) -> None:
-    agent = make()
-
-    def update(state: Any, batch: Any, key: jax.Array) -> Any:
-        state, metrics = agent.update(state, batch, key)
-        return state.replace(params=jax.tree.map(lambda leaf: leaf * jnp.nan, state.params)), metrics
+    def update(state: Any) -> Any:
+        poisoned = jax.tree.map(lambda leaf: leaf * jnp.nan, state.params)
+        return state.replace(params=poisoned), {"actor/loss": jnp.zeros(())}
 
     recorder = Recorder(stop_at=1)
     with pytest.raises(loop.Diverged):
-        train(agent._replace(update=update), walks, loop.Schedule(100, 1, 100, 100), recorder)
+        train(changed(update), walks, loop.Schedule(100, 1, 100, 100), recorder)
     assert recorder.saved == []
 
 
 @pytest.mark.parametrize("where", ["metric", "params"])
 def test_divergence_names_update_metric_and_run(walks: Dataset, where: str) -> None:
-    agent = make("gcbc")
-
-    def update(state: Any, batch: Any, key: jax.Array) -> Any:
-        state, metrics = agent.update(state, batch, key)
-        bad = state.step >= 13
+    def update(state: Any) -> Any:
+        step = state.step + 1
         if where == "metric":
-            return state, metrics | {"actor/loss": jnp.where(bad, jnp.inf, metrics["actor/loss"])}
-        poisoned = jax.tree.map(lambda leaf: jnp.where(state.step >= 20, jnp.nan, leaf), state.params)
-        return state.replace(params=poisoned), metrics
+            return state, {"actor/loss": jnp.where(step >= 13, jnp.inf, 0.0)}
+        poisoned = jax.tree.map(lambda leaf: jnp.where(step >= 20, jnp.nan, leaf), state.params)
+        return state.replace(params=poisoned), {"actor/loss": jnp.zeros(())}
 
     recorder = Recorder()
     with pytest.raises(loop.Diverged) as raised:
-        train(agent._replace(update=update), walks, loop.Schedule(20, 5, 20, 5), recorder, chunk_seconds=1e-6)
+        train(changed(update), walks, loop.Schedule(20, 5, 20, 5), recorder, chunk_seconds=1e-6)
     if where == "metric":
         assert raised.value.divergence == (13, "actor/loss", 0)
     else:  # before any metric shows it
@@ -292,7 +298,7 @@ def test_what_is_built_again_is_not_compiled_again(walks: Dataset) -> None:
     """Neither for other numbers, nor for other data of the same shapes."""
     one, other = config_of(), put(config_of(), {"learning_rate": 1e-3, "actor_goals.p_random": 0.5})
     assert agents.build("gcbc", one, SPEC) is agents.build("gcbc", other, SPEC)
-    assert agents.build("gcbc", put(one, {"hidden_dims": (8,)}), SPEC) is not agents.build("gcbc", one, SPEC)
+    assert agents.build("gcbc", put(one, {"hidden_dims": (4,)}), SPEC) is not agents.build("gcbc", one, SPEC)
     assert agents.build("gcbc", one, Spec.of_sizes(3, 2, 3)) is not agents.build("gcbc", one, SPEC)
     program, same = (compiled.build(make(), BATCH, data, "serial") for data in (walks, jax.tree.map(jnp.copy, walks)))
     assert program is same
