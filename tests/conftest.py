@@ -9,7 +9,10 @@ import pytest
 
 from flowrl.data.dataset import Dataset, from_arrays
 
-IN_HASTE = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+IN_HASTE = (
+    "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true "
+    "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
+)
 """What XLA leaves out: most of the tests' time is compilation, and what runs a few times need not run fast."""
 
 

@@ -45,16 +45,18 @@ def state_with(config: Any, params: Params, targets: Params, extras: Mapping[str
     )
 
 
-IN_HASTE: Any = {"xla_cpu_use_fusion_emitters": False}
-"""Options on top of those of all tests, which halve the time of compilation."""
-AT_LEISURE: Any = {"xla_backend_optimization_level": 3, "xla_llvm_disable_expensive_passes": False}
+AT_LEISURE: Any = {
+    "xla_backend_optimization_level": 3,
+    "xla_llvm_disable_expensive_passes": False,
+    "xla_cpu_use_fusion_emitters": True,
+}
 """Options as outside of tests, which otherwise compile in haste."""
 
 
 @functools.cache
 def compiled(agent: Agent, optimised: bool = False) -> Callable[..., Any]:
     """The compiled update of an agent."""
-    return jax.jit(agent.update, compiler_options=AT_LEISURE if optimised else IN_HASTE)
+    return jax.jit(agent.update, compiler_options=AT_LEISURE if optimised else None)
 
 
 @functools.cache
@@ -66,7 +68,7 @@ def compiled_mapped(agent: Agent, batches: bool = False, optimised: bool = False
         mapped = jax.vmap(agent.update, in_axes=(axes, 0 if batches else None, 0), out_axes=(axes, 0))
         return mapped(states, batch, keys)
 
-    return jax.jit(update, compiler_options=AT_LEISURE if optimised else IN_HASTE)
+    return jax.jit(update, compiler_options=AT_LEISURE if optimised else None)
 
 
 def networks_of(agent: Agent) -> Any:

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from small_agents import IN_HASTE, SPEC, compiled, compiled_mapped, networks_of, stack, with_config
+from small_agents import SPEC, compiled, compiled_mapped, networks_of, stack, with_config
 from small_agents import config_of as told_config
 from small_agents import transitions as batch_of
 from stub_agents import network
@@ -39,7 +39,7 @@ def agent_of(name: str, told: dict[str, Any] | None = None) -> Agent:
 
 @functools.cache
 def _fresh(agent: Agent) -> Any:
-    return jax.jit(agent.init, compiler_options=IN_HASTE)
+    return jax.jit(agent.init)
 
 
 def state_of(name: str, told: dict[str, Any] | None = None, seed: int = 0) -> TrainState:
@@ -178,7 +178,7 @@ def test_particles_are_ranked_as_sampled_and_clipped_afterwards() -> None:
     nets = fpmd.Networks(SPEC, network("actor", jump), network("critic", total))
     params = {"actor": None, "critic": None, "temperature": {"log": jnp.log(5.0)}}
     act = functools.partial(fpmd.act, nets, Policy(config, params), {"observations": jnp.zeros((50, 3))})
-    act = jax.jit(act, static_argnames="explore", compiler_options=IN_HASTE)
+    act = jax.jit(act, static_argnames="explore")
     np.testing.assert_allclose(act(jax.random.key(0)), np.tile([1.0, 0.0], (50, 1)))
     noise = act(jax.random.key(0), explore=True) - np.array([1.0, 0.0])
     assert 0.4 < float(noise.std()) < 0.6
@@ -190,7 +190,7 @@ def test_particles_are_chosen_by_q_and_noise_is_for_exploring(name: str) -> None
     told = {"choice.num_samples": 16}
     agent, state, inputs = agent_of(name, told), state_of(name, told), {"observations": jnp.zeros((400, 3))}
     policy, key = agent.policy(state), jax.random.key(1)
-    act = jax.jit(agent.act, static_argnames="explore", compiler_options=IN_HASTE)
+    act = jax.jit(agent.act, static_argnames="explore")
     one, best = (act(policy.replace(config=way), inputs, key) for way in agent.evaluations(policy.config).values())
     noisy = act(policy, inputs, key, explore=True)
     critic = jax.jit(functools.partial(networks_of(agent).critic, state.params, inputs["observations"]))
@@ -290,7 +290,7 @@ def test_a_bandit_with_a_known_answer(name: str) -> None:
         ways = {way: policy.replace(config=one) for way, one in agent.evaluations(policy.config).items()}
         return {way: jnp.abs(agent.act(one, inputs, key) - best).mean() for way, one in ways.items()}
 
-    found = jax.jit(distances, compiler_options=IN_HASTE)(jax.random.key(0))
+    found = jax.jit(distances)(jax.random.key(0))
     assert float(found["best_of_n"]) < 0.15
     assert float(found["eval"]) < 0.25
 

@@ -23,7 +23,6 @@ from goal_references import (
     state_of,
 )
 from small_agents import (
-    IN_HASTE,
     A,
     B,
     D,
@@ -60,7 +59,7 @@ each_agent = pytest.mark.parametrize("name", NAMES)
 def graded(name: str, loss: str, mapped: bool = False) -> Callable[..., Any]:
     """A loss of an agent with its gradients, compiled once."""
     function = jax.value_and_grad(losses_of(name)[loss][0], has_aux=True)
-    return jax.jit(jax.vmap(function) if mapped else function, compiler_options=IN_HASTE)
+    return jax.jit(jax.vmap(function) if mapped else function)
 
 
 @each_loss
@@ -202,11 +201,11 @@ def test_gc_sscp_draws_its_noise_as_the_paper_does(monkeypatch: pytest.MonkeyPat
 def test_a_step_is_adam_on_the_sum_of_all_gradients_at_the_same_parameters(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    update = jax.jit(update_with_noise(name, monkeypatch), compiler_options=IN_HASTE)
+    update = jax.jit(update_with_noise(name, monkeypatch))
     originals = losses_of(name)
     state, networks = state_of(name), networks_of(agent_of(name))
 
-    @functools.partial(jax.jit, compiler_options=IN_HASTE)
+    @jax.jit
     def summed(state: TrainState, batch: Batch, noise: dict[str, Any]) -> Any:
         functions = {loss: function for loss, (function, _) in originals.items()}
         for loss in noise:

@@ -19,7 +19,7 @@ from goal_references import (
     sscp_two_hops,
     state_of,
 )
-from small_agents import IN_HASTE, compiled, networks_of
+from small_agents import compiled, networks_of
 from small_agents import goal_transitions as batch_of
 
 from flowrl import agents
@@ -53,7 +53,7 @@ def test_actions_have_the_shape_of_the_observations_and_stay_in_bounds(name: str
 def test_acting_at_the_origin_before_training_is_finite(name: str) -> None:
     # All biases start at zero, and so does every hidden layer there.
     agent = agent_of(name)
-    state = jax.jit(agent.init, compiler_options=IN_HASTE)(jax.random.key(0), config_of(name))
+    state = jax.jit(agent.init)(jax.random.key(0), config_of(name))
     origin = {"observations": jnp.zeros((2, 3)), "goals": jnp.zeros((2, 3))}
     assert np.isfinite(jax.jit(agent.act)(agent.policy(state), origin, jax.random.key(1))).all()
     batch = {field: jnp.zeros_like(array) for field, array in batch_of().items()}
