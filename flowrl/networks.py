@@ -118,7 +118,7 @@ def orthogonal(scale: float) -> Initializer:
     """
 
     def init(key: jax.Array, shape: tuple[int, int], dtype: Any = jnp.float32) -> jax.Array:
-        q, r = _qr(jax.random.normal(key, (max(shape), min(shape)), dtype))
+        q, r = _qr(nn.initializers.normal(1.0)(key, (max(shape), min(shape)), dtype))
         q = q * jnp.sign(jnp.diag(r))
         return scale * (q.T if shape[0] < shape[1] else q)
 

@@ -1,4 +1,3 @@
-import gc
 import os
 import signal
 from collections.abc import Iterator
@@ -48,7 +47,6 @@ def forgotten() -> Iterator[None]:
     """Forgets what a file of tests has traced and compiled, which otherwise fills gigabytes."""
     yield
     jax.clear_caches()
-    gc.collect()
 
 
 @pytest.fixture(scope="session")

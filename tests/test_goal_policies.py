@@ -19,7 +19,7 @@ from goal_references import (
     sscp_two_hops,
     state_of,
 )
-from small_agents import compiled, networks_of
+from small_agents import AT_LEISURE, compiled, networks_of
 from small_agents import goal_transitions as batch_of
 
 from flowrl import agents
@@ -203,7 +203,7 @@ def trained_on_line(name: str) -> tuple[Agent, TrainState]:
         data_key, update_key = (stream_key(key, stream, state.step) for stream in ("data", "update"))
         return agent.update(state, agent.batch(state.config).sample(data_key, dataset, 128), update_key)[0]
 
-    @jax.jit
+    @functools.partial(jax.jit, compiler_options=AT_LEISURE)
     def train(state: TrainState, factor: float) -> TrainState:
         """Updates with a learning rate times `factor`."""
         rate = state.config.learning_rate * factor
