@@ -19,7 +19,7 @@ from flowrl import tasks
 from flowrl.agent import Agent
 from flowrl.envs import making, processes, workers
 from flowrl.envs.episodes import EnvironmentFailed
-from flowrl.envs.workers import MOST_RESTARTS, WorkerDied
+from flowrl.envs.workers import MOST_RESTARTS, Episode, WorkerDied
 from flowrl.errors import UserError
 from flowrl.experiment import run, settings, stored
 from flowrl.random_streams import stream_key
@@ -391,6 +391,14 @@ def test_a_worker_killed_amid_an_evaluation_changes_nothing(
     assert said.count("an environment worker died by signal 9 (Killed); it is started anew") == 4
 
 
+def test_slots_that_were_through_keep_their_rows_in_a_worker_started_anew() -> None:
+    share = workers._Share(own_envs.make_counter, 2)
+    view = share.start([[], [Episode(0, 5)]])
+    assert view.observations.shape == (2, 2)
+    own = own_envs.make_counter().reset(seed=5)[0]
+    np.testing.assert_array_equal(view.observations[1], own)
+
+
 def test_a_worker_killed_between_evaluations_changes_nothing(three_slots: Evaluator, two_runs: Any) -> None:
     for _ in range(2):  # before the first evaluation, and after it
         for worker in range(2):
@@ -446,7 +454,7 @@ def test_environments_side_by_side_do_not_disturb_each_other() -> None:
 FAULTS = {
     "flowrl/training/evaluation.py": [
         (
-            "times.reshape(-1)[list(view.restarted)] = 0",
+            "self.times.reshape(-1)[list(view.restarted)] = 0",
             "pass",
             "test_a_worker_killed_amid_an_evaluation_changes_nothing",
         ),
@@ -486,7 +494,7 @@ FAULTS = {
         (
             "row or anything for row in rows",
             "row for row in rows if row",
-            "test_a_worker_killed_amid_an_evaluation_changes_nothing",
+            "test_slots_that_were_through_keep_their_rows_in_a_worker_started_anew",
         ),
         ("self._deaths[worker] += 1", "pass", "test_a_worker_that_dies_again_and_again_is_an_error"),
         ("process.exitcode >= 0", "False", "test_a_worker_that_ends_by_itself_is_an_error"),

@@ -351,11 +351,6 @@ FAULTS = {
     ],
     "flowrl/training/compiled.py": [
         (
-            "own = jax.tree.map(jnp.copy, configs)",
-            "own = configs",
-            "test_configurations_survive_the_states_that_were_made_of_them",
-        ),
-        (
             'agent.init(stream_key(key, "init"), config))',
             'agent.init(stream_key(jax.random.key(0), "init"), config))',
             "test_different_seeds_differ_from_the_start_and_in_their_batches",

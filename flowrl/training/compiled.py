@@ -152,8 +152,7 @@ def _built(
     whole = layout.replicated()
 
     def begin(keys: jax.Array, configs: Any) -> tuple[States, Totals]:
-        own = jax.tree.map(jnp.copy, configs)  # which the states, once given away, take with them
-        states = jax.vmap(lambda key, config: agent.init(stream_key(key, "init"), config))(keys, own)
+        states = jax.vmap(lambda key, config: agent.init(stream_key(key, "init"), config))(keys, configs)
         states = states.replace(step=jnp.zeros((), jnp.int32))
         single = jax.eval_shape(agent.init, jax.random.key(0), jax.tree.map(lambda x: x[0], configs))
         names = jax.eval_shape(step, single, jax.random.key(0), dataset, replay)[1]
