@@ -1,35 +1,16 @@
 """Ensembles of critics: TD errors and combined heads by numbers derived by hand, as written, under jit and vmap."""
 
-from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from ways import Way, array, each_way
 
 from flowrl import critics
 from flowrl.critics import Critic
 from flowrl.networks import Network, Spec
-
-
-def mapped_twice(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Runs `function` on two copies of its arguments under vmap, and returns the second result."""
-
-    def run(*args: Any) -> Any:
-        doubled = jax.tree.map(lambda x: jnp.stack([jnp.ones_like(x), jnp.asarray(x)]), args)
-        return jax.tree.map(lambda x: x[1], jax.vmap(function)(*doubled))
-
-    return run
-
-
-variants = pytest.mark.parametrize("variant", [lambda f: f, jax.jit, mapped_twice], ids=["plain", "jit", "vmap"])
-Variant = Callable[[Callable[..., Any]], Callable[..., Any]]
-
-
-def array(*values: Any) -> jax.Array:
-    return jnp.asarray(values, jnp.float32)
-
 
 # Two rows, γ = ½; the second one terminated. Q_i = w_i·s·a with w = (1, 2).
 BATCH = {
@@ -55,11 +36,11 @@ def loss_and_slopes(weights: jax.Array, next_q: jax.Array, valid: jax.Array) -> 
     return jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)(weights, next_q)
 
 
-@variants
-def test_td_errors(variant: Variant) -> None:
+@each_way
+def test_td_errors(way: Way) -> None:
     # Targets 1 + ½·4 = 3, and −2 whatever follows. Q = (3, 2) and (6, 4): errors 0, 4 and 3, 6; (0 + 16 + 9 + 36)/4.
     # dL/dw_i = ¼ Σ 2·error·s·a: head 1 ½·(0·3 + 4·2) = 4, head 2 ½·(3·3 + 6·2) = 10.5. Targets are constants.
-    (loss, (errors, metrics)), (grads, next_slopes) = variant(loss_and_slopes)(WEIGHTS, array(4, 100), array(1, 1))
+    (loss, (errors, metrics)), (grads, next_slopes) = way(loss_and_slopes)(WEIGHTS, array(4, 100), array(1, 1))
     np.testing.assert_allclose(errors, [[0, 16], [9, 36]])
     np.testing.assert_allclose(loss, 15.25)
     np.testing.assert_allclose(grads, [4, 10.5])
@@ -68,10 +49,10 @@ def test_td_errors(variant: Variant) -> None:
     assert {name: float(value) for name, value in metrics.items()} == expected
 
 
-@variants
-def test_rows_that_do_not_count_have_no_error(variant: Variant) -> None:
+@each_way
+def test_rows_that_do_not_count_have_no_error(way: Way) -> None:
     # Without the second row (0 + 0 + 9 + 0)/4 = 2.25, and its slope: head 2 ½·3·3 = 4.5.
-    (loss, (errors, _)), (grads, _) = variant(loss_and_slopes)(WEIGHTS, array(4, 100), array(1, 0))
+    (loss, (errors, _)), (grads, _) = way(loss_and_slopes)(WEIGHTS, array(4, 100), array(1, 0))
     np.testing.assert_allclose(errors, [[0, 0], [9, 0]])
     np.testing.assert_allclose(loss, 2.25)
     np.testing.assert_allclose(grads, [0, 4.5])
@@ -88,17 +69,17 @@ def test_targets_that_would_broadcast_are_refused(targets: jax.Array) -> None:
         critics.td_errors(jnp.zeros((2, 2)), targets, BATCH)
 
 
-@variants
+@each_way
 @pytest.mark.parametrize(
     ("aggregate", "expected"),
     # Heads (1, 5), (3, 5): means 2 and 5, deviations 1 and 0; the bound lies ¾ deviations below.
     [("min", [1, 5]), ("mean", [2, 5]), ("lcb", [1.25, 5])],
 )
-def test_heads_are_combined(variant: Variant, aggregate: str, expected: list[float]) -> None:
+def test_heads_are_combined(way: Way, aggregate: str, expected: list[float]) -> None:
     def combined(q: jax.Array, rho: jax.Array) -> jax.Array:
         return critics.combine(Critic(aggregate=aggregate, rho=rho), q)
 
-    np.testing.assert_allclose(variant(combined)(array([1, 5], [3, 5]), jnp.float32(0.75)), expected)
+    np.testing.assert_allclose(way(combined)(array([1, 5], [3, 5]), jnp.float32(0.75)), expected)
 
 
 def test_the_module_is_what_the_choices_say() -> None:

@@ -63,8 +63,7 @@ def test_hand_written_control_swings_the_pendulum_up() -> None:
 @pytest.mark.parametrize(
     ("name", "flags"),
     [
-        ("max_q", ("--agent.alpha=1", "--agent.critic.heads=3")),
-        ("lagrange", ("--agent.distance=0.1", "--agent.critic.hidden_dims=4")),
+        ("lagrange", ("--agent.distance=0.1", "--agent.critic.hidden_dims=4", "--agent.critic.heads=3")),
         ("chunks", ("--agent.chunk=3", "--agent.flow.steps=1", "--agent.choice.num_samples=2")),
     ],
 )

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from ways import Way, array, each_way
 
 from flowrl.config import config, nested, traced
 from flowrl.losses import (
@@ -23,36 +24,18 @@ from flowrl.losses import (
 from flowrl.train_state import Batch, Metrics, Params, TrainState
 
 
-def mapped_twice(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Runs `function` on two copies of its arguments under vmap, and returns the second result."""
-
-    def run(*args: Any) -> Any:
-        doubled = jax.tree.map(lambda x: jnp.stack([jnp.zeros_like(x), jnp.asarray(x)]), args)
-        return jax.tree.map(lambda x: x[1], jax.vmap(function)(*doubled))
-
-    return run
-
-
-variants = pytest.mark.parametrize("variant", [lambda f: f, jax.jit, mapped_twice], ids=["plain", "jit", "vmap"])
-Variant = Callable[[Callable[..., Any]], Callable[..., Any]]
-
-
-def array(*values: Any) -> jax.Array:
-    return jnp.asarray(values, jnp.float32)
-
-
-@variants
-def test_expectile_weight(variant: Variant) -> None:
+@each_way
+def test_expectile_weight(way: Way) -> None:
     # κ where the advantage is 0 or more, 1 − κ below: |0.7 − 1| = 0.3.
-    weights = variant(expectile_weight)(array(-5.0, -1e-6, 0.0, 3.0), jnp.float32(0.7))
+    weights = way(expectile_weight)(array(-5.0, -1e-6, 0.0, 3.0), jnp.float32(0.7))
     np.testing.assert_allclose(weights, [0.3, 0.3, 0.7, 0.7], rtol=1e-6)
 
 
-@variants
-def test_awr_weight(variant: Variant) -> None:
+@each_way
+def test_awr_weight(way: Way) -> None:
     # exp(2·0) = 1, exp(2·ln 3) = 9, exp(2·(−ln 2)) = 1/4; exp(2·2.4) = 121.5 and exp(2000) = inf are cut at 100.
     advantages = array(0.0, np.log(3), -np.log(2), 2.4, 1000.0, -1000.0)
-    weights = variant(awr_weight)(advantages, jnp.float32(2.0))
+    weights = way(awr_weight)(advantages, jnp.float32(2.0))
     np.testing.assert_allclose(weights, [1, 9, 0.25, 100, 100, 0], rtol=1e-5)
 
 
@@ -67,32 +50,32 @@ def test_awr_weight_gives_no_gradient() -> None:
     assert grads[1] == 0
 
 
-@variants
-def test_unit_gaussian_log_prob(variant: Variant) -> None:
+@each_way
+def test_unit_gaussian_log_prob(way: Way) -> None:
     # −½ log 2π = −0.9189385 per dimension. Row 0: 2·(−0.9189385) − ½(0 + 0); row 1: 2·(−0.9189385) − ½(1² + 2²).
-    result = variant(unit_gaussian_log_prob)(array([1, 2], [1, 2]), array([1, 2], [0, 4]))
+    result = way(unit_gaussian_log_prob)(array([1, 2], [1, 2]), array([1, 2], [0, 4]))
     np.testing.assert_allclose(result, [-1.8378771, -4.3378771], rtol=1e-6)
 
 
-@variants
-def test_mse(variant: Variant) -> None:
+@each_way
+def test_mse(way: Way) -> None:
     # ((1 − 3)² + (5 − 4)²) / 2 = 2.5, and 0; the mean is over all but the rows.
-    np.testing.assert_allclose(variant(mse)(array([1, 5], [2, 2]), array([3, 4], [2, 2])), [2.5, 0], rtol=1e-6)
+    np.testing.assert_allclose(way(mse)(array([1, 5], [2, 2]), array([3, 4], [2, 2])), [2.5, 0], rtol=1e-6)
     segments = array([[1, 5], [0, 0]], [[2, 2], [2, 6]]), array([[3, 4], [0, 0]], [[2, 2], [2, 2]])
-    np.testing.assert_allclose(variant(mse)(*segments), [1.25, 4], rtol=1e-6)
+    np.testing.assert_allclose(way(mse)(*segments), [1.25, 4], rtol=1e-6)
 
 
-@variants
-def test_a_multiplier_is_the_exponential_of_what_is_learnt(variant: Variant) -> None:
+@each_way
+def test_a_multiplier_is_the_exponential_of_what_is_learnt(way: Way) -> None:
     params = {"temperature": {"log": jnp.log(array(0.5)[0])}, "other": {"log": jnp.float32(0)}}
-    np.testing.assert_allclose(variant(multiplier)(params), 0.5, rtol=1e-6)
-    np.testing.assert_allclose(variant(lambda p: multiplier(p, "other"))(params), 1)
+    np.testing.assert_allclose(way(multiplier)(params), 0.5, rtol=1e-6)
+    np.testing.assert_allclose(way(lambda p: multiplier(p, "other"))(params), 1)
 
 
-@variants
-def test_q_size(variant: Variant) -> None:
+@each_way
+def test_q_size(way: Way) -> None:
     # Critics (2, 6) and (4, −8): their mean is (3, −1), whose mean size is 2; the critics' own size is 5.
-    np.testing.assert_allclose(variant(q_size)(array([2, 6], [4, -8])), 2)
+    np.testing.assert_allclose(way(q_size)(array([2, 6], [4, -8])), 2)
 
 
 def test_q_size_is_a_constant_and_never_zero() -> None:
@@ -152,10 +135,10 @@ def value_loss(params: Params, state: TrainState, batch: Batch) -> tuple[jax.Arr
     return goal_value_loss(linear_value, None, params, state, batch, jax.random.key(0))
 
 
-@variants
-def test_goal_value_loss(variant: Variant) -> None:
+@each_way
+def test_goal_value_loss(way: Way) -> None:
     # Head 1: (0.25·49 + 0.75·16 + 0.75·49)/3 = 61/3. Head 2: (0.25·1 + 0.75·0 + 0.75·1)/3 = 1/3. The heads are summed.
-    loss, metrics = variant(value_loss)(STATE.params, STATE, BATCH)
+    loss, metrics = way(value_loss)(STATE.params, STATE, BATCH)
     np.testing.assert_allclose(loss, 62 / 3, rtol=1e-6)
     np.testing.assert_allclose(metrics["value/loss"], 62 / 3, rtol=1e-6)
     # V(s): 0, 2, −7 and 3, 2, −1.
@@ -170,13 +153,13 @@ def test_goal_value_loss_row_by_row(row: int, expected: float) -> None:
     np.testing.assert_allclose(loss, expected, rtol=1e-6)
 
 
-@variants
-def test_gradients_of_goal_value_loss_pass_through_the_online_values_only(variant: Variant) -> None:
+@each_way
+def test_gradients_of_goal_value_loss_pass_through_the_online_values_only(way: Way) -> None:
     # dL/dw_i = mean weight·2·error·(−s). Head 1: (0.5·7·(−1) + 0 + 1.5·7·(−2))/3 = −24.5/3.
     # Head 2: (0.5·(−1)·(−1) + 0 + 1.5·1·(−2))/3 = −2.5/3.
     # dL/dc = Σ_i mean weight·2·error·(−g): ((−3.5 + 0.5) + (−12 + 0) + (52.5 + 7.5))/3 = 15; the targets hold c too,
     # and would change this number if they received gradients.
-    grads, _ = variant(jax.grad(value_loss, has_aux=True))(STATE.params, STATE, BATCH)
+    grads, _ = way(jax.grad(value_loss, has_aux=True))(STATE.params, STATE, BATCH)
     np.testing.assert_allclose(grads["value"], [-24.5 / 3, -2.5 / 3], rtol=1e-6)
     np.testing.assert_allclose(grads["shared"], 15, rtol=1e-6)
     assert grads["other"] == 0
@@ -202,10 +185,10 @@ def test_rewards_of_a_wrong_shape_are_refused() -> None:
         value_loss(STATE.params, STATE, {**BATCH, "rewards": BATCH["rewards"][:, None]})
 
 
-@variants
-def test_goal_advantage(variant: Variant) -> None:
+@each_way
+def test_goal_advantage(way: Way) -> None:
     # w = (−1, 2), c = 1: mean V(s, g) = s/2 + g, so V(4, g) − V(1, g) = 3/2, whatever the goal.
-    advantage = variant(lambda *arrays: goal_advantage(linear_value, None, STATE.params, *arrays))
+    advantage = way(lambda *arrays: goal_advantage(linear_value, None, STATE.params, *arrays))
     np.testing.assert_allclose(advantage(array([1], [0]), array([4], [-2]), array([9], [-9])), [1.5, -1])
 
 

@@ -9,28 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from small_agents import state_with
+from ways import Way, array, each_way
 
 from flowrl.config import config, traced
 from flowrl.optim import LinearDecay, clip_norm, descend, every, gradients, polyak, step
 from flowrl.train_state import Loss, Params, TrainState
-
-
-def mapped_twice(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Runs `function` on two copies of its arguments under vmap, and returns the second result."""
-
-    def run(*args: Any) -> Any:
-        doubled = jax.tree.map(lambda x: jnp.stack([jnp.ones_like(x), jnp.asarray(x)]), args)
-        return jax.tree.map(lambda x: x[1], jax.vmap(function)(*doubled))
-
-    return run
-
-
-variants = pytest.mark.parametrize("variant", [lambda f: f, jax.jit, mapped_twice], ids=["plain", "jit", "vmap"])
-Variant = Callable[[Callable[..., Any]], Callable[..., Any]]
-
-
-def array(*values: Any) -> jax.Array:
-    return jnp.asarray(values, jnp.float32)
 
 
 @config
@@ -134,10 +117,10 @@ GRADS = {"one": array(3, 0), "two": array([4], [0])}
 """A gradient of norm 5."""
 
 
-@variants
+@each_way
 @pytest.mark.parametrize(("bound", "scale"), [(2.5, 0.5), (10.0, 1.0), (0.0, 1.0)])
-def test_clip_norm(variant: Variant, bound: float, scale: float) -> None:
-    clipped = variant(clip_norm)(GRADS, jnp.float32(bound))
+def test_clip_norm(way: Way, bound: float, scale: float) -> None:
+    clipped = way(clip_norm)(GRADS, jnp.float32(bound))
     jax.tree.map(lambda one, other: np.testing.assert_allclose(one, scale * other, rtol=1e-6), clipped, GRADS)
 
 
@@ -162,11 +145,11 @@ def test_descend_clips_each_network_by_itself_where_asked(bound: float | None) -
 # ----------------------------------------------------------------------------------------- schedules, slow copies
 
 
-@variants
-def test_a_step_size_falls_linearly(variant: Variant) -> None:
+@each_way
+def test_a_step_size_falls_linearly(way: Way) -> None:
     # From 1 after 10 steps, by (0.2 − 1)/20 for each of 20.
     decay = LinearDecay(final=0.2, begin=10, steps=20)
-    rates = variant(lambda rate, done: decay(rate, done))(jnp.float32(1), array(0, 10, 20, 25, 30, 1000))
+    rates = way(lambda rate, done: decay(rate, done))(jnp.float32(1), array(0, 10, 20, 25, 30, 1000))
     np.testing.assert_allclose(rates, [1, 1, 0.6, 0.4, 0.2, 0.2], rtol=1e-6)
 
 
