@@ -115,9 +115,13 @@ PROCESSES.set_forkserver_preload(
 )  # fmt: skip
 
 
+QUIET = "ignore::pytest.PytestAssertRewriteWarning"
+"""What pytest says of plugins that were imported before forking."""
+
+
 def run(folder: Path, tests: list[str], select: str) -> tuple[int, str]:
     """Runs tests of a copy until the first failure; returns pytest's exit status and what it printed."""
-    arguments = ["-n0", "-x", "-q", "-p", "no:cacheprovider", "-k", select, *tests]
+    arguments = ["-n0", "-x", "-q", "-p", "no:cacheprovider", "-W", QUIET, "-k", select, *tests]
     process = PROCESSES.Process(target=run_here, args=(folder, arguments))
     process.start()
     process.join(timeout=600)

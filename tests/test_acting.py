@@ -65,6 +65,17 @@ def test_runs_act_by_their_own_policies_in_normalised_observations_and_goals() -
     np.testing.assert_array_equal(alone[0], [[1, 2], [2, 0]])
 
 
+def test_an_episode_alone_has_the_row_of_its_number() -> None:
+    class Watched(acting.EpisodeActor):
+        def __call__(self, policies: Policy[Any], numbers: np.ndarray, times: np.ndarray, inputs: Any) -> np.ndarray:
+            self.seen = numbers
+            return super().__call__(policies, numbers, times, inputs)
+
+    actor = Watched(shower(), keys(2, 6), 3)
+    actor.of_first_run(policies(1, 1), 5, 0, {"observations": np.array(A, np.float32)})
+    assert actor.seen.tolist() == [[0, 0, 5], [0, 0, 0]]
+
+
 def test_noise_is_that_of_run_episode_and_time() -> None:
     own = keys(2, 6)
     actor = acting.EpisodeActor(shower(noise=1.0), own, 2)
@@ -177,6 +188,6 @@ FAULTS = {
             "test_exploration_is_uniform_and_then_the_policy_s",
         ),
         ("step < warmup_steps", "step <= warmup_steps", "test_exploration_is_uniform_and_then_the_policy_s"),
-        ("number % self._slots", "0 * number", "test_one_episode_alone_is_played_in_its_row"),
+        ("number % self._slots", "0 * number", "test_an_episode_alone_has_the_row_of_its_number"),
     ],
 }

@@ -205,6 +205,15 @@ def test_particles_are_chosen_by_q_and_noise_is_for_exploring(name: str) -> None
 
 
 @each_agent
+def test_the_slow_policy_acts_with_the_critics_as_they_are(name: str) -> None:
+    agent, state = agent_of(name), state_of(name)
+    state = state.replace(target_params=jax.tree.map(lambda leaf: leaf + 1, state.params))
+    acting = agent.policy(state).params
+    jax.tree.map(np.testing.assert_array_equal, acting["actor"], state.target_params["actor"])
+    jax.tree.map(np.testing.assert_array_equal, acting["critic"], state.params["critic"])
+
+
+@each_agent
 def test_all_particles_explore_and_one_is_evaluated(name: str) -> None:
     config = put(agents.default(name), {"eval_steps": 3})
     agent = agents.build(name, config, SPEC)
@@ -345,7 +354,7 @@ FAULTS = {
         (
             'return {"actor": state.target_params["actor"]',
             'return {"actor": state.params["actor"]',
-            "test_particles_are_chosen_by_q_and_noise_is_for_exploring",
+            "test_the_slow_policy_acts_with_the_critics_as_they_are",
         ),
     ],
 }

@@ -282,7 +282,7 @@ FAULTS = {
             "straight(a, jax.random.normal(noise_key, a.shape), t)",
             "test_the_true_field_has_no_error",
         ),
-        ("levels), levels), noise)", "levels), levels), -noise)", "test_errors_by_hand"),
+        ("levels), levels), noise)", "levels), levels), -noise)", "test_errors_of_a_known_prediction_by_hand"),
         ("jnp.sqrt(left) * data + ", "jnp.sqrt(left) * data - ", "test_schedule_and_noise_by_hand"),
         (
             "math.sqrt(1 - self.variance_left()[-1])",

@@ -27,7 +27,7 @@ from flowrl.agent import Agent
 from flowrl.agents import gc_sscp, gcivl
 from flowrl.config import as_arrays, check, put
 from flowrl.data.dataset import Dataset, from_arrays
-from flowrl.encoders import represented_value
+from flowrl.encoders import length_normalize, represented_value
 from flowrl.errors import UserError
 from flowrl.networks import Spec
 from flowrl.random_streams import stream_key
@@ -101,6 +101,12 @@ def test_hiql_explores_at_both_levels() -> None:
     # The low level's noise is a function of the key alone, so what differs is the mean, by more than a constant.
     inside = (np.abs(fixed) < 1) & (np.abs(free) < 1)
     assert np.std((free - fixed)[inside]) > 0.05
+    high_key, low_key = jax.random.split(jax.random.key(1))  # each level's noise is its own
+    nets, s = networks_of(agent), inputs["observations"]
+    means = nets.high_actor(state.params, s, inputs["goals"])
+    rep = length_normalize(means + jax.random.normal(high_key, means.shape))
+    means = nets.low_actor(state.params, s, rep)
+    np.testing.assert_allclose(free, jnp.clip(means + jax.random.normal(low_key, means.shape), -1, 1), atol=1e-5)
 
 
 def with_hops(hops: int) -> TrainState:

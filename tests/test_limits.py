@@ -323,7 +323,7 @@ FAULTS = {
             "test_the_bounds_of_agents_are_those_that_hold",
         ),
         ("if len(value) > MOST_LAYERS:", "if False:", "test_what_no_machine_can_do_is_refused_at_once"),
-        ("if not max(low, -MOST_FLOAT) <=", "if not low <=", "test_values_of_sweeps_that_are_no_numbers and infin"),
+        ("if not max(low, -MOST_FLOAT) <=", "if not low <=", "test_no_float_setting_takes_what_is_no_number"),
     ],
     "flowrl/experiment/settings.py": [
         ("settings.num_seeds - 1 > MAX_SEED", "settings.num_seeds > MAX_SEED", "test_the_last_seed"),

@@ -376,11 +376,6 @@ FAULTS = {
             "test_losses_and_gradients_equal_their_references and ofql",
         ),
         (
-            "q = nets.critic(state.params, s",
-            "q = nets.critic(params, s",
-            "test_no_weight_of_the_actor_reaches_the_critics and ofql",
-        ),
-        (
             "flow_key, z_key, coin_key = jax.random.split(key, 3)",
             "flow_key = z_key = coin_key = key",
             "test_losses_and_gradients_equal_their_references and ofql",

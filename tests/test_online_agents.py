@@ -246,11 +246,6 @@ FAULTS = {
             "test_losses_and_gradients_equal_their_references and td3",
         ),
         (
-            "nets.critic(state.params, s, mean",
-            "nets.critic(params, s, mean",
-            "test_losses_and_gradients_equal_their_references and td3",
-        ),
-        (
             "polyak(state, state.params, critic=rate, actor=rate), metrics",
             "polyak(state, state.params, critic=rate), metrics",
             "test_td3_moves_policy_and_targets_at_every_second_update",

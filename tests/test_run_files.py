@@ -218,6 +218,8 @@ def test_the_lines_of_an_evaluation_are_expected_in_their_order(finished: Path) 
     assert [(line["step"], line["mode"], line["run"], line["task"]) for line in lines] == [
         (10, mode, run, task) for mode in ("eval", "best_of_n") for run in range(2) for task in (1, 2)
     ]
+    before = resuming.expected(plan.settings, plan.runs, "eval", Reached(10, False, ("eval",), 1, ()))
+    assert [*before] == []  # the checkpoint is from before that step's evaluation
 
 
 @pytest.mark.parametrize("kept", ["metrics.jsonl", "eval.jsonl", "time.jsonl", "summary.json"])
