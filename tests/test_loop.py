@@ -103,7 +103,7 @@ def test_chunks_do_not_change_states_or_metrics(walks: Dataset, mode: Any) -> No
     assert_equal(one, other)
 
 
-def test_window_averages_every_update(walks: Dataset) -> None:
+def test_totals_average_every_update(walks: Dataset) -> None:
     agent, key = make("gcbc"), jax.random.key(0)
     step = jax.jit(functools.partial(updates.train_step, agent, BATCH))
     state = jax.jit(agent.init)(stream_key(key, "init"), as_arrays(config_of()))

@@ -550,7 +550,7 @@ FAULTS = {
     ],
     "flowrl/experiment/runner.py": [
         (
-            "        self._recorder.diverging(loop.divergences(self._window))\n",
+            "        self._recorder.diverging(loop.divergences(self._totals))\n",
             "",
             "test_a_finished_part_that_is_resumed_still_tells_what_diverged",
         ),

@@ -46,7 +46,7 @@ class Runner:
         self._program = build_program(parts, layout)
         stacked = configs.stacked(plan.config, [run.values for run in plan.runs])
         self._configs = layout.place(jax.tree.map(layout.filled, stacked), mapped=True)
-        self.states, self._window = self._program.start(self._keys, self._configs)
+        self.states, self._totals = self._program.start(self._keys, self._configs)
         self.checkpoints = Checkpoints(plan.folder / CHECKPOINTS, settings.checkpoint.keep)
         self._examiner = Examiner(parts, layout, self._program, signals)
         self._recorder = Recorder(plan, layout.own, agent.evaluations(plan.config))
@@ -64,14 +64,14 @@ class Runner:
         settings = self.parts.plan.settings
         step, evaluated = self._restore() if resume else (0, True)
         self._recorder.open()
-        self._recorder.diverging(loop.divergences(self._window))
+        self._recorder.diverging(loop.divergences(self._totals))
         if self.checkpoints.latest() is None:
-            self._checkpoint(0, self.states, self._window, True)
+            self._checkpoint(0, self.states, self._totals, True)
         if self._stopping():
             raise loop.Stopped  # before the program is compiled
         self._bar = Progress("training", settings.unit, settings.total, step, hidden=hosts.no_bars())
-        states, totals = self.states, self._window
-        del self.states, self._window  # the loop gives them away
+        states, totals = self.states, self._totals
+        del self.states, self._totals  # the loop gives them away
         if self._collector is None and settings.steps and (step < settings.steps or not evaluated):
             states, totals = self._train_offline(states, totals, step, evaluated)
             step, evaluated = settings.steps, True
@@ -225,10 +225,10 @@ class Runner:
         if begun is not None:
             shape = (self.parts.facts.spec, settings.online.capacity, online_kind(self.parts), self.layout)
             replays = empty_replays(*shape)
-        like = devices.shapes(self._saved(self.states, self._window, replays))
-        del self.states, self._window, replays  # there may be no memory for both
+        like = devices.shapes(self._saved(self.states, self._totals, replays))
+        del self.states, self._totals, replays  # there may be no memory for both
         found = self.checkpoints.restore(like)
-        self.states, self._window = found["states"].replace(config=self._configs), found["totals"]
+        self.states, self._totals = found["states"].replace(config=self._configs), found["totals"]
         if begun is not None:  # the episodes that were under way are lost
             numbers = np.array(begun, np.int32) + 1
             self._collector = self._new_collector(step - settings.steps, numbers, found["replays"])
