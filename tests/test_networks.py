@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax.linen.initializers import orthogonal as flaxs
+from small_agents import AT_LEISURE
 
 from flowrl.networks import (
     MLP,
@@ -66,7 +67,9 @@ def test_mish_equals_jax_nn_mish_in_values_and_gradients(run: object) -> None:
     x = jnp.concatenate([jnp.linspace(-30, 30, 1201), jnp.array([-100.0, 100.0, 0.0, 19.999, 20.001, -87.0, 88.0])])
     ours, theirs = run(mish)(x), jax.vmap(jax.nn.mish)(x)  # type: ignore[operator]
     np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-7)
-    np.testing.assert_allclose(jax.vmap(jax.grad(mish))(x), jax.vmap(jax.grad(jax.nn.mish))(x), rtol=2e-5, atol=1e-6)
+    # In haste XLA's exp is less exact.
+    slopes, expected = (jax.jit(jax.vmap(jax.grad(f)), compiler_options=AT_LEISURE)(x) for f in (mish, jax.nn.mish))
+    np.testing.assert_allclose(slopes, expected, rtol=1e-5, atol=1e-6)
 
 
 def test_mish_at_its_extremes() -> None:
