@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from flowrl.agent import Maker
 from flowrl.config import MOST_COUNT, config, nested, static, traced
-from flowrl.data.samplers import Transitions
+from flowrl.data.samplers import Horizon, Transitions
 from flowrl.generative import Flow
 from flowrl.losses import unit_gaussian_log_prob
 from flowrl.networks import MLP, Network, Spec, named
@@ -25,6 +25,7 @@ class Config:
     """The networks and optimizer of FQL's baselines."""
 
     flow: Flow = nested(Flow(steps=10))
+    horizon: Horizon = nested(Horizon())
     distribution: str = static("gaussian", "What the policy is.", choices=("gaussian", "flow"))
     hidden_dims: tuple[int, ...] = static((512, 512, 512, 512), "Hidden layers of the policy.")
     batch_size: int = static(256, "Transitions per update.", high=MOST_COUNT)
@@ -52,14 +53,14 @@ def networks(config: Config, spec: Spec) -> Networks:
 def gaussian_loss(nets: Networks, params: Params, state: State, batch: Batch, key: jax.Array) -> Loss:
     """−E log π(a | s)."""
     means = nets.actor(params, batch["observations"])
-    loss = -unit_gaussian_log_prob(batch["actions"], means).mean()
+    loss = -unit_gaussian_log_prob(batch["actions"], means, batch["actions_valid"]).mean()
     return loss, {"actor/loss": loss, "actor/mse": jnp.mean((means - batch["actions"]) ** 2)}
 
 
 def flow_loss(nets: Networks, params: Params, state: State, batch: Batch, key: jax.Array) -> Loss:
     """Flow matching from noise at time 0 to the actions at time 1."""
     field = partial(nets.actor, params, batch["observations"])
-    loss = state.config.flow.errors(field, batch["actions"], key).mean()
+    loss = state.config.flow.errors(field, batch["actions"], key, batch["actions_valid"]).mean()
     return loss, {"actor/loss": loss}
 
 
@@ -77,4 +78,4 @@ def act(nets: Networks, policy: Policy[Config], inputs: Batch, key: jax.Array, *
     return jnp.clip(config.flow.sample(partial(nets.actor, policy.params, s), nets.spec.noise(key, s)), -1.0, 1.0)
 
 
-make = Maker(networks, update, act, batch=lambda config: Transitions())
+make = Maker(networks, update, act, batch=lambda config: Transitions(1.0, config.horizon))

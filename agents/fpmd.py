@@ -17,7 +17,7 @@ from flowrl import critics
 from flowrl.agent import Maker
 from flowrl.config import MOST_COUNT, config, nested, put, static, traced
 from flowrl.critics import Critic
-from flowrl.data.samplers import Transitions
+from flowrl.data.samplers import Horizon, Transitions
 from flowrl.encoders import TimedMLP, scaled_sinusoidal_features
 from flowrl.generative import Diffusion, Flow, MeanFlow
 from flowrl.losses import multiplier
@@ -37,6 +37,7 @@ class Config:
     critic: Critic = nested(Critic(activation="mish", layer_norm=False))
     policy: Flow | MeanFlow | Diffusion = nested(Flow(steps=20))
     choice: BestOfN = nested(BestOfN(num_samples=32))
+    horizon: Horizon = nested(Horizon())
     decay: LinearDecay = nested(LinearDecay(), "The policy's step size, counted in its own steps.")
     hidden_dims: tuple[int, ...] = static((256, 256, 256), "Hidden layers of every network.")
     batch_size: int = static(256, "Transitions per update.", high=MOST_COUNT)
@@ -210,7 +211,7 @@ def acting(state: State) -> Params:
 
 
 make = Maker(
-    networks, update, act, batch=lambda config: Transitions(config.discount), targets=("actor", "critic"),
+    networks, update, act, batch=Transitions.of, targets=("actor", "critic"),
     acting=acting, evaluations=evaluations, explores=lambda config: config,
     multipliers=lambda config: {"temperature": jnp.log(config.initial_temperature)},
     extras=lambda config: {"q_mean": jnp.zeros(()), "q_std": jnp.ones(())},

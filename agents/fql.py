@@ -4,6 +4,7 @@ A velocity field learns the data by flow matching, noise at time 0 and data at t
 regressed on the field's Euler integral from the same noise, and maximises Q. Only μ acts.
 """
 
+from collections.abc import Mapping
 from functools import partial
 from typing import NamedTuple
 
@@ -14,12 +15,12 @@ from flowrl import critics
 from flowrl.agent import Maker
 from flowrl.config import MOST_COUNT, config, nested, static, traced
 from flowrl.critics import Critic
-from flowrl.data.samplers import Transitions
+from flowrl.data.samplers import Horizon, Transitions
 from flowrl.generative import Flow
 from flowrl.losses import q_size
 from flowrl.networks import MLP, Network, Spec, named
 from flowrl.optim import descend, polyak
-from flowrl.policies import BestOfN, best_of_n, one_and_best, with_critic
+from flowrl.policies import BestOfN, best_next, best_of_n, one_and_best, with_critic
 from flowrl.train_state import Batch, Loss, Metrics, Params, Policy, TrainState
 
 
@@ -30,6 +31,7 @@ class Config:
     critic: Critic = nested(Critic(aggregate="mean"))
     behaviour: Flow = nested(Flow(steps=10))
     choice: BestOfN = nested(BestOfN())
+    horizon: Horizon = nested(Horizon())
     hidden_dims: tuple[int, ...] = static((512, 512, 512, 512), "Hidden layers of every network.")
     batch_size: int = static(256, "Transitions per update.", high=MOST_COUNT)
     learning_rate: float = traced(3e-4, "Adam's step size, for every network.")
@@ -40,6 +42,12 @@ class Config:
     lagging_targets: bool = static(True, "Targets move toward the parameters before each step, as the authors' do.")
 
 
+NAMES: Mapping[str, Config] = {
+    "fql": Config(),
+    "fql_n": Config(horizon=Horizon(steps=5), alpha=100.0),
+    "qc_fql": Config(horizon=Horizon(steps=5, chunk=True), alpha=100.0),
+}
+"""The agents, each with its default configuration; FQL-n and QC-FQL are of https://arxiv.org/abs/2507.07969."""
 State = TrainState[Config]
 
 
@@ -67,7 +75,8 @@ def sample(nets: Networks, params: Params, s: jax.Array, key: jax.Array) -> jax.
 def critic_loss(nets: Networks, params: Params, state: State, batch: Batch, key: jax.Array) -> Loss:
     """E (Q(s, a) − r − γ m Q̄(s', μ(s', z)))² (eq. 4)."""
     next_s = batch["next_observations"]
-    next_q = nets.critic(state.target_params, next_s, sample(nets, state.params, next_s, key))
+    next_a = best_next(nets, state, partial(sample, nets, state.params, next_s), next_s, key)
+    next_q = nets.critic(state.target_params, next_s, next_a)
     targets = batch["rewards"] + batch["discounts"] * critics.combine(state.config.critic, next_q)
     errors, metrics = critics.td_errors(nets.critic(params, batch["observations"], batch["actions"]), targets, batch)
     return errors.mean(), metrics
@@ -77,7 +86,8 @@ def actor_loss(nets: Networks, params: Params, state: State, batch: Batch, key: 
     """Flow matching + α ‖μ(s, z) − flow(s, z)‖² − Q(s, μ(s, z)) (eqs. 3, 8); Q and the integral are constants."""
     flow_key, z_key = jax.random.split(key)
     config, s = state.config, batch["observations"]
-    flow = config.behaviour.errors(partial(nets.flow, params, s), batch["actions"], flow_key).mean()
+    field, valid = partial(nets.flow, params, s), batch["actions_valid"]
+    flow = config.behaviour.errors(field, batch["actions"], flow_key, valid).mean()
     z = nets.spec.noise(z_key, s)
     a = nets.actor(params, s, z)
     integral = jnp.clip(config.behaviour.sample(partial(nets.flow, state.params, s), z), -1.0, 1.0)
@@ -105,6 +115,6 @@ def act(nets: Networks, policy: Policy[Config], inputs: Batch, key: jax.Array, *
 
 
 make = Maker(
-    networks, update, act, batch=lambda config: Transitions(config.discount), targets=("critic",),
+    networks, update, act, batch=Transitions.of, targets=("critic",),
     acting=lambda state: with_critic(state, state.params), evaluations=one_and_best,
 )  # fmt: skip

@@ -14,12 +14,12 @@ from flowrl import critics
 from flowrl.agent import Maker
 from flowrl.config import MOST_COUNT, config, nested, static, traced
 from flowrl.critics import Critic
-from flowrl.data.samplers import Transitions
+from flowrl.data.samplers import Horizon, Transitions
 from flowrl.encoders import TimedMLP
 from flowrl.generative import MeanFlow
 from flowrl.networks import Network, Spec, named
 from flowrl.optim import descend, polyak
-from flowrl.policies import BestOfN, best_of_n, one_and_best, with_critic
+from flowrl.policies import BestOfN, best_next, best_of_n, one_and_best, with_critic
 from flowrl.train_state import Batch, Loss, Metrics, Params, Policy, Scalar, TrainState
 
 BACKUP_ACTIONS = 10
@@ -32,6 +32,7 @@ class Config:
     critic: Critic = nested(Critic(activation="mish", layer_norm=False))
     flow: MeanFlow = nested(MeanFlow())
     choice: BestOfN = nested(BestOfN())
+    horizon: Horizon = nested(Horizon())
     hidden_dims: tuple[int, ...] = static((256, 256, 256), "Hidden layers of every network.")
     batch_size: int = static(256, "Transitions per update.", high=MOST_COUNT)
     learning_rate: float = traced(3e-4, "Adam's step size, for every network.")
@@ -84,7 +85,8 @@ def critic_loss(nets: Networks, params: Params, state: State, batch: Batch, key:
     config, next_s, slow = state.config, batch["next_observations"], state.target_params
 
     def next_q(key: jax.Array) -> jax.Array:
-        return nets.critic(slow, next_s, sample(nets, config.flow, slow, next_s, key))
+        next_a = best_next(nets, state, partial(sample, nets, config.flow, slow, next_s), next_s, key)
+        return nets.critic(slow, next_s, next_a)
 
     best = jax.vmap(next_q)(jax.random.split(key, BACKUP_ACTIONS if config.max_q_backup else 1)).max(axis=0)
     targets = batch["rewards"] + batch["discounts"] * critics.combine(config.critic, best)
@@ -97,7 +99,7 @@ def actor_loss(nets: Networks, params: Params, state: State, batch: Batch, key: 
     """L_FBC − η mean Q_i / mean |Q_j|, where a coin says which of the two critics is i."""
     flow_key, z_key, coin_key = jax.random.split(key, 3)
     config, s = state.config, batch["observations"]
-    flow = config.flow.errors(partial(nets.actor, params, s), batch["actions"], flow_key).mean()
+    flow = config.flow.errors(partial(nets.actor, params, s), batch["actions"], flow_key, batch["actions_valid"]).mean()
     q = nets.critic(state.params, s, sample(nets, config.flow, params, s, z_key))
     scales = q if config.q_scale == "policy" else nets.critic(state.params, s, batch["actions"])
     i = jax.random.bernoulli(coin_key).astype(jnp.int32)
@@ -126,6 +128,6 @@ def act(nets: Networks, policy: Policy[Config], inputs: Batch, key: jax.Array, *
 
 
 make = Maker(
-    networks, update, act, batch=lambda config: Transitions(config.discount), targets=("actor", "critic"),
+    networks, update, act, batch=Transitions.of, targets=("actor", "critic"),
     acting=lambda state: with_critic(state, state.target_params), evaluations=one_and_best,
 )  # fmt: skip

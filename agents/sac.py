@@ -9,7 +9,7 @@ from flowrl import critics
 from flowrl.agent import Maker
 from flowrl.config import MOST_COUNT, config, nested, static, traced
 from flowrl.critics import Critic
-from flowrl.data.samplers import Transitions
+from flowrl.data.samplers import Horizon, Transitions
 from flowrl.losses import multiplier
 from flowrl.networks import ACTIVATIONS, Network, Spec, named
 from flowrl.optim import descend, polyak
@@ -22,6 +22,7 @@ class Config:
     """The paper's settings."""
 
     critic: Critic = nested(Critic(activation="relu", layer_norm=False))
+    horizon: Horizon = nested(Horizon())
     hidden_dims: tuple[int, ...] = static((256, 256), "Hidden layers of every network.")
     activation: str = static("relu", "Nonlinearity of the policy.", choices=tuple(ACTIVATIONS))
     batch_size: int = static(256, "Transitions per update.", high=MOST_COUNT)
@@ -89,6 +90,6 @@ def act(nets: Networks, policy: Policy[Config], inputs: Batch, key: jax.Array, *
 
 
 make = Maker(
-    networks, update, act, batch=lambda config: Transitions(config.discount), targets=("critic",),
+    networks, update, act, batch=Transitions.of, targets=("critic",),
     multipliers=lambda config: {"temperature": jnp.log(config.initial_temperature)},
 )  # fmt: skip

@@ -14,13 +14,13 @@ from flowrl import critics
 from flowrl.agent import Maker
 from flowrl.config import MOST_COUNT, config, nested, static, traced
 from flowrl.critics import Critic
-from flowrl.data.samplers import Transitions
+from flowrl.data.samplers import Horizon, Transitions
 from flowrl.encoders import JumpMLP
 from flowrl.losses import mse, q_size
 from flowrl.networks import Network, Spec, named
 from flowrl.optim import descend, polyak
 from flowrl.paths import Path, bootstrap_target, complete, complete_in_steps, early_times, straight
-from flowrl.policies import BestOfN, best_of_n, one_and_best, with_critic
+from flowrl.policies import BestOfN, best_next, best_of_n, one_and_best, with_critic
 from flowrl.train_state import Batch, Loss, Metrics, Params, Policy, TrainState
 
 LEVELS = 7
@@ -33,6 +33,7 @@ class Config:
 
     critic: Critic = nested(Critic())
     choice: BestOfN = nested(BestOfN())
+    horizon: Horizon = nested(Horizon())
     hidden_dims: tuple[int, ...] = static((512, 512, 512, 512), "Hidden layers of every network.")
     time_dim: int = static(128, "Size of the embedding of times and step sizes.")
     batch_size: int = static(1024, "Transitions per update.", high=MOST_COUNT)
@@ -84,34 +85,35 @@ def sample(nets: Networks, params: Params, s: jax.Array, key: jax.Array, steps: 
 def critic_loss(nets: Networks, params: Params, state: State, batch: Batch, key: jax.Array) -> Loss:
     """E (Q(s, a) − r − γ m agg Q̄(s', a'))², a' from the slow actor."""
     next_s, slow = batch["next_observations"], state.target_params
-    next_q = critics.combine(state.config.critic, nets.critic(slow, next_s, sample(nets, slow, next_s, key)))
+    next_a = best_next(nets, state, partial(sample, nets, slow, next_s), next_s, key)
+    next_q = critics.combine(state.config.critic, nets.critic(slow, next_s, next_a))
     targets = batch["rewards"] + batch["discounts"] * next_q
     errors, metrics = critics.td_errors(nets.critic(params, batch["observations"], batch["actions"]), targets, batch)
     return errors.mean(), metrics
 
 
 def bootstrap_errors(
-    nets: Networks, params: Params, state: State, s: jax.Array, path: Path, t: jax.Array, key: jax.Array
+    nets: Networks, params: Params, state: State, batch: Batch, path: Path, t: jax.Array, key: jax.Array
 ) -> jax.Array:
     """Steps (1 − τ)/2^j against two half steps of the slow actor, self-consistency instead of completion: `[B]`."""
-    d = (1 - t) * 0.5 ** jax.random.randint(key, t.shape, 0, LEVELS)
+    s, d = batch["observations"], (1 - t) * 0.5 ** jax.random.randint(key, t.shape, 0, LEVELS)
     targets = bootstrap_target(partial(nets.actor, state.target_params, s), path.points, t, d, 0.5**LEVELS)
-    return mse(nets.actor(params, s, path.points, t, d), targets)
+    return mse(nets.actor(params, s, path.points, t, d), targets, batch["actions_valid"])
 
 
 def actor_loss(nets: Networks, params: Params, state: State, batch: Batch, key: jax.Array) -> Loss:
     """α1 L_flow + α2 L_comp + L_Q at one draw of noise and time; Q is evaluated with constant critics."""
     z_key, t_key, other_key = jax.random.split(key, 3)
-    s, a, config = batch["observations"], batch["actions"], state.config
+    s, a, valid, config = batch["observations"], batch["actions"], batch["actions_valid"], state.config
     t = early_times(t_key, (len(a), 1))
     path = straight(jax.random.normal(z_key, a.shape), a, t)
     jump = partial(nets.actor, params, s)
-    flow = mse(jump(path.points, t, jnp.zeros_like(t)), path.velocities).mean()
+    flow = mse(jump(path.points, t, jnp.zeros_like(t)), path.velocities, valid).mean()
     completions = complete(jump, path.points, t)
     if config.completion_target == "data":
-        completion = mse(completions, a).mean()
+        completion = mse(completions, a, valid).mean()
     else:
-        completion = bootstrap_errors(nets, params, state, s, path, t, other_key).mean()
+        completion = bootstrap_errors(nets, params, state, batch, path, t, other_key).mean()
     if config.q_sample == "completion":
         proposals = jnp.clip(completions, -1.0, 1.0)
     else:
@@ -140,6 +142,6 @@ def act(nets: Networks, policy: Policy[Config], inputs: Batch, key: jax.Array, *
 
 
 make = Maker(
-    networks, update, act, batch=lambda config: Transitions(config.discount), targets=("actor", "critic"),
+    networks, update, act, batch=Transitions.of, targets=("actor", "critic"),
     acting=lambda state: with_critic(state, state.target_params), evaluations=one_and_best,
 )  # fmt: skip

@@ -14,7 +14,7 @@ from flowrl import critics
 from flowrl.agent import Maker
 from flowrl.config import MOST_COUNT, config, nested, static, traced
 from flowrl.critics import Critic
-from flowrl.data.samplers import Transitions
+from flowrl.data.samplers import Horizon, Transitions
 from flowrl.networks import MLP, Network, Spec, named
 from flowrl.optim import descend, every, polyak
 from flowrl.train_state import Batch, Loss, Metrics, Params, Policy, TrainState
@@ -25,6 +25,7 @@ class Config:
     """The settings of the authors' code."""
 
     critic: Critic = nested(Critic(activation="relu", layer_norm=False))
+    horizon: Horizon = nested(Horizon())
     hidden_dims: tuple[int, ...] = static((256, 256), "Hidden layers of every network.")
     batch_size: int = static(256, "Transitions per update.", high=MOST_COUNT)
     learning_rate: float = traced(3e-4, "Adam's step size, for every network.")
@@ -102,4 +103,4 @@ def act(nets: Networks, policy: Policy[Config], inputs: Batch, key: jax.Array, *
     return jnp.clip(actions + policy.config.explore_noise * nets.spec.noise(key, s), -1.0, 1.0)
 
 
-make = Maker(networks, update, act, batch=lambda config: Transitions(config.discount), targets=("actor", "critic"))
+make = Maker(networks, update, act, batch=Transitions.of, targets=("actor", "critic"))

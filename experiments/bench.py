@@ -179,7 +179,7 @@ def online_session(name: str, size: str, env: str) -> tuple[Callable[[int], None
     if not isinstance(kind, Transitions):
         raise UserError(f"--online: {name} learns offline only; choose another --agents")
     options = Online(steps=MOST_COUNT, buffer_size=BUFFER)
-    buffer = jax.eval_shape(functools.partial(replay.empty, spec, BUFFER, returns=kind.returns))
+    buffer = jax.eval_shape(functools.partial(replay.empty, spec, BUFFER, kind))
     program = compiled.build(agent, config.batch_size, None, "serial", buffer)
     acted = Environments(made.factory(), keys, 1)
     collector = Collector(agent, spec, program, acted, keys, options, kind)

@@ -22,9 +22,9 @@ class Agent(NamedTuple, Generic[C]):
         update: `(state, batch, key) -> (state, metrics)`: one training step.
         policy: `state -> policy`: exactly what acting needs.
         act: `(policy, inputs, key, *, explore=False) -> actions [..., A]` in [−1, 1]. Inputs are `observations`
-            `[..., D]` and, of a goal-conditioned agent, `goals` `[..., G]`. An agent that plays H actions in a row
-            gives `[..., H, A]`. Without `explore` it is the mode of a
-            Gaussian policy, and one draw of unit noise for a policy that maps noise.
+            `[..., D]` and, of a goal-conditioned agent, `goals` `[..., G]`. An agent that plays H actions in a row, a
+            chunk, gives `[..., H, A]`. Without `explore` it is the mode of a Gaussian policy, and one draw of unit
+            noise for a policy that maps noise.
         batch: `config -> kind`: what kind of batches `update` reads (`flowrl.data.samplers`).
         evaluations: `config -> {name: config}`: as what the agent is evaluated; the results are reported apart.
         explores: `config -> config`: as what it acts while it learns online.
@@ -49,6 +49,15 @@ def _actor_alone(state: TrainState[Any]) -> Params:
 
 def _as_it_is(config: Any) -> dict[str, Any]:
     return {"eval": config}
+
+
+def _in_chunks(
+    length: int, act: Callable[..., jax.Array], nets: Any, policy: Policy[Any], inputs: Batch, key: jax.Array, *,
+    explore: bool = False,
+) -> jax.Array:  # fmt: skip
+    """Returns chunks `[..., H, A]` of an agent that chooses them as one action `[..., H·A]`."""
+    chunks = act(nets, policy, inputs, key, explore=explore)
+    return chunks.reshape(*chunks.shape[:-1], length, -1)
 
 
 def _first_state(
@@ -78,7 +87,8 @@ def _first_state(
 class Maker(Generic[C]):
     """Puts an agent together from its functions: `make = Maker(networks, update, act, …)`, then `make(config, spec)`.
 
-    Every network is initialised in the same way, and updates are counted here alone.
+    Every network is initialised in the same way, and updates are counted here alone. Where the kind of batches has
+    chunks, actions are whole chunks to all of its functions, `[..., H·A]`, and are taken apart here.
 
     Attributes:
         networks: `(config, spec) -> nets`, a named tuple of networks, and of whatever else the functions read.
@@ -107,7 +117,8 @@ class Maker(Generic[C]):
 
     def __call__(self, config: C, spec: Spec) -> Agent[C]:
         """Builds the networks for a configuration, of which only the structure counts, and the agent around them."""
-        nets = self.networks(config, spec)
+        chunk = self.batch(config).chunk
+        nets = self.networks(config, spec.chunk(chunk) if chunk else spec)
         structure: Any = jax.tree.structure(config)
         trained = [net for name, net in nets._asdict().items() if isinstance(net, Network) and net.name == name]
 
@@ -124,5 +135,6 @@ class Maker(Generic[C]):
         def policy(state: TrainState[C]) -> Policy[C]:
             return Policy(state.config, self.acting(state))
 
+        act = partial(_in_chunks, chunk, self.act) if chunk else self.act
         explores = self.explores or (lambda config: next(iter(self.evaluations(config).values())))
-        return Agent(init, update, policy, partial(self.act, nets), self.batch, self.evaluations, explores)
+        return Agent(init, update, policy, partial(act, nets), self.batch, self.evaluations, explores)

@@ -16,15 +16,19 @@ class Critic:
     """Choices about the critics."""
 
     heads: int = static(2, "Independent critics.")
-    aggregate: str = static(
-        "min", "How the heads are combined in TD targets; lcb is the mean less rho deviations.",
-        choices=("min", "mean", "lcb"),
-    )  # fmt: skip
-    rho: float = traced(0.5, "Deviations below the mean of the lower confidence bound.")
+    aggregate: str = static("min", "How the heads are combined in TD targets.", choices=("min", "mean"))
+    rho: float = traced(0.0, "Deviations between heads that their mean is lowered by in TD targets.")
     hidden_dims: tuple[int, ...] = static((), "Hidden layers; by default those of the policy.")
     activation: str = static("gelu", "Nonlinearity.", choices=tuple(ACTIVATIONS))
     layer_norm: bool = static(True, "LayerNorm after each hidden layer.")
     target_rate: float = traced(0.005, "Polyak rate of the target critics.", high=1.0)
+
+    def problem(self, prefix: str) -> str:
+        """Says that heads deviate from each other where there are several, and that their minimum is not lowered."""
+        told = f"{prefix}rho={self.rho} lowers the mean of several critics"
+        if self.rho and self.heads == 1:
+            return f"{told}, and there is one; give {prefix}heads=10, say, or leave it out"
+        return f"{told}; add {prefix}aggregate=mean, or leave it out" if self.rho and self.aggregate == "min" else ""
 
 
 def module(choices: Critic, hidden_dims: tuple[int, ...], **options: Any) -> nn.Module:
@@ -41,10 +45,8 @@ def module(choices: Critic, hidden_dims: tuple[int, ...], **options: Any) -> nn.
 
 
 def combine(choices: Critic, q: jax.Array) -> jax.Array:
-    """Combines the values of heads for a TD target: `[heads, ...]` to `[...]`."""
-    if choices.aggregate == "min":
-        return q.min(axis=0)
-    return q.mean(axis=0) if choices.aggregate == "mean" else q.mean(axis=0) - choices.rho * q.std(axis=0)
+    """Combines the values of heads for a TD target, min Q or mean Q − ρ · std Q: `[heads, ...]` to `[...]`."""
+    return q.min(axis=0) if choices.aggregate == "min" else q.mean(axis=0) - choices.rho * q.std(axis=0)
 
 
 def td_errors(q: jax.Array, targets: jax.Array, batch: Batch) -> tuple[jax.Array, Metrics]:

@@ -1,9 +1,10 @@
 """Generative models of actions: each a record of its choices with the errors of its rows, and its samples.
 
 A model is used through a field, the network with everything else given: `field = partial(nets.actor, params, s)`. Its
-points are `[..., A]` and its times `[..., 1]`, one for each name in the model's `times`. `errors(field, a, key)` says
-how far the field is from the data on each row, `[B, A]` to `[B]`, or whole segments `[B, H, A]`, each at one time;
-`sample(field, z, key)` makes actions of unit noise, which may leave [−1, 1].
+points are `[..., A]` and its times `[..., 1]`, one for each name in the model's `times`. `errors(field, a, key, valid)`
+says how far the field is from the data on each row, `[B, A]` to `[B]`, or whole segments `[B, H, A]`, each at one time;
+where `valid`, of the shape of the data, is 0, there is no error. `sample(field, z, key)` makes actions of unit noise,
+which may leave [−1, 1].
 """
 
 import math
@@ -27,6 +28,7 @@ from flowrl.paths import (
     straight,
     uniform_times,
 )
+from flowrl.train_state import Scalar
 
 Field = Callable[..., jax.Array]
 """`(points [..., A], times [..., 1], ...) -> [..., A]`."""
@@ -42,7 +44,7 @@ class Model(Protocol):
     def deviation(self) -> float:
         """Deviation of the noise that data are mixed with where most of it is."""
 
-    def errors(self, field: Field, a: jax.Array, key: jax.Array) -> jax.Array:
+    def errors(self, field: Field, a: jax.Array, key: jax.Array, valid: Scalar = 1.0) -> jax.Array:
         """Errors of data `[B, A]`: `[B]`."""
 
     def sample(self, field: Field, z: jax.Array, key: jax.Array) -> jax.Array:
@@ -61,12 +63,12 @@ class Flow:
         """Unit noise is one end of every path."""
         return 1.0
 
-    def errors(self, field: Velocity, a: jax.Array, key: jax.Array) -> jax.Array:
+    def errors(self, field: Velocity, a: jax.Array, key: jax.Array, valid: Scalar = 1.0) -> jax.Array:
         """‖v(x_t, t) − (a − z)‖² at unit noise z and uniform t, averaged over dimensions: `[B, A]` to `[B]`."""
         noise_key, time_key = jax.random.split(key)
         t = uniform_times(time_key, one_each(a))
         path = straight(jax.random.normal(noise_key, a.shape), a, t)
-        return mse(field(path.points, t), path.velocities)
+        return mse(field(path.points, t), path.velocities, valid)
 
     def sample(self, field: Velocity, z: jax.Array, key: jax.Array | None = None) -> jax.Array:
         """Carries noise `[..., A]` to time 1."""
@@ -92,12 +94,12 @@ class MeanFlow:
         """Unit noise is one end of every path."""
         return 1.0
 
-    def errors(self, field: AverageVelocity, a: jax.Array, key: jax.Array) -> jax.Array:
+    def errors(self, field: AverageVelocity, a: jax.Array, key: jax.Array, valid: Scalar = 1.0) -> jax.Array:
         """Errors against the MeanFlow target, each weighted by sg(1 / (error + c)^p): `[B, A]` to `[B]`."""
         noise_key, time_key = jax.random.split(key)
         begins, times = interval_times(time_key, one_each(a), self.flow_ratio, TIME_SAMPLERS[self.time_sampler])
         path = straight(a, jax.random.normal(noise_key, a.shape), times)
-        errors = mse(*average_velocity_target(field, path, begins, times))
+        errors = mse(*average_velocity_target(field, path, begins, times), valid)
         return errors * (jax.lax.stop_gradient(errors) + self.adaptive_constant) ** -self.adaptive_power
 
     def sample(self, field: AverageVelocity, z: jax.Array, key: jax.Array | None = None) -> jax.Array:
@@ -133,12 +135,12 @@ class Diffusion:
         """Share of noise at the last level, √(1 − ᾱ)."""
         return math.sqrt(1 - self.variance_left()[-1])
 
-    def errors(self, field: NoiseModel, a: jax.Array, key: jax.Array) -> jax.Array:
+    def errors(self, field: NoiseModel, a: jax.Array, key: jax.Array, valid: Scalar = 1.0) -> jax.Array:
         """Squared error of the noise at uniform levels, averaged over dimensions: `[B, A]` to `[B]` (eq. 14)."""
         noise_key, level_key = jax.random.split(key)
         noise = jax.random.normal(noise_key, a.shape)
         levels = jax.random.randint(level_key, one_each(a), 0, self.levels)
-        return mse(field(noised(self.variance_left(), a, noise, levels), levels), noise)
+        return mse(field(noised(self.variance_left(), a, noise, levels), levels), noise, valid)
 
     def sample(self, field: NoiseModel, z: jax.Array, key: jax.Array) -> jax.Array:
         """Denoises `[..., A]` into actions in [−1, 1]."""

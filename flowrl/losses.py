@@ -27,6 +27,11 @@ def expectile_weight(advantages: jax.Array, expectile: Scalar) -> jax.Array:
     return jnp.abs(expectile - (advantages < 0))
 
 
+def expectile_errors(errors: jax.Array, expectile: Scalar) -> jax.Array:
+    """Errors of expectile regression, |κ − 1{u < 0}| u² (IQL, https://arxiv.org/abs/2110.06169, eq. 5): u `[...]`."""
+    return expectile_weight(errors, expectile) * errors**2
+
+
 def awr_weight(advantages: jax.Array, alpha: Scalar, maximum: float = 100.0) -> jax.Array:
     """Weight of advantage-weighted regression, min(exp(α·adv), maximum), without gradient.
 
@@ -41,24 +46,28 @@ def awr_weight(advantages: jax.Array, alpha: Scalar, maximum: float = 100.0) -> 
     return jax.lax.stop_gradient(jnp.minimum(jnp.exp(alpha * advantages), maximum))
 
 
-def unit_gaussian_log_prob(values: jax.Array, means: jax.Array) -> jax.Array:
+def unit_gaussian_log_prob(values: jax.Array, means: jax.Array, valid: Scalar = 1.0) -> jax.Array:
     """Log density of a Gaussian of unit standard deviation, summed over the last axis.
 
     Args:
         values: `[..., A]`.
         means: `[..., A]`.
+        valid: Which of the values count, 1 or 0, `[..., A]`.
 
     Returns:
         `[...]`.
     """
     chex.assert_equal_shape([values, means])
-    return -0.5 * jnp.sum((values - means) ** 2 + jnp.log(2 * jnp.pi), axis=-1)
+    return -0.5 * jnp.sum(valid * ((values - means) ** 2 + jnp.log(2 * jnp.pi)), axis=-1)
 
 
-def mse(predictions: jax.Array, targets: jax.Array) -> jax.Array:
-    """Squared error of each row, averaged over all else: `[B, ...]` and `[B, ...]` to `[B]`."""
+def mse(predictions: jax.Array, targets: jax.Array, valid: Scalar = 1.0) -> jax.Array:
+    """Squared error of each row, averaged over all else: `[B, ...]` and `[B, ...]` to `[B]`.
+
+    Entries where `valid`, of the same shape, is 0 have no error, but count in the average.
+    """
     chex.assert_equal_shape([predictions, targets])
-    return jnp.mean((predictions - targets) ** 2, axis=tuple(range(1, predictions.ndim)))
+    return jnp.mean(valid * (predictions - targets) ** 2, axis=tuple(range(1, predictions.ndim)))
 
 
 @config

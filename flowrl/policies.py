@@ -1,7 +1,9 @@
 """Parts of stochastic policies that agents share: Gaussian heads, and choosing among several actions by Q."""
 
+import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Protocol, TypeVar
+from functools import partial
+from typing import Any, Protocol, TypeVar
 
 import flax.linen as nn
 import jax
@@ -19,18 +21,30 @@ LOG_STD_RANGE = (-5.0, 2.0)
 
 @config
 class BestOfN:
-    """How many actions are drawn, and how one of them is chosen."""
+    """How many actions are drawn, and how one of them is chosen, in acting and for TD targets."""
 
     num_samples: int = static(1, "With more than 1, also evaluates the best of that many actions by Q.", acting=True)
     temperature: float = traced(
         0.0, "Draws by softmax(temperature x Q), as in DQL's code; 0 takes the best.", acting=True
     )
+    target_samples: int = static(1, "Next actions that a TD target draws; with more than 1 the best by Q counts.")
+    aggregate: str = static("min", "Which value of several critics ranks actions.", choices=("min", "mean"))
+    critics: str = static("target", "Which critics rank actions.", choices=("target", "online"))
+
+    @property
+    def in_targets(self) -> "BestOfN":
+        """The choice of TD targets, which is the best."""
+        return dataclasses.replace(self, num_samples=self.target_samples, temperature=0.0)
+
+    def ranking(self, state: TrainState[Any]) -> Params:
+        """Returns the parameters with the critics that rank."""
+        return state.params if self.critics == "online" else state.target_params
 
 
 def best_of_n(
     choice: BestOfN, sample: Callable[[jax.Array], jax.Array], critic: Callable[[jax.Array], jax.Array], key: jax.Array
 ) -> jax.Array:
-    """Draws several actions per state and keeps one by min Q: the best, or a draw from softmax(temperature · Q).
+    """Draws several actions per state and keeps one by Q: the best, or a draw from softmax(temperature · Q).
 
     Args:
         choice: How many are drawn, and the temperature in units of 1/Q.
@@ -45,7 +59,8 @@ def best_of_n(
         return sample(key)
     sample_key, choice_key = jax.random.split(key)
     actions = jax.vmap(sample)(jax.random.split(sample_key, choice.num_samples))
-    values = jax.vmap(critic)(actions).min(axis=1)
+    values = jax.vmap(critic)(actions)
+    values = values.min(axis=1) if choice.aggregate == "min" else values.mean(axis=1)
     drawn = jax.random.categorical(choice_key, choice.temperature * values, axis=0)
     chosen = jnp.where(jnp.asarray(choice.temperature) > 0, drawn, values.argmax(axis=0))
     return jnp.take_along_axis(actions, chosen[None, ..., None], axis=0)[0]
@@ -63,14 +78,30 @@ H = TypeVar("H", bound=HasChoice)
 
 
 def with_critic(state: TrainState[H], actors: Params) -> Params:
-    """Returns the parameters that act: an actor's, and where one of several actions is chosen the slow critics'.
+    """Returns the parameters that act: an actor's, and where one of several actions is chosen the critics'.
 
     Args:
         state: Of an agent with a `choice`.
         actors: Its parameters or its slow copies, whichever act.
     """
-    one = {"actor": actors["actor"]}
-    return one if state.config.choice.num_samples == 1 else one | {"critic": state.target_params["critic"]}
+    one, choice = {"actor": actors["actor"]}, state.config.choice
+    return one if choice.num_samples == 1 else one | {"critic": choice.ranking(state)["critic"]}
+
+
+def best_next(
+    nets: Any, state: TrainState[H], sample: Callable[[jax.Array], jax.Array], s: jax.Array, key: jax.Array
+) -> jax.Array:
+    """Returns the actions `[B, A]` whose value a TD target bootstraps: a draw each, or the best of several by Q.
+
+    Args:
+        nets: Its `critic` ranks.
+        state: Of an agent with a `choice`.
+        sample: The policy in these states, `key -> actions [B, A]`.
+        s: The states `[B, D]`.
+        key: Random key; that of the only draw where one is drawn.
+    """
+    choice = state.config.choice
+    return best_of_n(choice.in_targets, sample, partial(nets.critic, choice.ranking(state), s), key)
 
 
 def one_and_best(config: H) -> dict[str, H]:

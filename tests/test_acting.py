@@ -130,10 +130,10 @@ def test_exploration_is_uniform_and_then_the_policy_s() -> None:
     shown = np.array([[A, B, A], [B, A, B]], np.float32)
     warm = explore(policies(0, 0), own, np.int32(9), shown)
     key = stream_key(own[1], "act", 9)
-    np.testing.assert_array_equal(warm[1], jax.random.uniform(key, (3, 2), minval=-1.0, maxval=1.0))
+    np.testing.assert_array_equal(warm[1, :, 0], jax.random.uniform(key, (3, 2), minval=-1.0, maxval=1.0))
     later = explore(policies(1, 2, normalizer=NORMALIZER), own, np.int32(10), shown)
     noise = jax.random.normal(stream_key(own[1], "act", 10), (3, 2))
-    np.testing.assert_allclose(later[1], 2 * np.array([[2, 0], [1, 2], [2, 0]]) + noise, rtol=1e-6)
+    np.testing.assert_allclose(later[1, :, 0], 2 * np.array([[2, 0], [1, 2], [2, 0]]) + noise, rtol=1e-6)
     assert acting.explorer(shower(), SPEC, 10, Layout(2)) is not explore  # an agent of its own
     agent = shower()
     assert acting.explorer(agent, SPEC, 10, Layout(2)) is acting.explorer(agent, SPEC, 10, Layout(2))

@@ -40,7 +40,7 @@ FAULTS = {
         (
             "toward = state if config.lagging_targets else moved",
             "toward = moved",
-            "test_the_numbers_are_the_authors and gc_sscp and after and not embed",
+            "test_the_numbers_are_the_authors and gc_sscp and (after or end) and not embed",
         ),
         ("n, float)", "n, jnp.float32)", "test_the_numbers_are_the_authors and gc_sscp and losses and not embed"),
     ],
@@ -48,28 +48,28 @@ FAULTS = {
         (
             "toward = state if config.lagging_targets else moved",
             "toward = moved",
-            "test_the_numbers_are_the_authors and gcivl and after",
+            "test_the_numbers_are_the_authors and gcivl and (after or end)",
         ),
     ],
     "agents/hiql.py": [
         (
             "toward = state if config.lagging_targets else moved",
             "toward = moved",
-            "test_the_numbers_are_the_authors and hiql and after and not rep_grad",
+            "test_the_numbers_are_the_authors and hiql and (after or end) and not rep_grad",
         ),
     ],
     "agents/sscp.py": [
         (
             "toward = state if config.lagging_targets else moved",
             "toward = moved",
-            "test_the_numbers_are_the_authors and sscp__mean_q and after",
+            "test_the_numbers_are_the_authors and sscp__mean_q and (after or end)",
         ),
     ],
     "agents/fql.py": [
         (
             "toward = state if config.lagging_targets else moved",
             "toward = moved",
-            "test_the_numbers_are_the_authors and fql__min_q and after",
+            "test_the_numbers_are_the_authors and fql__min_q and (after or end)",
         ),
         (
             "if config.normalize_q else values.mean()",
@@ -81,7 +81,7 @@ FAULTS = {
         (
             "toward = state if config.lagging_targets else moved",
             "toward = moved",
-            "test_the_numbers_are_the_authors and sac__mean_q and after",
+            "test_the_numbers_are_the_authors and sac__mean_q and (after or end)",
         ),
         (
             "ACTIVATIONS[config.activation])",

@@ -9,7 +9,9 @@ import pytest
 from ways import Way, array, each_way
 
 from flowrl import critics
+from flowrl.config import check
 from flowrl.critics import Critic
+from flowrl.errors import UserError
 from flowrl.networks import Network, Spec
 
 # Two rows, γ = ½; the second one terminated. Q_i = w_i·s·a with w = (1, 2).
@@ -71,15 +73,28 @@ def test_targets_that_would_broadcast_are_refused(targets: jax.Array) -> None:
 
 @each_way
 @pytest.mark.parametrize(
-    ("aggregate", "expected"),
+    ("aggregate", "rho", "expected"),
     # Heads (1, 5), (3, 5): means 2 and 5, deviations 1 and 0; the bound lies ¾ deviations below.
-    [("min", [1, 5]), ("mean", [2, 5]), ("lcb", [1.25, 5])],
+    [("min", 0.0, [1, 5]), ("mean", 0.0, [2, 5]), ("mean", 0.75, [1.25, 5])],
 )
-def test_heads_are_combined(way: Way, aggregate: str, expected: list[float]) -> None:
+def test_heads_are_combined(way: Way, aggregate: str, rho: float, expected: list[float]) -> None:
     def combined(q: jax.Array, rho: jax.Array) -> jax.Array:
         return critics.combine(Critic(aggregate=aggregate, rho=rho), q)
 
-    np.testing.assert_allclose(way(combined)(array([1, 5], [3, 5]), jnp.float32(0.75)), expected)
+    np.testing.assert_allclose(way(combined)(array([1, 5], [3, 5]), jnp.float32(rho)), expected)
+
+
+@pytest.mark.parametrize(
+    ("choices", "told"),
+    [
+        (Critic(rho=0.5, heads=1, aggregate="mean"), "lowers the mean of several critics, and there is one; give --c."),
+        (Critic(rho=0.5, heads=10), "lowers the mean of several critics; add --c.aggregate=mean, or leave it out"),
+    ],
+)
+def test_a_bound_without_an_ensemble_is_refused(choices: Critic, told: str) -> None:
+    assert Critic(rho=0.5, heads=10, aggregate="mean").problem("--c.") == Critic(heads=1).problem("--c.") == ""
+    with pytest.raises(UserError, match=f"--c.rho=0.5 {told}"):
+        check(choices, "c.")
 
 
 def test_the_module_is_what_the_choices_say() -> None:
@@ -116,5 +131,7 @@ FAULTS = {
         ('choices.aggregate == "min"', 'choices.aggregate == "mean"', "test_heads_are_combined"),
         ('errors = batch["valid"] * (', "errors = (", "test_rows_that_do_not_count_have_no_error"),
         ("q.mean(axis=0) - choices.rho", "q.mean(axis=0) + choices.rho", "test_heads_are_combined"),
+        ("if self.rho and self.heads == 1", "if False", "test_a_bound_without_an_ensemble_is_refused"),
+        ('if self.rho and self.aggregate == "min"', "if False", "test_a_bound_without_an_ensemble_is_refused"),
     ],
 }

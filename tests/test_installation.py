@@ -233,7 +233,7 @@ FAULTS = {
         ),
     ],
     "setup.cfg": [
-        ("flowrl.experiment.presets = *.csv\n", "", "test_the_distribution_works_outside_of_the_repository"),
+        ("flowrl.experiment.presets = */*.csv\n", "", "test_the_distribution_works_outside_of_the_repository"),
         (
             "    flowrl.*\n",
             "    flowrl.data\n    flowrl.presets\n",

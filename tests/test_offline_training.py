@@ -71,7 +71,9 @@ def test_networks_have_the_sizes_of_the_papers() -> None:
 def test_defaults_are_the_published_ones() -> None:
     base = {"learning_rate": 3e-4, "batch_size": 256, "hidden_dims": (512,) * 4}
     q = {**base, "discount": 0.99, "choice.num_samples": 1, "choice.temperature": 0.0, "q_alpha": 1.0}
-    q |= {"critic.heads": 2, "critic.aggregate": "min", "critic.rho": 0.5, "critic.hidden_dims": ()}
+    q |= {"critic.heads": 2, "critic.aggregate": "min", "critic.rho": 0.0, "critic.hidden_dims": ()}
+    horizon = {"horizon.steps": 1, "horizon.chunk": False, "horizon.stops": False}
+    q |= horizon | {"choice.target_samples": 1, "choice.aggregate": "min", "choice.critics": "target"}
     q |= {"critic.activation": "gelu", "critic.layer_norm": True, "critic.target_rate": 0.005}
     sscp = {"batch_size": 1024, "completion_target": "data", "q_sample": "completion", "completion_steps": 1}
     sscp |= {"lagging_targets": True, "time_dim": 128, "flow_alpha": 1.0, "completion_alpha": 1.0}
@@ -85,7 +87,7 @@ def test_defaults_are_the_published_ones() -> None:
         "sscp": {**q, **sscp, "actor_target_rate": 0.0005},
         "ofql": {**q, **ofql},
         "fql": {**q, **fql, "alpha": 10.0},
-        "bc": {**base, "distribution": "gaussian", "flow.steps": 10},
+        "bc": {**base, **horizon, "distribution": "gaussian", "flow.steps": 10},
     }
     for name, expected in published.items():
         assert values(agents.default(name)) == expected
@@ -94,9 +96,9 @@ def test_defaults_are_the_published_ones() -> None:
 @each_agent
 def test_an_update_reads_what_its_batches_hold(name: str) -> None:
     agent, state = fresh(name, SPEC, {"hidden_dims": (8,)})
-    assert agent.batch(config_of(name, {})) == (Transitions() if name == "bc" else Transitions(0.99))
+    assert agent.batch(config_of(name, {})) == Transitions(1.0 if name == "bc" else 0.99)
     update = functools.partial(jax.eval_shape, agent.update, state, key=jax.random.key(0))
-    reads = {"observations", "actions"}
+    reads = {"observations", "actions", "actions_valid"}
     if name != "bc":
         reads |= {"rewards", "discounts", "next_observations", "valid"}
     batch = {field: x for field, x in transitions().items() if field in reads}
@@ -210,7 +212,8 @@ def test_behaviour_cloning_finds_the_mean_or_both_modes(distribution: str) -> No
             states = jax.random.bernoulli(state_key, shape=(128,)).astype(jnp.int32)
             signs = jax.random.rademacher(sign_key, (128,), jnp.float32)
             actions = jnp.where(states == 1, 0.2, 0.6 * signs)[:, None]
-            return agent.update(state, {"observations": jnp.eye(2)[states], "actions": actions}, update_key)[0]
+            batch = {"observations": jnp.eye(2)[states], "actions": actions, "actions_valid": jnp.ones_like(actions)}
+            return agent.update(state, batch, update_key)[0]
 
         return jax.lax.fori_loop(0, 600, step, agent.init(key, config))
 

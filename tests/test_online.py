@@ -128,7 +128,7 @@ class Session:
         made, self.keys = agents.build(agent, config, SPEC), keys_of(*seeds)
         made, self.networks = made._replace(explores=explores or made.explores), networks_of(made)
         kind = made.batch(config)
-        buffer = jax.eval_shape(lambda: replay.empty(SPEC, options.capacity, returns=kind.returns))
+        buffer = jax.eval_shape(lambda: replay.empty(SPEC, options.capacity, kind, options.num_envs))
         program = compiled.build(made, BATCH, dataset, mode, buffer)
         acted = Environments(make_counter, self.keys, options.num_envs)
         self.resume = functools.partial(
@@ -404,7 +404,7 @@ def test_infos_that_are_not_read_break_nothing() -> None:
 def test_actions_of_a_diverging_policy_are_no_fault_of_the_simulator() -> None:
     """They are played, and stored, as 0."""
     session = Session(0, options=Online(num_envs=2, updates_per_step=0, buffer_size=40, steps=1000))
-    session.collector._act = lambda *_: jnp.array([[[jnp.nan], [0.5]]])
+    session.collector._act = lambda *_: jnp.array([[[[jnp.nan]], [[0.5]]]])
     session.advance(2)
     np.testing.assert_array_equal(session.collector.replays.fields["actions"][0, :2], [[0], [0.5]])
 
@@ -419,7 +419,11 @@ FAULTS = {
         ),
         ("step - options.warmup_steps", "step", "test_updates_due"),
         ("self._agent.explores(states.config)", "states.config", "test_an_agent_explores_as_it_says"),
-        ("actions = played = np.where", "np.where", "test_actions_of_a_diverging_policy_are_no_fault_of_the_simulator"),
+        (
+            "actions = np.where(np.isfinite",
+            "np.where(np.isfinite",
+            "test_actions_of_a_diverging_policy_are_no_fault_of_the_simulator",
+        ),
         (
             "seen = rows if normalizer is None else normalizer.transitions(rows)",
             "seen = rows",

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from flowrl.data import replay
 from flowrl.data.dataset import Dataset, from_arrays
 from flowrl.data.replay import Replay
+from flowrl.data.samplers import Horizon, Transitions
 from flowrl.networks import Shape, Spec
 
 SPEC = Spec.of_sizes(2, 1)
@@ -107,8 +108,61 @@ def test_without_a_share_every_transition_is_equally_likely(dataset: Dataset) ->
 
 def test_without_a_dataset_all_is_online() -> None:
     batch = replay.mixed(jax.random.key(0), filled(4, 1, 2), None, 50)
-    assert set(batch) == {"observations", "actions", "rewards", "masks", "next_observations"}
+    stored = {"observations", "actions", "rewards", "masks", "next_observations"}
+    assert set(batch) == stored | {"discounts", "valid", "actions_valid"}
     assert set(np.asarray(batch["rewards"]).tolist()) == {1, 2}
+
+
+def ended(buffer: Replay, *which: bool) -> Replay:
+    return buffer.replace(fields={**buffer.fields, "ended": jnp.array(which)})
+
+
+def followed(buffer: Replay, length: int, *starts: int) -> tuple[list[Any], list[Any]]:
+    stretch = jax.jit(lambda starts: replay.following(buffer, starts, length))(jnp.array(starts))
+    return stretch.rows.tolist(), stretch.inside.tolist()
+
+
+def test_steps_that_follow_each_other_are_those_of_one_environment() -> None:
+    """Two environments in turns, four steps of them; the first one's episode ends at its second step, row 2."""
+    buffer = replay.empty(SPEC, 9, Transitions(0.9, Horizon(steps=3)), num_envs=2)
+    for i in range(4):
+        buffer = add(buffer, {**rows(2 * i, 2 * i + 1), "ended": jnp.array([i == 1, False])})
+    assert buffer.fields["ended"].tolist() == [False, False, True] + 6 * [False]
+    found, inside = followed(buffer, 3, 0, 1, 4, 5)
+    assert found == [[0, 2, 2], [1, 3, 5], [4, 6, 6], [5, 7, 7]]  # what has not happened yet is not there
+    assert inside == [[True, True, False], [True] * 3, [True, True, False], [True, True, False]]
+
+
+def test_steps_do_not_go_beyond_the_newest_in_a_full_buffer() -> None:
+    buffer = replay.empty(SPEC, 5, Transitions(0.9, Horizon(steps=3)))
+    for i in range(7):  # rows 0 and 1 hold the newest, transitions 5 and 6; row 2 the oldest
+        buffer = add(buffer, {**rows(i), "ended": jnp.array([False])})
+    found, inside = followed(buffer, 3, 2, 4, 0, 1)
+    assert found == [[2, 3, 4], [4, 0, 1], [0, 1, 1], [1, 1, 1]]
+    assert inside == [[True] * 3, [True] * 3, [True, True, False], [True, False, False]]
+    view = replay.of_run(jax.tree.map(lambda x: jnp.stack([x, x]), buffer), jnp.int32(1))
+    assert followed(view, 3, 4, 1)[0] == [[9, 5, 6], [6, 6, 6]]
+
+
+def test_batches_of_several_steps_from_a_buffer_and_from_data() -> None:
+    kind = Transitions(0.5, Horizon(steps=2, chunk=True))
+    buffer = replay.empty(SPEC, 4, kind)
+    for i in (1, 2):
+        buffer = add(buffer, {**rows(i), "ended": jnp.array([False])})
+    batch = replay.sample(jax.random.key(0), buffer, 50, kind)
+    columns = [np.asarray(batch[name]).reshape(50, -1) for name in ("actions", "rewards", "valid")]
+    both = {*map(tuple, np.concatenate(columns, axis=1).tolist())}
+    assert both == {(1, 2, 2, 1), (2, 2, 2, 0)}  # 1 + 2/2, and what ends with the newest
+    np.testing.assert_array_equal(batch["next_observations"], np.full((50, 2), 2.5))
+    pairs = np.repeat(np.array([[101], [102], [103], [0]], np.float32), 2, axis=1)
+    data = from_arrays({
+        "observations": pairs, "actions": pairs[:, :1], "rewards": pairs[:, 0], "masks": np.ones(4, np.float32),
+        "terminals": np.array([0, 0, 0, 1], bool),
+    })  # fmt: skip
+    mix = replay.mixed(jax.random.key(0), buffer, data, 60, 0.5, kind)
+    assert set(mix) == set(batch)
+    assert {*np.asarray(mix["actions"])[:30, 0].tolist()} == {101, 102, 103}
+    assert {*np.asarray(mix["actions"])[30:, 0].tolist()} == {1, 2}
 
 
 def test_mapped_buffers_are_their_runs_own() -> None:
@@ -121,7 +175,7 @@ def test_mapped_buffers_are_their_runs_own() -> None:
 
 def test_a_buffer_has_the_shapes_and_types_of_its_environment() -> None:
     pixels = Spec(Shape((4, 4, 3), jnp.uint8), Shape((2,), jnp.float32))
-    fields = replay.empty(pixels, 5, returns=True).fields
+    fields = replay.empty(pixels, 5, Transitions(returns=True)).fields
     assert fields["observations"].shape == fields["next_observations"].shape == (5, 4, 4, 3)
     assert fields["observations"].dtype == jnp.uint8
     assert fields["actions"].shape == (5, 2)
@@ -141,6 +195,26 @@ FAULTS = {
             "0, stored + replay.size) < stored",
             "0, 2 * stored) < stored",
             "test_without_a_share_every_transition_is_equally_likely",
+        ),
+        (
+            "stored & jnp.roll(~ended",
+            "jnp.roll(~ended",
+            "test_steps_do_not_go_beyond_the_newest_in_a_full_buffer",
+        ),
+        (
+            "jnp.cumprod(stored & jnp.roll(~ended, 1, axis=1).at[:, 0].set(True), axis=1)",
+            "stored",
+            "test_steps_that_follow_each_other_are_those_of_one_environment",
+        ),
+        (
+            "replay.offset + (rows",
+            "(rows",
+            "test_steps_do_not_go_beyond_the_newest_in_a_full_buffer",
+        ),
+        (
+            "oldest = (replay.position - replay.size) % replay.capacity",
+            "oldest = 0",
+            "test_steps_do_not_go_beyond_the_newest_in_a_full_buffer",
         ),
     ],
 }

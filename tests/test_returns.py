@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from flowrl.data import replay, returns
+from flowrl.data.samplers import Transitions
 from flowrl.errors import UserError
 from flowrl.networks import Spec
 from flowrl.normalize import Normalizer
@@ -89,7 +90,7 @@ def test_unknown_returns_stay_unknown(scale: float, shift: float) -> None:
 def test_returns_reach_the_rows_where_their_transitions_lie(runs: int, num_envs: int, capacity: int) -> None:
     """Against a list of everything: the ring holds the newest, episodes are as long as two rings, rewards tell rows."""
     rng, spec = np.random.default_rng(capacity), Spec.of_sizes(1, 1)
-    empty = jax.vmap(lambda _: replay.empty(spec, capacity, returns=True))
+    empty = jax.vmap(lambda _: replay.empty(spec, capacity, Transitions(returns=True)))
     buffers = empty(jnp.arange(runs))
     add, record = jax.jit(jax.vmap(replay.add)), jax.jit(jax.vmap(replay.record))
     episodes = returns.OpenEpisodes(runs, num_envs, capacity, 0.5)

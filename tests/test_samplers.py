@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from flowrl.data.dataset import Dataset, from_arrays
+from flowrl.data.dataset import Dataset, from_arrays, longest_episode
 from flowrl.data.goals import GoalMix
-from flowrl.data.samplers import Goals, Segments, Transitions, require
+from flowrl.data.samplers import Goals, Horizon, Segments, Transitions, require
 from flowrl.errors import UserError
 
 GAMMA = 0.5
@@ -88,6 +88,52 @@ def test_segments_of_one_step_are_transitions(dataset: Dataset) -> None:
     np.testing.assert_array_equal(segments["next_observations"], whole["observations"] + 1)
 
 
+def ahead(dataset: Dataset, horizon: Horizon, *rows: int) -> dict[str, np.ndarray]:
+    kind = Transitions(jnp.float32(GAMMA), horizon)
+    found = jax.jit(lambda rows: kind.at(dataset, rows))(jnp.array(rows, jnp.int32))
+    return {name: np.asarray(x) for name, x in found.items()}
+
+
+def test_a_chunk_is_one_action_and_counts_as_in_qc(dataset: Dataset) -> None:
+    """Rewards are summed beyond the termination in row 2, to the end of the episode, and nothing is bootstrapped."""
+    found = ahead(dataset, Horizon(steps=2, chunk=True), 0, 1, 2, 3, 5, 6)
+    np.testing.assert_array_equal(found["observations"][:, 0], [0, 1, 2, 3, 5, 6])
+    np.testing.assert_array_equal(found["actions"], [[0, -1], [-1, -2], [-2, -3], [-3, -3], [-5, -6], [-6, -6]])
+    np.testing.assert_array_equal(found["rewards"], [2, 4, 8, 8, 32, 32])
+    np.testing.assert_array_equal(found["discounts"], [0.25, 0, 0, 0.25, 0.25, 0.25])
+    np.testing.assert_array_equal(found["valid"], [1, 1, 1, 0, 1, 0])
+    np.testing.assert_array_equal(found["actions_valid"], [[1, 1], [1, 1], [1, 1], [1, 0], [1, 1], [1, 0]])
+    np.testing.assert_array_equal(found["next_observations"][:, 0], [2, 3, 4, 4, 7, 7])
+
+
+def test_a_chunk_that_stops_ends_with_the_task(dataset: Dataset) -> None:
+    found = ahead(dataset, Horizon(steps=3, chunk=True, stops=True), 1, 2, 3)
+    np.testing.assert_array_equal(found["rewards"], [4, 4, 8])
+    np.testing.assert_array_equal(found["discounts"][:2], [0, 0])
+    np.testing.assert_array_equal(found["valid"], [1, 1, 0])
+    np.testing.assert_array_equal(found["actions_valid"], [[1, 1, 0], [1, 0, 0], [1, 0, 0]])
+
+
+def test_n_steps_have_the_first_action(dataset: Dataset) -> None:
+    found = ahead(dataset, Horizon(steps=3), 0, 3, 5)
+    np.testing.assert_array_equal(found["actions"], [[0], [-3], [-5]])
+    np.testing.assert_array_equal(found["actions_valid"], [[1], [1], [1]])
+    np.testing.assert_array_equal(found["rewards"], [3, 8, 32])
+    np.testing.assert_array_equal(found["discounts"], [0, 0.125, 0.125])
+    np.testing.assert_array_equal(found["valid"], [1, 0, 0])
+    assert Transitions(0.5, Horizon(steps=3)).chunk == 0
+    assert Transitions(0.5, Horizon(steps=3, chunk=True)).chunk == 3
+
+
+def test_looking_beyond_every_episode_is_refused() -> None:
+    fields = ("observations", "actions", "rewards", "masks")
+    require(Transitions(0.9, Horizon(steps=4)), fields, longest=4)
+    require(Segments(9), fields, longest=4)
+    with pytest.raises(UserError, match="looks 5 steps ahead, but the longest episode of the data has 4; give a small"):
+        require(Transitions(0.9, Horizon(steps=5)), fields, longest=4)
+    assert longest_episode(np.array([0, 0, 0, 0, 1, 0, 0, 1], bool)) == 4
+
+
 def test_batches_come_from_rows_with_a_transition(dataset: Dataset) -> None:
     for kind in (Transitions(GAMMA), Segments(2, GAMMA)):
         batch = jax.jit(lambda key, kind=kind: kind.sample(key, dataset, 500))(jax.random.key(0))
@@ -109,26 +155,55 @@ def test_what_data_lack_is_named() -> None:
 
 FAULTS = {
     "flowrl/data/samplers.py": [
-        ("before * inside", "before", "test_a_segment_stays_in_its_episode_and_has_no_value_where_that_only_ended"),
-        ("alive = jnp.cumprod(masks, axis=1)", "alive = masks", "test_nothing_counts_after_a_termination"),
+        (
+            "powers * counted * fields",
+            "powers * fields",
+            "test_a_segment_stays_in_its_episode_and_has_no_value_where_that_only_ended",
+        ),
+        (
+            "inside & (before > 0) if stops else inside",
+            "inside & (before > 0)",
+            "test_a_chunk_is_one_action_and_counts_as_in_qc",
+        ),
+        (
+            "(alive[:, -1] == 0) if stops else inside[:, -1]",
+            "(alive[:, -1] == 0)",
+            "test_a_chunk_is_one_action_and_counts_as_in_qc",
+        ),
+        ("self.discount, self.horizon.stops)", "self.discount, False)", "test_a_chunk_that_stops_ends_with_the_task"),
+        (
+            "valid = jnp.broadcast_to(valid[..., None], actions.shape)",
+            "valid = jnp.ones_like(actions)",
+            "test_a_chunk_is_one_action_and_counts_as_in_qc",
+        ),
+        ("kind.steps > longest", "kind.steps > longest + 1", "test_looking_beyond_every_episode_is_refused"),
+        (
+            'alive = jnp.cumprod(jnp.where(inside, fields["masks"][rows], 1.0), axis=1)',
+            'alive = jnp.where(inside, fields["masks"][rows], 1.0)',
+            "test_nothing_counts_after_a_termination",
+        ),
         (
             "before = jnp.concatenate([jnp.ones_like(alive[:, :1]), alive[:, :-1]], axis=1)",
             "before = alive",
             "test_nothing_counts_after_a_termination",
         ),
         (
-            "        ahead = jnp.minimum(ahead, ends)\n",
-            "",
+            "Stretch(jnp.minimum(ahead, ends), ",
+            "Stretch(ahead, ",
             "test_a_segment_stays_in_its_episode_and_has_no_value_where_that_only_ended",
         ),
-        ("self.length * alive[:, -1]", "self.length", "test_nothing_counts_after_a_termination"),
+        ("rows.shape[1] * alive[:, -1]", "rows.shape[1]", "test_nothing_counts_after_a_termination"),
         (
-            "(inside[:, -1] | (alive[:, -1] == 0))",
-            "inside[:, -1]",
+            "inside[:, -1] | (alive[:, -1] == 0) if stops",
+            "inside[:, -1] if stops",
             "test_an_episode_that_terminates_before_its_segment_is_over_is_known",
         ),
-        ("states[ahead[:, -1] + 1]", "states[ahead[:, -1]]", "test_a_segment_within_an_episode"),
-        ("self.discount) ** steps", "self.discount)", "test_a_segment_within_an_episode"),
+        ("states[stretch.rows[:, -1] + 1]", "states[stretch.rows[:, -1]]", "test_a_segment_within_an_episode"),
+        (
+            "jnp.asarray(discount) ** jnp.arange(rows.shape[1])",
+            "jnp.ones(rows.shape[1])",
+            "test_a_segment_within_an_episode",
+        ),
         (
             '"discounts": self.discount * rows["masks"]',
             '"discounts": self.discount * jnp.ones_like(rows["masks"])',

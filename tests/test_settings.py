@@ -77,7 +77,7 @@ def test_rewards_of_goals_are_not_normalised(name: str) -> None:
 
 def test_a_preset_that_sets_what_an_agent_has_not_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     row = dict.fromkeys(("dataset", "setting"), "") | {"agent": "bc", "source": "x", "agent.wings": "2"}
-    monkeypatch.setattr("flowrl.experiment.presets._table", lambda name: (row,))
+    monkeypatch.setattr("flowrl.experiment.presets.table", lambda name, agent: (row,))
     with pytest.raises(UserError, match=r"the preset quick sets --agent\.wings, which bc has not; give --preset=none"):
         plan({"agent": "bc", "env": "Pendulum-v1", "preset": "quick"}, {})
 

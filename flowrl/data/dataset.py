@@ -41,6 +41,11 @@ def from_arrays(arrays: Mapping[str, np.ndarray]) -> Dataset:
     )
 
 
+def longest_episode(terminals: np.ndarray) -> int:
+    """Returns the steps of the longest of the episodes whose last rows `terminals` `[N]` marks."""
+    return int(np.diff(np.flatnonzero(terminals), prepend=-1).max()) - 1
+
+
 def sample_rows(key: jax.Array, dataset: Dataset, shape: tuple[int, ...]) -> jax.Array:
     """Draws rows uniformly, with replacement, from those that have a transition: int32 of the given shape."""
     return dataset.transitions[jax.random.randint(key, shape, 0, len(dataset.transitions))]

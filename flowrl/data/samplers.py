@@ -1,4 +1,4 @@
-"""Kinds of batches: single transitions, transitions with goals, and segments of episodes.
+"""Kinds of batches: transitions of one step or of several, transitions with goals, and segments of episodes.
 
 An agent says which kind it reads. Whatever the kind, the line `r + batch["discounts"] * next_q` is the right target:
 `discounts` are γⁿ · mask for the n steps that `rewards` sum and `next_observations` lie ahead. `valid` says which rows
@@ -11,6 +11,7 @@ from typing import NamedTuple, Protocol
 import jax
 import jax.numpy as jnp
 
+from flowrl.config import config, static
 from flowrl.data.dataset import Dataset, gather, sample_rows
 from flowrl.data.goals import GoalMix, draw
 from flowrl.errors import UserError
@@ -26,6 +27,14 @@ class Kind(Protocol):
     def goals(self) -> bool:
         """Whether batches have goals."""
 
+    @property
+    def steps(self) -> int:
+        """How many steps a row looks ahead."""
+
+    @property
+    def chunk(self) -> int:
+        """How many actions in a row are one action to the agent; 0 where it chooses each by itself."""
+
     def sample(self, key: jax.Array, dataset: Dataset, batch_size: int) -> Rows:
         """Draws a batch of B rows, each field `[B, ...]`."""
 
@@ -33,11 +42,16 @@ class Kind(Protocol):
         """Returns which fields a dataset lacks for batches of this kind."""
 
 
-def require(kind: Kind, fields: Iterable[str]) -> None:
+def require(kind: Kind, fields: Iterable[str], longest: int | None = None) -> None:
     """Checks that data have what a kind of batch is made of.
 
+    Args:
+        kind: The kind.
+        fields: Names of the fields that the data have.
+        longest: Steps of their longest episode, if that is known.
+
     Raises:
-        UserError: They lack a field; the message names it.
+        UserError: They lack a field, which the message names, or have no episode as long as a row looks ahead.
     """
     known = list(fields)
     if missing := kind.lacking(known):
@@ -45,37 +59,121 @@ def require(kind: Kind, fields: Iterable[str]) -> None:
             f"the data lack {', '.join(missing)}, which this agent reads; they have {', '.join(sorted(known))}; choose "
             "data that have them"
         )
+    if longest is not None and kind.steps > longest:
+        raise UserError(
+            f"the agent looks {kind.steps} steps ahead, but the longest episode of the data has {longest}; give a "
+            "smaller --agent.horizon.steps"
+        )
+
+
+# ----------------------------------------------------------------------------------------------------- transitions
+
+
+@config
+class Horizon:
+    """How many steps a transition takes, and whether their actions are chosen together.
+
+    More than one step give n-step returns, of actions of which only the first is looked at; with `chunk` the actions of
+    all steps are one action `[steps · A]` to policies and critics, which is played to its end
+    (Q-chunking, https://arxiv.org/abs/2507.07969).
+    """
+
+    steps: int = static(1, "Steps whose rewards are summed before critics bootstrap.")
+    chunk: bool = static(False, "The actions of all these steps are one action, and are played in a row.")
+    stops: bool = static(
+        False, "Nothing counts after a termination within the steps. Off as in QC's code, where rewards are summed to "
+        "the end of the episode, and only what critics bootstrap is 0.",
+    )  # fmt: skip
+
+
+class HasHorizon(Protocol):
+    """A configuration of an agent that reads transitions."""
+
+    @property
+    def discount(self) -> float:
+        """γ."""
+
+    @property
+    def horizon(self) -> Horizon:
+        """How many steps they take."""
 
 
 class Transitions(NamedTuple):
-    """Single transitions: `observations`, `actions`, `rewards`, `masks`, `next_observations`, `discounts`, `valid`.
+    """Transitions: `observations`, `actions`, `rewards`, `next_observations`, `discounts`, `valid`, `actions_valid`.
+
+    Of one step, or of the steps of a horizon: `rewards` are then Σ γᵏ rₖ, `discounts` γʰ · the product of masks, and
+    `valid` is 0 where the episode ends on the way. `actions` are `[B, A]`, or the flattened chunks `[B, h·A]`;
+    `actions_valid`, in the same shape, is 0 for those beyond the end.
 
     Attributes:
         discount: γ `[]`.
+        horizon: How many steps they take.
         returns: Whether the agent reads Monte-Carlo `returns` too (`flowrl.data.returns`); γ is then a plain number.
     """
 
     discount: Scalar = 1.0
+    horizon: Horizon = Horizon()
     returns: bool = False
+
+    @classmethod
+    def of(cls, config: HasHorizon) -> "Transitions":
+        """Returns what an agent reads whose configuration has a `discount` and a `horizon`."""
+        return cls(config.discount, config.horizon)
 
     @property
     def goals(self) -> bool:
         """Whether batches have goals."""
         return False
 
+    @property
+    def steps(self) -> int:
+        """How many steps a row looks ahead."""
+        return self.horizon.steps
+
+    @property
+    def chunk(self) -> int:
+        """How many actions in a row are one action to the agent."""
+        return self.horizon.steps if self.horizon.chunk else 0
+
     def sample(self, key: jax.Array, dataset: Dataset, batch_size: int) -> Rows:
-        """Draws transitions uniformly."""
+        """Draws transitions uniformly by their first row."""
         rows_key, _ = jax.random.split(key)
-        return self.complete(gather(dataset, sample_rows(rows_key, dataset, (batch_size,))))
+        return self.at(dataset, sample_rows(rows_key, dataset, (batch_size,)))
+
+    def at(self, dataset: Dataset, rows: jax.Array) -> Rows:
+        """Returns the transitions that begin in `rows` `[B]`."""
+        if self.horizon.steps == 1:
+            return self.complete(gather(dataset, rows))
+        stretch = of_episodes(dataset, rows, self.horizon.steps)
+        return self.along(dataset.fields, stretch, dataset.fields["observations"][stretch.rows[:, -1] + 1])
+
+    def along(self, fields: Mapping[str, jax.Array], stretch: "Stretch", next_observations: jax.Array) -> Rows:
+        """Returns transitions of several steps along stretches of stored rows, given what they lead to."""
+        batch = {name: array[stretch.rows[:, 0]] for name, array in fields.items()}
+        batch |= sums(fields, stretch, self.discount, self.horizon.stops) | {"next_observations": next_observations}
+        valid, size = batch.pop("actions_valid"), len(stretch.rows)
+        if not self.horizon.chunk:
+            return {**batch, "actions_valid": jnp.ones_like(batch["actions"])}
+        actions = fields["actions"][stretch.rows]
+        valid = jnp.broadcast_to(valid[..., None], actions.shape)
+        return {**batch, "actions": actions.reshape(size, -1), "actions_valid": valid.reshape(size, -1)}
 
     def complete(self, rows: Mapping[str, jax.Array]) -> Rows:
-        """Adds `discounts` and `valid` to transitions `[B, ...]` from wherever."""
-        return {**rows, "discounts": self.discount * rows["masks"], "valid": jnp.ones_like(rows["masks"])}
+        """Adds `discounts` and what is valid to transitions of one step `[B, ...]` from wherever."""
+        valid = {"valid": jnp.ones_like(rows["masks"]), "actions_valid": jnp.ones_like(rows["actions"])}
+        return {**rows, "discounts": self.discount * rows["masks"], **valid}
 
     def lacking(self, fields: Iterable[str]) -> list[str]:
         """Returns which fields a dataset lacks."""
         needed = ("observations", "actions", "rewards", "masks", *(("returns",) if self.returns else ()))
         return [name for name in needed if name not in fields]
+
+
+ONE_STEP = Transitions()
+"""Transitions of one step, whose discounts are their masks."""
+
+
+# ----------------------------------------------------------------------------------------------------------- goals
 
 
 class Goals(NamedTuple):
@@ -104,6 +202,16 @@ class Goals(NamedTuple):
     def goals(self) -> bool:
         """Whether batches have goals."""
         return True
+
+    @property
+    def steps(self) -> int:
+        """How many steps a row looks ahead: goals may be nearer."""
+        return 1
+
+    @property
+    def chunk(self) -> int:
+        """Each action is chosen by itself."""
+        return 0
 
     def sample(self, key: jax.Array, dataset: Dataset, batch_size: int) -> Rows:
         """Draws transitions uniformly, and their goals."""
@@ -143,8 +251,53 @@ class Goals(NamedTuple):
         return [*missing, *(("low_actor_goals", "high_actor_goals", "high_actor_targets") if hierarchical else ())]
 
 
+# -------------------------------------------------------------------------------------------------- several steps
+
+
+class Stretch(NamedTuple):
+    """Rows in a row.
+
+    Attributes:
+        rows: Where they are stored `[B, H]`; from the end of an episode on its last one again.
+        inside: Which of them are within the episode, bool `[B, H]`; the first always is.
+    """
+
+    rows: jax.Array
+    inside: jax.Array
+
+
+def of_episodes(dataset: Dataset, rows: jax.Array, length: int) -> Stretch:
+    """Returns the stretches of H rows that begin in `rows` `[B]`."""
+    ahead, ends = rows[:, None] + jnp.arange(length), dataset.ends[rows][:, None]
+    return Stretch(jnp.minimum(ahead, ends), ahead <= ends)
+
+
+def sums(fields: Mapping[str, jax.Array], stretch: Stretch, discount: Scalar, stops: bool) -> Rows:
+    """Returns `rewards`, `discounts` and `valid` `[B]`, and `actions_valid` `[B, H]`, of stretches of H rows.
+
+    Args:
+        fields: `rewards` and `masks` `[N]`.
+        stretch: The rows.
+        discount: γ `[]`.
+        stops: Whether nothing counts after a termination: rewards are summed up to it, and as nothing is bootstrapped
+            after it, such rows are valid even if the episode ends before H steps are over.
+    """
+    rows, inside = stretch
+    powers = jnp.asarray(discount) ** jnp.arange(rows.shape[1])
+    alive = jnp.cumprod(jnp.where(inside, fields["masks"][rows], 1.0), axis=1)  # after each step
+    before = jnp.concatenate([jnp.ones_like(alive[:, :1]), alive[:, :-1]], axis=1)
+    counted = inside & (before > 0) if stops else inside
+    known = inside[:, -1] | (alive[:, -1] == 0) if stops else inside[:, -1]
+    return {
+        "rewards": (powers * counted * fields["rewards"][rows]).sum(axis=1),
+        "discounts": jnp.asarray(discount) ** rows.shape[1] * alive[:, -1],
+        "valid": known.astype(jnp.float32),
+        "actions_valid": counted.astype(jnp.float32),
+    }
+
+
 class Segments(NamedTuple):
-    """Stretches of H steps, for action chunks, n-step returns and models of trajectories.
+    """Stretches of H steps with all states, for models of trajectories.
 
     A segment begins at any transition. Where its episode ends before H steps are over, it stays in the last row:
     `actions_valid` is 0 from there on. `valid` is 1 where the value of what lies H steps ahead is known, or not needed
@@ -169,30 +322,29 @@ class Segments(NamedTuple):
         """Whether batches have goals."""
         return False
 
+    @property
+    def steps(self) -> int:
+        """A segment may go beyond the end of its episode."""
+        return 1
+
+    @property
+    def chunk(self) -> int:
+        """What is played is the agent's matter."""
+        return 0
+
     def sample(self, key: jax.Array, dataset: Dataset, batch_size: int) -> Rows:
         """Draws segments uniformly by their first row."""
         return self.at(dataset, sample_rows(key, dataset, (batch_size,)))
 
     def at(self, dataset: Dataset, rows: jax.Array) -> Rows:
         """Returns the segments that begin in `rows` `[B]`."""
-        steps, ends = jnp.arange(self.length), dataset.ends[rows][:, None]
-        ahead = rows[:, None] + steps
-        inside = ahead <= ends
-        ahead = jnp.minimum(ahead, ends)
-        masks = jnp.where(inside, dataset.fields["masks"][ahead], 1.0)
-        alive = jnp.cumprod(masks, axis=1)  # after each step
-        before = jnp.concatenate([jnp.ones_like(alive[:, :1]), alive[:, :-1]], axis=1)
-        factors = jnp.asarray(self.discount) ** steps * before * inside
-        states = dataset.fields["observations"]
+        stretch, states = of_episodes(dataset, rows, self.length), dataset.fields["observations"]
         return {
             "observations": states[rows],
-            "states": states[ahead],
-            "next_observations": states[ahead[:, -1] + 1],
-            "actions": dataset.fields["actions"][ahead],
-            "actions_valid": (inside & (before > 0)).astype(jnp.float32),
-            "rewards": (factors * dataset.fields["rewards"][ahead]).sum(axis=1),
-            "discounts": jnp.asarray(self.discount) ** self.length * alive[:, -1],
-            "valid": (inside[:, -1] | (alive[:, -1] == 0)).astype(jnp.float32),
+            "states": states[stretch.rows],
+            "next_observations": states[stretch.rows[:, -1] + 1],
+            "actions": dataset.fields["actions"][stretch.rows],
+            **sums(dataset.fields, stretch, self.discount, stops=True),
         }
 
     def lacking(self, fields: Iterable[str]) -> list[str]:

@@ -10,7 +10,7 @@ import numpy as np
 from flowrl import agents, normalize
 from flowrl.agent import Agent
 from flowrl.data import replay, returns
-from flowrl.data.dataset import Dataset, from_arrays
+from flowrl.data.dataset import Dataset, from_arrays, longest_episode
 from flowrl.data.samplers import Transitions, require
 from flowrl.errors import UserError
 from flowrl.experiment.settings import Plan
@@ -68,7 +68,7 @@ def prepare(plan: Plan, source: sources.Source, layout: devices.Layout = devices
     normalizer = fit(plan, arrays)
     arrays = arrays if normalizer is None else normalizer.arrays(arrays)
     arrays = {name: array for name, array in arrays.items() if name != "horizons"}
-    require(kind, arrays)
+    require(kind, arrays, longest_episode(arrays["terminals"]))
     dataset = layout.place(from_arrays(arrays), mapped=False)
     return Parts(plan, agent, facts, dataset, normalizer, tuple(description.facts(reading)), tuple(doubts))
 
@@ -112,8 +112,8 @@ def build_program(parts: Parts, layout: devices.Layout = devices.ONE) -> Program
     plan, settings = parts.plan, parts.plan.settings
     buffer: Any = None
     if settings.online.steps:
-        returns = online_kind(parts).returns
-        buffer = jax.eval_shape(partial(replay.empty, parts.facts.spec, settings.online.capacity, returns=returns))
+        kind, online = online_kind(parts), settings.online
+        buffer = jax.eval_shape(partial(replay.empty, parts.facts.spec, online.capacity, kind, online.num_envs))
     return compiled.build(
         parts.agent,
         plan.config.batch_size,

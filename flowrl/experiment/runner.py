@@ -223,8 +223,7 @@ class Runner:
             )
         replays, begun = None, facts.get("episodes")
         if begun is not None:
-            shape = (self.parts.facts.spec, settings.online.capacity, online_kind(self.parts), self.layout)
-            replays = empty_replays(*shape)
+            replays = empty_replays(self.parts.facts.spec, settings.online, online_kind(self.parts), self.layout)
         like = devices.shapes(self._saved(self.states, self._totals, replays))
         del self.states, self._totals, replays  # there may be no memory for both
         found = self.checkpoints.restore(like)

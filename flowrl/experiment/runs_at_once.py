@@ -40,7 +40,7 @@ def work_bytes(parts: Parts) -> int:
     """Returns about what one run needs besides while it is at work: a new state, a batch, outputs of layers."""
     batch_size, kind, key = parts.plan.config.batch_size, parts.agent.batch(parts.plan.config), jax.random.key(0)
     if parts.dataset is None:
-        batch: Any = jax.eval_shape(partial(replay.sample, batch_size=batch_size), key, _buffer(parts))
+        batch: Any = jax.eval_shape(partial(replay.sample, batch_size=batch_size, kind=kind), key, _buffer(parts))
     else:
         batch = jax.eval_shape(partial(kind.sample, batch_size=batch_size), key, parts.dataset)
     state = _state(parts)
@@ -58,4 +58,4 @@ def _buffer(parts: Parts) -> Any:
     kind, online = parts.agent.batch(parts.plan.config), parts.plan.settings.online
     if not online.steps or not isinstance(kind, Transitions):
         return ()
-    return jax.eval_shape(partial(replay.empty, parts.facts.spec, online.capacity, returns=kind.returns))
+    return jax.eval_shape(partial(replay.empty, parts.facts.spec, online.capacity, kind, online.num_envs))

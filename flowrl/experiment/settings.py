@@ -171,7 +171,7 @@ def _of_agent(of_preset: Mapping[str, str], asked: Settings, usual: Any) -> dict
     except KeyError as error:
         raise UserError(
             f"the preset {asked.preset} sets --agent.{error.args[0]}, which {asked.agent} has not; give --preset=none, "
-            f"or the agent a row of its own in flowrl/experiment/presets/{asked.preset}.csv"
+            f"or the agent a row of its own in flowrl/experiment/presets/{asked.preset}/"
         ) from error
 
 

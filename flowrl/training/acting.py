@@ -71,14 +71,40 @@ def over_runs(policies: Policy[Any], each: Any = 0, shared: Any = None) -> Polic
     return jax.tree.map(lambda _: each, policies).replace(normalizer=shared)
 
 
+# --------------------------------------------------------------------------------------------- actions in a row
+
+
+class OpenLoop:
+    """The actions that are played next in E environments of R runs, where policies choose H at a time.
+
+    A chunk is played to its end, or that of its episode; then the next is chosen.
+    """
+
+    def __init__(self) -> None:
+        self._chunks: np.ndarray | None = None  # [R, E, H, A], of which H is known when the agent has first acted
+
+    def due(self, times: np.ndarray) -> bool:
+        """Returns whether chunks must be chosen where environments are at steps `times` `[R, E]` of their episodes."""
+        return self._chunks is None or bool((times % self._chunks.shape[2] == 0).any())
+
+    def next(self, times: np.ndarray, chosen: Any = None) -> np.ndarray:
+        """Returns actions `[R, E, A]` at `times`; if chunks are due, those `chosen` `[R, E, H, A]` begin."""
+        if chosen is not None:
+            new = np.asarray(chosen)
+            begin = (times % new.shape[2] == 0)[..., None, None]
+            self._chunks = new if self._chunks is None else np.where(begin, new, self._chunks)
+        assert self._chunks is not None
+        places = (times % self._chunks.shape[2])[..., None, None]
+        return np.take_along_axis(self._chunks, places, axis=2)[:, :, 0]
+
+
 # -------------------------------------------------------------------------------------------- evaluation episodes
 
 
 class EpisodeActor:
     """Acts in the evaluation episodes of R runs, E of each at a time; an episode's noise is fixed by its own key.
 
-    An episode's row is its number modulo E, in whole evaluations and where it is played again alone. Of an agent that
-    plays several actions in a row, the actor keeps what is left of them.
+    An episode's row is its number modulo E, in whole evaluations and where it is played again alone.
     """
 
     def __init__(self, agent: Agent[Any], keys: jax.Array, slots: int):
@@ -91,7 +117,7 @@ class EpisodeActor:
         """
         self._agent, self._keys, self._slots = agent, keys, slots
         self._noted: set[int] = set()
-        self._chunks: np.ndarray | None = None  # [R, E, H, A], of which H is known when the agent has first acted
+        self._loop = OpenLoop()
 
     def __call__(self, policies: Policy[Any], numbers: np.ndarray, times: np.ndarray, inputs: Any) -> np.ndarray:
         """Returns actions `[R, E, A]`, 0 where the policies give no finite number.
@@ -102,7 +128,10 @@ class EpisodeActor:
             times: Steps that each has taken `[R, E]`.
             inputs: What each shows `[R, E, ...]`.
         """
-        actions = self._next(policies, numbers, times, inputs)
+        chosen = None
+        if self._loop.due(times):
+            chosen = _in_episodes(self._agent, policies, self._keys, numbers, times, inputs)
+        actions = self._loop.next(times, chosen)
         good = np.isfinite(actions)
         if good.all():
             return actions
@@ -110,15 +139,6 @@ class EpisodeActor:
             tqdm.write(f"note: the policy of run {run} gives actions that are not finite; 0 is played for them")
             self._noted.add(run)
         return np.where(good, actions, 0)
-
-    def _next(self, policies: Policy[Any], numbers: np.ndarray, times: np.ndarray, inputs: Any) -> np.ndarray:
-        """Returns actions `[R, E, A]`: the next of each chunk, and of a new one every H steps of an episode."""
-        if self._chunks is None or (times % self._chunks.shape[2] == 0).any():
-            new = np.asarray(_in_episodes(self._agent, policies, self._keys, numbers, times, inputs))
-            over = (times % new.shape[2] == 0)[..., None, None]
-            self._chunks = new if self._chunks is None else np.where(over, new, self._chunks)
-        places = (times % self._chunks.shape[2])[..., None, None]
-        return np.take_along_axis(self._chunks, places, axis=2)[:, :, 0]
 
     def of_first_run(self, policies: Policy[Any], number: int, time: int, inputs: Any) -> np.ndarray:
         """Returns the first run's action `[A]` in one episode, for inputs `[...]`.
@@ -159,8 +179,8 @@ def _in_episodes(
 def explorer(agent: Agent[Any], spec: Spec, warmup_steps: int, layout: Layout) -> Any:
     """Returns how R runs act as they learn, compiled: uniformly during the warm-up, then by their policies.
 
-    It is a function `(policies, keys [R], step [], observations [R, E, D]) -> actions [R, E, A]`, with the runs' root
-    keys; the noise of a step depends on these and the step alone.
+    It is a function `(policies, keys [R], step [], observations [R, E, D]) -> actions [R, E, H, A]`, H of them to be
+    played in a row, with the runs' root keys; the noise of a step depends on these and the step alone.
 
     Args:
         agent: Whose policies act.
@@ -170,17 +190,17 @@ def explorer(agent: Agent[Any], spec: Spec, warmup_steps: int, layout: Layout) -
     """
 
     def run(policy: Policy[Any], key: jax.Array, step: jax.Array, observations: jax.Array) -> jax.Array:
-        return act(agent, policy, {"observations": observations}, stream_key(key, "act", step), explore=True)
+        actions = act(agent, policy, {"observations": observations}, stream_key(key, "act", step), explore=True)
+        return actions.reshape(len(observations), -1, spec.action_dim)
 
-    def uniform(key: jax.Array, step: jax.Array, observations: jax.Array) -> jax.Array:
-        shape = (len(observations), *spec.action.shape)
+    def uniform(policy: Policy[Any], key: jax.Array, step: jax.Array, observations: jax.Array) -> jax.Array:
+        shape = jax.eval_shape(run, policy, key, step, observations).shape
         return jax.random.uniform(stream_key(key, "act", step), shape, minval=-1.0, maxval=1.0)
 
     def all_runs(policies: Policy[Any], keys: jax.Array, step: jax.Array, observations: jax.Array) -> jax.Array:
+        axes = (over_runs(policies), 0, None, 0)
         return jax.lax.cond(
-            step < warmup_steps,
-            lambda: jax.vmap(uniform, (0, None, 0))(keys, step, observations),
-            lambda: jax.vmap(run, (over_runs(policies), 0, None, 0))(policies, keys, step, observations),
+            step < warmup_steps, jax.vmap(uniform, axes), jax.vmap(run, axes), policies, keys, step, observations
         )
 
     def spread(policies: Policy[Any], keys: jax.Array, step: jax.Array, observations: jax.Array) -> jax.Array:

@@ -24,7 +24,7 @@ from flowrl.networks import Spec
 from flowrl.normalize import Normalizer
 from flowrl.random_streams import stream_key
 from flowrl.train_state import Policy
-from flowrl.training.acting import explorer
+from flowrl.training.acting import OpenLoop, explorer
 from flowrl.training.compiled import Program, States
 from flowrl.training.step import Totals
 
@@ -174,6 +174,11 @@ class Environments:
         masks = 1 - terminated.astype(np.float32)
         return Moves(before, after, rewards.astype(np.float32), masks, ended)
 
+    @property
+    def times(self) -> np.ndarray:
+        """Steps of the episode under way in each environment, int `[R, E]`."""
+        return self._lengths.reshape(self.episodes.shape).copy()
+
     def drain(self) -> list[dict[str, float]]:
         """Returns, for each run, what its episodes since the last call came to; empty where none ended."""
         found: list[dict[str, float]] = []
@@ -241,10 +246,10 @@ class Collector:
         """
         layout = layout or Layout(len(keys))
         self.program, self.environments, self.step = program, environments, step
-        self.replays = empty_replays(spec, options.capacity, kind, layout) if replays is None else replays
+        self.replays = empty_replays(spec, options, kind, layout) if replays is None else replays
         self._agent, self._keys, self._options = agent, keys, options
         self._dataset, self._normalizer = dataset, normalizer
-        self._act = explorer(agent, spec, options.warmup_steps, layout)
+        self._act, self._loop = explorer(agent, spec, options.warmup_steps, layout), OpenLoop()
         self._add, self._record = _writers(layout)
         self._open: OpenEpisodes | None = None
         if kind.returns:
@@ -260,28 +265,31 @@ class Collector:
         runs, num_envs = len(self._keys), self._options.num_envs
         for _ in range(steps // num_envs):
             observations = self.environments.observations.reshape(runs, num_envs, -1)
-            actions = self._act(self._policies(states), self._keys, np.int32(self.step), observations)
+            times, chosen = self.environments.times, None
+            if self._loop.due(times):
+                chosen = self._act(self._policies(states), self._keys, np.int32(self.step), observations)
             updates = updates_due(self._options, self.step) - updates_due(self._options, self.step - num_envs)
             if updates:
                 arguments = (self._keys, self._dataset, np.int32(updates), self.replays)
                 states, totals = self.program.chunk(states, totals, *arguments)
-            played = np.asarray(actions)
-            if not np.isfinite(played).all():  # of a policy that diverges; no simulator is to answer for it
-                actions = played = np.where(np.isfinite(played), played, np.float32(0))
-            self._store(actions, self.environments.step(played.reshape(runs * num_envs, -1)))
+            actions = self._loop.next(times, chosen)
+            if not np.isfinite(actions).all():  # of a policy that diverges; no simulator is to answer for it
+                actions = np.where(np.isfinite(actions), actions, np.float32(0))
+            self._store(actions, self.environments.step(actions.reshape(runs * num_envs, -1)))
         return states, totals
 
     def _policies(self, states: States) -> Policy[Any]:
         acting = states.replace(config=self._agent.explores(states.config))
         return self.program.policies(acting).replace(normalizer=self._normalizer)
 
-    def _store(self, actions: Any, moved: Moves) -> None:
+    def _store(self, actions: np.ndarray, moved: Moves) -> None:
         """Stores one step of all environments, in which `actions` `[R, E, A]` were taken."""
         fields = {
             "observations": moved.observations,
             "rewards": moved.rewards,
             "masks": moved.masks,
             "next_observations": moved.next_observations,
+            "ended": moved.ended,
         }
         rows = {name: array.reshape(*actions.shape[:2], *array.shape[1:]) for name, array in fields.items()}
         self.replays = self._add(self.replays, {**rows, "actions": actions}, self._normalizer)
@@ -292,9 +300,9 @@ class Collector:
             self.replays = self._record(self.replays, *known, self._normalizer)
 
 
-def empty_replays(spec: Spec, capacity: int, kind: Transitions, layout: Layout) -> Replay:
+def empty_replays(spec: Spec, options: Online, kind: Transitions, layout: Layout) -> Replay:
     """Returns the buffers of R runs of an agent that reads such batches, with a leading axis R, on their devices."""
-    empty = jax.vmap(lambda _: buffers.empty(spec, capacity, returns=kind.returns))
+    empty = jax.vmap(lambda _: buffers.empty(spec, options.capacity, kind, options.num_envs))
     rows = layout.place(np.arange(layout.rows), mapped=True)
     return jax.jit(layout.spread(empty, RUNS, RUNS), out_shardings=layout.replicated())(rows)
 

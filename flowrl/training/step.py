@@ -69,7 +69,7 @@ def train_step(
         batch = kind.sample(data_key, dataset, batch_size)
     else:
         assert isinstance(kind, Transitions), "a replay buffer holds transitions"
-        batch = kind.complete(mixed(data_key, replay, dataset, batch_size, offline_share))
+        batch = mixed(data_key, replay, dataset, batch_size, offline_share, kind)
     return agent.update(state, cut_batch(batch), stream_key(key, "update", state.step))
 
 

@@ -18,9 +18,10 @@ def sources() -> str:
     rows = {}
     for name in names():
         meta = File(name).meta
-        address, path = meta["repository"], meta["path"].split(" (")[0]
-        repository = address.removeprefix("https://github.com/")
-        rows.setdefault(meta["agent"], f"[{repository}]({address}) | `{meta['commit']}` | {path}")
+        path = (meta.get("path") or meta["file"]).split(" (")[0]
+        repository = meta["repository"].removeprefix("https://github.com/")
+        address = f"https://github.com/{repository}"
+        rows.setdefault(File(name).agent, f"[{repository}]({address}) | `{meta['commit']}` | {path}")
     lines = ["| agent | repository | commit | files |", "|---|---|---|---|"]
     return "\n".join([*lines, *(f"| `{agent}` | {row} |" for agent, row in rows.items())])
 

@@ -24,7 +24,7 @@ from .feeding import fed
 from .mapping import AgentMapping, Arrays, Way
 
 HERE = Path(__file__).parent
-PARTS = ("losses", "gradients", "after 1", "after 3", "actions")
+PARTS = ("losses", "gradients", "after one", "at the end", "actions")
 RENAMED = {"mc_returns": "returns"}
 """Fields of a batch that have another name here."""
 BETA = 0.9
@@ -38,7 +38,8 @@ class File:
         with np.load(HERE / "files" / f"{name}.npz", allow_pickle=False) as data:
             self.arrays: Arrays = {key: data[key] for key in data.files if key != "meta"}
             self.meta: dict[str, Any] = json.loads(str(data["meta"]))
-        self.name, self.agent = name, self.meta["agent"]
+        self.name, self.agent = name, self.meta.get("agent", name.split("__")[0])
+        self.updates = max(int(key[5]) for key in self.arrays if key.startswith("after") and key[5].isdigit())
 
     def tree(self, prefix: str) -> Arrays:
         """Returns the arrays below `prefix` by the rest of their keys."""
@@ -55,6 +56,10 @@ class File:
             for key, value in self.arrays.items()
             if key.split("/")[0] == "grads" or key.startswith("grads_")
         }
+
+    def losses(self, update: int) -> Arrays:
+        """Returns the losses and metrics of an update, from 1, by the authors' names; of some there are none."""
+        return self.tree("loss" if update == 1 else f"loss_u{update}")
 
 
 def names() -> list[str]:
@@ -90,18 +95,28 @@ class Case:
 
     def __init__(self, file: File) -> None:
         self.file, self.mapping = file, mapping_of(file.agent)
-        self.batch = {RENAMED.get(name, name): value for name, value in file.tree("batch").items()}
+        given = {RENAMED.get(name, name): value for name, value in file.tree("batch").items()}
+        self.sizes = [given["observations"].shape[-1], given["actions"].shape[-1]]
+        self.sizes += [value.shape[-1] for name, value in given.items() if name.endswith("_goals")][:1]
+        self.batch = self.mapping.batch(given, file.meta["config"])
         if "masks" in self.batch:
-            discount = values(self.agent()[1]).get("discount", 1.0)
-            self.batch |= {"discounts": discount * self.batch["masks"], "valid": np.ones_like(self.batch["masks"])}
+            discount, masks = values(self.agent()[1]).get("discount", 1.0), self.batch["masks"]
+            valid = {"valid": np.ones_like(masks), "actions_valid": np.ones_like(self.batch["actions"])}
+            self.batch = {"discounts": discount * masks, **valid} | self.batch
 
     def agent(self, **changes: Any) -> tuple[Agent, Any]:
         """Returns the agent with the authors' settings, and its configuration."""
         told = self.mapping.config({**self.file.meta["config"], "file": self.file.name})
         config = put(agents.default(self.file.agent), {**told, **changes})
-        goals = [value for name, value in self.batch.items() if name.endswith("_goals")]
-        sizes = (self.batch["observations"], self.batch["actions"], *goals[:1])
-        return agents.load(self.file.agent).make(config, Spec.of_sizes(*(x.shape[-1] for x in sizes))), config
+        return agents.load(self.file.agent).make(config, Spec.of_sizes(*self.sizes)), config
+
+    def tree(self, prefix: str) -> Arrays:
+        """Returns their arrays below `prefix`, but for networks that there are none of here."""
+        return self.present(self.file.tree(prefix))
+
+    def present(self, arrays: Arrays) -> Arrays:
+        """Returns arrays of networks that there are here too."""
+        return {key: value for key, value in arrays.items() if key.split("/")[0] not in self.mapping.absent}
 
     def ours(self, arrays: Arrays, like: Mapping[str, Any]) -> Any:
         """Returns a tree of parameters, those of the networks in `like`, made of the authors' arrays."""
@@ -129,8 +144,8 @@ class Case:
         """Returns the state with the file's parameters and targets, and an optimizer that has not begun."""
         state = jax.eval_shape(agent.init, jax.random.key(0), config)
         traced = {entry.name: np.asarray(entry.value, entry.kind) for entry in flatten(config) if entry.traced}
-        params = self.ours(self.file.tree("params"), state.params)
-        targets = self.ours(self.file.tree("targets"), state.target_params)
+        params = self.ours(self.tree("params"), state.params)
+        targets = self.ours(self.tree("targets"), state.target_params)
         moments = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), jax.eval_shape(_moments, params))
         state = state.replace(params=params, target_params=targets, opt_state=moments, step=np.int32(0))
         state = state.replace(config=put(config, traced))
@@ -144,7 +159,7 @@ class Case:
         inputs = {"observations": observations}
         if "act/goals" in file.arrays:
             inputs["goals"] = file.arrays["act/goals"]
-        drawn = file.draws(f"{prefix}/draws") or file.draws("act/draws")
+        drawn = file.draws(f"{prefix.split('/')[0]}/draws") or file.draws("act/draws")
         variant = put(state.config, way.evaluation(agent.evaluations(config)))
 
         def act(state: TrainState, drawn: Arrays) -> jax.Array:
@@ -156,7 +171,7 @@ class Case:
         return self.program(act, state, drawn)(state, drawn)
 
     def updates(self, agent: Agent, state: TrainState) -> tuple[list[TrainState], list[Metrics]]:
-        """Returns the states before and after three updates, and the metrics of these."""
+        """Returns the states before and after all updates, and the metrics of these."""
         states, logs, drawn = [state], [], self.mapping.draws
         order = drawn(self.file.name) if callable(drawn) else drawn
 
@@ -165,8 +180,9 @@ class Case:
                 return agent.update(state, batch, key)
 
         program = self.program(update, state, self.batch, self.file.draws("draws"))
-        for prefix in ("draws", "draws_u2", "draws_u3"):
-            state, metrics = program(state, self.batch, self.file.draws(prefix))
+        for number in range(1, self.file.updates + 1):
+            drawn = self.file.draws("draws" if number == 1 else f"draws_u{number}")
+            state, metrics = program(state, self.batch, drawn)
             states.append(state)
             logs.append(metrics)
         return states, logs
@@ -232,22 +248,25 @@ def _measure(case: Case) -> Report:
     agent, config = case.agent()
     states, logs = case.updates(agent, case.state(agent, config))
 
-    for key, ours in mapping.losses.items():
-        terms = [f"loss/{name}" for name in key.split(" + ")]
-        if file.arrays.keys() >= set(terms):
-            value = np.asarray(sum(file.arrays[term] for term in terms))
-            report["losses"][key] = distance(logs[0][ours] if isinstance(ours, str) else ours(logs[0]), value)
+    for number, log in enumerate(logs, 1):
+        theirs = file.losses(number)
+        for key, ours in mapping.losses.items():
+            if theirs.keys() >= set(terms := key.split(" + ")):
+                value = np.asarray(sum(theirs[term] for term in terms))
+                report["losses"][f"{key} {number}"] = distance(log[ours] if isinstance(ours, str) else ours(log), value)
     for key, read in mapping.extras.items():
         report["losses"][key] = distance(read(states, logs), file.arrays[key])
     grads = case.theirs(gradients_of(states[1]))
-    report["gradients"] = {key: distance(entry(grads, key), value) for key, value in file.gradients().items()}
-    for part, state in (("after 1", states[1]), ("after 3", states[3])):
-        prefix = part.replace(" ", "")
+    met = mapping.met(case.present(file.gradients()))
+    report["gradients"] = {key: distance(entry(grads, key), value) for key, value in met.items()}
+    for part, number in (("after one", 1), ("at the end", file.updates)):
+        prefix, state = f"after{number}", states[number]
         for tree, own in ((prefix, state.params), (f"{prefix}_targets", state.target_params)):
             ours = case.theirs(own)
-            report[part] |= {f"{tree}/{key}": distance(entry(ours, key), v) for key, v in file.tree(tree).items()}
+            report[part] |= {f"{tree}/{key}": distance(entry(ours, key), v) for key, v in case.tree(tree).items()}
     for prefix, way in mapping.ways.items():
-        report["actions"][prefix] = distance(case.actions(prefix, way), file.arrays[f"{prefix}/actions"])
+        theirs = file.arrays[prefix if "/" in prefix else f"{prefix}/actions"]
+        report["actions"][prefix] = distance(case.actions(prefix, way).reshape(theirs.shape), theirs)
     return report
 
 
@@ -258,9 +277,9 @@ def unexplained(name: str) -> list[str]:
     known = (
         {f"loss/{name}" for key in mapping.losses for name in key.split(" + ")}
         | set(mapping.extras)
-        | {f"{way}/actions" for way in mapping.ways}
+        | {way if "/" in way else f"{way}/actions" for way in mapping.ways}
     )
-    results = [key for key in file.arrays if key.startswith(("loss/", "extras/", "act"))]
+    results = [key for key in file.arrays if key.startswith(("loss/", "extras/", "state_after", "act"))]
     results = [key for key in results if not key.endswith(("observations", "goals")) and "/draws/" not in key]
     kept = [key for key in results if key not in known]
     return [key for key in kept if not any(fnmatch.fnmatchcase(key, pattern) for pattern in mapping.left_out)]

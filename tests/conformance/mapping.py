@@ -75,6 +75,14 @@ class Way:
         return {e.name: e.value for e in flatten(evaluations[self.evaluated_as]) if not e.traced}
 
 
+def _same_batch(batch: Arrays, config: Mapping[str, Any]) -> Arrays:
+    return batch
+
+
+def _as_they_are(grads: Arrays) -> Arrays:
+    return grads
+
+
 def _same_state(state: Any, file: Any) -> Any:
     return state
 
@@ -90,9 +98,12 @@ class AgentMapping:
         losses: The authors' losses and metrics, `name` or the sum `name + other`: the metric's name here, or a function
             of all metrics here.
         draws: What one update draws, in order, or a function that makes it of the file's name.
-        ways: Ways of acting by the file's prefix, such as `act` and `act_mode`.
+        ways: Ways of acting by the file's prefix, such as `act` and `act_mode`, or by the whole key of their actions.
         left_out: What is not compared, the authors' key or a beginning of keys that ends in `*`, with the reason.
         eager: Whether the agent gets real keys and is not compiled (`feeding`).
+        batch: Makes the batch here of theirs and their settings.
+        absent: Networks of theirs that there are none of here, with the reason.
+        met: What the optimizer meets of their gradients, where that is not these: clipped ones.
         prepare: Completes a state that has the file's parameters and targets, `(state, file) -> state`.
         extras: Further values here by the authors' key, `extras/…`; each gets `(states, metrics)` of the updates.
     """
@@ -103,9 +114,31 @@ class AgentMapping:
     ways: Mapping[str, Way]
     draws: tuple[Draw, ...] | Callable[[str], tuple[Draw, ...]] = ()
     eager: bool = False
+    batch: Callable[[Arrays, Mapping[str, Any]], Arrays] = _same_batch
+    absent: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    met: Callable[[Arrays], Arrays] = _as_they_are
     left_out: Mapping[str, str] = dataclasses.field(default_factory=dict)
     prepare: Callable[[Any, Any], Any] = _same_state
     extras: Mapping[str, Callable[[list[Any], list[Any]], Any]] = dataclasses.field(default_factory=dict)
+
+
+def chunks(batch: Arrays, config: Mapping[str, Any]) -> Arrays:
+    """A batch of chunks, or of n steps: QC's sampler gives running sums, products and ends for each step.
+
+    What counts is at the last step; `valid` is 1 up to the end of an episode.
+    """
+    last, steps = {"next_observations", "rewards", "masks", "valid"}, config["horizon_length"]
+    found = {name: value[:, -1] if name in last else value for name, value in batch.items()}
+    found["discounts"] = config["discount"] ** steps * found["masks"]
+    actions, valid = batch["actions"], np.broadcast_to(batch["valid"][..., None], batch["actions"].shape)
+    if not config["action_chunking"]:
+        return {**found, "actions": actions[:, 0], "actions_valid": valid[:, 0]}
+    return {**found, "actions": actions.reshape(len(actions), -1), "actions_valid": valid.reshape(len(actions), -1)}
+
+
+def horizon(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of such batches."""
+    return {"horizon.steps": config["horizon_length"], "horizon.chunk": config["action_chunking"]}
 
 
 VALUE_LOSSES = {

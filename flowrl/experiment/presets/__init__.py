@@ -1,8 +1,8 @@
 """Sets of settings to start from, each row with its source: `paper`, the published ones, `quick`, for two CPU cores.
 
-A file for each preset. A row holds for an agent and a dataset, for all of its datasets where none is named, and for
-agents without a row of their own where no agent is named; and for one way of learning (`offline`, `offline_to_online`,
-`online`), or all. Its other columns are flags, and what stands there is written as on the command line.
+A folder for each preset, a file for each agent in it, and `any.csv` for agents without a file. A row holds for a
+dataset, or for all where none is named, and for one way of learning (`offline`, `offline_to_online`, `online`), or all.
+Its other columns are flags, and what stands there is written as on the command line.
 """
 
 import csv
@@ -14,7 +14,8 @@ from typing import NamedTuple
 from flowrl.errors import UserError
 
 NAMES = ("paper", "quick", "none")
-_KEYS = ("agent", "dataset", "setting", "source")
+_ANY = "any"
+_KEYS = ("dataset", "setting", "source")
 Row = dict[str, str]
 
 
@@ -34,8 +35,7 @@ class Preset(NamedTuple):
 
 def datasets(agent: str) -> frozenset[str]:
     """Returns the names of the datasets for which an agent has published settings."""
-    rows = [row for row in _table("paper") if row["agent"] == agent and row["setting"] == "offline"]
-    return frozenset(row["dataset"] for row in rows)
+    return frozenset(row["dataset"] for row in table("paper", agent) if row["setting"] == "offline")
 
 
 def lookup(name: str, agent: str, dataset: str, *, online: bool = False) -> Preset:
@@ -75,13 +75,16 @@ def lookup(name: str, agent: str, dataset: str, *, online: bool = False) -> Pres
 
 def _rows(name: str, agent: str, dataset: str, settings: Sequence[str]) -> list[Row]:
     """Returns the rows that hold, the later over the earlier, for the first of some ways of learning that has any."""
-    rows = [row for row in _table(name) if row["agent"] == agent] or [row for row in _table(name) if not row["agent"]]
-    rows = [row for row in rows if row["dataset"] in ("", dataset)]
+    rows = [row for row in table(name, agent) or table(name, _ANY) if row["dataset"] in ("", dataset)]
     setting = next((setting for setting in settings if any(row["setting"] == setting for row in rows)), "")
     return sorted((row for row in rows if row["setting"] in ("", setting)), key=lambda row: row["dataset"] != "")
 
 
 @functools.cache
-def _table(name: str) -> tuple[Row, ...]:
-    with (resources.files(__package__) / f"{name}.csv").open() as lines:
+def table(name: str, agent: str) -> tuple[Row, ...]:
+    """Returns an agent's rows of a preset, none where it has no file."""
+    path = resources.files(__package__) / name / f"{agent}.csv"
+    if not path.is_file():
+        return ()
+    with path.open() as lines:
         return tuple(csv.DictReader(lines))
