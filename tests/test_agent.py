@@ -182,6 +182,11 @@ def test_every_agent_starts_from_its_defaults(name: str) -> None:
 
 FAULTS = {
     "flowrl/agent.py": [
+        (
+            "chunks.reshape(*chunks.shape[:-1], length, -1)",
+            "chunks.reshape(*chunks.shape[:-1], -1, length).swapaxes(-1, -2)",
+            "test_what_is_chosen_as_one_action_is_taken_apart",
+        ),
         ("step=state.step + 1", "step=state.step + 2", "test_updates_are_counted_and_policies_carry_what_acts"),
         (
             "if structure != jax.tree.structure(config):",

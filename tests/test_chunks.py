@@ -147,18 +147,15 @@ FAULTS = {
     "flowrl/policies.py": [
         ("num_samples=self.target_samples", "num_samples=1", "test_targets_bootstrap_the_best_of_several"),
         ("temperature=0.0)", "temperature=self.temperature)", "test_targets_bootstrap_the_best_of_several"),
-        ('state.params if self.critics == "online"', "state.params if True", "test_targets_bootstrap_the_best_of"),
+        (
+            'state.params if self.critics == "online"',
+            "state.params if True",
+            "test_targets_bootstrap_the_best_of_several",
+        ),
         (
             'values.min(axis=1) if choice.aggregate == "min"',
             "values.min(axis=1) if True",
             "test_targets_bootstrap_the_best_of_several",
-        ),
-    ],
-    "flowrl/agent.py": [
-        (
-            "chunks.reshape(*chunks.shape[:-1], length, -1)",
-            "chunks.reshape(*chunks.shape[:-1], -1, length).swapaxes(-1, -2)",
-            "test_what_is_chosen_as_one_action_is_taken_apart",
         ),
     ],
 }
