@@ -31,6 +31,12 @@ class Critic:
         return f"{told}; add {prefix}aggregate=mean, or leave it out" if self.rho and self.aggregate == "min" else ""
 
 
+def need_two(choices: Critic, prefix: str) -> str:
+    """Says that a coin chooses between two critics, where there are more or fewer."""
+    told = f"{prefix}critic.heads={choices.heads} must be 2: a coin chooses between two; leave it out"
+    return "" if choices.heads == 2 else told
+
+
 def module(choices: Critic, hidden_dims: tuple[int, ...], **options: Any) -> nn.Module:
     """Returns the network, `[B, D]`, `[B, A]` to `[heads, B]`.
 

@@ -115,6 +115,19 @@ class LinearDecay:
         return rate + jnp.clip((done - self.begin) / self.steps, 0.0, 1.0) * (self.final - rate)
 
 
+@config
+class LateTarget:
+    """When a slow copy follows: not at first, and then at some of the updates (DQL's code)."""
+
+    rate: float = traced(0.005, "Polyak rate of the slow copy of the policy.", high=1.0)
+    start: int = traced(1000, "Updates before that copy first moves.")
+    interval: int = traced(5, "Updates between its moves.", low=1)
+
+    def at(self, step: jax.Array) -> jax.Array:
+        """Returns the rate `[]` at an update, 0 where it stays."""
+        return jnp.where((step >= self.start) & (step % self.interval == 0), self.rate, 0.0)
+
+
 def clip_norm(grads: Params, max_norm: Scalar) -> Params:
     """Scales a gradient down to the norm `max_norm` `[]` where it is larger; 0 leaves it as it is."""
     norm = optax.global_norm(grads)

@@ -104,6 +104,32 @@ def best_next(
     return best_of_n(choice.in_targets, sample, partial(nets.critic, choice.ranking(state), s), key)
 
 
+BACKUP_ACTIONS = 10
+"""Next actions of the max-Q backup."""
+
+
+def backup_values(
+    nets: Any, state: TrainState[H], sample: Callable[[jax.Array], jax.Array], s: jax.Array, key: jax.Array, *,
+    max_q: bool,
+) -> jax.Array:  # fmt: skip
+    """Returns what a TD target bootstraps, slow values `[heads, B]` of a next action, or each one's best of several.
+
+    Args:
+        nets: Their `critic`.
+        state: Of an agent with a `choice`.
+        sample: The policy in these states, `key -> actions [B, A]`.
+        s: The states `[B, D]`.
+        key: Random key, split over the actions.
+        max_q: Whether each critic takes the largest value of several actions (max-Q backup,
+            https://arxiv.org/abs/2006.04779).
+    """
+
+    def values(key: jax.Array) -> jax.Array:
+        return nets.critic(state.target_params, s, best_next(nets, state, sample, s, key))
+
+    return jax.vmap(values)(jax.random.split(key, BACKUP_ACTIONS if max_q else 1)).max(axis=0)
+
+
 def one_and_best(config: H) -> dict[str, H]:
     """Returns what such an agent is evaluated as: one draw, and if it has more the best of them."""
     one = {"eval": put(config, {"choice.num_samples": 1})}
