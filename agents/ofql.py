@@ -82,9 +82,7 @@ def critic_loss(nets: Networks, params: Params, state: State, batch: Batch, key:
     policy = partial(sample, nets, config.flow, slow, next_s)
     next_q = backup_values(nets, state, policy, next_s, key, max_q=config.max_q_backup)
     targets = batch["rewards"] + batch["discounts"] * critics.combine(config.critic, next_q)
-    errors, metrics = critics.td_errors(nets.critic(params, batch["observations"], batch["actions"]), targets, batch)
-    loss = errors.mean(axis=-1).sum()  # over critics, as in DQL's code: published gradient norms belong to it
-    return loss, metrics | {"critic/loss": loss}
+    return critics.td_sum(nets.critic(params, batch["observations"], batch["actions"]), targets, batch)
 
 
 def actor_loss(nets: Networks, params: Params, state: State, batch: Batch, key: jax.Array) -> Loss:
@@ -105,8 +103,8 @@ def update(nets: Networks, state: State, batch: Batch, key: jax.Array) -> tuple[
     rate, clip = config.learning_rate, config.max_grad_norm
     state, metrics = descend(nets, state, batch, critic_key, (critic_loss,), {"critic": rate}, clip)
     state, more = descend(nets, state, batch, actor_key, (actor_loss,), {"actor": rate}, clip)
-    slow = {"critic": config.critic.target_rate, "actor": config.actor_target.at(state.step)}
-    return polyak(state, state.params, **slow), metrics | more
+    actor_rate = config.actor_target.at(state.step)
+    return polyak(state, state.params, critic=config.critic.target_rate, actor=actor_rate), metrics | more
 
 
 def act(nets: Networks, policy: Policy[Config], inputs: Batch, key: jax.Array, *, explore: bool = False) -> jax.Array:

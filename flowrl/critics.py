@@ -8,7 +8,7 @@ import jax
 
 from flowrl.config import config, static, traced
 from flowrl.networks import ACTIVATIONS, Value, ensemble
-from flowrl.train_state import Batch, Metrics
+from flowrl.train_state import Batch, Loss, Metrics
 
 
 @config
@@ -74,3 +74,10 @@ def td_errors(q: jax.Array, targets: jax.Array, batch: Batch) -> tuple[jax.Array
         "critic/q_max": q.max(),
         "critic/q_min": q.min(),
     }
+
+
+def td_sum(q: jax.Array, targets: jax.Array, batch: Batch) -> Loss:
+    """Σ_i E (Q_i − y)², the sum over critics to which gradient norms of DQL's family belong; arguments as above."""
+    errors, metrics = td_errors(q, targets, batch)
+    loss = errors.mean(axis=-1).sum()
+    return loss, metrics | {"critic/loss": loss}

@@ -146,7 +146,7 @@ def q_size(q: jax.Array) -> jax.Array:
 
 
 def coin_q(q: jax.Array, sizes: jax.Array, key: jax.Array) -> jax.Array:
-    """Loss of a policy by two critics, −mean Q_i / sg(mean |Q_j|), j the other one; a coin says which is i (DQL's code).
+    """Loss of a policy by two critics, −mean Q_i / sg(mean |Q_j|), where a coin says which one i is (DQL's code).
 
     Args:
         q: Of the policy's actions `[2, B]`.

@@ -173,7 +173,7 @@ def model_of(mean: float, std: float, schedule: np.ndarray = SCHEDULE) -> genera
 @pytest.mark.parametrize("steps", [1, 2, 5, 20])
 def test_a_point_is_found_in_any_number_of_steps(steps: int) -> None:
     starts = jax.random.normal(jax.random.key(0), (50, 2))
-    found = generative.ancestral(model_of(0.4, 0.0), starts, jax.random.key(1), SCHEDULE, steps)
+    found = generative.denoise(model_of(0.4, 0.0), starts, jax.random.key(1), SCHEDULE, steps)
     np.testing.assert_allclose(found, 0.4, atol=1e-4)
 
 
@@ -182,7 +182,7 @@ def test_a_gaussian_is_sampled() -> None:
     fine = generative.linear_schedule(200, 0.03)
     starts = jax.random.normal(jax.random.key(0), (20_000, 1))
     model = model_of(0.2, 0.15, fine)
-    sample = functools.partial(generative.ancestral, model, starts, jax.random.key(1), fine)
+    sample = functools.partial(generative.denoise, model, starts, jax.random.key(1), fine)
     found = sample(200)
     assert abs(float(found.mean()) - 0.2) < 0.005
     assert abs(float(found.std()) - 0.15) < 0.01
@@ -191,7 +191,7 @@ def test_a_gaussian_is_sampled() -> None:
 
 def test_samples_stay_in_the_box() -> None:
     starts = 5 * jax.random.normal(jax.random.key(0), (100, 1))
-    far = generative.ancestral(model_of(3.0, 0.5), starts, jax.random.key(1), SCHEDULE, 5)
+    far = generative.denoise(model_of(3.0, 0.5), starts, jax.random.key(1), SCHEDULE, 5)
     assert float(far.min()) > 0.95
     assert float(far.max()) <= 1.0
 
@@ -199,7 +199,7 @@ def test_samples_stay_in_the_box() -> None:
 def test_one_step_by_hand() -> None:
     """Two levels, ᾱ = 0.9, 0.72; x = 1 and no noise predicted: the data is 1/√0.72, cut to 1; β = 0.2."""
     schedule = np.array([0.9, 0.72])
-    found = generative.ancestral(lambda x, _: 0 * x, jnp.ones((1, 1)), jax.random.key(0), schedule, 2)
+    found = generative.denoise(lambda x, _: 0 * x, jnp.ones((1, 1)), jax.random.key(0), schedule, 2)
     mean = (0.9**0.5 * 0.2 * 1 + 0.8**0.5 * 0.1 * 1) / 0.28
     draw = jax.random.normal(jax.random.key(0), (2, 1, 1))[0]
     between = mean + (0.2 * 0.1 / 0.28) ** 0.5 * draw
@@ -241,7 +241,7 @@ def test_samples_take_the_steps_that_are_told_or_all(steps: int, taken: int) -> 
 
     found = Diffusion(levels=3, steps=steps, schedule_scale=0.3).sample(model, starts, key)
     assert calls == {1: [2.0], 3: [2.0, 1.0, 0.0]}[taken]
-    expected = generative.ancestral(model, starts, key, generative.linear_schedule(3, 0.3), taken)
+    expected = generative.denoise(model, starts, key, generative.linear_schedule(3, 0.3), taken)
     np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
