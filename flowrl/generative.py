@@ -124,7 +124,10 @@ class Diffusion:
     sampler: str = static("ancestral", "Steps with fresh noise, or without (DDIM).", choices=("ancestral", "ddim"))
 
     def problem(self, prefix: str) -> str:
-        """Says that there cannot be more steps than levels."""
+        """Says that there cannot be more steps than levels, and that DDPM's are many."""
+        least = math.floor(20 * self.schedule_scale) + 1
+        if self.schedule == "ddpm" and self.levels < least:
+            return f"{prefix}schedule=ddpm needs {least} noise levels; give more {prefix}levels, or another schedule"
         told = f"{prefix}steps={self.steps} is more than the {self.levels} noise levels"
         return f"{told}; give fewer, or more {prefix}levels" if self.steps > self.levels else ""
 
