@@ -17,12 +17,11 @@ from flowrl.critics import Critic
 from flowrl.data.samplers import Horizon, Transitions
 from flowrl.encoders import TimedMLP
 from flowrl.generative import MeanFlow
+from flowrl.losses import coin_q
 from flowrl.networks import Network, Spec, named
-from flowrl.optim import descend, polyak
-from flowrl.policies import BestOfN, best_next, best_of_n, one_and_best, with_critic
+from flowrl.optim import LateTarget, descend, polyak
+from flowrl.policies import BestOfN, backup_values, best_of_n, one_and_best, with_critic
 from flowrl.train_state import Batch, Loss, Metrics, Params, Policy, Scalar, TrainState
-
-BACKUP_ACTIONS = 10
 
 
 @config
@@ -33,6 +32,7 @@ class Config:
     flow: MeanFlow = nested(MeanFlow())
     choice: BestOfN = nested(BestOfN())
     horizon: Horizon = nested(Horizon())
+    actor_target: LateTarget = nested(LateTarget())
     hidden_dims: tuple[int, ...] = static((256, 256, 256), "Hidden layers of every network.")
     batch_size: int = static(256, "Transitions per update.", high=MOST_COUNT)
     learning_rate: float = traced(3e-4, "Adam's step size, for every network.")
@@ -42,14 +42,10 @@ class Config:
     q_alpha: float = traced(0.1, "Weight η of the normalised Q; 0 is behaviour cloning.")
     q_scale: str = static("policy", "Actions whose mean |Q| divides the policy's Q.", choices=("policy", "data"))
     candidate_noise: float = traced(0.5, "Standard deviation of the noise that candidates start from.")
-    actor_target_rate: float = traced(0.005, "Polyak rate of the acting copy of the policy.", high=1.0)
-    actor_target_start: int = traced(1000, "Updates before the acting copy first moves.")
-    actor_target_interval: int = traced(5, "Updates between moves of the acting copy.", low=1)
 
     def problem(self, prefix: str) -> str:
         """Says that the policy meets one of two critics, and is scaled by the other."""
-        heads = self.critic.heads
-        return "" if heads == 2 else f"{prefix}critic.heads={heads} must be 2: a coin chooses between two; leave it out"
+        return critics.need_two(self.critic, prefix)
 
 
 State = TrainState[Config]
@@ -83,16 +79,10 @@ def sample(
 def critic_loss(nets: Networks, params: Params, state: State, batch: Batch, key: jax.Array) -> Loss:
     """E (Q(s, a) − r − γ m agg Q̄(s', a'))², a' from the slow policy, or each critic's best of several."""
     config, next_s, slow = state.config, batch["next_observations"], state.target_params
-
-    def next_q(key: jax.Array) -> jax.Array:
-        next_a = best_next(nets, state, partial(sample, nets, config.flow, slow, next_s), next_s, key)
-        return nets.critic(slow, next_s, next_a)
-
-    best = jax.vmap(next_q)(jax.random.split(key, BACKUP_ACTIONS if config.max_q_backup else 1)).max(axis=0)
-    targets = batch["rewards"] + batch["discounts"] * critics.combine(config.critic, best)
-    errors, metrics = critics.td_errors(nets.critic(params, batch["observations"], batch["actions"]), targets, batch)
-    loss = errors.mean(axis=-1).sum()  # over critics, as in DQL's code: published gradient norms belong to it
-    return loss, metrics | {"critic/loss": loss}
+    policy = partial(sample, nets, config.flow, slow, next_s)
+    next_q = backup_values(nets, state, policy, next_s, key, max_q=config.max_q_backup)
+    targets = batch["rewards"] + batch["discounts"] * critics.combine(config.critic, next_q)
+    return critics.td_sum(nets.critic(params, batch["observations"], batch["actions"]), targets, batch)
 
 
 def actor_loss(nets: Networks, params: Params, state: State, batch: Batch, key: jax.Array) -> Loss:
@@ -102,8 +92,7 @@ def actor_loss(nets: Networks, params: Params, state: State, batch: Batch, key: 
     flow = config.flow.errors(partial(nets.actor, params, s), batch["actions"], flow_key, batch["actions_valid"]).mean()
     q = nets.critic(state.params, s, sample(nets, config.flow, params, s, z_key))
     scales = q if config.q_scale == "policy" else nets.critic(state.params, s, batch["actions"])
-    i = jax.random.bernoulli(coin_key).astype(jnp.int32)
-    q_loss = -q[i].mean() / jax.lax.stop_gradient(jnp.abs(scales[1 - i]).mean() + 1e-8)
+    q_loss = coin_q(q, scales, coin_key)
     loss = flow + config.q_alpha * q_loss
     return loss, {"actor/loss": loss, "actor/flow_loss": flow, "actor/q_loss": q_loss, "actor/q_mean": q.mean()}
 
@@ -114,8 +103,7 @@ def update(nets: Networks, state: State, batch: Batch, key: jax.Array) -> tuple[
     rate, clip = config.learning_rate, config.max_grad_norm
     state, metrics = descend(nets, state, batch, critic_key, (critic_loss,), {"critic": rate}, clip)
     state, more = descend(nets, state, batch, actor_key, (actor_loss,), {"actor": rate}, clip)
-    due = (state.step >= config.actor_target_start) & (state.step % config.actor_target_interval == 0)
-    actor_rate = jnp.where(due, config.actor_target_rate, 0.0)
+    actor_rate = config.actor_target.at(state.step)
     return polyak(state, state.params, critic=config.critic.target_rate, actor=actor_rate), metrics | more
 
 

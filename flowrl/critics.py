@@ -8,7 +8,7 @@ import jax
 
 from flowrl.config import config, static, traced
 from flowrl.networks import ACTIVATIONS, Value, ensemble
-from flowrl.train_state import Batch, Metrics
+from flowrl.train_state import Batch, Loss, Metrics
 
 
 @config
@@ -29,6 +29,12 @@ class Critic:
         if self.rho and self.heads == 1:
             return f"{told}, and there is one; give {prefix}heads=10, say, or leave it out"
         return f"{told}; add {prefix}aggregate=mean, or leave it out" if self.rho and self.aggregate == "min" else ""
+
+
+def need_two(choices: Critic, prefix: str) -> str:
+    """Says that a coin chooses between two critics, where there are more or fewer."""
+    told = f"{prefix}critic.heads={choices.heads} must be 2: a coin chooses between two; leave it out"
+    return "" if choices.heads == 2 else told
 
 
 def module(choices: Critic, hidden_dims: tuple[int, ...], **options: Any) -> nn.Module:
@@ -68,3 +74,10 @@ def td_errors(q: jax.Array, targets: jax.Array, batch: Batch) -> tuple[jax.Array
         "critic/q_max": q.max(),
         "critic/q_min": q.min(),
     }
+
+
+def td_sum(q: jax.Array, targets: jax.Array, batch: Batch) -> Loss:
+    """Σ_i E (Q_i − y)², the sum over critics to which gradient norms of DQL's family belong; arguments as above."""
+    errors, metrics = td_errors(q, targets, batch)
+    loss = errors.mean(axis=-1).sum()
+    return loss, metrics | {"critic/loss": loss}

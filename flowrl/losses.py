@@ -143,3 +143,19 @@ def multiplier(params: Params, name: str = "temperature") -> jax.Array:
 def q_size(q: jax.Array) -> jax.Array:
     """Mean size of what critics agree on, sg(mean |mean Q|), by which FQL's code divides a policy's Q: `[heads, B]`."""
     return jax.lax.stop_gradient(jnp.maximum(jnp.abs(q.mean(axis=0)).mean(), 1e-8))
+
+
+def coin_q(q: jax.Array, sizes: jax.Array, key: jax.Array) -> jax.Array:
+    """Loss of a policy by two critics, −mean Q_i / sg(mean |Q_j|), where a coin says which one i is (DQL's code).
+
+    Args:
+        q: Of the policy's actions `[2, B]`.
+        sizes: Values whose size divides `[2, B]`; `q`, or with its heads swapped `q[::-1]` for one and the same head.
+        key: Random key.
+
+    Returns:
+        `[]`.
+    """
+    chex.assert_equal_shape([q, sizes])
+    i = jax.random.bernoulli(key).astype(jnp.int32)
+    return -q[i].mean() / jax.lax.stop_gradient(jnp.abs(sizes[1 - i]).mean() + 1e-8)

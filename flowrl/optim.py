@@ -1,6 +1,7 @@
 """The one place that takes gradients and applies an optimizer, and the one place that averages parameters."""
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -23,6 +24,7 @@ def descend(
     losses: Sequence[LossFn[C]],
     rates: Mapping[str, Scalar],
     max_norm: Scalar | None = None,
+    ensembles: Sequence[str] = (),
 ) -> tuple[TrainState[C], Metrics]:
     """Takes one joint Adam step: the losses are taken at the same parameters and summed.
 
@@ -36,12 +38,13 @@ def descend(
         losses: What to descend.
         rates: Size of the step `[]` of each network to train; all others are constants.
         max_norm: The norm `[]` to which each network's gradient is clipped; 0 leaves it as it is.
+        ensembles: Networks of which each head, along the first axes, is clipped by itself.
 
     Returns:
         The state with moved parameters and moments, its step counter and targets untouched, and the metrics.
     """
     grads, metrics = gradients(nets, state, batch, key, losses, tuple(rates))
-    return step(state, grads, rates, max_norm), metrics
+    return step(state, grads, rates, max_norm, ensembles), metrics
 
 
 def gradients(
@@ -68,12 +71,16 @@ def gradients(
 
 
 def step(
-    state: TrainState[C], grads: Mapping[str, Any], rates: Mapping[str, Scalar], max_norm: Scalar | None = None
-) -> TrainState[C]:
+    state: TrainState[C], grads: Mapping[str, Any], rates: Mapping[str, Scalar], max_norm: Scalar | None = None,
+    ensembles: Sequence[str] = (),
+) -> TrainState[C]:  # fmt: skip
     """Takes one Adam step along gradients of some networks; arguments as for `descend`."""
     params, opt_state = dict(state.params), dict(state.opt_state)
     for name, rate in rates.items():
-        gradient = grads[name] if max_norm is None else clip_norm(grads[name], max_norm)
+        gradient = grads[name]
+        if max_norm is not None:
+            clip = partial(clip_norm, max_norm=max_norm)
+            gradient = jax.vmap(clip)(gradient) if name in ensembles else clip(gradient)
         direction, opt_state[name] = ADAM.update(gradient, state.opt_state[name])
         updates = jax.tree.map(lambda d, rate=rate: -rate * d, direction)
         params[name] = optax.apply_updates(state.params[name], updates)
@@ -113,6 +120,19 @@ class LinearDecay:
     def __call__(self, rate: Scalar, done: Scalar) -> jax.Array:
         """Returns the step size `[]` after `done` steps of one that begins at `rate`."""
         return rate + jnp.clip((done - self.begin) / self.steps, 0.0, 1.0) * (self.final - rate)
+
+
+@config
+class LateTarget:
+    """When a slow copy follows: not at first, and then at some of the updates (DQL's code)."""
+
+    rate: float = traced(0.005, "Polyak rate of the slow copy of the policy.", high=1.0)
+    start: int = traced(1000, "Updates before that copy first moves.")
+    interval: int = traced(5, "Updates between its moves.", low=1)
+
+    def at(self, step: jax.Array) -> jax.Array:
+        """Returns the rate `[]` at an update, 0 where it stays."""
+        return jnp.where((step >= self.start) & (step % self.interval == 0), self.rate, 0.0)
 
 
 def clip_norm(grads: Params, max_norm: Scalar) -> Params:

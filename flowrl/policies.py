@@ -77,6 +77,13 @@ class HasChoice(Protocol):
 H = TypeVar("H", bound=HasChoice)
 
 
+class Samples(Protocol):
+    """A generative model as `flowrl.generative` has them."""
+
+    def sample(self, field: Any, z: jax.Array, key: jax.Array) -> jax.Array:
+        """Actions `[..., A]` of noise `[..., A]`, with further noise from the key."""
+
+
 def with_critic(state: TrainState[H], actors: Params) -> Params:
     """Returns the parameters that act: an actor's, and where one of several actions is chosen the critics'.
 
@@ -86,6 +93,20 @@ def with_critic(state: TrainState[H], actors: Params) -> Params:
     """
     one, choice = {"actor": actors["actor"]}, state.config.choice
     return one if choice.num_samples == 1 else one | {"critic": choice.ranking(state)["critic"]}
+
+
+def generated(nets: Any, model: Samples, params: Params, s: jax.Array, key: jax.Array) -> jax.Array:
+    """One clipped action of a generative policy per state: `[..., D]` to `[..., A]`.
+
+    Args:
+        nets: Its `actor` is the model's field.
+        model: Makes actions of noise, and perhaps of further noise on the way.
+        params: Of the copy that acts.
+        s: The states.
+        key: Random key.
+    """
+    z_key, steps_key = jax.random.split(key)
+    return jnp.clip(model.sample(partial(nets.actor, params, s), nets.spec.noise(z_key, s), steps_key), -1.0, 1.0)
 
 
 def best_next(
@@ -102,6 +123,32 @@ def best_next(
     """
     choice = state.config.choice
     return best_of_n(choice.in_targets, sample, partial(nets.critic, choice.ranking(state), s), key)
+
+
+BACKUP_ACTIONS = 10
+"""Next actions of the max-Q backup."""
+
+
+def backup_values(
+    nets: Any, state: TrainState[H], sample: Callable[[jax.Array], jax.Array], s: jax.Array, key: jax.Array, *,
+    max_q: bool,
+) -> jax.Array:  # fmt: skip
+    """Returns what a TD target bootstraps, slow values `[heads, B]` of a next action, or each one's best of several.
+
+    Args:
+        nets: Their `critic`.
+        state: Of an agent with a `choice`.
+        sample: The policy in these states, `key -> actions [B, A]`.
+        s: The states `[B, D]`.
+        key: Random key, split over the actions.
+        max_q: Whether each critic takes the largest value of several actions (max-Q backup,
+            https://arxiv.org/abs/2006.04779).
+    """
+
+    def values(key: jax.Array) -> jax.Array:
+        return nets.critic(state.target_params, s, best_next(nets, state, sample, s, key))
+
+    return jax.vmap(values)(jax.random.split(key, BACKUP_ACTIONS if max_q else 1)).max(axis=0)
 
 
 def one_and_best(config: H) -> dict[str, H]:

@@ -28,7 +28,7 @@ ENTROPY = {"target_entropy": -0.7, "initial_temperature": 0.6}
 TOLD: dict[str, dict[str, Any]] = {
     "sscp": {**SHARED, "flow_alpha": 0.7, "completion_alpha": 1.3, "q_alpha": 0.4, "actor_target_rate": 0.3},
     "ofql": {
-        **SHARED, "q_alpha": 0.6, "actor_target_rate": 0.3, "flow.adaptive_power": 0.8, "flow.adaptive_constant": 0.1,
+        **SHARED, "q_alpha": 0.6, "actor_target.rate": 0.3, "flow.adaptive_power": 0.8, "flow.adaptive_constant": 0.1,
     },
     "fql": {**SHARED, "alpha": 1.7, "q_alpha": 0.6},
     "bc": {"learning_rate": 0.01},

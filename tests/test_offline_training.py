@@ -80,7 +80,7 @@ def test_defaults_are_the_published_ones() -> None:
     fql = {"critic.aggregate": "mean", "lagging_targets": True, "behaviour.steps": 10, "normalize_q": False}
     ofql = {"hidden_dims": (256,) * 3, "critic.activation": "mish", "critic.layer_norm": False, "q_alpha": 0.1}
     ofql |= {"max_q_backup": False, "q_scale": "policy", "max_grad_norm": 0.0, "candidate_noise": 0.5}
-    ofql |= {"actor_target_rate": 0.005, "actor_target_start": 1000, "actor_target_interval": 5}
+    ofql |= {"actor_target.rate": 0.005, "actor_target.start": 1000, "actor_target.interval": 5}
     ofql |= {"flow.steps": 1, "flow.divide_steps": True, "flow.time_sampler": "logit_normal", "flow.flow_ratio": 0.5}
     ofql |= {"flow.adaptive_power": 0.0, "flow.adaptive_constant": 1e-3}
     published = {
@@ -127,7 +127,7 @@ def test_actions_have_the_shape_of_the_observations(name: str, shape: tuple[int,
 BEST, GAMMA = 0.5, 0.8
 TOLD: dict[str, dict[str, Any]] = {
     "sscp": {"flow_alpha": 0.1, "completion_alpha": 0.02, "actor_target_rate": 0.02},
-    "ofql": {"q_alpha": 5.0, "actor_target_start": 0, "actor_target_interval": 1, "actor_target_rate": 0.02},
+    "ofql": {"q_alpha": 5.0, "actor_target.start": 0, "actor_target.interval": 1, "actor_target.rate": 0.02},
     "fql": {"alpha": 0.02, "behaviour.steps": 4},
 }
 

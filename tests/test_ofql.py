@@ -44,8 +44,8 @@ def differ(one: Any, other: Any) -> bool:
 
 def test_ofql_slow_policy_moves_at_due_steps_only() -> None:
     state = state_of("ofql")
-    assert (int(state.config.actor_target_start), int(state.config.actor_target_interval)) == (1000, 5)
-    other = with_config(state, {"actor_target_start": 7, "actor_target_interval": 3})
+    assert (int(state.config.actor_target.start), int(state.config.actor_target.interval)) == (1000, 5)
+    other = with_config(state, {"actor_target.start": 7, "actor_target.interval": 3})
     cases = [(state, step, step >= 1000 and step % 5 == 0) for step in (0, 5, 995, 999, 1000, 1001, 1004, 1005, 1010)]
     cases += [(other, step, step in (9, 12)) for step in (0, 6, 7, 9, 10, 12)]
     for start, step, due in cases:
@@ -128,16 +128,8 @@ FAULTS = {
         ),
         ("jax.lax.stop_gradient(errors) +", "errors +", "test_ofql_adaptive_weights_scale_each_row"),
     ],
-    "agents/ofql.py": [
-        (
-            "state.step >= config.actor_target_start",
-            "state.step > config.actor_target_start",
-            "test_ofql_slow_policy_moves_at_due_steps_only",
-        ),
-        (
-            "% config.actor_target_interval == 0",
-            "% config.actor_target_interval == 1",
-            "test_ofql_slow_policy_moves_at_due_steps_only",
-        ),
+    "flowrl/optim.py": [
+        ("(step >= self.start)", "(step > self.start)", "test_ofql_slow_policy_moves_at_due_steps_only"),
+        ("step % self.interval == 0", "step % self.interval == 1", "test_ofql_slow_policy_moves_at_due_steps_only"),
     ],
 }

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from flowrl.agents import ofql
 from flowrl.networks import Spec
+from flowrl.optim import LateTarget
 
 ROWS, BATCH, UPDATES = 4096, 256, 1500
 
@@ -25,7 +26,7 @@ def make_data(key: jax.Array) -> dict[str, jax.Array]:
 def main() -> jax.Array:
     """Trains, and returns the share of states in which the policy picks the rewarded mode."""
     config = ofql.Config(
-        hidden_dims=(64, 64), q_alpha=1.0, learning_rate=1e-3, actor_target_start=0, actor_target_interval=1
+        hidden_dims=(64, 64), q_alpha=1.0, learning_rate=1e-3, actor_target=LateTarget(start=0, interval=1)
     )
     agent = ofql.make(config, Spec.of_sizes(observation=1, action=2))
     data = agent.batch(config).complete(make_data(jax.random.key(0)))  # adds discounts = γ · masks, and what is valid
