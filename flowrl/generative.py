@@ -119,8 +119,14 @@ class Diffusion:
 
     levels: int = static(20, "Noise levels.", low=2)
     steps: int = static(0, "Denoising steps per action; 0 takes every level.", low=0)
-    schedule: str = static("linear", "How the variance of noise grows.", choices=("linear", "cosine"))
+    schedule: str = static("linear", "How the variance of noise grows.", choices=("linear", "cosine", "vp"))
     schedule_scale: float = static(0.8, "Factor of that variance's growth.", low=0.001, high=1.0)
+    clip: str = static(
+        "data",
+        "What each denoising step cuts to [-1, 1]: the data that it sees; or the points that it leads to, whose noise "
+        "then has the variance of the step, not of the posterior, as in IDQL's code.",
+        choices=("data", "points"),
+    )
 
     def problem(self, prefix: str) -> str:
         """Says that there cannot be more steps than levels."""
@@ -144,7 +150,7 @@ class Diffusion:
 
     def sample(self, field: NoiseModel, z: jax.Array, key: jax.Array) -> jax.Array:
         """Denoises `[..., A]` into actions in [−1, 1]."""
-        return ancestral(field, z, key, self.variance_left(), self.steps or self.levels)
+        return ancestral(field, z, key, self.variance_left(), self.steps or self.levels, self.clip)
 
 
 # ------------------------------------------------------------------------------------------------------- diffusion
@@ -162,7 +168,16 @@ def cosine_schedule(levels: int, scale: float) -> np.ndarray:
     return np.cumprod(1 - scale * np.clip(1 - left[1:] / left[:-1], 0, 0.999))
 
 
-SCHEDULES: dict[str, Callable[[int, float], np.ndarray]] = {"linear": linear_schedule, "cosine": cosine_schedule}
+def vp_schedule(levels: int, scale: float) -> np.ndarray:
+    """ᾱ `[levels]` of the variance preserving process, β = `scale` × (1 − exp(−0.1/T − 4.95 (2t − 1)/T²))."""
+    return np.cumprod(1 - scale * (1 - np.exp(-0.1 / levels - 4.95 * (2 * np.arange(levels) + 1) / levels**2)))
+
+
+SCHEDULES: dict[str, Callable[[int, float], np.ndarray]] = {
+    "linear": linear_schedule,
+    "cosine": cosine_schedule,
+    "vp": vp_schedule,
+}
 """Schedules by name: `(levels, scale) -> ᾱ [levels]`, the share of variance left at each level, falling."""
 
 
@@ -184,8 +199,10 @@ def sampled_levels(levels: int, steps: int) -> np.ndarray:
     return np.round(np.linspace(levels - 1, 0, steps)).astype(int)
 
 
-def ancestral(model: NoiseModel, starts: jax.Array, key: jax.Array, schedule: np.ndarray, steps: int) -> jax.Array:
-    """Samples by ancestral steps, each toward the data that the model sees, cut to [−1, 1] (algorithm 2).
+def ancestral(
+    model: NoiseModel, starts: jax.Array, key: jax.Array, schedule: np.ndarray, steps: int, clip: str = "data"
+) -> jax.Array:
+    """Samples by ancestral steps, each toward the data that the model sees (algorithm 2).
 
     With fewer steps than levels the process is that of the visited levels alone (https://arxiv.org/abs/2102.09672,
     section 4).
@@ -196,6 +213,8 @@ def ancestral(model: NoiseModel, starts: jax.Array, key: jax.Array, schedule: np
         key: Random key.
         schedule: ᾱ `[T]`.
         steps: Evaluations of the model, 1 … T.
+        clip: What is cut to [−1, 1] in each step: the `data` that the model sees, where the noise has the variance of
+            the posterior; or the `points`, where it has that of the step, β.
 
     Returns:
         `[..., A]` in [−1, 1].
@@ -207,9 +226,11 @@ def ancestral(model: NoiseModel, starts: jax.Array, key: jax.Array, schedule: np
         left = float(schedule[level])
         before = float(schedule[levels[i + 1]]) if i + 1 < len(levels) else 1.0  # at the level that this step leads to
         noise = model(points, jnp.full(one_each(starts), level))
-        data = jnp.clip((points - math.sqrt(1 - left) * noise) / math.sqrt(left), -1.0, 1.0)
+        data = (points - math.sqrt(1 - left) * noise) / math.sqrt(left)
+        data = jnp.clip(data, -1.0, 1.0) if clip == "data" else data
         beta = 1 - left / before
         mean = (math.sqrt(before) * beta * data + math.sqrt(left / before) * (1 - before) * points) / (1 - left)
-        std = math.sqrt(beta * (1 - before) / (1 - left))
-        points = mean + std * draws[i]
+        variance = beta * (1 - before) / (1 - left) if clip == "data" else beta * (before < 1)
+        points = mean + math.sqrt(variance) * draws[i]
+        points = points if clip == "data" else jnp.clip(points, -1.0, 1.0)
     return points

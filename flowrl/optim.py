@@ -23,6 +23,7 @@ def descend(
     losses: Sequence[LossFn[C]],
     rates: Mapping[str, Scalar],
     max_norm: Scalar | None = None,
+    decays: Mapping[str, Scalar] | None = None,
 ) -> tuple[TrainState[C], Metrics]:
     """Takes one joint Adam step: the losses are taken at the same parameters and summed.
 
@@ -36,12 +37,34 @@ def descend(
         losses: What to descend.
         rates: Size of the step `[]` of each network to train; all others are constants.
         max_norm: The norm `[]` to which each network's gradient is clipped; 0 leaves it as it is.
+        decays: The share `[]` of parameters that is taken off, times the step size, of networks that decay (AdamW,
+            https://arxiv.org/abs/1711.05101).
 
     Returns:
         The state with moved parameters and moments, its step counter and targets untouched, and the metrics.
     """
     grads, metrics = gradients(nets, state, batch, key, losses, tuple(rates))
-    return step(state, grads, rates, max_norm), metrics
+    return step(state, grads, rates, max_norm, decays), metrics
+
+
+def in_turn(
+    nets: Any,
+    state: TrainState[C],
+    batch: Batch,
+    key: jax.Array,
+    losses: Sequence[LossFn[C]],
+    rates: Mapping[str, Scalar],
+    decays: Mapping[str, Scalar] | None = None,
+) -> tuple[TrainState[C], Metrics]:
+    """Takes an Adam step for each network in `rates` by the loss at its place, each where those before have led.
+
+    Arguments and results are those of `descend`; each loss has a key of its own.
+    """
+    metrics: Metrics = {}
+    for own, loss, name in zip(jax.random.split(key, len(losses)), losses, rates, strict=True):
+        state, more = descend(nets, state, batch, own, (loss,), {name: rates[name]}, decays=decays)
+        metrics |= more
+    return state, metrics
 
 
 def gradients(
@@ -68,13 +91,20 @@ def gradients(
 
 
 def step(
-    state: TrainState[C], grads: Mapping[str, Any], rates: Mapping[str, Scalar], max_norm: Scalar | None = None
+    state: TrainState[C],
+    grads: Mapping[str, Any],
+    rates: Mapping[str, Scalar],
+    max_norm: Scalar | None = None,
+    decays: Mapping[str, Scalar] | None = None,
 ) -> TrainState[C]:
     """Takes one Adam step along gradients of some networks; arguments as for `descend`."""
     params, opt_state = dict(state.params), dict(state.opt_state)
     for name, rate in rates.items():
         gradient = grads[name] if max_norm is None else clip_norm(grads[name], max_norm)
         direction, opt_state[name] = ADAM.update(gradient, state.opt_state[name])
+        if decays and name in decays:
+            decay = decays[name]
+            direction = jax.tree.map(lambda d, p, decay=decay: d + decay * p, direction, state.params[name])
         updates = jax.tree.map(lambda d, rate=rate: -rate * d, direction)
         params[name] = optax.apply_updates(state.params[name], updates)
     return state.replace(params=params, opt_state=opt_state)
@@ -113,6 +143,12 @@ class LinearDecay:
     def __call__(self, rate: Scalar, done: Scalar) -> jax.Array:
         """Returns the step size `[]` after `done` steps of one that begins at `rate`."""
         return rate + jnp.clip((done - self.begin) / self.steps, 0.0, 1.0) * (self.final - rate)
+
+
+def cosine_decay(rate: Scalar, done: Scalar, steps: Scalar) -> jax.Array:
+    """Returns the step size `[]` after `done` of `steps` steps in which it falls to 0 along a cosine; 0: it stays."""
+    share = jnp.minimum(done / jnp.maximum(steps, 1), 1.0)
+    return jnp.where(jnp.asarray(steps) > 0, 0.5 * (1 + jnp.cos(jnp.pi * share)), 1.0) * rate
 
 
 def clip_norm(grads: Params, max_norm: Scalar) -> Params:

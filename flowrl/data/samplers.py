@@ -99,11 +99,12 @@ class HasHorizon(Protocol):
 
 
 class Transitions(NamedTuple):
-    """Transitions: `observations`, `actions`, `rewards`, `next_observations`, `discounts`, `valid`, `actions_valid`.
+    """Transitions: `observations`, `actions`, `rewards`, `next_observations`, `discounts`, `valid`, and so on.
 
     Of one step, or of the steps of a horizon: `rewards` are then Σ γᵏ rₖ, `discounts` γʰ · the product of masks, and
     `valid` is 0 where the episode ends on the way. `actions` are `[B, A]`, or the flattened chunks `[B, h·A]`;
-    `actions_valid`, in the same shape, is 0 for those beyond the end.
+    `actions_valid`, in the same shape, is 0 for those beyond the end. `next_actions`, in that shape too, are those of
+    the steps after them, as far as they are stored; beyond the end of the episode they may be anything.
 
     Attributes:
         discount: γ `[]`.
@@ -145,18 +146,31 @@ class Transitions(NamedTuple):
         if self.horizon.steps == 1:
             return self.complete(gather(dataset, rows))
         stretch = of_episodes(dataset, rows, self.horizon.steps)
-        return self.along(dataset.fields, stretch, dataset.fields["observations"][stretch.rows[:, -1] + 1])
+        after = stretch.rows[:, -1:] + 1
+        later = jnp.minimum(after + jnp.arange(self.horizon.steps), dataset.ends[rows][:, None] + 1)
+        return self.along(dataset.fields, stretch, dataset.fields["observations"][after[:, 0]], later)
 
-    def along(self, fields: Mapping[str, jax.Array], stretch: "Stretch", next_observations: jax.Array) -> Rows:
-        """Returns transitions of several steps along stretches of stored rows, given what they lead to."""
+    def along(
+        self, fields: Mapping[str, jax.Array], stretch: "Stretch", next_observations: jax.Array, later: jax.Array
+    ) -> Rows:
+        """Returns transitions of several steps along stretches of stored rows.
+
+        Args:
+            fields: What is stored, `[N, ...]`.
+            stretch: The rows.
+            next_observations: What they lead to `[B, ...]`.
+            later: As many rows after them `[B, H]`.
+        """
         batch = {name: array[stretch.rows[:, 0]] for name, array in fields.items()}
         batch |= sums(fields, stretch, self.discount, self.horizon.stops) | {"next_observations": next_observations}
         valid, size = batch.pop("actions_valid"), len(stretch.rows)
         if not self.horizon.chunk:
-            return {**batch, "actions_valid": jnp.ones_like(batch["actions"])}
-        actions = fields["actions"][stretch.rows]
+            after = fields["actions"][later[:, 0]]
+            return {**batch, "next_actions": after, "actions_valid": jnp.ones_like(batch["actions"])}
+        actions, after = fields["actions"][stretch.rows], fields["actions"][later]
         valid = jnp.broadcast_to(valid[..., None], actions.shape)
-        return {**batch, "actions": actions.reshape(size, -1), "actions_valid": valid.reshape(size, -1)}
+        chunks = {"actions": actions, "next_actions": after, "actions_valid": valid}
+        return batch | {name: array.reshape(size, -1) for name, array in chunks.items()}
 
     def complete(self, rows: Mapping[str, jax.Array]) -> Rows:
         """Adds `discounts` and what is valid to transitions of one step `[B, ...]` from wherever."""
