@@ -1,7 +1,6 @@
 """ReBRAC: TD3+BC whose policy and whose critics' targets are both held near the data (https://arxiv.org/abs/2305.09836).
 
-The defaults are its authors' for Gym; FQL's authors run it with `joint`, without `summed` and with Glorot's
-initialisation.
+The defaults are its authors' for Gym; FQL's authors run it with `joint` and Glorot's initialisation.
 """
 
 from functools import partial
@@ -42,10 +41,11 @@ class Config:
     policy_delay: int = static(2, "Updates of the critics for each one of the policy and the targets.")
     target_noise: float = traced(0.2, "Deviation of the noise in the target's action, and in exploring.")
     noise_clip: float = traced(0.5, "Bound of that noise.")
-    summed: bool = static(
-        True, "Squared errors are summed over critics and, in cloning, over dimensions, not averaged."
+    joint: bool = static(
+        False,
+        "One step of all losses at the same parameters, the policy's in every second one, not the first; and the mean, "
+        "not the sum, over critics of their errors.",
     )
-    joint: bool = static(False, "One step of all losses at the same parameters, the policy in every second, not first.")
 
 
 State = TrainState[Config]
@@ -81,7 +81,7 @@ def critic_loss(nets: Networks, params: Params, state: State, batch: Batch, key:
     next_q = critics.combine(config.critic, nets.critic(slow, next_s, next_a)) - config.alpha_critic * distances
     targets = batch["rewards"] + batch["discounts"] * next_q
     errors, metrics = critics.td_errors(nets.critic(params, batch["observations"], batch["actions"]), targets, batch)
-    loss = errors.mean(axis=-1).sum() if config.summed else errors.mean()
+    loss = errors.mean() if config.joint else errors.mean(axis=-1).sum()
     return loss, metrics | {"critic/loss": loss}
 
 
@@ -90,8 +90,8 @@ def actor_loss(nets: Networks, params: Params, state: State, batch: Batch, key: 
     s, config = batch["observations"], state.config
     a = tanh_mean(nets, params, s)
     q = critics.combine(config.critic, nets.critic(state.params, s, a))
-    squares = mse(a, batch["actions"], batch["actions_valid"]).mean()
-    cloning = config.alpha_actor * (nets.spec.action_dim if config.summed else 1) * squares
+    squares = nets.spec.action_dim * mse(a, batch["actions"], batch["actions_valid"]).mean()
+    cloning = config.alpha_actor * squares
     q_loss = -q.mean() / jax.lax.stop_gradient(jnp.abs(q).mean())
     loss = cloning + q_loss
     metrics = {"loss": loss, "bc_loss": cloning, "q_loss": q_loss, "q_mean": q.mean(), "mse": squares}

@@ -104,14 +104,11 @@ def sample(key: jax.Array, replay: Replay, batch_size: int, kind: Transitions = 
     drawn = jax.random.randint(key, (batch_size,), 0, jnp.maximum(replay.size, 1))
     if kind.steps == 1:
         rows = {name: array[replay.offset + drawn] for name, array in replay.fields.items()}
-        after = (
-            drawn + replay.num_envs
-        ) % replay.capacity  # in the episode's last row, of the next; in the newest, any
-        return kind.complete({**rows, "next_actions": replay.fields["actions"][replay.offset + after]})
+        after = replay.offset + (drawn + replay.num_envs) % replay.capacity
+        return kind.complete({**rows, "next_actions": replay.fields["actions"][after]})
     both = following(replay, drawn, 2 * kind.steps)
-    stretch, later = Stretch(*(x[:, : kind.steps] for x in both)), both.rows[:, kind.steps :]
     fields = {name: array for name, array in replay.fields.items() if name != "ended"}
-    return kind.along(fields, stretch, fields["next_observations"][stretch.rows[:, -1]], later)
+    return kind.along(fields, both, fields["next_observations"][both.rows[:, kind.steps - 1]])
 
 
 def following(replay: Replay, rows: jax.Array, length: int) -> Stretch:

@@ -103,8 +103,8 @@ class Transitions(NamedTuple):
 
     Of one step, or of the steps of a horizon: `rewards` are then Σ γᵏ rₖ, `discounts` γʰ · the product of masks, and
     `valid` is 0 where the episode ends on the way. `actions` are `[B, A]`, or the flattened chunks `[B, h·A]`;
-    `actions_valid`, in the same shape, is 0 for those beyond the end. `next_actions`, in that shape too, are those of
-    the steps after them, as far as they are stored; beyond the end of the episode they may be anything.
+    `actions_valid`, in the same shape, is 0 for those beyond the end. `next_actions` are those that follow, where the
+    episode is over any others.
 
     Attributes:
         discount: γ `[]`.
@@ -145,32 +145,22 @@ class Transitions(NamedTuple):
         """Returns the transitions that begin in `rows` `[B]`."""
         if self.horizon.steps == 1:
             return self.complete(gather(dataset, rows))
-        stretch = of_episodes(dataset, rows, self.horizon.steps)
-        after = stretch.rows[:, -1:] + 1
-        later = jnp.minimum(after + jnp.arange(self.horizon.steps), dataset.ends[rows][:, None] + 1)
-        return self.along(dataset.fields, stretch, dataset.fields["observations"][after[:, 0]], later)
+        both = of_episodes(dataset, rows, 2 * self.horizon.steps)
+        after = both.rows[:, self.horizon.steps - 1] + 1
+        return self.along(dataset.fields, both, dataset.fields["observations"][after])
 
-    def along(
-        self, fields: Mapping[str, jax.Array], stretch: "Stretch", next_observations: jax.Array, later: jax.Array
-    ) -> Rows:
-        """Returns transitions of several steps along stretches of stored rows.
-
-        Args:
-            fields: What is stored, `[N, ...]`.
-            stretch: The rows.
-            next_observations: What they lead to `[B, ...]`.
-            later: As many rows after them `[B, H]`.
-        """
+    def along(self, fields: Mapping[str, jax.Array], both: "Stretch", next_observations: jax.Array) -> Rows:
+        """Returns transitions of H steps along the first half of stretches of 2H stored rows, and what they lead to."""
+        stretch, later = (Stretch(*x) for x in zip(*(jnp.split(x, 2, axis=1) for x in both), strict=True))
         batch = {name: array[stretch.rows[:, 0]] for name, array in fields.items()}
         batch |= sums(fields, stretch, self.discount, self.horizon.stops) | {"next_observations": next_observations}
         valid, size = batch.pop("actions_valid"), len(stretch.rows)
         if not self.horizon.chunk:
-            after = fields["actions"][later[:, 0]]
+            after = fields["actions"][later.rows[:, 0]]
             return {**batch, "next_actions": after, "actions_valid": jnp.ones_like(batch["actions"])}
-        actions, after = fields["actions"][stretch.rows], fields["actions"][later]
-        valid = jnp.broadcast_to(valid[..., None], actions.shape)
-        chunks = {"actions": actions, "next_actions": after, "actions_valid": valid}
-        return batch | {name: array.reshape(size, -1) for name, array in chunks.items()}
+        batch |= {"actions": fields["actions"][stretch.rows], "next_actions": fields["actions"][later.rows]}
+        batch["actions_valid"] = jnp.broadcast_to(valid[..., None], batch["actions"].shape)
+        return batch | {name: x.reshape(size, -1) for name, x in batch.items() if "actions" in name}
 
     def complete(self, rows: Mapping[str, jax.Array]) -> Rows:
         """Adds `discounts` and what is valid to transitions of one step `[B, ...]` from wherever."""
