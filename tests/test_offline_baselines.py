@@ -40,7 +40,10 @@ from flowrl.data import replay
 from flowrl.data.dataset import from_arrays
 from flowrl.data.samplers import Horizon, Transitions
 from flowrl.errors import UserError
+from flowrl.experiment import presets
+from flowrl.generative import Diffusion
 from flowrl.networks import Spec, dropout
+from flowrl.run_folder import texts
 from flowrl.train_state import Batch, Params, TrainState
 
 NAMES = ("td3_bc", "rebrac", "iql", "ifql", "idql")
@@ -480,6 +483,7 @@ def test_rebracs_joint_step_moves_the_policy_in_the_second_update_then_by_moment
 )
 def test_slow_critics_follow_the_moved_ones_unless_the_step_is_joint(name: str, told: Any, lagging: bool) -> None:
     before, after, _, _ = run(name, told)
+    assert not any(same(before.params[entry], after.params[entry]) for entry in before.params)
     toward = (before if lagging else after).params
     assert_close(after.target_params, followed(before.target_params, toward, {"critic": 0.2}))
 
@@ -540,6 +544,32 @@ def test_gaussians_and_noise_when_exploring(name: str) -> None:
     np.testing.assert_allclose(act(explore=True), jnp.clip(means + added, -1, 1), rtol=1e-4, atol=1e-6)
 
 
+def test_the_variance_preserving_schedule_by_hand() -> None:
+    """T = 2: β = 1 − exp(−0.05 − 4.95/4) and 1 − exp(−0.05 − 4.95 · 3/4), so that ᾱ ends at e^−5.05, as for any T."""
+    np.testing.assert_allclose(Diffusion(levels=2, schedule="vp", schedule_scale=1.0).variance_left(), np.exp([
+        -1.2875, -5.05,
+    ]))  # fmt: skip
+    np.testing.assert_allclose(
+        Diffusion(levels=9, schedule="vp", schedule_scale=1.0).variance_left()[-1], np.exp(-5.05)
+    )
+
+
+@each_way
+def test_steps_whose_points_are_cut_by_hand(way: Way) -> None:
+    """x ← clip((x − β/√(1 − ᾱ) ε̂) / √(1 − β) + √β z), z only where a level follows; ε̂ = x/2 + 0.1 t here."""
+    model = Diffusion(levels=3, schedule="vp", schedule_scale=1.0, clip="points")
+    x, key = array([0.4, -2], [0.1, 3]), jax.random.key(2)
+    found = way(functools.partial(model.sample, lambda x, t: x / 2 + 0.1 * t))(x, key)
+    left, draws = model.variance_left(), np.asarray(jax.random.normal(key, (3, 2, 2)))
+    expected = np.asarray(x)
+    for draw, t in zip(draws, (2, 1, 0), strict=True):
+        beta = 1 - left[t] / (left[t - 1] if t else 1)
+        expected = (expected - beta / np.sqrt(1 - left[t]) * (expected / 2 + 0.1 * t)) / np.sqrt(1 - beta)
+        expected = np.clip(expected + (np.sqrt(beta) * draw if t else 0), -1, 1)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+    assert (np.abs(expected) < 1).any()
+
+
 # -------------------------------------------------------------------------------------------------- next actions
 
 
@@ -576,6 +606,20 @@ def test_next_actions_of_what_is_experienced(horizon: Horizon) -> None:
     assert after.shape[1] == (2 if horizon.chunk else 1)
     if horizon.chunk:
         np.testing.assert_array_equal(after[ahead < 10, 1], ahead[ahead < 10] + 2)
+
+
+@pytest.mark.parametrize("name", ["td3_bc", "rebrac"])
+def test_masked_actions_are_not_cloned(name: str) -> None:
+    """With no action valid, none matters to the policy's loss."""
+    losses = []
+    for shift in (0.0, 0.3):
+        state: Any = Plain(name, {}, {"critic": array(1, 2)}, {})
+        own = nets(actor=lambda params, s: jnp.broadcast_to(params, (len(s), A)), critic=constant)
+        batch = rows(actions_valid=jnp.zeros((2, 2)))
+        batch["actions"] = batch["actions"] + shift
+        actor_loss = agents.load(name).actor_loss
+        losses.append(actor_loss(own, {"actor": array(0.2, 0.1)}, state, batch, jax.random.key(0))[0])
+    assert losses[0] == losses[1]
 
 
 # ------------------------------------------------------------------------------------------------------ networks
@@ -679,6 +723,65 @@ def test_blocks_of_several_widths_are_refused() -> None:
         check(config_of("idql", {"hidden_dims": (64, 32)}), "agent.")
 
 
+# ------------------------------------------------------------------------------------------------------- presets
+
+
+def published(name: str, dataset: str) -> dict[str, str]:
+    """The flags of a row, those of the run and the agent's."""
+    preset = presets.lookup("paper", name, dataset)
+    return preset.run | {f"agent.{flag}": text for flag, text in preset.agent.items()}
+
+
+@pytest.mark.parametrize(("name", "rows"), [("td3_bc", 15), ("rebrac", 106), ("iql", 90), ("ifql", 88), ("idql", 87)])
+def test_published_rows_build(name: str, rows: int) -> None:
+    known = presets.datasets(name)
+    assert len(known) == rows
+    structures = set()
+    for dataset in known:
+        preset = presets.lookup("paper", name, dataset)
+        config = put(agents.default(name), texts.read(agents.default(name), preset.agent))
+        check(config, "agent.")
+        structures.add(jax.tree.structure(config))
+    for structure in structures:
+        config = jax.tree.unflatten(structure, [0.5] * structure.num_leaves)
+        agent = agents.build(name, config, SPEC)
+        state = jax.eval_shape(agent.init, jax.random.key(0), config)
+        after, _ = jax.eval_shape(agent.update, state, batch_of(), jax.random.key(0))
+        assert jax.tree.map(lambda x: x.shape, after) == jax.tree.map(lambda x: x.shape, state)
+
+
+@pytest.mark.parametrize(
+    ("name", "dataset", "flags"),
+    [
+        ("td3_bc", "hopper-medium-v2", {"normalize.observations": "True", "agent.alpha": "2.5"}),
+        ("rebrac", "hopper-medium-v2", {"agent.alpha_actor": "0.01", "agent.alpha_critic": "0.01", "steps": "1000000"}),
+        (
+            "rebrac",
+            "antmaze-large-diverse-v2",
+            {"agent.learning_rate": "5e-05", "agent.discount": "0.999", "normalize.reward_scale": "100"},
+        ),
+        (
+            "rebrac",
+            "cube-double-play-singletask",
+            {"agent.alpha_actor": "0.1", "agent.alpha_critic": "0", "agent.joint": "True"},
+        ),
+        (
+            "iql",
+            "antmaze-umaze-v2",
+            {"agent.value.expectile": "0.9", "agent.alpha": "10", "normalize.reward_shift": "-1"},
+        ),
+        ("iql", "kitchen-mixed-v0", {"agent.value.expectile": "0.7", "agent.alpha": "0.5", "agent.dropout": "0.1"}),
+        ("iql", "puzzle-4x4-play-singletask", {"agent.alpha": "3", "agent.hidden_dims": "256,256,256,256"}),
+        ("ifql", "antsoccer-arena-navigate-singletask", {"agent.choice.num_samples": "64", "agent.discount": "0.995"}),
+        ("ifql", "antmaze-umaze-v2", {"steps": "500000", "normalize.reward_shift": "-1"}),
+        ("idql", "hopper-medium-v2", {"steps": "3000000", "normalize.rewards": "True", "agent.value.expectile": "0.7"}),
+        ("idql", "scene-play-singletask", {"agent.choice.num_samples": "32", "agent.critic.hidden_dims": "256,256"}),
+    ],
+)
+def test_published_values(name: str, dataset: str, flags: dict[str, str]) -> None:
+    assert flags.items() <= published(name, dataset).items()
+
+
 # ------------------------------------------------------------------------------------- problems with known answers
 
 
@@ -765,3 +868,244 @@ def test_a_bandit_with_a_known_answer(name: str) -> None:
     actions = train(jax.random.key(0))
     np.testing.assert_allclose(actions.mean(axis=0), [-0.5, 0.5], atol=0.12)
     np.testing.assert_allclose(actions, np.broadcast_to([-0.5, 0.5], (50, 2)), atol=0.4)
+
+
+FAULTS = {
+    "flowrl/critics.py": [
+        ("config.value.errors(q - v)", "config.value.errors(v - q)", "test_losses_of_implicit_q_learning_by_hand"),
+        ('(batch["valid"] * config.value', "(config.value", "test_losses_of_implicit_q_learning_by_hand"),
+        (
+            "nets.critic(state.target_params, s, batch",
+            "nets.critic(state.params, s, batch",
+            "test_losses_and_gradients_equal_their_references and iql",
+        ),
+        ('batch["discounts"] * nets.value(', "nets.value(", "test_losses_of_implicit_q_learning_by_hand"),
+        ("loss = errors.mean(axis=-1).sum()", "loss = errors.mean()", "test_losses_of_implicit_q_learning_by_hand"),
+    ],
+    "flowrl/losses.py": [
+        (
+            "expectile_weight(errors, quantile) * jnp.abs(errors)",
+            "expectile_weight(errors, quantile) * errors",
+            "test_errors_of_the_implicit_value_by_hand",
+        ),
+        (
+            "jax.lax.stop_gradient(jnp.exp(jnp.minimum(temperature * errors, jnp.log(6.0))) - 1)",
+            "(jnp.exp(jnp.minimum(temperature * errors, jnp.log(6.0))) - 1)",
+            "test_slopes_of_idqls_objectives",
+        ),
+        (
+            "jnp.minimum(temperature * errors, jnp.log(6.0))",
+            "temperature * errors",
+            "test_errors_of_the_implicit_value_by_hand",
+        ),
+        ("squares + 2 * log_stds", "squares - 2 * log_stds", "test_losses_of_iqls_policy_by_hand"),
+    ],
+    "flowrl/optim.py": [
+        ("d + decay * p", "d - decay * p", "test_idqls_policy_decays_and_its_slow_copies_follow"),
+        ("jnp.cos(jnp.pi * share)", "jnp.cos(share)", "test_iqls_policy_slows_down_along_a_cosine"),
+        (
+            "jnp.minimum(done / jnp.maximum(steps, 1), 1.0)",
+            "done / jnp.maximum(steps, 1)",
+            "test_iqls_policy_slows_down_along_a_cosine",
+        ),
+    ],
+    "flowrl/policies.py": [
+        (
+            "jnp.tanh(means) if self.tanh",
+            "means if self.tanh",
+            "test_deviations_stay_in_their_range_and_means_in_theirs",
+        ),
+        (
+            "jnp.clip(log_stds, *LOG_STD_RANGE), means.shape",
+            "log_stds, means.shape",
+            "test_deviations_stay_in_their_range_and_means_in_theirs",
+        ),
+        ("jnp.exp(log_stds) * unit_gaussian(", "unit_gaussian(", "test_gaussians_and_noise_when_exploring and iql"),
+    ],
+    "flowrl/networks.py": [
+        ("x / (1 - rate), 0.0", "x, 0.0", "test_dropout_by_hand"),
+        ("if self.input_norm:", "if False:", "test_networks_are_the_authors"),
+        (
+            "uniform_within(shape[-2] ** -0.5)",
+            "uniform_within(shape[-1] ** -0.5)",
+            "test_networks_start_as_the_authors_do",
+        ),
+    ],
+    "flowrl/encoders.py": [
+        (
+            "h = dropout(x, self.dropout, ",
+            "h = dropout(x, 0.0, ",
+            "test_numbers_are_dropped_where_a_key_is_given and idql",
+        ),
+        ("nn.Dense(4 * width)", "nn.Dense(2 * width)", "test_networks_are_the_authors"),
+    ],
+    "flowrl/generative.py": [
+        ("(2 * np.arange(levels) + 1)", "(2 * np.arange(levels))", "test_the_variance_preserving_schedule_by_hand"),
+        ("else beta * (before < 1)", "else beta", "test_steps_whose_points_are_cut_by_hand"),
+        (
+            'points if clip == "data" else jnp.clip(points, -1.0, 1.0)',
+            "points",
+            "test_steps_whose_points_are_cut_by_hand",
+        ),
+    ],
+    "flowrl/data/dataset.py": [
+        (
+            'for name in ("observations", "actions")}',
+            'for name in ("observations",)} | {"next_actions": batch["actions"]}',
+            "test_next_actions_are_those_of_the_steps_that_follow",
+        ),
+    ],
+    "flowrl/data/samplers.py": [
+        (
+            'fields["actions"][later.rows[:, 0]]',
+            'fields["actions"][stretch.rows[:, -1]]',
+            "test_next_actions_are_those_of_the_steps_that_follow",
+        ),
+        (
+            '"next_actions": fields["actions"][later.rows]',
+            '"next_actions": fields["actions"][stretch.rows]',
+            "test_next_actions_are_those_of_the_steps_that_follow",
+        ),
+    ],
+    "flowrl/data/replay.py": [
+        ("(drawn + replay.num_envs) %", "(drawn + 1) %", "test_next_actions_of_what_is_experienced"),
+    ],
+    "agents/td3.py": [
+        (
+            "cloning - state.config.alpha * q.mean()",
+            "cloning + state.config.alpha * q.mean()",
+            "test_losses_of_the_deterministic_policies_by_hand",
+        ),
+        (
+            "jax.lax.stop_gradient(jnp.abs(q).mean())",
+            "jnp.abs(q).mean()",
+            "test_losses_and_gradients_equal_their_references and td3_bc",
+        ),
+        (
+            'mse(a, batch["actions"], batch["actions_valid"])',
+            'mse(a, batch["actions"])',
+            "test_masked_actions_are_not_cloned and td3_bc",
+        ),
+        (
+            "q = nets.critic(state.params, s, a)[0]",
+            "q = nets.critic(state.params, s, a).min(axis=0)",
+            "test_losses_and_gradients_equal_their_references and td3_bc",
+        ),
+    ],
+    "agents/rebrac.py": [
+        ("- config.alpha_critic * distances", "+ config.alpha_critic * distances", "test_rebracs_critics_by_hand"),
+        ('batch["discounts"] * next_q', "next_q", "test_rebracs_critics_by_hand"),
+        (
+            "nets.critic(slow, next_s, next_a)",
+            "nets.critic(state.params, next_s, next_a)",
+            "test_losses_and_gradients_equal_their_references and rebrac",
+        ),
+        (
+            "errors.mean() if config.joint else",
+            "errors.mean() if not config.joint else",
+            "test_rebracs_critics_by_hand",
+        ),
+        ("nets.spec.action_dim * mse(", "mse(", "test_losses_of_the_deterministic_policies_by_hand"),
+        (
+            'mse(a, batch["actions"], batch["actions_valid"])',
+            'mse(a, batch["actions"])',
+            "test_masked_actions_are_not_cloned and rebrac",
+        ),
+        ("q_loss = -q.mean()", "q_loss = q.mean()", "test_losses_of_the_deterministic_policies_by_hand"),
+        (
+            "jax.lax.stop_gradient(jnp.abs(q).mean())",
+            "jnp.abs(q).mean()",
+            "test_losses_and_gradients_equal_their_references and rebrac",
+        ),
+        (
+            "return polyak(moved, state.params, critic=rate, actor=rate), metrics\n\n\ndef move_jointly",
+            "return polyak(moved, moved.params, critic=rate, actor=rate), metrics\n\n\ndef move_jointly",
+            "test_rebracs_targets_follow_the_moved_critics_and_the_policy_before_its_step",
+        ),
+        (
+            "(state.step + 1) %",
+            "state.step %",
+            "test_rebracs_joint_step_moves_the_policy_in_the_second_update_then_by_momentum",
+        ),
+        (
+            "due * config.critic.target_rate",
+            "config.critic.target_rate",
+            "test_rebracs_joint_step_moves_the_policy_in_the_second_update_then_by_momentum",
+        ),
+    ],
+    "agents/iql.py": [
+        ("- nets.value(state.params, s)", "+ nets.value(state.params, s)", "test_losses_of_iqls_policy_by_hand"),
+        ('if config.advantage == "target"', 'if config.advantage == "online"', "test_losses_of_iqls_policy_by_hand"),
+        ("loss = -(weights *", "loss = (weights *", "test_losses_of_iqls_policy_by_hand"),
+        (
+            'gaussian_log_prob(a, means, log_stds, batch["actions_valid"])).mean()',
+            "gaussian_log_prob(a, means, log_stds)).mean()",
+            "test_losses_of_iqls_policy_by_hand",
+        ),
+        ("q_loss = -q.mean() /", "q_loss = q.mean() /", "test_losses_of_iqls_policy_by_hand"),
+        ("cloning = -config.alpha", "cloning = config.alpha", "test_losses_of_iqls_policy_by_hand"),
+        (
+            "toward = state if config.joint else moved",
+            "toward = moved",
+            "test_slow_critics_follow_the_moved_ones_unless_the_step_is_joint and iql",
+        ),
+        (
+            "(descend if config.joint else in_turn)",
+            "(in_turn if config.joint else descend)",
+            "test_losses_and_gradients_equal_their_references and iql-online",
+        ),
+    ],
+    "agents/ifql.py": [
+        ('batch["actions"], key, batch["actions_valid"]', 'batch["actions"], key', "test_behaviour_losses_by_hand"),
+        (
+            "polyak(moved, state.params,",
+            "polyak(moved, moved.params,",
+            "test_slow_critics_follow_the_moved_ones_unless_the_step_is_joint and ifql",
+        ),
+        (
+            "(implicit_value_loss, implicit_critic_loss, actor_loss)",
+            "(implicit_value_loss, implicit_critic_loss)",
+            "test_slow_critics_follow_the_moved_ones_unless_the_step_is_joint and ifql",
+        ),
+        (
+            "with_critic(state, state.params)",
+            'with_critic(state, state.params) | {"critic": state.target_params["critic"]}',
+            "test_acting_with_the_best_of_several",
+        ),
+        (
+            "partial(nets.critic, params, s), key)",
+            "lambda a: -nets.critic(params, s, a), key)",
+            "test_a_bandit_with_a_known_answer and ifql",
+        ),
+    ],
+    "agents/idql.py": [
+        ("nets.spec.action_dim * errors", "errors", "test_behaviour_losses_by_hand"),
+        (', model_key, batch["actions_valid"]', ", model_key", "test_behaviour_losses_by_hand"),
+        (", key=dropout_key", "", "test_behaviour_losses_by_hand"),
+        (
+            "model_key, dropout_key = jax.random.split(key)",
+            "model_key = dropout_key = key",
+            "test_behaviour_losses_by_hand",
+        ),
+        (
+            "polyak(moved, moved.params, **slow)",
+            "polyak(moved, state.params, **slow)",
+            "test_idqls_policy_decays_and_its_slow_copies_follow",
+        ),
+        (
+            '{"actor": config.weight_decay}',
+            '{"critic": config.weight_decay}',
+            "test_idqls_policy_decays_and_its_slow_copies_follow",
+        ),
+        (
+            "with_critic(state, state.target_params)",
+            "with_critic(state, state.params)",
+            "test_acting_with_the_best_of_several",
+        ),
+        (
+            "(actor_loss, implicit_value_loss, implicit_critic_loss)",
+            "(actor_loss, implicit_critic_loss, implicit_value_loss)",
+            "test_losses_and_gradients_equal_their_references and idql",
+        ),
+    ],
+}
