@@ -18,7 +18,7 @@ from flowrl.data.samplers import Horizon, Transitions
 from flowrl.encoders import TimedMLP
 from flowrl.losses import coin_q
 from flowrl.networks import Network, Spec, named
-from flowrl.optim import LateTarget, descend, polyak
+from flowrl.optim import Clip, LateTarget, descend, polyak
 from flowrl.policies import BestOfN, backup_values, best_of_n, generated, one_and_best, with_critic
 from flowrl.train_state import Batch, Loss, Metrics, Params, Policy, TrainState
 
@@ -94,7 +94,7 @@ def actor_loss(nets: Networks, params: Params, state: State, batch: Batch, key: 
 def update(nets: Networks, state: State, batch: Batch, key: jax.Array) -> tuple[State, Metrics]:
     """A step of the critics, a step of the policy on the moved critics, then the slow copies, as in DQL."""
     config, (critic_key, actor_key) = state.config, jax.random.split(key)
-    clip, slow_rate = config.max_grad_norm, config.actor_target.at(state.step)
+    clip, slow_rate = Clip(config.max_grad_norm), config.actor_target.at(state.step)
     rates = {"critic": config.learning_rate}, {"actor": config.actor_learning_rate}
     state, metrics = descend(nets, state, batch, critic_key, (critic_loss,), rates[0], clip)
     state, more = descend(nets, state, batch, actor_key, (actor_loss,), rates[1], clip)

@@ -18,7 +18,7 @@ from flowrl.encoders import TimedMLP
 from flowrl.generative import Diffusion
 from flowrl.losses import coin_q
 from flowrl.networks import Network, Spec, named
-from flowrl.optim import LateTarget, descend, polyak
+from flowrl.optim import Clip, LateTarget, descend, polyak
 from flowrl.policies import BestOfN, backup_values, best_of_n, generated, one_and_best, with_critic
 from flowrl.train_state import Batch, Loss, Metrics, Params, Policy, TrainState
 
@@ -88,7 +88,7 @@ def actor_loss(nets: Networks, params: Params, state: State, batch: Batch, key: 
 def update(nets: Networks, state: State, batch: Batch, key: jax.Array) -> tuple[State, Metrics]:
     """A step of the critics, a step of the policy on the moved critics, then the slow copies."""
     config, (critic_key, actor_key) = state.config, jax.random.split(key)
-    rates, clip = {"actor": config.actor_learning_rate}, config.max_grad_norm
+    rates, clip = {"actor": config.actor_learning_rate}, Clip(config.max_grad_norm)
     state, metrics = descend(nets, state, batch, critic_key, (critic_loss,), {"critic": config.learning_rate}, clip)
     state, more = descend(nets, state, batch, actor_key, (actor_loss,), rates, clip)
     actor_rate = config.actor_target.at(state.step)

@@ -20,7 +20,7 @@ from flowrl.encoders import TimedMLP
 from flowrl.generative import Diffusion
 from flowrl.losses import awr_weight, coin_q, expectile_errors, unit_gaussian_log_prob
 from flowrl.networks import Network, Spec, Value, mish, named
-from flowrl.optim import LateTarget, descend, polyak
+from flowrl.optim import Clip, LateTarget, descend, polyak
 from flowrl.policies import BestOfN, backup_values, best_of_n, generated, one_and_best, with_critic
 from flowrl.train_state import Batch, Loss, Metrics, Params, Policy, TrainState
 
@@ -131,7 +131,7 @@ def update(nets: Networks, state: State, batch: Batch, key: jax.Array) -> tuple[
     turns = [["value"], ["actor"], ["critic"]] if config.improvement == "iql" else [["critic", "actor"]]
     for names, own in zip(turns, jax.random.split(key, len(turns)), strict=True):
         found, rates = [losses[name] for name in names], dict.fromkeys(names, config.learning_rate)
-        state, more = descend(nets, state, batch, own, found, rates, config.max_grad_norm, ensembles=("critic",))
+        state, more = descend(nets, state, batch, own, found, rates, Clip(config.max_grad_norm, ensembles=("critic",)))
         metrics |= more
     slow_rate = config.actor_target.at(state.step)
     return polyak(state, state.params, critic=config.critic.target_rate, actor=slow_rate), metrics

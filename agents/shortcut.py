@@ -18,7 +18,7 @@ from flowrl.critics import Critic
 from flowrl.data.samplers import Horizon, Transitions
 from flowrl.losses import q_size
 from flowrl.networks import MLP, Network, Spec, named
-from flowrl.optim import clip_norm, gradients, polyak, step
+from flowrl.optim import Clip, gradients, polyak, step
 from flowrl.policies import BestOfN, best_of_n, generated, one_and_best, with_critic
 from flowrl.train_state import Batch, Loss, Metrics, Params, Policy, TrainState
 
@@ -124,7 +124,7 @@ def update(nets: Networks, state: State, batch: Batch, key: jax.Array) -> tuple[
     rates = dict.fromkeys(("actor", "critic"), config.learning_rate)
     for loss, own in ((critic_loss, critic_key), (partial(actor_loss, before=state), actor_key)):
         grads, more = gradients(nets, moved, batch, own, (loss,), tuple(rates))
-        moved = step(moved, clip_norm(grads, config.max_grad_norm), rates)
+        moved = step(moved, grads, rates, Clip(config.max_grad_norm, jointly=True))
         metrics |= more
     slow = polyak(moved, state.params, critic=config.critic.target_rate, actor=config.actor_target_rate)
     return slow, metrics

@@ -1,8 +1,11 @@
-"""TD3: deterministic policy gradients with twin critics and delayed policy updates (https://arxiv.org/abs/1802.09477).
+"""TD3 and TD3+BC: deterministic policy gradients with twin critics and delayed policy updates.
 
-DDPG (https://arxiv.org/abs/1509.02971) is its setting `critic.heads=1, policy_delay=1, target_noise=0`.
+TD3 (https://arxiv.org/abs/1802.09477) learns online; with a term of behaviour cloning it is TD3+BC, for offline data
+(https://arxiv.org/abs/2106.06860). DDPG (https://arxiv.org/abs/1509.02971) is the setting `critic.heads=1,
+policy_delay=1, target_noise=0` of TD3.
 """
 
+from collections.abc import Mapping
 from functools import partial
 from typing import NamedTuple
 
@@ -15,8 +18,10 @@ from flowrl.agent import Maker
 from flowrl.config import MOST_COUNT, config, nested, static, traced
 from flowrl.critics import Critic
 from flowrl.data.samplers import Horizon, Transitions
+from flowrl.losses import mse
 from flowrl.networks import MLP, Network, Spec, named
 from flowrl.optim import descend, every, polyak
+from flowrl.policies import smoothed, tanh_mean
 from flowrl.train_state import Batch, Loss, Metrics, Params, Policy, TrainState
 
 
@@ -34,8 +39,12 @@ class Config:
     target_noise: float = traced(0.2, "Deviation of the noise in the target's action.")
     noise_clip: float = traced(0.5, "Bound of that noise.")
     explore_noise: float = traced(0.1, "Deviation of the noise in actions that gather experience.")
+    clones: bool = static(False, "The policy also clones the data's actions, and its Q is divided by its mean size.")
+    alpha: float = traced(2.5, "Weight of that Q beside cloning.")
 
 
+NAMES: Mapping[str, Config] = {"td3": Config(), "td3_bc": Config(clones=True)}
+"""The agents, each with its default configuration."""
 State = TrainState[Config]
 
 
@@ -54,17 +63,10 @@ def networks(config: Config, spec: Spec) -> Networks:
     return Networks(spec, **named(actor=(actor, s), critic=(critics.module(config.critic, config.hidden_dims), s, a)))
 
 
-def mean(nets: Networks, params: Params, s: jax.Array) -> jax.Array:
-    """The policy's actions: `[..., D]` to `[..., A]` in [−1, 1]."""
-    return jnp.tanh(nets.actor(params, s))
-
-
 def critic_loss(nets: Networks, params: Params, state: State, batch: Batch, key: jax.Array) -> Loss:
     """E (Q(s, a) − r − γ m Q̄(s', clip(π̄(s') + clip(noise))))² (algorithm 1)."""
     config, next_s, slow = state.config, batch["next_observations"], state.target_params
-    noise = config.target_noise * nets.spec.noise(key, next_s)
-    noise = jnp.clip(noise, -config.noise_clip, config.noise_clip)
-    next_a = jnp.clip(mean(nets, slow, next_s) + noise, -1.0, 1.0)
+    next_a = smoothed(tanh_mean(nets, slow, next_s), key, config.target_noise, config.noise_clip)
     next_q = critics.combine(config.critic, nets.critic(slow, next_s, next_a))
     targets = batch["rewards"] + batch["discounts"] * next_q
     errors, metrics = critics.td_errors(nets.critic(params, batch["observations"], batch["actions"]), targets, batch)
@@ -72,10 +74,15 @@ def critic_loss(nets: Networks, params: Params, state: State, batch: Batch, key:
 
 
 def actor_loss(nets: Networks, params: Params, state: State, batch: Batch, key: jax.Array) -> Loss:
-    """−E Q₁(s, π(s)), with constant critics."""
+    """−E Q₁(s, π(s)), with constant critics; TD3+BC: −α E Q₁ / E |Q₁| + E (π(s) − a)² (its eqs. 3, 5)."""
     s = batch["observations"]
-    loss = -nets.critic(state.params, s, mean(nets, params, s))[0].mean()
-    return loss, {"actor/loss": loss}
+    a = tanh_mean(nets, params, s)
+    q = nets.critic(state.params, s, a)[0]
+    if not state.config.clones:
+        return -q.mean(), {"actor/loss": -q.mean()}
+    cloning = mse(a, batch["actions"], batch["actions_valid"]).mean()
+    loss = cloning - state.config.alpha * q.mean() / jax.lax.stop_gradient(jnp.abs(q).mean())
+    return loss, {"actor/loss": loss, "actor/bc_loss": cloning, "actor/q_mean": q.mean()}
 
 
 def move_policy(nets: Networks, batch: Batch, key: jax.Array, state: State) -> tuple[State, Metrics]:
@@ -97,7 +104,7 @@ def update(nets: Networks, state: State, batch: Batch, key: jax.Array) -> tuple[
 def act(nets: Networks, policy: Policy[Config], inputs: Batch, key: jax.Array, *, explore: bool = False) -> jax.Array:
     """The policy's action, with `explore` plus clipped Gaussian noise."""
     s = inputs["observations"]
-    actions = mean(nets, policy.params, s)
+    actions = tanh_mean(nets, policy.params, s)
     if not explore:
         return actions
     return jnp.clip(actions + policy.config.explore_noise * nets.spec.noise(key, s), -1.0, 1.0)

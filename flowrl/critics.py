@@ -1,14 +1,15 @@
-"""Ensembles of critics Q(s, a): what can be chosen about them, and the functions that read it."""
+"""Ensembles of critics Q(s, a), and IQL's value V(s): what can be chosen about them, and the functions that read it."""
 
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import chex
 import flax.linen as nn
 import jax
 
 from flowrl.config import config, static, traced
+from flowrl.losses import expectile_errors, exponential_errors, quantile_errors
 from flowrl.networks import ACTIVATIONS, Value, ensemble
-from flowrl.train_state import Batch, Loss, Metrics
+from flowrl.train_state import Batch, Loss, Metrics, Params, TrainState
 
 
 @config
@@ -81,3 +82,61 @@ def td_sum(q: jax.Array, targets: jax.Array, batch: Batch) -> Loss:
     errors, metrics = td_errors(q, targets, batch)
     loss = errors.mean(axis=-1).sum()
     return loss, metrics | {"critic/loss": loss}
+
+
+# -------------------------------------------------------------------------------------------------------- IQL's value
+
+
+@config
+class ImplicitValue:
+    """Choices about V(s), which stands for the better ones of the data's actions (https://arxiv.org/abs/2110.06169)."""
+
+    expectile: float = traced(
+        0.7, "Expectile, or quantile, of Q over the data's actions that V is; 0.5 is the middle.", high=1.0
+    )
+    objective: str = static(
+        "expectile", "What V minimises (the others are IDQL's).", choices=("expectile", "quantile", "exponential")
+    )
+    temperature: float = traced(1.0, "Inverse temperature of the exponential objective.")
+
+    def errors(self, u: jax.Array) -> jax.Array:
+        """Errors of V where Q − V is u: `[B]` to `[B]`."""
+        if self.objective == "exponential":
+            return exponential_errors(u, self.temperature)
+        return {"expectile": expectile_errors, "quantile": quantile_errors}[self.objective](u, self.expectile)
+
+
+class HasValue(Protocol):
+    """A configuration of an agent with such a value."""
+
+    @property
+    def critic(self) -> Critic:
+        """The choices about critics."""
+
+    @property
+    def value(self) -> ImplicitValue:
+        """The choices about V."""
+
+
+V = TypeVar("V", bound=HasValue)
+
+
+def value_module(choices: Critic, hidden_dims: tuple[int, ...], **options: Any) -> nn.Module:
+    """Returns the network of V, `[B, D]` to `[B]`, like one of the critics; arguments as for `module`."""
+    return Value(choices.hidden_dims or hidden_dims, ACTIVATIONS[choices.activation], choices.layer_norm, **options)
+
+
+def implicit_value_loss(nets: Any, params: Params, state: TrainState[V], batch: Batch, key: jax.Array) -> Loss:
+    """E L(min Q̄(s, a) − V(s)), L that of the configuration's `value` (IQL, eq. 5)."""
+    s, config = batch["observations"], state.config
+    q = combine(config.critic, nets.critic(state.target_params, s, batch["actions"]))
+    v = nets.value(params, s)
+    chex.assert_equal_shape([q, v, batch["valid"]])
+    loss = (batch["valid"] * config.value.errors(q - v)).mean()
+    return loss, {"value/loss": loss, "value/v_mean": v.mean(), "value/v_max": v.max(), "value/v_min": v.min()}
+
+
+def implicit_critic_loss(nets: Any, params: Params, state: TrainState[V], batch: Batch, key: jax.Array) -> Loss:
+    """Σᵢ E (Qᵢ(s, a) − r − γ m V(s'))² (IQL, eq. 6)."""
+    targets = batch["rewards"] + batch["discounts"] * nets.value(state.params, batch["next_observations"])
+    return td_sum(nets.critic(params, batch["observations"], batch["actions"]), targets, batch)

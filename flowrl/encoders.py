@@ -8,7 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from flowrl.networks import MLP, Initializer, glorot, mish
+from flowrl.networks import MLP, Activation, Initializer, SplitDense, dropout, glorot, mish
 from flowrl.train_state import Params
 
 Features = Callable[[jax.Array, int], jax.Array]
@@ -141,6 +141,38 @@ class TimedMLP(nn.Module):
             for name, x in zip(self.times, times, strict=True)
         ]
         return mlp(self.hidden_dims, self.out_dim)(points, observations, *embeddings)
+
+
+class ResidualMLP(nn.Module):
+    """A field over noise levels: residual blocks with LayerNorm and dropout, four times as wide inside (IDQL).
+
+    Attributes:
+        hidden_dims: Width of each block, all the same.
+        out_dim: Output size.
+        activation: Nonlinearity.
+        dropout: Share of a block's inputs that are dropped while a key is given.
+        time_dim: Size of the level's features; the two layers on them have twice that.
+    """
+
+    hidden_dims: Sequence[int]
+    out_dim: int
+    activation: Activation = nn.swish
+    dropout: float = 0.1
+    time_dim: int = 128
+
+    @nn.compact
+    def __call__(
+        self, observations: jax.Array, points: jax.Array, levels: jax.Array, key: jax.Array | None = None
+    ) -> jax.Array:
+        """Maps `[..., D]`, `[..., A]` and `[..., 1]` to `[..., A]`; with a key, numbers are dropped."""
+        embed = MLP((2 * self.time_dim,), 2 * self.time_dim, self.activation)
+        condition = embed(FourierFeatures(self.time_dim // 2)(levels))
+        x = SplitDense(self.hidden_dims[0])(points, observations, condition)
+        for i, width in enumerate(self.hidden_dims):
+            h = dropout(x, self.dropout, None if key is None else jax.random.fold_in(key, i))
+            h = self.activation(nn.Dense(4 * width)(nn.LayerNorm()(h)))
+            x = x + nn.Dense(width)(h)
+        return nn.Dense(self.out_dim, kernel_init=glorot())(self.activation(x))
 
 
 def represented_value(nets: Any, params: Params, s: jax.Array, g: jax.Array) -> jax.Array:

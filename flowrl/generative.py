@@ -122,6 +122,12 @@ class Diffusion:
     schedule: str = static("linear", "How the variance of noise grows.", choices=("linear", "cosine", "ddpm", "vp"))
     schedule_scale: float = static(0.8, "Factor of that variance's growth.", low=0.001, high=1.0)
     sampler: str = static("ancestral", "Steps with fresh noise, or without (DDIM).", choices=("ancestral", "ddim"))
+    clip: str = static(
+        "data",
+        "What each denoising step cuts to [-1, 1]: the data that it sees; or the points that it leads to, whose noise "
+        "then has the variance of the step, not of the posterior, as in IDQL's code.",
+        choices=("data", "points"),
+    )
 
     def problem(self, prefix: str) -> str:
         """Says that there cannot be more steps than levels, and that DDPM's are many."""
@@ -153,11 +159,11 @@ class Diffusion:
         schedule = self.variance_left()
         points, left = noised(schedule, a, noise, levels), jnp.asarray(schedule)[levels]
         predicted = field(points, levels)
-        return mse(predicted, noise, valid), denoised(points, predicted, jnp.sqrt(left), jnp.sqrt(1 - left))
+        return mse(predicted, noise, valid), jnp.clip(denoised(points, predicted, jnp.sqrt(left), jnp.sqrt(1 - left)), -1.0, 1.0)
 
     def sample(self, field: NoiseModel, z: jax.Array, key: jax.Array) -> jax.Array:
         """Denoises `[..., A]` into actions in [−1, 1]."""
-        return denoise(field, z, key, self.variance_left(), self.steps or self.levels, self.sampler)
+        return denoise(field, z, key, self.variance_left(), self.steps or self.levels, self.sampler, self.clip)
 
 
 # ------------------------------------------------------------------------------------------------------- diffusion
@@ -217,7 +223,7 @@ def sampled_levels(levels: int, steps: int) -> np.ndarray:
 
 
 def denoised(points: jax.Array, noise: jax.Array, kept: Scalar, added: Scalar) -> jax.Array:
-    """The data in points of which the noise is known, (x_t − √(1 − ᾱ) ε)/√ᾱ, cut to [−1, 1].
+    """The data in points of which the noise is known, (x_t − √(1 − ᾱ) ε)/√ᾱ.
 
     Where little of the data is kept, errors in the noise are magnified by √(1 − ᾱ)/√ᾱ.
 
@@ -227,14 +233,15 @@ def denoised(points: jax.Array, noise: jax.Array, kept: Scalar, added: Scalar) -
         kept: √ᾱ.
         added: √(1 − ᾱ).
     """
-    return jnp.clip((points - added * noise) / kept, -1.0, 1.0)
+    return (points - added * noise) / kept
 
 
-def step_sizes(schedule: np.ndarray, steps: int, sampler: str) -> tuple[np.ndarray, np.ndarray]:
+def step_sizes(schedule: np.ndarray, steps: int, sampler: str, clip: str) -> tuple[np.ndarray, np.ndarray]:
     """Which levels steps are taken at, and what their parts count.
 
     A step leads from x to (c₁ data + c₂ x)/(1 − ᾱ) + std · noise: an ancestral one (DDPM, eq. 7), or one without noise
-    along the path that the model sees (DDIM, https://arxiv.org/abs/2010.02502, eq. 12 with σ = 0).
+    along the path that the model sees (DDIM, https://arxiv.org/abs/2010.02502, eq. 12 with σ = 0). With `clip` of
+    points its noise has the variance of the step, β, not of the posterior.
 
     Returns:
         Levels `[steps]`, and of each √ᾱ, √(1 − ᾱ), c₁, c₂, 1 − ᾱ and std `[steps, 6]`.
@@ -246,15 +253,16 @@ def step_sizes(schedule: np.ndarray, steps: int, sampler: str) -> tuple[np.ndarr
         parts = ((1 - left) * np.sqrt(before) - np.sqrt(left) * rest, rest, 1 - left, 0 * left)
     else:
         beta = 1 - left / before
-        std = np.sqrt(beta * (1 - before) / (1 - left))
+        std = np.sqrt(beta * (1 - before) / (1 - left) if clip == "data" else beta * (before < 1))
         parts = (np.sqrt(before) * beta, np.sqrt(left / before) * (1 - before), 1 - left, std)
     return levels, np.stack([np.sqrt(left), np.sqrt(1 - left), *parts], axis=1)
 
 
 def denoise(
-    model: NoiseModel, starts: jax.Array, key: jax.Array, schedule: np.ndarray, steps: int, sampler: str = "ancestral"
-) -> jax.Array:
-    """Samples by steps toward the data that the model sees, cut to [−1, 1] (algorithm 2).
+    model: NoiseModel, starts: jax.Array, key: jax.Array, schedule: np.ndarray, steps: int, sampler: str = "ancestral",
+    clip: str = "data",
+) -> jax.Array:  # fmt: skip
+    """Samples by steps toward the data that the model sees (algorithm 2).
 
     With fewer steps than levels the process is that of the visited levels alone (https://arxiv.org/abs/2102.09672,
     section 4); one step gives the data seen in `starts`, whatever the sampler.
@@ -266,17 +274,21 @@ def denoise(
         schedule: ᾱ `[T]`.
         steps: Evaluations of the model, 1 … T; many are one loop in the program, few are written out.
         sampler: Kind of the steps, as for `step_sizes`.
+        clip: What is cut to [−1, 1] in each step: the `data` that the model sees, where the noise has the variance of
+            the posterior; or the `points`, where it has that of the step, β.
 
     Returns:
         `[..., A]` in [−1, 1].
     """
-    levels, sizes = step_sizes(schedule, steps, sampler)
+    levels, sizes = step_sizes(schedule, steps, sampler, clip)
     draws = jax.random.normal(key, (steps, *starts.shape))
 
     def step(points: jax.Array, level: Any, size: Any, draw: jax.Array) -> jax.Array:
         kept, added, to_data, to_points, whole, std = size
         data = denoised(points, model(points, jnp.full(one_each(starts), level)), kept, added)
-        return (to_data * data + to_points * points) / whole + std * draw
+        data = jnp.clip(data, -1.0, 1.0) if clip == "data" else data
+        points = (to_data * data + to_points * points) / whole + std * draw
+        return points if clip == "data" else jnp.clip(points, -1.0, 1.0)
 
     if steps > WRITTEN_OUT:
         rows = jnp.asarray(levels), jnp.asarray(sizes, starts.dtype), draws

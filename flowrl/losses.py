@@ -32,6 +32,16 @@ def expectile_errors(errors: jax.Array, expectile: Scalar) -> jax.Array:
     return expectile_weight(errors, expectile) * errors**2
 
 
+def quantile_errors(errors: jax.Array, quantile: Scalar) -> jax.Array:
+    """Errors of quantile regression, |κ − 1{u < 0}| |u| (IDQL, https://arxiv.org/abs/2304.10573, eq. 9): u `[...]`."""
+    return expectile_weight(errors, quantile) * jnp.abs(errors)
+
+
+def exponential_errors(errors: jax.Array, temperature: Scalar) -> jax.Array:
+    """Errors whose slope is that of exp(αu) − αu, with exp(αu) ≤ 6 (IDQL's code; its eq. 11): u `[...]`."""
+    return jax.lax.stop_gradient(jnp.exp(jnp.minimum(temperature * errors, jnp.log(6.0))) - 1) * errors
+
+
 def awr_weight(advantages: jax.Array, alpha: Scalar, maximum: float = 100.0) -> jax.Array:
     """Weight of advantage-weighted regression, min(exp(α·adv), maximum), without gradient.
 
@@ -46,6 +56,16 @@ def awr_weight(advantages: jax.Array, alpha: Scalar, maximum: float = 100.0) -> 
     return jax.lax.stop_gradient(jnp.minimum(jnp.exp(alpha * advantages), maximum))
 
 
+def gaussian_log_prob(values: jax.Array, means: jax.Array, log_stds: jax.Array, valid: Scalar = 1.0) -> jax.Array:
+    """Log density of Gaussians, summed over the last axis: values, μ and log σ `[..., A]` to `[...]`.
+
+    Of the values those count where `valid` `[..., A]` is 1, not 0.
+    """
+    chex.assert_equal_shape([values, means])
+    squares = ((values - means) / jnp.exp(log_stds)) ** 2
+    return -0.5 * jnp.sum(valid * (squares + 2 * log_stds + jnp.log(2 * jnp.pi)), axis=-1)
+
+
 def unit_gaussian_log_prob(values: jax.Array, means: jax.Array, valid: Scalar = 1.0) -> jax.Array:
     """Log density of a Gaussian of unit standard deviation, summed over the last axis.
 
@@ -57,8 +77,7 @@ def unit_gaussian_log_prob(values: jax.Array, means: jax.Array, valid: Scalar = 
     Returns:
         `[...]`.
     """
-    chex.assert_equal_shape([values, means])
-    return -0.5 * jnp.sum(valid * ((values - means) ** 2 + jnp.log(2 * jnp.pi)), axis=-1)
+    return gaussian_log_prob(values, means, jnp.zeros_like(means), valid)
 
 
 def mse(predictions: jax.Array, targets: jax.Array, valid: Scalar = 1.0) -> jax.Array:

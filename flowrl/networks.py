@@ -79,9 +79,9 @@ class Network:
         """Returns fresh parameters; no array is made for the inputs."""
         return self.module.lazy_init(key, *self.inputs)
 
-    def __call__(self, params: Params, *inputs: Any) -> Any:
-        """Applies the module with its own entry of `params`."""
-        return self.module.apply(params[self.name], *inputs)
+    def __call__(self, params: Params, *inputs: Any, **options: Any) -> Any:
+        """Applies the module with its own entry of `params`; an option is the key of its dropout, say."""
+        return self.module.apply(params[self.name], *inputs, **options)
 
 
 def named(**networks: tuple[Any, ...]) -> dict[str, Network]:
@@ -130,6 +130,16 @@ def truncated(key: jax.Array, shape: Sequence[int], dtype: Any = jnp.float32) ->
     return jax.random.truncated_normal(key, -2.0, 2.0, shape, dtype) / jnp.sqrt(jnp.asarray(shape[-2], dtype))
 
 
+def fan_in_uniform(key: jax.Array, shape: Sequence[int], dtype: Any = jnp.float32) -> jax.Array:
+    """Kernel initialisation U(±1/√fan-in), PyTorch's default."""
+    return uniform_within(shape[-2] ** -0.5)(key, shape, dtype)
+
+
+def uniform_within(limit: float) -> Initializer:
+    """Initialisation U(±limit), of kernels and biases."""
+    return lambda key, shape, dtype=jnp.float32: jax.random.uniform(key, shape, dtype, -limit, limit)
+
+
 def mish(x: jax.Array) -> jax.Array:
     """Mish, x·tanh(softplus(x)) (https://arxiv.org/abs/1908.08681), written with one exponential.
 
@@ -140,8 +150,17 @@ def mish(x: jax.Array) -> jax.Array:
     return x * (n / (n + 2.0))
 
 
-ACTIVATIONS: dict[str, Activation] = {"relu": nn.relu, "gelu": nn.gelu, "mish": mish, "tanh": nn.tanh}
+ACTIVATIONS: dict[str, Activation] = {
+    "relu": nn.relu, "gelu": nn.gelu, "mish": mish, "tanh": nn.tanh, "swish": nn.swish,
+}  # fmt: skip
 """Nonlinearities by name."""
+
+
+def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
+    """Sets a share `rate` of numbers to 0 and enlarges the others, so that means stay; without a key, nothing."""
+    if key is None or rate == 0:
+        return x
+    return jnp.where(jax.random.bernoulli(key, 1 - rate, x.shape), x / (1 - rate), 0.0)
 
 
 class SplitDense(nn.Module):
@@ -153,17 +172,19 @@ class SplitDense(nn.Module):
     Attributes:
         features: Output size.
         kernel_init: Initialisation of the kernel.
+        bias_init: Initialisation of the bias.
     """
 
     features: int
     kernel_init: Initializer = glorot()
+    bias_init: Initializer = nn.initializers.zeros
 
     @nn.compact
     def __call__(self, *parts: jax.Array) -> jax.Array:
         """Maps `[B or 1, D_i]`... to `[B, features]`."""
         sizes = [part.shape[-1] for part in parts]
         kernel = self.param("kernel", self.kernel_init, (sum(sizes), self.features))
-        bias = self.param("bias", nn.initializers.zeros, (self.features,))
+        bias = self.param("bias", self.bias_init, (self.features,))
         offsets = [sum(sizes[:i]) for i in range(len(sizes))]
         blocks = [kernel[start : start + size] for start, size in zip(offsets, sizes, strict=True)]
         return sum((part @ block for part, block in zip(parts, blocks, strict=True)), bias)
@@ -180,6 +201,10 @@ class MLP(nn.Module):
         final_scale: Scale of the last kernel's initial variance.
         kernel_init: Initialisation of the hidden kernels.
         final_init: Initialisation of the last kernel, in place of Glorot's.
+        bias_init: Initialisation of the hidden biases.
+        final_bias_init: Initialisation of the last bias.
+        input_norm: Whether LayerNorm precedes the first layer.
+        dropout: Share of hidden numbers that are dropped while a key is given, after the activation.
     """
 
     hidden_dims: Sequence[int]
@@ -189,19 +214,28 @@ class MLP(nn.Module):
     final_scale: float = 1.0
     kernel_init: Initializer = glorot()
     final_init: Initializer | None = None
+    bias_init: Initializer = nn.initializers.zeros
+    final_bias_init: Initializer = nn.initializers.zeros
+    input_norm: bool = False
+    dropout: float = 0.0
 
     @nn.compact
-    def __call__(self, *parts: jax.Array) -> jax.Array:
-        """Maps the concatenation of `[B or 1, D_i]` to `[B, out_dim]`."""
+    def __call__(self, *parts: jax.Array, key: jax.Array | None = None) -> jax.Array:
+        """Maps the concatenation of `[B or 1, D_i]` to `[B, out_dim]`; with a key, numbers are dropped."""
+        if self.input_norm:
+            parts = (nn.LayerNorm()(jnp.concatenate(parts, axis=-1)),)
         x: jax.Array | None = None
-        for width in self.hidden_dims:
-            init = self.kernel_init
-            x = SplitDense(width, init)(*parts) if x is None else nn.Dense(width, kernel_init=init)(x)
-            x = self.activation(x)
+        for i, width in enumerate(self.hidden_dims):
+            layer = partial(
+                SplitDense if x is None else nn.Dense, kernel_init=self.kernel_init, bias_init=self.bias_init
+            )
+            x = self.activation(layer(width)(*(parts if x is None else (x,))))
+            x = dropout(x, self.dropout, None if key is None else jax.random.fold_in(key, i))
             if self.layer_norm:
                 x = nn.LayerNorm()(x)
         inputs = jnp.concatenate(parts, axis=-1) if x is None else x
-        return nn.Dense(self.out_dim, kernel_init=self.final_init or glorot(self.final_scale))(inputs)
+        final_init = self.final_init or glorot(self.final_scale)
+        return nn.Dense(self.out_dim, kernel_init=final_init, bias_init=self.final_bias_init)(inputs)
 
 
 class Value(nn.Module):
@@ -212,12 +246,19 @@ class Value(nn.Module):
     layer_norm: bool = True
     kernel_init: Initializer = glorot()
     final_init: Initializer | None = None
+    bias_init: Initializer = nn.initializers.zeros
+    final_bias_init: Initializer = nn.initializers.zeros
+    input_norm: bool = False
 
     @nn.compact
     def __call__(self, *parts: jax.Array) -> jax.Array:
         """Maps `[B, D_i]`... to `[B]`."""
-        mlp = partial(MLP, kernel_init=self.kernel_init, final_init=self.final_init)
-        return mlp(self.hidden_dims, 1, self.activation, self.layer_norm)(*parts).squeeze(-1)
+        mlp = MLP(
+            self.hidden_dims, 1, self.activation, self.layer_norm, kernel_init=self.kernel_init,
+            final_init=self.final_init, bias_init=self.bias_init, final_bias_init=self.final_bias_init,
+            input_norm=self.input_norm,
+        )  # fmt: skip
+        return mlp(*parts).squeeze(-1)
 
 
 def ensemble(module: type[nn.Module], size: int = 2, in_axes: Any = None) -> Any:

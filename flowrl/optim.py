@@ -1,8 +1,7 @@
 """The one place that takes gradients and applies an optimizer, and the one place that averages parameters."""
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,8 +22,8 @@ def descend(
     key: jax.Array | Sequence[jax.Array],
     losses: Sequence[LossFn[C]],
     rates: Mapping[str, Scalar],
-    max_norm: Scalar | None = None,
-    ensembles: Sequence[str] = (),
+    clip: "Clip | None" = None,
+    decays: Mapping[str, Scalar] | None = None,
 ) -> tuple[TrainState[C], Metrics]:
     """Takes one joint Adam step: the losses are taken at the same parameters and summed.
 
@@ -37,14 +36,35 @@ def descend(
         key: Random key, split over the losses if they are several; or one for each loss.
         losses: What to descend.
         rates: Size of the step `[]` of each network to train; all others are constants.
-        max_norm: The norm `[]` to which each network's gradient is clipped; 0 leaves it as it is.
-        ensembles: Networks of which each head, along the first axes, is clipped by itself.
+        clip: What is done to gradients that are too large.
+        decays: The share `[]` of parameters that is taken off, times the step size, of networks that decay (AdamW,
+            https://arxiv.org/abs/1711.05101).
 
     Returns:
         The state with moved parameters and moments, its step counter and targets untouched, and the metrics.
     """
     grads, metrics = gradients(nets, state, batch, key, losses, tuple(rates))
-    return step(state, grads, rates, max_norm, ensembles), metrics
+    return step(state, grads, rates, clip, decays), metrics
+
+
+def in_turn(
+    nets: Any,
+    state: TrainState[C],
+    batch: Batch,
+    key: jax.Array,
+    losses: Sequence[LossFn[C]],
+    rates: Mapping[str, Scalar],
+    decays: Mapping[str, Scalar] | None = None,
+) -> tuple[TrainState[C], Metrics]:
+    """Takes an Adam step for each network in `rates` by the loss at its place, each where those before have led.
+
+    Arguments and results are those of `descend`; each loss has a key of its own.
+    """
+    metrics: Metrics = {}
+    for own, loss, name in zip(jax.random.split(key, len(losses)), losses, rates, strict=True):
+        state, more = descend(nets, state, batch, own, (loss,), {name: rates[name]}, decays=decays)
+        metrics |= more
+    return state, metrics
 
 
 def gradients(
@@ -71,17 +91,20 @@ def gradients(
 
 
 def step(
-    state: TrainState[C], grads: Mapping[str, Any], rates: Mapping[str, Scalar], max_norm: Scalar | None = None,
-    ensembles: Sequence[str] = (),
-) -> TrainState[C]:  # fmt: skip
+    state: TrainState[C],
+    grads: Mapping[str, Any],
+    rates: Mapping[str, Scalar],
+    clip: "Clip | None" = None,
+    decays: Mapping[str, Scalar] | None = None,
+) -> TrainState[C]:
     """Takes one Adam step along gradients of some networks; arguments as for `descend`."""
-    params, opt_state = dict(state.params), dict(state.opt_state)
+    params, opt_state, grads = dict(state.params), dict(state.opt_state), {name: grads[name] for name in rates}
+    grads = grads if clip is None else clip(grads)
     for name, rate in rates.items():
-        gradient = grads[name]
-        if max_norm is not None:
-            clip = partial(clip_norm, max_norm=max_norm)
-            gradient = jax.vmap(clip)(gradient) if name in ensembles else clip(gradient)
-        direction, opt_state[name] = ADAM.update(gradient, state.opt_state[name])
+        direction, opt_state[name] = ADAM.update(grads[name], state.opt_state[name])
+        if decays and name in decays:
+            decay = decays[name]
+            direction = jax.tree.map(lambda d, p, decay=decay: d + decay * p, direction, state.params[name])
         updates = jax.tree.map(lambda d, rate=rate: -rate * d, direction)
         params[name] = optax.apply_updates(state.params[name], updates)
     return state.replace(params=params, opt_state=opt_state)
@@ -135,11 +158,38 @@ class LateTarget:
         return jnp.where((step >= self.start) & (step % self.interval == 0), self.rate, 0.0)
 
 
-def clip_norm(grads: Params, max_norm: Scalar) -> Params:
-    """Scales a gradient down to the norm `max_norm` `[]` where it is larger; 0 leaves it as it is."""
-    norm = optax.global_norm(grads)
-    scale = jnp.where(jnp.asarray(max_norm) > 0, jnp.minimum(1.0, max_norm / (norm + 1e-6)), 1.0)
-    return jax.tree.map(lambda g: g * scale, grads)
+def cosine_decay(rate: Scalar, done: Scalar, steps: Scalar) -> jax.Array:
+    """Returns the step size `[]` after `done` of `steps` steps in which it falls to 0 along a cosine; 0: it stays."""
+    share = jnp.minimum(done / jnp.maximum(steps, 1), 1.0)
+    return jnp.where(jnp.asarray(steps) > 0, 0.5 * (1 + jnp.cos(jnp.pi * share)), 1.0) * rate
+
+
+class Clip(NamedTuple):
+    """How gradients are scaled down: to a norm, where theirs is larger.
+
+    Attributes:
+        norm: It `[]`; 0 leaves all gradients as they are.
+        jointly: The norm is that of all networks' gradients together, which are scaled by one factor.
+        ensembles: Networks of which each head, along the first axes, is clipped by itself.
+        slack: What is added to a norm before it is compared: 1e-6 in PyTorch, 0 in Optax.
+    """
+
+    norm: Scalar
+    jointly: bool = False
+    ensembles: Sequence[str] = ()
+    slack: float = 1e-6
+
+    def __call__(self, grads: Mapping[str, Any]) -> dict[str, Any]:
+        """Returns the gradients of some networks, scaled."""
+        if self.jointly:
+            return self.one(dict(grads))
+        return {name: (jax.vmap(self.one) if name in self.ensembles else self.one)(g) for name, g in grads.items()}
+
+    def one(self, grads: Any) -> Any:
+        """Scales what has one norm."""
+        norm = optax.global_norm(grads)
+        scale = jnp.where(jnp.asarray(self.norm) > 0, jnp.minimum(1.0, self.norm / (norm + self.slack)), 1.0)
+        return jax.tree.map(lambda g: g * scale, grads)
 
 
 def polyak(state: TrainState[C], toward: Params, **rates: Scalar) -> TrainState[C]:

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from flowrl.config import config, put, static, traced
-from flowrl.networks import MLP, Activation, glorot, side_by_side
+from flowrl.networks import MLP, Activation, Initializer, glorot, side_by_side
 from flowrl.train_state import Params, Scalar, TrainState
 
 LOG_STD_RANGE = (-5.0, 2.0)
@@ -165,6 +165,49 @@ def unit_gaussian(means: jax.Array, key: jax.Array, explore: bool) -> jax.Array:
     return means + jax.random.normal(key, means.shape) if explore else means
 
 
+class Gaussian(nn.Module):
+    """Means and log standard deviations of actions, the latter the same in all states (IQL).
+
+    Attributes:
+        hidden_dims: Sizes of the hidden layers.
+        action_dim: Number of actions A.
+        activation: Nonlinearity of the hidden layers.
+        tanh: Whether the means are squashed into (−1, 1).
+        learnt_std: Whether standard deviations are learnt, from 1 on and one for each dimension, or stay 1.
+        dropout: Share of hidden numbers that are dropped while a key is given.
+        kernel_init: Initialisation of the hidden kernels.
+        final_init: Initialisation of the last kernel.
+    """
+
+    hidden_dims: Sequence[int]
+    action_dim: int
+    activation: Activation = nn.relu
+    tanh: bool = True
+    learnt_std: bool = True
+    dropout: float = 0.0
+    kernel_init: Initializer = glorot()
+    final_init: Initializer = glorot(1e-2)
+
+    @nn.compact
+    def __call__(self, observations: jax.Array, key: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
+        """Maps `[..., D]` to means and log standard deviations `[..., A]`, the latter clipped to [−5, 2]."""
+        mlp = MLP(
+            self.hidden_dims, self.action_dim, activation=self.activation, kernel_init=self.kernel_init,
+            final_init=self.final_init, dropout=self.dropout,
+        )  # fmt: skip
+        means = mlp(observations, key=key)
+        means = jnp.tanh(means) if self.tanh else means
+        zeros = nn.initializers.zeros
+        log_stds = self.param("log_stds", zeros, (self.action_dim,)) if self.learnt_std else jnp.zeros(())
+        return means, jnp.broadcast_to(jnp.clip(log_stds, *LOG_STD_RANGE), means.shape)
+
+
+def act_gaussian(gaussian: tuple[jax.Array, jax.Array], key: jax.Array, explore: bool) -> jax.Array:
+    """Returns the mode of Gaussians, or with `explore` a draw, clipped: each μ and log σ `[..., A]`."""
+    means, log_stds = gaussian
+    return jnp.clip(means + jnp.exp(log_stds) * unit_gaussian(jnp.zeros_like(means), key, explore), -1.0, 1.0)
+
+
 class SquashedGaussian(nn.Module):
     """Means and log standard deviations of actions before tanh, each by a head of its own.
 
@@ -220,6 +263,27 @@ def act_squashed(gaussian: tuple[jax.Array, jax.Array], key: jax.Array, explore:
     means, log_stds = gaussian
     noise = jax.random.normal(key, means.shape) if explore else jnp.zeros_like(means)
     return squash(means, log_stds, noise)[0]
+
+
+# --------------------------------------------------------------------------------------------------- deterministic
+
+
+def tanh_mean(nets: Any, params: Params, s: jax.Array) -> jax.Array:
+    """Actions of a deterministic policy whose network `actor` gives them before tanh: `[..., D]` to `[..., A]`."""
+    return jnp.tanh(nets.actor(params, s))
+
+
+def smoothed(actions: jax.Array, key: jax.Array, deviation: Scalar, bound: Scalar) -> jax.Array:
+    """clip(a + clip(σ ε, ±bound), ±1): target policy smoothing (TD3, https://arxiv.org/abs/1802.09477, eq. 14).
+
+    Args:
+        actions: a `[..., A]`.
+        key: Random key of the unit Gaussian noise ε.
+        deviation: σ `[]`.
+        bound: Of the noise `[]`.
+    """
+    noise = deviation * jax.random.normal(key, actions.shape)
+    return jnp.clip(actions + jnp.clip(noise, -bound, bound), -1.0, 1.0)
 
 
 def noise_entropy(deviation: Scalar, action_dim: int) -> jax.Array:

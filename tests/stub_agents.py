@@ -59,8 +59,8 @@ class Stub:
 
     function: Callable[..., Any]
 
-    def apply(self, params: Any, *inputs: Any) -> Any:
-        return self.function(params, *inputs)
+    def apply(self, params: Any, *inputs: Any, **options: Any) -> Any:
+        return self.function(params, *inputs, **options)
 
 
 def network(name: str, function: Callable[..., Any]) -> Network:

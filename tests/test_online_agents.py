@@ -231,9 +231,16 @@ FAULTS = {
             "test_losses_and_gradients_equal_their_references and sac",
         ),
     ],
+    "flowrl/policies.py": [
+        (
+            "actions + jnp.clip(noise, -bound, bound)",
+            "actions + noise",
+            "test_losses_and_gradients_equal_their_references and td3",
+        ),
+    ],
     "agents/td3.py": [
-        ("noise = jnp.clip(noise,", "jnp.clip(noise,", "test_losses_and_gradients_equal_their_references and td3"),
-        ("loss = -nets.critic(", "loss = nets.critic(", "test_losses_and_gradients_equal_their_references and td3"),
+        ("not state.config.clones", "state.config.clones", "test_losses_and_gradients_equal_their_references and td3"),
+        ("return -q.mean(), {", "return q.mean(), {", "test_losses_and_gradients_equal_their_references and td3"),
         ('batch["discounts"] * next_q', "next_q", "test_losses_and_gradients_equal_their_references and td3"),
         (
             "mean(nets, slow, next_s)",

@@ -12,7 +12,7 @@ from small_agents import state_with
 from ways import Way, array, each_way
 
 from flowrl.config import config, traced
-from flowrl.optim import LinearDecay, clip_norm, descend, every, gradients, polyak, step
+from flowrl.optim import Clip, LinearDecay, descend, every, gradients, polyak, step
 from flowrl.train_state import Loss, Params, TrainState
 
 
@@ -119,13 +119,23 @@ GRADS = {"one": array(3, 0), "two": array([4], [0])}
 
 @each_way
 @pytest.mark.parametrize(("bound", "scale"), [(2.5, 0.5), (10.0, 1.0), (0.0, 1.0)])
-def test_clip_norm(way: Way, bound: float, scale: float) -> None:
-    clipped = way(clip_norm)(GRADS, jnp.float32(bound))
+def test_gradients_are_clipped_jointly(way: Way, bound: float, scale: float) -> None:
+    clipped = way(lambda grads, bound: Clip(bound, jointly=True)(grads))(GRADS, jnp.float32(bound))
     jax.tree.map(lambda one, other: np.testing.assert_allclose(one, scale * other, rtol=1e-6), clipped, GRADS)
 
 
-def test_clip_norm_at_zero_is_zero() -> None:
-    clipped = clip_norm(jax.tree.map(jnp.zeros_like, GRADS), jnp.float32(1))
+def test_each_network_and_each_head_may_be_clipped_by_itself() -> None:
+    each = Clip(2.0)(GRADS)
+    np.testing.assert_allclose(each["one"], [2, 0], rtol=1e-6)
+    np.testing.assert_allclose(each["two"], [[2], [0]], rtol=1e-6)
+    heads = Clip(1.0, ensembles=("one",))({"one": {"x": array([3, 4], [0.6, 0]), "y": array([0], [0.3])}})["one"]
+    np.testing.assert_allclose(heads["x"], [[0.6, 0.8], [0.6, 0]], rtol=1e-6)
+    np.testing.assert_allclose(heads["y"], [[0], [0.3]], rtol=1e-6)
+
+
+@pytest.mark.parametrize("slack", [1e-6, 0.0])
+def test_a_gradient_of_nothing_stays_nothing(slack: float) -> None:
+    clipped = Clip(jnp.float32(1), jointly=True, slack=slack)(jax.tree.map(jnp.zeros_like, GRADS))
     jax.tree.map(lambda leaf: np.testing.assert_array_equal(leaf, 0), clipped)
 
 
@@ -136,7 +146,7 @@ def test_descend_clips_each_network_by_itself_where_asked(bound: float | None) -
         return params["large"] @ array(3, 4) + params["small"] @ array(1, 0), {}
 
     state = state_with(Settings(), {"large": jnp.zeros(2), "small": jnp.zeros(2)}, {})
-    after, _ = down(state, losses=(loss,), rates={"large": 0.1, "small": 0.1}, max_norm=bound)
+    after, _ = down(state, losses=(loss,), rates={"large": 0.1, "small": 0.1}, clip=None if bound is None else Clip(bound))
     scale = 0.5 if bound else 1.0
     np.testing.assert_allclose(after.opt_state["large"].mu, 0.1 * scale * np.array([3, 4]), rtol=1e-6)
     np.testing.assert_allclose(after.opt_state["small"].mu, [0.1, 0], rtol=1e-6)
@@ -207,13 +217,14 @@ FAULTS = {
         ),
         ("direction, opt_state[name] = ", "direction, _ = ", "test_descend_takes_adam_steps"),
         ("optax.scale_by_adam()", "optax.scale_by_adam(b2=0.99)", "test_descend_takes_adam_steps"),
-        ("jnp.where(jnp.asarray(max_norm) > 0", "jnp.where(jnp.asarray(max_norm) >= 0", "test_clip_norm and plain"),
-        ("jnp.minimum(1.0, max_norm / (norm + 1e-6))", "max_norm / (norm + 1e-6)", "test_clip_norm and plain"),
+        ("jnp.asarray(self.norm) > 0", "jnp.asarray(self.norm) >= 0", "test_gradients_are_clipped_jointly and plain"),
         (
-            "clip_norm(grads[name], max_norm)",
-            "clip_norm(grads, max_norm)[name]",
-            "test_descend_clips_each_network_by_itself_where_asked",
+            "jnp.minimum(1.0, self.norm / (norm + self.slack))",
+            "self.norm / (norm + self.slack)",
+            "test_gradients_are_clipped_jointly and plain",
         ),
+        ("if self.jointly:", "if True:", "test_descend_clips_each_network_by_itself_where_asked"),
+        ("if name in self.ensembles", "if False", "test_each_network_and_each_head_may_be_clipped_by_itself"),
         (
             "state.step % interval == 0",
             "state.step % interval == 1",

@@ -109,7 +109,7 @@ def test_without_a_share_every_transition_is_equally_likely(dataset: Dataset) ->
 def test_without_a_dataset_all_is_online() -> None:
     batch = replay.mixed(jax.random.key(0), filled(4, 1, 2), None, 50)
     stored = {"observations", "actions", "rewards", "masks", "next_observations"}
-    assert set(batch) == stored | {"discounts", "valid", "actions_valid"}
+    assert set(batch) == stored | {"next_actions", "discounts", "valid", "actions_valid"}
     assert set(np.asarray(batch["rewards"]).tolist()) == {1, 2}
 
 

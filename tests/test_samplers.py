@@ -172,8 +172,8 @@ FAULTS = {
         ),
         ("self.discount, self.horizon.stops)", "self.discount, False)", "test_a_chunk_that_stops_ends_with_the_task"),
         (
-            "valid = jnp.broadcast_to(valid[..., None], actions.shape)",
-            "valid = jnp.ones_like(actions)",
+            'jnp.broadcast_to(valid[..., None], batch["actions"].shape)',
+            'jnp.ones_like(batch["actions"])',
             "test_a_chunk_is_one_action_and_counts_as_in_qc",
         ),
         ("kind.steps > longest", "kind.steps > longest + 1", "test_looking_beyond_every_episode_is_refused"),

@@ -52,6 +52,7 @@ def sample_rows(key: jax.Array, dataset: Dataset, shape: tuple[int, ...]) -> jax
 
 
 def gather(dataset: Dataset, rows: jax.Array) -> dict[str, jax.Array]:
-    """Returns all fields at `rows` `[B]`, and `next_observations`."""
+    """Returns all fields at `rows` `[B]`, and `next_observations` and `next_actions`, those of the rows after them."""
     batch = {name: array[rows] for name, array in dataset.fields.items()}
-    return {**batch, "next_observations": dataset.fields["observations"][rows + 1]}
+    after = {f"next_{name}": dataset.fields[name][rows + 1] for name in ("observations", "actions")}
+    return {**batch, **after}

@@ -103,10 +103,12 @@ def sample(key: jax.Array, replay: Replay, batch_size: int, kind: Transitions = 
     """Draws transitions uniformly by their first row, with replacement, `[B, ...]`; zeros from an empty buffer."""
     drawn = jax.random.randint(key, (batch_size,), 0, jnp.maximum(replay.size, 1))
     if kind.steps == 1:
-        return kind.complete({name: array[replay.offset + drawn] for name, array in replay.fields.items()})
-    stretch = following(replay, drawn, kind.steps)
+        rows = {name: array[replay.offset + drawn] for name, array in replay.fields.items()}
+        after = replay.offset + (drawn + replay.num_envs) % replay.capacity
+        return kind.complete({**rows, "next_actions": replay.fields["actions"][after]})
+    both = following(replay, drawn, 2 * kind.steps)
     fields = {name: array for name, array in replay.fields.items() if name != "ended"}
-    return kind.along(fields, stretch, fields["next_observations"][stretch.rows[:, -1]])
+    return kind.along(fields, both, fields["next_observations"][both.rows[:, kind.steps - 1]])
 
 
 def following(replay: Replay, rows: jax.Array, length: int) -> Stretch:

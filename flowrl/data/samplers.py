@@ -99,11 +99,12 @@ class HasHorizon(Protocol):
 
 
 class Transitions(NamedTuple):
-    """Transitions: `observations`, `actions`, `rewards`, `next_observations`, `discounts`, `valid`, `actions_valid`.
+    """Transitions: `observations`, `actions`, `rewards`, `next_observations`, `discounts`, `valid`, and so on.
 
     Of one step, or of the steps of a horizon: `rewards` are then Σ γᵏ rₖ, `discounts` γʰ · the product of masks, and
     `valid` is 0 where the episode ends on the way. `actions` are `[B, A]`, or the flattened chunks `[B, h·A]`;
-    `actions_valid`, in the same shape, is 0 for those beyond the end.
+    `actions_valid`, in the same shape, is 0 for those beyond the end. `next_actions` are those that follow, where the
+    episode is over any others.
 
     Attributes:
         discount: γ `[]`.
@@ -144,19 +145,22 @@ class Transitions(NamedTuple):
         """Returns the transitions that begin in `rows` `[B]`."""
         if self.horizon.steps == 1:
             return self.complete(gather(dataset, rows))
-        stretch = of_episodes(dataset, rows, self.horizon.steps)
-        return self.along(dataset.fields, stretch, dataset.fields["observations"][stretch.rows[:, -1] + 1])
+        both = of_episodes(dataset, rows, 2 * self.horizon.steps)
+        after = both.rows[:, self.horizon.steps - 1] + 1
+        return self.along(dataset.fields, both, dataset.fields["observations"][after])
 
-    def along(self, fields: Mapping[str, jax.Array], stretch: "Stretch", next_observations: jax.Array) -> Rows:
-        """Returns transitions of several steps along stretches of stored rows, given what they lead to."""
+    def along(self, fields: Mapping[str, jax.Array], both: "Stretch", next_observations: jax.Array) -> Rows:
+        """Returns transitions of H steps along the first half of stretches of 2H stored rows, and what they lead to."""
+        stretch, later = (Stretch(*x) for x in zip(*(jnp.split(x, 2, axis=1) for x in both), strict=True))
         batch = {name: array[stretch.rows[:, 0]] for name, array in fields.items()}
         batch |= sums(fields, stretch, self.discount, self.horizon.stops) | {"next_observations": next_observations}
         valid, size = batch.pop("actions_valid"), len(stretch.rows)
         if not self.horizon.chunk:
-            return {**batch, "actions_valid": jnp.ones_like(batch["actions"])}
-        actions = fields["actions"][stretch.rows]
-        valid = jnp.broadcast_to(valid[..., None], actions.shape)
-        return {**batch, "actions": actions.reshape(size, -1), "actions_valid": valid.reshape(size, -1)}
+            after = fields["actions"][later.rows[:, 0]]
+            return {**batch, "next_actions": after, "actions_valid": jnp.ones_like(batch["actions"])}
+        batch |= {"actions": fields["actions"][stretch.rows], "next_actions": fields["actions"][later.rows]}
+        batch["actions_valid"] = jnp.broadcast_to(valid[..., None], batch["actions"].shape)
+        return batch | {name: x.reshape(size, -1) for name, x in batch.items() if "actions" in name}
 
     def complete(self, rows: Mapping[str, jax.Array]) -> Rows:
         """Adds `discounts` and what is valid to transitions of one step `[B, ...]` from wherever."""
