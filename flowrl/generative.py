@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from flowrl.config import config, static, traced
-from flowrl.losses import mse
+from flowrl.losses import adaptive, mse
 from flowrl.paths import (
     TIME_SAMPLERS,
     AverageVelocity,
@@ -100,7 +100,7 @@ class MeanFlow:
         begins, times = interval_times(time_key, one_each(a), self.flow_ratio, TIME_SAMPLERS[self.time_sampler])
         path = straight(a, jax.random.normal(noise_key, a.shape), times)
         errors = mse(*average_velocity_target(field, path, begins, times), valid)
-        return errors * (jax.lax.stop_gradient(errors) + self.adaptive_constant) ** -self.adaptive_power
+        return adaptive(errors, self.adaptive_power, self.adaptive_constant)
 
     def sample(self, field: AverageVelocity, z: jax.Array, key: jax.Array | None = None) -> jax.Array:
         """Carries noise `[..., A]` to time 0."""

@@ -70,6 +70,11 @@ def mse(predictions: jax.Array, targets: jax.Array, valid: Scalar = 1.0) -> jax.
     return jnp.mean(valid * (predictions - targets) ** 2, axis=tuple(range(1, predictions.ndim)))
 
 
+def adaptive(errors: jax.Array, power: Scalar, constant: Scalar) -> jax.Array:
+    """Errors weighted by sg(1 / (error + c)^p), so that large ones count less (MeanFlow, 2505.13447, eq. 22): `[...]`."""
+    return errors * (jax.lax.stop_gradient(errors) + constant) ** -power
+
+
 @config
 class GoalValue:
     """Choices about a goal-conditioned value function; the defaults are OGBench's."""

@@ -115,10 +115,32 @@ class LinearDecay:
         return rate + jnp.clip((done - self.begin) / self.steps, 0.0, 1.0) * (self.final - rate)
 
 
-def clip_norm(grads: Params, max_norm: Scalar) -> Params:
-    """Scales a gradient down to the norm `max_norm` `[]` where it is larger; 0 leaves it as it is."""
+@config
+class CosineDecay:
+    """How a step size rises from 0 and then falls along half a cosine."""
+
+    final: float = traced(1e-5, "The step size in the end.")
+    warmup: float = traced(0.05, "Share of the steps in which it rises.", high=1.0)
+    steps: int = traced(1_000_000, "Steps after which it has fallen: those of the whole training.", low=1)
+
+    def __call__(self, rate: Scalar, done: Scalar) -> jax.Array:
+        """Returns the step size `[]` after `done` steps of one whose height is `rate`."""
+        rise = jnp.floor(self.warmup * self.steps)
+        fallen = jnp.clip((done - rise) / jnp.maximum(self.steps - rise, 1), 0.0, 1.0)
+        falling = self.final + (rate - self.final) * 0.5 * (1 + jnp.cos(jnp.pi * fallen))
+        return jnp.where(done < rise, done / jnp.maximum(rise, 1) * rate, falling)
+
+
+def clip_norm(grads: Params, max_norm: Scalar, slack: float = 1e-6) -> Params:
+    """Scales a gradient down to the norm `max_norm` `[]` where it is larger; 0 leaves it as it is.
+
+    Args:
+        grads: Of one network, or of what is clipped together.
+        max_norm: The norm.
+        slack: What is added to theirs before it is compared: 1e-6 in PyTorch, 0 in optax.
+    """
     norm = optax.global_norm(grads)
-    scale = jnp.where(jnp.asarray(max_norm) > 0, jnp.minimum(1.0, max_norm / (norm + 1e-6)), 1.0)
+    scale = jnp.where(jnp.asarray(max_norm) > 0, jnp.minimum(1.0, max_norm / (norm + slack)), 1.0)
     return jax.tree.map(lambda g: g * scale, grads)
 
 
