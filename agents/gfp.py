@@ -25,7 +25,6 @@ from flowrl.train_state import Batch, Loss, Metrics, Params, Policy, TrainState
 
 COMBINED: dict[str, Callable[[jax.Array, jax.Array], jax.Array]] = {
     "actor": lambda actor, flow: actor,
-    "flow": lambda actor, flow: flow,
     "mean": lambda actor, flow: (actor + flow) / 2,
     "min": jnp.minimum,
 }
@@ -103,17 +102,14 @@ def critic_loss(nets: Networks, params: Params, state: State, batch: Batch, key:
 
 
 def weights(config: Config, advantages: jax.Array, size: jax.Array) -> jax.Array:
-    """Weights of the data's actions, without gradient: sigmoid(A / (η size)) or exp(A / (η size)), and 1 where η = 0.
-
-    A `[B]` are values of the data's actions less the references', so that the sigmoid is the softmax of the two.
-    """
+    """Constant weights of rows `[B]`: sigmoid(A / (η size)), a softmax of two values, or exp of that; 1 where η = 0."""
     scaled = advantages / (size * jnp.maximum(config.eta, 1e-30))
     found = jax.nn.sigmoid(scaled) if config.guidance == "softmax" else jnp.exp(scaled)
     return jax.lax.stop_gradient(jnp.where(jnp.asarray(config.eta) > 0, found, 1.0))
 
 
 def actor_loss(nets: Networks, params: Params, state: State, batch: Batch, key: jax.Array) -> Loss:
-    """Σ g ‖v − (a − e)‖² + α ‖μ(s, z) − μ̂(s, z)‖² − Q(s, μ(s, z)) / size; μ̂, the weights g and the size are constants."""
+    """g ‖v − (a − e)‖² + α ‖μ(s, z) − μ̂(s, z)‖² − Q(s, μ(s, z)) / size; μ̂, weights g and size are constants."""
     (z_key, flow_key), config, s = jax.random.split(key), state.config, batch["observations"]
     z = nets.spec.noise(z_key, s)
     raw, flow_a = nets.actor(params, s, z), integral(nets, config.flow, state.params, s, z)

@@ -71,7 +71,7 @@ def mse(predictions: jax.Array, targets: jax.Array, valid: Scalar = 1.0) -> jax.
 
 
 def adaptive(errors: jax.Array, power: Scalar, constant: Scalar) -> jax.Array:
-    """Errors weighted by sg(1 / (error + c)^p), so that large ones count less (MeanFlow, 2505.13447, eq. 22): `[...]`."""
+    """Errors `[...]` weighted by sg(1 / (error + c)^p) (MeanFlow, https://arxiv.org/abs/2505.13447, eq. 22)."""
     return errors * (jax.lax.stop_gradient(errors) + constant) ** -power
 
 
