@@ -16,7 +16,7 @@ from flowrl.data.samplers import Horizon, Transitions
 from flowrl.encoders import ResidualMLP
 from flowrl.generative import Diffusion
 from flowrl.networks import ACTIVATIONS, Network, Spec, named
-from flowrl.optim import cosine_decay, in_turn, polyak
+from flowrl.optim import CosineDecay, in_turn, polyak
 from flowrl.policies import BestOfN, best_of_n, one_and_best, with_critic
 from flowrl.train_state import Batch, Loss, Metrics, Params, Policy, Scalar, TrainState
 
@@ -29,6 +29,7 @@ class Config:
     value: ImplicitValue = nested(ImplicitValue())
     diffusion: Diffusion = nested(Diffusion(levels=5, schedule="vp", schedule_scale=1.0, clip="points"))
     choice: BestOfN = nested(BestOfN(num_samples=64))
+    decay: CosineDecay = nested(CosineDecay(final=0.0, warmup=0.0, steps=3_000_000), "The policy's step size.")
     horizon: Horizon = nested(Horizon())
     hidden_dims: tuple[int, ...] = static((256, 256, 256), "Widths of the policy's blocks, all the same.")
     activation: str = static("swish", "Nonlinearity of the policy.", choices=tuple(ACTIVATIONS))
@@ -37,9 +38,6 @@ class Config:
     value_norm: bool = static(True, "LayerNorm on what the value reads.")
     batch_size: int = static(512, "Transitions per update.", high=MOST_COUNT)
     learning_rate: float = traced(3e-4, "Adam's step size, for every network.")
-    decay_steps: int = traced(
-        3_000_000, "Updates in which the policy's step size falls to 0, by a cosine; 0: it stays."
-    )
     weight_decay: float = traced(1e-4, "Share of the policy's parameters that a step takes off, times its size.")
     discount: float = traced(0.99, "Discount per environment step.", high=1.0)
     actor_target_rate: float = traced(0.001, "Polyak rate of the acting copy of the policy.", high=1.0)
@@ -85,7 +83,7 @@ def update(nets: Networks, state: State, batch: Batch, key: jax.Array) -> tuple[
     config, rate = state.config, state.config.learning_rate
     losses = (actor_loss, implicit_value_loss, implicit_critic_loss)
     rates: dict[str, Scalar]
-    rates = {"actor": cosine_decay(rate, state.step, config.decay_steps), "value": rate, "critic": rate}
+    rates = {"actor": config.decay(rate, state.step), "value": rate, "critic": rate}
     moved, metrics = in_turn(nets, state, batch, key, losses, rates, {"actor": config.weight_decay})
     slow = {"critic": config.critic.target_rate, "actor": config.actor_target_rate}
     return polyak(moved, moved.params, **slow), metrics

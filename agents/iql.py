@@ -1,7 +1,7 @@
 """IQL: a value of the data's better actions, and a policy regressed on them by weight (https://arxiv.org/abs/2110.06169).
 
 The defaults are the authors'. FQL's authors run it as `joint`, with `advantage=online`, `tanh_mean=False`,
-`learnt_std=False`, `decay_steps=0`, and with Glorot's initialisation.
+`learnt_std=False`, `decay.steps=0`, and with Glorot's initialisation.
 """
 
 from typing import NamedTuple
@@ -16,7 +16,7 @@ from flowrl.critics import Critic, ImplicitValue, implicit_critic_loss, implicit
 from flowrl.data.samplers import Horizon, Transitions
 from flowrl.losses import awr_weight, gaussian_log_prob, mse
 from flowrl.networks import ACTIVATIONS, Network, Spec, glorot, named, orthogonal
-from flowrl.optim import cosine_decay, descend, in_turn, polyak
+from flowrl.optim import CosineDecay, descend, in_turn, polyak
 from flowrl.policies import Gaussian, act_gaussian
 from flowrl.train_state import Batch, Loss, Metrics, Params, Policy, Scalar, TrainState
 
@@ -27,6 +27,7 @@ class Config:
 
     critic: Critic = nested(Critic(activation="relu", layer_norm=False))
     value: ImplicitValue = nested(ImplicitValue())
+    decay: CosineDecay = nested(CosineDecay(final=0.0, warmup=0.0), "The policy's step size.")
     horizon: Horizon = nested(Horizon())
     hidden_dims: tuple[int, ...] = static((256, 256), "Hidden layers of every network.")
     activation: str = static("relu", "Nonlinearity of the policy.", choices=tuple(ACTIVATIONS))
@@ -36,9 +37,6 @@ class Config:
     dropout: float = static(0.0, "Share of the policy's hidden numbers that are dropped.", low=0.0, high=0.99)
     batch_size: int = static(256, "Transitions per update.", high=MOST_COUNT)
     learning_rate: float = traced(3e-4, "Adam's step size, for every network.")
-    decay_steps: int = traced(
-        1_000_000, "Updates in which the policy's step size falls to 0, by a cosine; 0: it stays."
-    )
     discount: float = traced(0.99, "Discount per environment step.", high=1.0)
     actor_loss: str = static("awr", "How the policy improves on the data.", choices=("awr", "ddpgbc"))
     alpha: float = traced(3.0, "Inverse temperature of advantage weights; with ddpgbc the weight of cloning.")
@@ -99,7 +97,7 @@ def update(nets: Networks, state: State, batch: Batch, key: jax.Array) -> tuple[
     config, rate = state.config, state.config.learning_rate
     losses = (implicit_value_loss, awr_loss if config.actor_loss == "awr" else ddpgbc_loss, implicit_critic_loss)
     rates: dict[str, Scalar]
-    rates = {"value": rate, "actor": cosine_decay(rate, state.step, config.decay_steps), "critic": rate}
+    rates = {"value": rate, "actor": config.decay(rate, state.step), "critic": rate}
     moved, metrics = (descend if config.joint else in_turn)(nets, state, batch, key, losses, rates)
     toward = state if config.joint else moved
     return polyak(moved, toward.params, critic=config.critic.target_rate), metrics

@@ -14,6 +14,10 @@ from flowrl.optim import ADAM
 from flowrl.train_state import Batch, C, Metrics, Params, Policy, TrainState
 
 
+def _unchanged(config: C) -> C:
+    return config
+
+
 class Agent(NamedTuple, Generic[C]):
     """An algorithm with its networks built in; every function can be jitted, mapped and differentiated.
 
@@ -28,6 +32,8 @@ class Agent(NamedTuple, Generic[C]):
         batch: `config -> kind`: what kind of batches `update` reads (`flowrl.data.samplers`).
         evaluations: `config -> {name: config}`: as what the agent is evaluated; the results are reported apart.
         explores: `config -> config`: as what it acts while it learns online.
+        online: `config -> config`: as what it learns online, after its offline updates if there are any. The metrics
+            are the same.
     """
 
     init: Callable[[jax.Array, C], TrainState[C]]
@@ -37,6 +43,7 @@ class Agent(NamedTuple, Generic[C]):
     batch: Callable[[C], Any]
     evaluations: Callable[[C], Mapping[str, C]]
     explores: Callable[[C], C]
+    online: Callable[[C], C] = _unchanged
 
 
 def _nothing(config: Any) -> dict[str, Any]:
@@ -101,6 +108,7 @@ class Maker(Generic[C]):
         extras: Other arrays at the beginning.
         evaluations: As what it is evaluated; by default as it is configured.
         explores: As what it explores; by default as it is first evaluated.
+        online: As what it learns online; by default as it is configured.
     """
 
     networks: Callable[[C, Spec], Any]
@@ -114,6 +122,7 @@ class Maker(Generic[C]):
     extras: Callable[[C], Mapping[str, Any]] = _nothing
     evaluations: Callable[[C], Mapping[str, C]] = _as_it_is
     explores: Callable[[C], C] | None = None
+    online: Callable[[C], C] = _unchanged
 
     def __call__(self, config: C, spec: Spec) -> Agent[C]:
         """Builds the networks for a configuration, of which only the structure counts, and the agent around them."""
@@ -137,4 +146,4 @@ class Maker(Generic[C]):
 
         act = partial(_in_chunks, chunk, self.act) if chunk else self.act
         explores = self.explores or (lambda config: next(iter(self.evaluations(config).values())))
-        return Agent(init, update, policy, partial(act, nets), self.batch, self.evaluations, explores)
+        return Agent(init, update, policy, partial(act, nets), self.batch, self.evaluations, explores, self.online)

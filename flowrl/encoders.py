@@ -175,6 +175,29 @@ class ResidualMLP(nn.Module):
         return nn.Dense(self.out_dim, kernel_init=glorot())(self.activation(x))
 
 
+class FeaturesMLP(nn.Module):
+    """An MLP of its inputs and of fixed features of the times among them, which come last (GFP, FMQ).
+
+    Attributes:
+        hidden_dims: Sizes of the hidden layers.
+        out_dim: Output size.
+        times: How many of the inputs are times.
+        time_dim: Size of a time's features.
+    """
+
+    hidden_dims: Sequence[int]
+    out_dim: int
+    times: int = 1
+    time_dim: int = 64
+
+    @nn.compact
+    def __call__(self, *inputs: jax.Array) -> jax.Array:
+        """Maps `[..., D_i]`..., and `[..., 1]` for each time, to `[..., out_dim]`."""
+        parts, times = inputs[: -self.times], inputs[-self.times :]
+        features = [sinusoidal_features(time, self.time_dim) for time in times]
+        return MLP(self.hidden_dims, self.out_dim)(*parts, *features)
+
+
 def represented_value(nets: Any, params: Params, s: jax.Array, g: jax.Array) -> jax.Array:
     """Returns the twin values V(s, φ([s; g])) `[2, B]`, of agents with networks `goal_rep` and `value`."""
     return nets.value(params, s, nets.goal_rep(params, s, g))

@@ -16,15 +16,19 @@ import jax.numpy as jnp
 import numpy as np
 
 from flowrl.config import config, static, traced
-from flowrl.losses import mse
+from flowrl.losses import adaptive, mse
 from flowrl.paths import (
     TIME_SAMPLERS,
     AverageVelocity,
+    Jumps,
     Velocity,
     average_velocity_target,
     euler,
     interval_times,
+    lagrangian_target,
     one_each,
+    progressive_target,
+    shrunk,
     straight,
     uniform_times,
 )
@@ -100,7 +104,7 @@ class MeanFlow:
         begins, times = interval_times(time_key, one_each(a), self.flow_ratio, TIME_SAMPLERS[self.time_sampler])
         path = straight(a, jax.random.normal(noise_key, a.shape), times)
         errors = mse(*average_velocity_target(field, path, begins, times), valid)
-        return errors * (jax.lax.stop_gradient(errors) + self.adaptive_constant) ** -self.adaptive_power
+        return adaptive(errors, self.adaptive_power, self.adaptive_constant)
 
     def sample(self, field: AverageVelocity, z: jax.Array, key: jax.Array | None = None) -> jax.Array:
         """Carries noise `[..., A]` to time 0."""
@@ -108,6 +112,60 @@ class MeanFlow:
         for i in range(self.steps):
             t = jnp.full(one_each(z), 1 - i / self.steps)
             x = x - field(x, t - 1 / self.steps, t) / share
+        return x
+
+
+@config
+class FlowMap:
+    """Mean velocities from any time to any later one, noise at time 0 and data at time 1 (https://arxiv.org/abs/2605.12416).
+
+    Velocities are learnt first; intervals then grow from nothing to any length.
+    """
+
+    times: ClassVar[tuple[str, ...]] = ("begin", "end")
+
+    steps: int = static(1, "Steps per action.")
+    distillation: str = static(
+        "eulerian", "How longer intervals are learnt from shorter ones.",
+        choices=("eulerian", "lagrangian", "progressive"),
+    )  # fmt: skip
+    warmup: int = traced(5000, "Updates in which velocities alone are learnt.")
+    grown: int = traced(50_000, "Updates after which intervals have any length.", low=1)
+
+    def deviation(self) -> float:
+        """Unit noise is one end of every path."""
+        return 1.0
+
+    def errors(self, field: Jumps, a: jax.Array, key: jax.Array, valid: Scalar = 1.0) -> jax.Array:
+        """‖u(x_t, t, t) − (a − z)‖², flow matching where the two times are one: `[B, A]` to `[B]` (eq. 3)."""
+        return Flow().errors(lambda x, t: field(x, t, t), a, key, valid)
+
+    def share(self, done: Scalar) -> jax.Array:
+        """The share of their length that intervals have at update `done`, the first being 1: `[]` in [0, 1]."""
+        return jnp.clip((done - self.warmup) / jnp.maximum(self.grown - self.warmup, 1), 0.0, 1.0)
+
+    def consistency(
+        self, field: Jumps, a: jax.Array, key: jax.Array, done: Scalar, valid: Scalar = 1.0
+    ) -> jax.Array:  # fmt: skip
+        """Errors of intervals against what shorter ones say at update `done`: `[B, A]` to `[B]` (eqs. 4 to 6)."""
+        noise_key, time_key, middle_key = jax.random.split(key, 3)
+        drawn = interval_times(time_key, one_each(a), 0.0, uniform_times)
+        begins, ends = shrunk(*drawn, self.share(done))
+        path = straight(jax.random.normal(noise_key, a.shape), a, begins)
+        if self.distillation == "lagrangian":
+            return mse(*lagrangian_target(field, path.points, begins, ends), valid)
+        if self.distillation == "progressive":
+            shares = uniform_times(middle_key, one_each(a))
+            return mse(*progressive_target(field, path.points, begins, ends, shares), valid)
+        # MeanFlow's identity with time the other way round: points are where an interval begins
+        return mse(*average_velocity_target(lambda x, t, r: field(x, r, t), path, ends, begins), valid)
+
+    def sample(self, field: Jumps, z: jax.Array, key: jax.Array | None = None) -> jax.Array:
+        """Carries noise `[..., A]` to time 1."""
+        x = z
+        for i in range(self.steps):
+            begins = jnp.full(one_each(z), i / self.steps)
+            x = x + field(x, begins, begins + 1 / self.steps) / self.steps
         return x
 
 
@@ -159,7 +217,9 @@ class Diffusion:
         schedule = self.variance_left()
         points, left = noised(schedule, a, noise, levels), jnp.asarray(schedule)[levels]
         predicted = field(points, levels)
-        return mse(predicted, noise, valid), jnp.clip(denoised(points, predicted, jnp.sqrt(left), jnp.sqrt(1 - left)), -1.0, 1.0)
+        return mse(predicted, noise, valid), jnp.clip(
+            denoised(points, predicted, jnp.sqrt(left), jnp.sqrt(1 - left)), -1.0, 1.0
+        )
 
     def sample(self, field: NoiseModel, z: jax.Array, key: jax.Array) -> jax.Array:
         """Denoises `[..., A]` into actions in [−1, 1]."""

@@ -7,7 +7,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from flowrl.config import config, traced
+from flowrl.config import config, static, traced
 from flowrl.train_state import Batch, Loss, Params, Scalar, TrainState
 
 GoalValueFn = Callable[[Any, Params, jax.Array, jax.Array], jax.Array]
@@ -87,6 +87,58 @@ def mse(predictions: jax.Array, targets: jax.Array, valid: Scalar = 1.0) -> jax.
     """
     chex.assert_equal_shape([predictions, targets])
     return jnp.mean(valid * (predictions - targets) ** 2, axis=tuple(range(1, predictions.ndim)))
+
+
+def adaptive(errors: jax.Array, power: Scalar, constant: Scalar) -> jax.Array:
+    """Errors `[...]` weighted by sg(1 / (error + c)^p) (MeanFlow, https://arxiv.org/abs/2505.13447, eq. 22)."""
+    return errors * (jax.lax.stop_gradient(errors) + constant) ** -power
+
+
+Memory = dict[str, jax.Array]
+"""The `weight` `[]` of a loss, its last `losses` `[window]`, filled from the end, and their `count` `[]`."""
+
+
+@config
+class Balance:
+    """How the weight of a loss follows what the loss was before (MeanFlowQL, https://arxiv.org/abs/2511.13035).
+
+    Updates count from 1.
+    """
+
+    interval: int = traced(2000, "Updates between moves of the weight, at which losses are remembered; 0 keeps it.")
+    window: int = static(20, "Losses that are remembered.")
+    factor: float = traced(5.0, "How many times above or below their mean a loss moves the weight.", low=1.0)
+    up: float = traced(1.2, "What a large loss multiplies it by.", low=1.0)
+    down: float = traced(0.8, "What a small loss multiplies it by.", high=1.0)
+    reach: float = traced(10.0, "How many times above or below its first value it may be.", low=1.0)
+
+    def start(self, weight: Scalar) -> Memory:
+        """Returns what is remembered at first."""
+        return {"weight": jnp.array(weight), "losses": jnp.zeros(self.window), "count": jnp.zeros(())}
+
+    def due(self, update: Scalar) -> jax.Array:
+        """Whether an update is one of those: bool `[]`."""
+        interval = jnp.asarray(self.interval)
+        return (interval > 0) & (update % jnp.maximum(interval, 1) == 0)
+
+    def weight(self, memory: Memory, first: Scalar, loss: jax.Array, update: Scalar, since: Scalar) -> jax.Array:
+        """Returns the weight `[]` in an update, whose loss counts already; before the update `since` it stays.
+
+        As in the released code the mean is over the first entries of a memory that is filled from its end. So it is 0
+        until half of it is filled, and the weight rises.
+        """
+        losses, count, kept = memory["losses"], memory["count"], memory["weight"]
+        mean = jnp.sum(losses * (jnp.arange(self.window) < count)) / jnp.maximum(count, 1)
+        moving = self.due(update) & (update >= since) & (count >= 2)
+        raised = jnp.where(moving & (loss > self.factor * mean), jnp.minimum(self.up * kept, self.reach * first), kept)
+        lowered = jnp.maximum(self.down * raised, first / self.reach)
+        return jnp.where(moving & (loss < mean / self.factor), lowered, raised)
+
+    def remember(self, memory: Memory, weight: jax.Array, loss: jax.Array, update: Scalar) -> Memory:
+        """Returns what is remembered after an update."""
+        due, losses, count = self.due(update), memory["losses"], memory["count"]
+        newer = jnp.where(due, jnp.roll(losses, -1).at[-1].set(loss), losses)
+        return {"weight": weight, "losses": newer, "count": jnp.where(due, jnp.minimum(count + 1, self.window), count)}
 
 
 @config

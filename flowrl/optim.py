@@ -158,10 +158,21 @@ class LateTarget:
         return jnp.where((step >= self.start) & (step % self.interval == 0), self.rate, 0.0)
 
 
-def cosine_decay(rate: Scalar, done: Scalar, steps: Scalar) -> jax.Array:
-    """Returns the step size `[]` after `done` of `steps` steps in which it falls to 0 along a cosine; 0: it stays."""
-    share = jnp.minimum(done / jnp.maximum(steps, 1), 1.0)
-    return jnp.where(jnp.asarray(steps) > 0, 0.5 * (1 + jnp.cos(jnp.pi * share)), 1.0) * rate
+@config
+class CosineDecay:
+    """How a step size rises from 0 and then falls along half a cosine."""
+
+    final: float = traced(1e-5, "The step size in the end.")
+    warmup: float = traced(0.05, "Share of the steps in which it rises.", high=1.0)
+    steps: int = traced(1_000_000, "Steps after which it has fallen: those of the whole training; 0: it stays.")
+
+    def __call__(self, rate: Scalar, done: Scalar) -> jax.Array:
+        """Returns the step size `[]` after `done` steps of one whose height is `rate`."""
+        rise = jnp.floor(self.warmup * self.steps)
+        fallen = jnp.clip((done - rise) / jnp.maximum(self.steps - rise, 1), 0.0, 1.0)
+        falling = self.final + (rate - self.final) * 0.5 * (1 + jnp.cos(jnp.pi * fallen))
+        rising = done / jnp.maximum(rise, 1) * rate
+        return jnp.where(jnp.asarray(self.steps) > 0, jnp.where(done < rise, rising, falling), rate)
 
 
 class Clip(NamedTuple):

@@ -22,6 +22,9 @@ instantaneous velocity where the size is 0."""
 AverageVelocity = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 """`(points [..., A], begins r [..., 1], times t [..., 1]) -> [..., A]`: mean velocity between times r ≤ t on the path
 that is at `points` at time t."""
+Jumps = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
+"""`(points [..., A], begins r [..., 1], ends t [..., 1]) -> [..., A]`: mean velocity from r to t on the path that is at
+`points` at time r."""
 TimeSampler = Callable[[jax.Array, tuple[int, ...]], jax.Array]
 """`(key, shape) -> times` in (0, 1)."""
 
@@ -132,6 +135,31 @@ def average_velocity_target(
     return averages, jax.lax.stop_gradient(path.velocities - (times - begins) * derivatives)
 
 
+def lagrangian_target(
+    jump: Jumps, points: jax.Array, begins: jax.Array, ends: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """The velocity where a jump lands, and how fast that place moves with the jump's end, d/dt X(x, r, t).
+
+    Both are `[B, A]`, the second without gradient, and equal where jumps follow the velocities.
+    """
+
+    def landing(ends: jax.Array) -> jax.Array:
+        return points + (ends - begins) * jump(points, begins, ends)
+
+    landed, speeds = jax.jvp(landing, (ends,), (jnp.ones_like(ends),))
+    return jump(jax.lax.stop_gradient(landed), ends, ends), jax.lax.stop_gradient(speeds)
+
+
+def progressive_target(
+    jump: Jumps, points: jax.Array, begins: jax.Array, ends: jax.Array, shares: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """A jump and the mean of the two that it is made of, the first over a share of it `[B, 1]`, without gradient."""
+    middles = begins + shares * (ends - begins)
+    first = jump(points, begins, middles)
+    second = jump(points + (middles - begins) * first, middles, ends)
+    return jump(points, begins, ends), jax.lax.stop_gradient(shares * first + (1 - shares) * second)
+
+
 # -------------------------------------------------------------------------------------------------- time samplers
 
 
@@ -171,3 +199,9 @@ def interval_times(
     times = draws.max(axis=0)
     equal = jnp.arange(shape[0]).reshape(shape) < flow_ratio * shape[0]
     return jnp.where(equal, times, draws.min(axis=0)), times
+
+
+def shrunk(begins: jax.Array, ends: jax.Array, share: Scalar) -> tuple[jax.Array, jax.Array]:
+    """Intervals `[..., 1]` shrunk around their middles to a share of their lengths, 0 to 1."""
+    middles, halves = (begins + ends) / 2, share * (ends - begins) / 2
+    return middles - halves, middles + halves

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from flowrl.config import config, put, static, traced
 from flowrl.networks import MLP, Activation, Initializer, glorot, side_by_side
+from flowrl.paths import one_each
 from flowrl.train_state import Params, Scalar, TrainState
 
 LOG_STD_RANGE = (-5.0, 2.0)
@@ -155,6 +156,82 @@ def one_and_best(config: H) -> dict[str, H]:
     """Returns what such an agent is evaluated as: one draw, and if it has more the best of them."""
     one = {"eval": put(config, {"choice.num_samples": 1})}
     return one if config.choice.num_samples == 1 else one | {"best_of_n": config}
+
+
+# ------------------------------------------------------------------------------------------------------ beam search
+
+
+@config
+class Beam:
+    """A search among actions that noise spreads and Q moves (FMQ, https://arxiv.org/abs/2605.12416, algorithm 2)."""
+
+    rounds: int = static(0, "With more than 0, also evaluates a beam search of that many rounds.", low=0, acting=True)
+    width: int = static(4, "Actions that it keeps.", acting=True)
+    copies: int = static(4, "Copies of each that a round draws.", acting=True)
+    snr: float = traced(1.5, "Ratio of action and noise in a copy.", acting=True)
+    step_size: float = traced(0.3, "How far a round moves actions along Q's gradient.", acting=True)
+
+
+def ascent(value: Callable[[jax.Array], jax.Array], a: jax.Array) -> jax.Array:
+    """Directions of unit length in which the values `[...]` of actions `[..., A]` rise: `[..., A]`."""
+    slopes = jax.grad(lambda a: value(a).sum())(a)
+    return slopes / (jnp.linalg.norm(slopes, axis=-1, keepdims=True) + 1e-8)
+
+
+def beam_search(
+    beam: Beam,
+    start: Callable[[jax.Array], jax.Array],
+    field: Callable[[jax.Array, jax.Array, jax.Array], jax.Array],
+    critic: Callable[[jax.Array], jax.Array],
+    key: jax.Array,
+) -> jax.Array:
+    """Spreads actions by noise, completes them, keeps the best by the lowest critic, moves them, and so on.
+
+    Args:
+        beam: How.
+        start: The first actions, `key -> [width, ..., A]`.
+        field: Velocities `(points, times, times) -> [..., A]` of a flow with data at time 1.
+        critic: As for `best_of_n`.
+        key: Random key.
+
+    Returns:
+        Actions `[..., A]`.
+    """
+
+    def best(a: jax.Array, number: int) -> jax.Array:
+        order = jnp.argsort(critic(a).min(axis=0), axis=0)
+        return jnp.take_along_axis(a, order[-number:, ..., None], axis=0)
+
+    keys, t = jax.random.split(key, beam.rounds + 1), beam.snr / (1 + beam.snr)
+    a = start(keys[0])
+    for i in range(beam.rounds):
+        spread = jnp.repeat(t * a, beam.copies, axis=0)
+        spread = spread + (1 - t) * jax.random.normal(keys[i + 1], spread.shape)
+        times = jnp.full(one_each(spread), t)
+        a = best(jnp.clip(spread + (1 - t) * field(spread, times, times), -1.0, 1.0), beam.width)
+        a = jnp.clip(a + beam.step_size * ascent(lambda a: critic(a).min(axis=0), a), -1.0, 1.0)
+    return best(a, 1)[0]
+
+
+class HasBeam(HasChoice, Protocol):
+    """A configuration of an agent that may also search."""
+
+    @property
+    def beam(self) -> Beam:
+        """How it searches."""
+
+
+S = TypeVar("S", bound=HasBeam)
+
+
+def without_beam(config: S) -> S:
+    """Returns the same without a search."""
+    return put(config, {"beam.rounds": 0})
+
+
+def one_best_and_beam(config: S) -> dict[str, S]:
+    """Returns what such an agent is evaluated as: one draw, the best of several, and what a search finds."""
+    return one_and_best(without_beam(config)) | ({"beam": config} if config.beam.rounds else {})
 
 
 # ------------------------------------------------------------------------------------------------------- Gaussians

@@ -88,10 +88,10 @@ TOLD: dict[str, dict[str, Any]] = {
     "rebrac": {
         **SHARED, "actor_learning_rate": 0.02, "alpha_actor": 0.6, "alpha_critic": 0.3, "target_noise": 0.8,
     },
-    "iql": {**SHARED, "value.expectile": 0.8, "alpha": 0.7, "decay_steps": 4},
+    "iql": {**SHARED, "value.expectile": 0.8, "alpha": 0.7, "decay.steps": 4},
     "ifql": {**SHARED, "value.expectile": 0.8},
     "idql": {
-        **SHARED, "value.expectile": 0.8, "value.temperature": 0.9, "decay_steps": 4, "weight_decay": 0.3,
+        **SHARED, "value.expectile": 0.8, "value.temperature": 0.9, "decay.steps": 4, "weight_decay": 0.3,
         "actor_target_rate": 0.1,
     },
 }  # fmt: skip
@@ -838,9 +838,9 @@ def test_a_table_has_the_expectiles_of_its_values(kappa: float) -> None:
 PROBE: dict[str, dict[str, Any]] = {
     "td3_bc": {"alpha": 40.0},
     "rebrac": {"alpha_actor": 0.02, "alpha_critic": 0.0, "actor_learning_rate": 3e-3},
-    "iql": {"alpha": 10.0, "value.expectile": 0.9, "decay_steps": 0},
+    "iql": {"alpha": 10.0, "value.expectile": 0.9, "decay.steps": 0},
     "ifql": {"flow.steps": 4},
-    "idql": {"hidden_dims": (32,), "time_dim": 16, "decay_steps": 0, "actor_target_rate": 0.02, "dropout": 0.0},
+    "idql": {"hidden_dims": (32,), "time_dim": 16, "decay.steps": 0, "actor_target_rate": 0.02, "dropout": 0.0},
 }
 
 

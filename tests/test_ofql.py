@@ -126,6 +126,8 @@ FAULTS = {
             "straight(jax.random.normal(noise_key, a.shape), a, times)",
             "test_ofql_at_flow_ratio_one_is_flow_matching",
         ),
+    ],
+    "flowrl/losses.py": [
         ("jax.lax.stop_gradient(errors) +", "errors +", "test_ofql_adaptive_weights_scale_each_row"),
     ],
     "flowrl/optim.py": [

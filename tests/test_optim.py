@@ -146,7 +146,9 @@ def test_descend_clips_each_network_by_itself_where_asked(bound: float | None) -
         return params["large"] @ array(3, 4) + params["small"] @ array(1, 0), {}
 
     state = state_with(Settings(), {"large": jnp.zeros(2), "small": jnp.zeros(2)}, {})
-    after, _ = down(state, losses=(loss,), rates={"large": 0.1, "small": 0.1}, clip=None if bound is None else Clip(bound))
+    after, _ = down(
+        state, losses=(loss,), rates={"large": 0.1, "small": 0.1}, clip=None if bound is None else Clip(bound)
+    )
     scale = 0.5 if bound else 1.0
     np.testing.assert_allclose(after.opt_state["large"].mu, 0.1 * scale * np.array([3, 4]), rtol=1e-6)
     np.testing.assert_allclose(after.opt_state["small"].mu, [0.1, 0], rtol=1e-6)

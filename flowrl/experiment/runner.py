@@ -100,6 +100,7 @@ class Runner:
         if self._collector is None:
             self._collector, totals = self._new_collector(), loop.clear(totals)
         collector, settings = self._collector, self.parts.plan.settings
+        states = states.replace(config=self.parts.agent.online(states.config))
         arguments = (states, totals, self._keys, self.parts.dataset, np.int32(1), collector.replays)
         collector.program = self._program._replace(chunk=self._compiled(*arguments))
         schedule, unit = self._schedule(settings.total), settings.online.num_envs

@@ -38,8 +38,18 @@ class File:
         with np.load(HERE / "files" / f"{name}.npz", allow_pickle=False) as data:
             self.arrays: Arrays = {key: data[key] for key in data.files if key != "meta"}
             self.meta: dict[str, Any] = json.loads(str(data["meta"]))
-        self.name, self.agent = name, self.meta.get("agent", name.split("__")[0])
+        self.name, self.subject = name, self.meta.get("agent", name.split("__")[0])
         self.updates = max(int(key[5]) for key in self.arrays if key.startswith("after") and key[5].isdigit())
+
+    @property
+    def mapping(self) -> AgentMapping:
+        """How its agent is compared."""
+        return mapping_of(self.subject)
+
+    @property
+    def agent(self) -> str:
+        """The agent's name here."""
+        return self.mapping.agent or self.subject
 
     def tree(self, prefix: str) -> Arrays:
         """Returns the arrays below `prefix` by the rest of their keys."""
@@ -71,9 +81,9 @@ def names() -> list[str]:
     )
 
 
-def mapping_of(agent: str) -> AgentMapping:
-    """Imports how an agent is compared."""
-    return importlib.import_module(f".mappings.{agent}", __package__).MAPPING
+def mapping_of(subject: str) -> AgentMapping:
+    """Imports how the agent of some files is compared."""
+    return importlib.import_module(f".mappings.{subject}", __package__).MAPPING
 
 
 @contextlib.contextmanager
@@ -94,7 +104,7 @@ class Case:
     """An agent here with a file's inputs."""
 
     def __init__(self, file: File) -> None:
-        self.file, self.mapping = file, mapping_of(file.agent)
+        self.file, self.mapping = file, file.mapping
         given = {RENAMED.get(name, name): value for name, value in file.tree("batch").items()}
         self.sizes = [given["observations"].shape[-1], given["actions"].shape[-1]]
         self.sizes += [value.shape[-1] for name, value in given.items() if name.endswith("_goals")][:1]
@@ -132,6 +142,12 @@ class Case:
         assert not wrong, f"shapes there and here: {wrong}"
         return flax.traverse_util.unflatten_dict(made, sep="/")
 
+    def slow(self, like: Mapping[str, Any]) -> Any:
+        """Returns those of the slow copies in `like` that the file has: targets, and what is frozen."""
+        given = self.tree("targets") | self.tree("frozen")
+        known = {leaf.ours.split("/")[0] for leaf in self.mapping.leaves if given.keys() & set(leaf.theirs)}
+        return self.ours(given, {name: network for name, network in like.items() if name in known})
+
     def theirs(self, tree: Mapping[str, Any]) -> Arrays:
         """Returns parameters or gradients under the authors' names."""
         flat, arrays = flax.traverse_util.flatten_dict(dict(tree), sep="/"), {}
@@ -141,11 +157,14 @@ class Case:
         return arrays
 
     def state(self, agent: Agent, config: Any) -> TrainState:
-        """Returns the state with the file's parameters and targets, and an optimizer that has not begun."""
+        """Returns the state with the file's parameters and targets, and an optimizer that has not begun.
+
+        Slow copies that the file has none of are as the trained networks.
+        """
         state = jax.eval_shape(agent.init, jax.random.key(0), config)
         traced = {entry.name: np.asarray(entry.value, entry.kind) for entry in flatten(config) if entry.traced}
         params = self.ours(self.tree("params"), state.params)
-        targets = self.ours(self.tree("targets"), state.target_params)
+        targets = {name: params[name] for name in state.target_params} | self.slow(state.target_params)
         moments = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), jax.eval_shape(_moments, params))
         state = state.replace(params=params, target_params=targets, opt_state=moments, step=np.int32(0))
         state = state.replace(config=put(config, traced))
@@ -273,7 +292,7 @@ def _measure(case: Case) -> Report:
 def unexplained(name: str) -> list[str]:
     """Returns the numbers of a file that are neither compared nor left out with a reason."""
     file = File(name)
-    mapping = mapping_of(file.agent)
+    mapping = file.mapping
     known = (
         {f"loss/{name}" for key in mapping.losses for name in key.split(" + ")}
         | set(mapping.extras)

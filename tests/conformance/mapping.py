@@ -106,6 +106,7 @@ class AgentMapping:
         met: What the optimizer meets of their gradients, where that is not these: clipped ones.
         prepare: Completes a state that has the file's parameters and targets, `(state, file) -> state`.
         extras: Further values here by the authors' key, `extras/…`; each gets `(states, metrics)` of the updates.
+        agent: The name of the agent here, if the files have another.
     """
 
     config: Callable[[Mapping[str, Any]], dict[str, Any]]
@@ -120,6 +121,7 @@ class AgentMapping:
     left_out: Mapping[str, str] = dataclasses.field(default_factory=dict)
     prepare: Callable[[Any, Any], Any] = _same_state
     extras: Mapping[str, Callable[[list[Any], list[Any]], Any]] = dataclasses.field(default_factory=dict)
+    agent: str = ""
 
 
 def chunks(batch: Arrays, config: Mapping[str, Any]) -> Arrays:

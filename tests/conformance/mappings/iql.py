@@ -20,7 +20,7 @@ MAPPING = AgentMapping(
         "tanh_mean": False,
         "learnt_std": False,
         "learning_rate": there["lr"],
-        "decay_steps": 0,
+        "decay.steps": 0,
         "discount": there["discount"],
         "critic.activation": "gelu",
         "critic.layer_norm": True,
