@@ -140,6 +140,18 @@ def multiplier(params: Params, name: str = "temperature") -> jax.Array:
     return jnp.exp(params[name]["log"])
 
 
+def temperature_loss(params: Params, log_probs: jax.Array, target: Scalar, name: str = "temperature") -> jax.Array:
+    """α · (H − H̄), H = −E log π held constant (SAC, https://arxiv.org/abs/1812.05905, eq. 18, as in OGBench's code).
+
+    Args:
+        params: Their entry `name` holds log α.
+        log_probs: log π(a | s) `[B]`.
+        target: The entropy H̄ `[]` that α aims at.
+        name: Whose multiplier α is.
+    """
+    return multiplier(params, name) * jax.lax.stop_gradient(-log_probs.mean() - target)
+
+
 def q_size(q: jax.Array) -> jax.Array:
     """Mean size of what critics agree on, sg(mean |mean Q|), by which FQL's code divides a policy's Q: `[heads, B]`."""
     return jax.lax.stop_gradient(jnp.maximum(jnp.abs(q.mean(axis=0)).mean(), 1e-8))

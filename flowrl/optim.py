@@ -23,6 +23,8 @@ def descend(
     losses: Sequence[LossFn[C]],
     rates: Mapping[str, Scalar],
     max_norm: Scalar | None = None,
+    *,
+    jointly: bool = False,
 ) -> tuple[TrainState[C], Metrics]:
     """Takes one joint Adam step: the losses are taken at the same parameters and summed.
 
@@ -36,12 +38,13 @@ def descend(
         losses: What to descend.
         rates: Size of the step `[]` of each network to train; all others are constants.
         max_norm: The norm `[]` to which each network's gradient is clipped; 0 leaves it as it is.
+        jointly: Whether that is the norm of all networks' gradients together, which are scaled by one factor.
 
     Returns:
         The state with moved parameters and moments, its step counter and targets untouched, and the metrics.
     """
     grads, metrics = gradients(nets, state, batch, key, losses, tuple(rates))
-    return step(state, grads, rates, max_norm), metrics
+    return step(state, grads, rates, max_norm, jointly=jointly), metrics
 
 
 def gradients(
@@ -68,13 +71,20 @@ def gradients(
 
 
 def step(
-    state: TrainState[C], grads: Mapping[str, Any], rates: Mapping[str, Scalar], max_norm: Scalar | None = None
+    state: TrainState[C],
+    grads: Mapping[str, Any],
+    rates: Mapping[str, Scalar],
+    max_norm: Scalar | None = None,
+    *,
+    jointly: bool = False,
 ) -> TrainState[C]:
     """Takes one Adam step along gradients of some networks; arguments as for `descend`."""
     params, opt_state = dict(state.params), dict(state.opt_state)
+    grads = {name: grads[name] for name in rates}
+    if max_norm is not None:
+        grads = clip_norm(grads, max_norm) if jointly else {n: clip_norm(g, max_norm) for n, g in grads.items()}
     for name, rate in rates.items():
-        gradient = grads[name] if max_norm is None else clip_norm(grads[name], max_norm)
-        direction, opt_state[name] = ADAM.update(gradient, state.opt_state[name])
+        direction, opt_state[name] = ADAM.update(grads[name], state.opt_state[name])
         updates = jax.tree.map(lambda d, rate=rate: -rate * d, direction)
         params[name] = optax.apply_updates(state.params[name], updates)
     return state.replace(params=params, opt_state=opt_state)
@@ -115,10 +125,10 @@ class LinearDecay:
         return rate + jnp.clip((done - self.begin) / self.steps, 0.0, 1.0) * (self.final - rate)
 
 
-def clip_norm(grads: Params, max_norm: Scalar) -> Params:
+def clip_norm(grads: Any, max_norm: Scalar) -> Any:
     """Scales a gradient down to the norm `max_norm` `[]` where it is larger; 0 leaves it as it is."""
-    norm = optax.global_norm(grads)
-    scale = jnp.where(jnp.asarray(max_norm) > 0, jnp.minimum(1.0, max_norm / (norm + 1e-6)), 1.0)
+    largest = jnp.maximum(optax.global_norm(grads), max_norm)
+    scale = jnp.where(jnp.asarray(max_norm) > 0, max_norm / largest, 1.0)
     return jax.tree.map(lambda g: g * scale, grads)
 
 

@@ -77,14 +77,15 @@ class HasChoice(Protocol):
 H = TypeVar("H", bound=HasChoice)
 
 
-def with_critic(state: TrainState[H], actors: Params) -> Params:
-    """Returns the parameters that act: an actor's, and where one of several actions is chosen the critics'.
+def with_critic(state: TrainState[H], actors: Params, names: Sequence[str] = ("actor",)) -> Params:
+    """Returns the parameters that act: those of actors, and where one of several actions is chosen the critics'.
 
     Args:
         state: Of an agent with a `choice`.
         actors: Its parameters or its slow copies, whichever act.
+        names: The networks that act.
     """
-    one, choice = {"actor": actors["actor"]}, state.config.choice
+    one, choice = {name: actors[name] for name in names}, state.config.choice
     return one if choice.num_samples == 1 else one | {"critic": choice.ranking(state)["critic"]}
 
 
@@ -127,19 +128,23 @@ class SquashedGaussian(nn.Module):
         hidden_dims: Sizes of the hidden layers.
         action_dim: Number of actions A.
         activation: Nonlinearity of the hidden layers.
+        log_std_range: What log standard deviations are clipped to.
+        final_scale: Scale of either head's initial variance.
     """
 
     hidden_dims: Sequence[int]
     action_dim: int
     activation: Activation = nn.relu
+    log_std_range: tuple[float, float] = LOG_STD_RANGE
+    final_scale: float = 1e-2
 
     @nn.compact
-    def __call__(self, observations: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Maps `[..., D]` to means and log standard deviations `[..., A]`, the latter clipped to [−5, 2]."""
-        heads = side_by_side(2, glorot(1e-2))
+    def __call__(self, *inputs: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Maps `[..., D_i]`... to means and log standard deviations `[..., A]`."""
+        heads = side_by_side(2, glorot(self.final_scale))
         mlp = MLP(self.hidden_dims, 2 * self.action_dim, activation=self.activation, final_init=heads)
-        means, log_stds = jnp.split(mlp(observations), 2, axis=-1)
-        return means, jnp.clip(log_stds, *LOG_STD_RANGE)
+        means, log_stds = jnp.split(mlp(*inputs), 2, axis=-1)
+        return means, jnp.clip(log_stds, *self.log_std_range)
 
 
 def squash(means: jax.Array, log_stds: jax.Array, noise: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -166,6 +171,14 @@ def squashed(
     """Draws actions `[*sizes, ..., A]` of squashed Gaussians, each μ and log σ `[..., A]`, with their log densities."""
     means, log_stds = gaussian
     return squash(means, log_stds, jax.random.normal(key, (*sizes, *means.shape)))
+
+
+def edited(
+    gaussian: tuple[jax.Array, jax.Array], actions: jax.Array, scale: Scalar, key: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Adds `scale` times a draw of squashed Gaussians to actions `[..., A]`, and clips; with the draw's log density."""
+    change, log_probs = squashed(gaussian, key)
+    return jnp.clip(actions + scale * change, -1.0, 1.0), log_probs
 
 
 def act_squashed(gaussian: tuple[jax.Array, jax.Array], key: jax.Array, explore: bool) -> jax.Array:

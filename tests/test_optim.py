@@ -142,6 +142,18 @@ def test_descend_clips_each_network_by_itself_where_asked(bound: float | None) -
     np.testing.assert_allclose(after.opt_state["small"].mu, [0.1, 0], rtol=1e-6)
 
 
+@pytest.mark.parametrize(("bound", "scale"), [(None, 1.0), (0.0, 1.0), (6.5, 0.5), (20.0, 1.0)])
+def test_descend_clips_all_networks_together_where_asked(bound: float | None, scale: float) -> None:
+    # Slopes (3, 4) and (12, 0) have the norm 13 together; a network that does not move does not count.
+    def loss(nets: Any, params: Params, *rest: Any) -> Loss:
+        return params["one"] @ array(3, 4) + params["two"] @ array(12, 0) + params["still"] @ array(100, 0), {}
+
+    state = state_with(Settings(), {name: jnp.zeros(2) for name in ("one", "two", "still")}, {})
+    after, _ = down(state, losses=(loss,), rates={"one": 0.1, "two": 0.1}, max_norm=bound, jointly=True)
+    np.testing.assert_allclose(after.opt_state["one"].mu, 0.1 * scale * np.array([3, 4]), rtol=1e-6)
+    np.testing.assert_allclose(after.opt_state["two"].mu, 0.1 * scale * np.array([12, 0]), rtol=1e-6)
+
+
 # ----------------------------------------------------------------------------------------- schedules, slow copies
 
 
@@ -208,11 +220,20 @@ FAULTS = {
         ("direction, opt_state[name] = ", "direction, _ = ", "test_descend_takes_adam_steps"),
         ("optax.scale_by_adam()", "optax.scale_by_adam(b2=0.99)", "test_descend_takes_adam_steps"),
         ("jnp.where(jnp.asarray(max_norm) > 0", "jnp.where(jnp.asarray(max_norm) >= 0", "test_clip_norm and plain"),
-        ("jnp.minimum(1.0, max_norm / (norm + 1e-6))", "max_norm / (norm + 1e-6)", "test_clip_norm and plain"),
         (
-            "clip_norm(grads[name], max_norm)",
-            "clip_norm(grads, max_norm)[name]",
+            "jnp.maximum(optax.global_norm(grads), max_norm)",
+            "optax.global_norm(grads)",
+            "test_clip_norm and plain",
+        ),
+        (
+            "clip_norm(grads, max_norm) if jointly else {n",
+            "clip_norm(grads, max_norm) if True else {n",
             "test_descend_clips_each_network_by_itself_where_asked",
+        ),
+        (
+            "clip_norm(grads, max_norm) if jointly else {n",
+            "clip_norm(grads, max_norm) if False else {n",
+            "test_descend_clips_all_networks_together_where_asked",
         ),
         (
             "state.step % interval == 0",
