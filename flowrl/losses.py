@@ -46,6 +46,21 @@ def awr_weight(advantages: jax.Array, alpha: Scalar, maximum: float = 100.0) -> 
     return jax.lax.stop_gradient(jnp.minimum(jnp.exp(alpha * advantages), maximum))
 
 
+def mirror_weights(values: jax.Array, bound: Scalar, temperature: Scalar) -> tuple[jax.Array, jax.Array]:
+    """Weights of mirror descent, exp(clip(Q)/α), without gradient (https://arxiv.org/abs/2502.00361, eq. 12).
+
+    Args:
+        values: Q of the actions, standardised `[...]`.
+        bound: What it is clipped to, either way `[]`.
+        temperature: α `[]`.
+
+    Returns:
+        `[...]`, and where the clip holds `[...]`.
+    """
+    weights = jnp.exp(jnp.clip(values, -bound, bound) / temperature)
+    return jax.lax.stop_gradient(weights), jnp.abs(values) >= bound
+
+
 def unit_gaussian_log_prob(values: jax.Array, means: jax.Array, valid: Scalar = 1.0) -> jax.Array:
     """Log density of a Gaussian of unit standard deviation, summed over the last axis.
 

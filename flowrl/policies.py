@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from flowrl.config import config, put, static, traced
-from flowrl.networks import MLP, Activation, glorot, side_by_side
+from flowrl.networks import MLP, Activation, glorot, orthogonal, side_by_side
 from flowrl.train_state import Params, Scalar, TrainState
 
 LOG_STD_RANGE = (-5.0, 2.0)
@@ -147,6 +147,29 @@ class SquashedGaussian(nn.Module):
         return means, jnp.clip(log_stds, *self.log_std_range)
 
 
+class LooseGaussian(nn.Module):
+    """Means and log standard deviations of actions before tanh, the latter scaled and shifted by learnt scalars.
+
+    That is the policy of CQL's and Cal-QL's code; log standard deviations begin at −1, and are clipped to [−20, 2].
+
+    Attributes:
+        hidden_dims: Sizes of the hidden layers.
+        action_dim: Number of actions A.
+    """
+
+    hidden_dims: Sequence[int]
+    action_dim: int
+
+    @nn.compact
+    def __call__(self, observations: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Maps `[..., D]` to means and log standard deviations `[..., A]`."""
+        mlp = partial(MLP, activation=nn.relu, kernel_init=orthogonal(2**0.5), final_init=orthogonal(0.01))
+        means, log_stds = jnp.split(mlp(self.hidden_dims, 2 * self.action_dim)(observations), 2, axis=-1)
+        scale = self.param("log_std_multiplier", nn.initializers.constant(1.0), ())
+        offset = self.param("log_std_offset", nn.initializers.constant(-1.0), ())
+        return means, jnp.clip(scale * log_stds + offset, -20.0, 2.0)
+
+
 def squash(means: jax.Array, log_stds: jax.Array, noise: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Returns actions tanh(μ + σ·noise) and their log densities (SAC, https://arxiv.org/abs/1801.01290, appendix C).
 
@@ -179,6 +202,27 @@ def edited(
     """Adds `scale` times a draw of squashed Gaussians to actions `[..., A]`, and clips; with the draw's log density."""
     change, log_probs = squashed(gaussian, key)
     return jnp.clip(actions + scale * change, -1.0, 1.0), log_probs
+
+
+def proposals(
+    gaussians: Sequence[tuple[jax.Array, jax.Array]], number: int, key: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Draws actions of each row to compare its critics at: uniform ones, and those of squashed Gaussians.
+
+    Args:
+        gaussians: G policies, each μ and log σ `[B, A]`.
+        number: N of each.
+        key: Random key.
+
+    Returns:
+        N uniform actions in [−1, 1], then N of each policy, `[(1 + G) N, B, A]`, and log densities `[(1 + G) N, B]`.
+    """
+    uniform_key, *keys = jax.random.split(key, 1 + len(gaussians))
+    uniform = jax.random.uniform(uniform_key, (number, *gaussians[0][0].shape), minval=-1.0, maxval=1.0)
+    log_uniform = jnp.full(uniform.shape[:-1], -uniform.shape[-1] * jnp.log(2.0))
+    drawn = [squashed(gaussian, k, (number,)) for gaussian, k in zip(gaussians, keys, strict=True)]
+    actions, log_densities = zip((uniform, log_uniform), *drawn, strict=True)
+    return jnp.concatenate(actions), jnp.concatenate(log_densities)
 
 
 def act_squashed(gaussian: tuple[jax.Array, jax.Array], key: jax.Array, explore: bool) -> jax.Array:

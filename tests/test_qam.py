@@ -304,11 +304,15 @@ FAULTS = {
             "partial(nets.actor, params, s), base, z, noise + 1)",
             "test_adjoint_matching_by_hand and plain",
         ),
-        ("config.alpha * distill - q", "config.alpha * distill + q", "test_the_one_step_policy_is_distilled and plain"),
+        (
+            "config.alpha * distill - q",
+            "config.alpha * distill + q",
+            "test_the_one_step_policy_is_distilled_and_pulled_by_q and plain",
+        ),
         (
             "tilted(nets, state.config, state.params, s, z)",
             "tilted(nets, state.config, params, s, z)",
-            "test_the_one_step_policy_is_distilled and plain",
+            "test_the_one_step_policy_is_distilled_and_pulled_by_q and plain",
         ),
         ("log_probs.mean() - q +", "log_probs.mean() + q +", "test_edits_maximise_q_and_entropy and plain"),
         (
