@@ -10,7 +10,7 @@ from flowrl.agent import Maker
 from flowrl.config import MOST_COUNT, config, nested, static, traced
 from flowrl.critics import Critic
 from flowrl.data.samplers import Horizon, Transitions
-from flowrl.losses import multiplier
+from flowrl.losses import multiplier, temperature_loss
 from flowrl.networks import ACTIVATIONS, Network, Spec, named
 from flowrl.optim import descend, polyak
 from flowrl.policies import SquashedGaussian, act_squashed, squashed
@@ -70,9 +70,8 @@ def actor_loss(nets: Networks, params: Params, state: State, batch: Batch, key: 
     a, log_probs = squashed(nets.actor(params, s), key)
     q = critics.combine(config.critic, nets.critic(state.params, s, a))
     actor = jnp.mean(multiplier(state.params) * log_probs - q)
-    entropy, target = -log_probs.mean(), config.target_entropy * nets.spec.action_dim
-    loss = actor + multiplier(params) * jax.lax.stop_gradient(entropy - target)
-    return loss, {"actor/loss": actor, "actor/entropy": entropy, "actor/temperature": multiplier(params)}
+    loss = actor + temperature_loss(params, log_probs, config.target_entropy * nets.spec.action_dim)
+    return loss, {"actor/loss": actor, "actor/entropy": -log_probs.mean(), "actor/temperature": multiplier(params)}
 
 
 def update(nets: Networks, state: State, batch: Batch, key: jax.Array) -> tuple[State, Metrics]:

@@ -5,6 +5,7 @@ from typing import Any, Protocol, TypeVar
 import chex
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 
 from flowrl.config import config, static, traced
 from flowrl.losses import expectile_errors, exponential_errors, quantile_errors
@@ -140,3 +141,27 @@ def implicit_critic_loss(nets: Any, params: Params, state: TrainState[V], batch:
     """Σᵢ E (Qᵢ(s, a) − r − γ m V(s'))² (IQL, eq. 6)."""
     targets = batch["rewards"] + batch["discounts"] * nets.value(state.params, batch["next_observations"])
     return td_sum(nets.critic(params, batch["observations"], batch["actions"]), targets, batch)
+
+
+def conservative_gap(
+    proposal_values: jax.Array, log_densities: jax.Array, data_values: jax.Array, returns: jax.Array, uniform: int
+) -> jax.Array:
+    """How far a soft maximum of Q over proposed actions lies above Q of the data's actions (Cal-QL, eq. 5.1).
+
+    That is log Σ exp(Q(s, aₙ) − log p(aₙ)) − Q(s, a). Q of the policy's actions counts as max(Q, G), so that none is
+    pushed below a return that was observed (https://arxiv.org/abs/2303.05479); where G is −∞ this is CQL
+    (https://arxiv.org/abs/2006.04779).
+
+    Args:
+        proposal_values: Q(s, aₙ) `[heads, N, B]`, those of uniform actions first.
+        log_densities: log p(aₙ) `[N, B]`, or `[heads, N, B]` where each critic has proposals of its own.
+        data_values: Q(s, a) `[heads, B]`.
+        returns: G, the return from the data's row on `[B]`.
+        uniform: How many of the N actions are uniform.
+
+    Returns:
+        `[heads, B]`.
+    """
+    calibrated = jnp.maximum(proposal_values[:, uniform:], returns)
+    values = jnp.concatenate([proposal_values[:, :uniform], calibrated], axis=1)
+    return jax.nn.logsumexp(values - log_densities, axis=1) - data_values

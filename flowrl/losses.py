@@ -66,6 +66,21 @@ def gaussian_log_prob(values: jax.Array, means: jax.Array, log_stds: jax.Array, 
     return -0.5 * jnp.sum(valid * (squares + 2 * log_stds + jnp.log(2 * jnp.pi)), axis=-1)
 
 
+def mirror_weights(values: jax.Array, bound: Scalar, temperature: Scalar) -> tuple[jax.Array, jax.Array]:
+    """Weights of mirror descent, exp(clip(Q)/α), without gradient (https://arxiv.org/abs/2502.00361, eq. 12).
+
+    Args:
+        values: Q of the actions, standardised `[...]`.
+        bound: What it is clipped to, either way `[]`.
+        temperature: α `[]`.
+
+    Returns:
+        `[...]`, and where the clip holds `[...]`.
+    """
+    weights = jnp.exp(jnp.clip(values, -bound, bound) / temperature)
+    return jax.lax.stop_gradient(weights), jnp.abs(values) >= bound
+
+
 def unit_gaussian_log_prob(values: jax.Array, means: jax.Array, valid: Scalar = 1.0) -> jax.Array:
     """Log density of a Gaussian of unit standard deviation, summed over the last axis.
 
@@ -209,6 +224,18 @@ def goal_advantage(
 def multiplier(params: Params, name: str = "temperature") -> jax.Array:
     """A learnt positive multiplier `[]`, such as the entropy temperature α; its logarithm is what is trained."""
     return jnp.exp(params[name]["log"])
+
+
+def temperature_loss(params: Params, log_probs: jax.Array, target: Scalar, name: str = "temperature") -> jax.Array:
+    """α · (H − H̄), H = −E log π held constant (SAC, https://arxiv.org/abs/1812.05905, eq. 18, as in OGBench's code).
+
+    Args:
+        params: Their entry `name` holds log α.
+        log_probs: log π(a | s) `[B]`.
+        target: The entropy H̄ `[]` that α aims at.
+        name: Whose multiplier α is.
+    """
+    return multiplier(params, name) * jax.lax.stop_gradient(-log_probs.mean() - target)
 
 
 def q_size(q: jax.Array) -> jax.Array:

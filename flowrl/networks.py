@@ -84,12 +84,16 @@ class Network:
         return self.module.apply(params[self.name], *inputs, **options)
 
 
+ABSENT = Network("", nn.Module(), ())
+"""Stands for a network that an agent has with other settings; it has no entry, and is not trained."""
+
+
 def named(**networks: tuple[Any, ...]) -> dict[str, Network]:
-    """Names networks, each given as its module and the shapes of its inputs.
+    """Names networks, each given as its module and the shapes of its inputs, or as `()` where there is none.
 
     So `Networks(spec, **named(critic=(module, s, a)))`.
     """
-    return {name: Network(name, module, tuple(inputs)) for name, (module, *inputs) in networks.items()}
+    return {name: Network(name, net[0], tuple(net[1:])) if net else ABSENT for name, net in networks.items()}
 
 
 def glorot(scale: float = 1.0) -> Initializer:

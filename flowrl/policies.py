@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from flowrl.config import config, put, static, traced
-from flowrl.networks import MLP, Activation, Initializer, glorot, side_by_side
+from flowrl.networks import MLP, Activation, Initializer, glorot, orthogonal, side_by_side
 from flowrl.paths import one_each
 from flowrl.train_state import Params, Scalar, TrainState
 
@@ -85,14 +85,15 @@ class Samples(Protocol):
         """Actions `[..., A]` of noise `[..., A]`, with further noise from the key."""
 
 
-def with_critic(state: TrainState[H], actors: Params) -> Params:
-    """Returns the parameters that act: an actor's, and where one of several actions is chosen the critics'.
+def with_critic(state: TrainState[H], actors: Params, names: Sequence[str] = ("actor",)) -> Params:
+    """Returns the parameters that act: those of actors, and where one of several actions is chosen the critics'.
 
     Args:
         state: Of an agent with a `choice`.
         actors: Its parameters or its slow copies, whichever act.
+        names: The networks that act.
     """
-    one, choice = {"actor": actors["actor"]}, state.config.choice
+    one, choice = {name: actors[name] for name in names}, state.config.choice
     return one if choice.num_samples == 1 else one | {"critic": choice.ranking(state)["critic"]}
 
 
@@ -294,19 +295,46 @@ class SquashedGaussian(nn.Module):
         hidden_dims: Sizes of the hidden layers.
         action_dim: Number of actions A.
         activation: Nonlinearity of the hidden layers.
+        log_std_range: What log standard deviations are clipped to.
+        final_scale: Scale of either head's initial variance.
     """
 
     hidden_dims: Sequence[int]
     action_dim: int
     activation: Activation = nn.relu
+    log_std_range: tuple[float, float] = LOG_STD_RANGE
+    final_scale: float = 1e-2
+
+    @nn.compact
+    def __call__(self, *inputs: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Maps `[..., D_i]`... to means and log standard deviations `[..., A]`."""
+        heads = side_by_side(2, glorot(self.final_scale))
+        mlp = MLP(self.hidden_dims, 2 * self.action_dim, activation=self.activation, final_init=heads)
+        means, log_stds = jnp.split(mlp(*inputs), 2, axis=-1)
+        return means, jnp.clip(log_stds, *self.log_std_range)
+
+
+class LooseGaussian(nn.Module):
+    """Means and log standard deviations of actions before tanh, the latter scaled and shifted by learnt scalars.
+
+    That is the policy of CQL's and Cal-QL's code; log standard deviations begin at −1, and are clipped to [−20, 2].
+
+    Attributes:
+        hidden_dims: Sizes of the hidden layers.
+        action_dim: Number of actions A.
+    """
+
+    hidden_dims: Sequence[int]
+    action_dim: int
 
     @nn.compact
     def __call__(self, observations: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Maps `[..., D]` to means and log standard deviations `[..., A]`, the latter clipped to [−5, 2]."""
-        heads = side_by_side(2, glorot(1e-2))
-        mlp = MLP(self.hidden_dims, 2 * self.action_dim, activation=self.activation, final_init=heads)
-        means, log_stds = jnp.split(mlp(observations), 2, axis=-1)
-        return means, jnp.clip(log_stds, *LOG_STD_RANGE)
+        """Maps `[..., D]` to means and log standard deviations `[..., A]`."""
+        mlp = partial(MLP, activation=nn.relu, kernel_init=orthogonal(2**0.5), final_init=orthogonal(0.01))
+        means, log_stds = jnp.split(mlp(self.hidden_dims, 2 * self.action_dim)(observations), 2, axis=-1)
+        scale = self.param("log_std_multiplier", nn.initializers.constant(1.0), ())
+        offset = self.param("log_std_offset", nn.initializers.constant(-1.0), ())
+        return means, jnp.clip(scale * log_stds + offset, -20.0, 2.0)
 
 
 def squash(means: jax.Array, log_stds: jax.Array, noise: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -333,6 +361,35 @@ def squashed(
     """Draws actions `[*sizes, ..., A]` of squashed Gaussians, each μ and log σ `[..., A]`, with their log densities."""
     means, log_stds = gaussian
     return squash(means, log_stds, jax.random.normal(key, (*sizes, *means.shape)))
+
+
+def edited(
+    gaussian: tuple[jax.Array, jax.Array], actions: jax.Array, scale: Scalar, key: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Adds `scale` times a draw of squashed Gaussians to actions `[..., A]`, and clips; with the draw's log density."""
+    change, log_probs = squashed(gaussian, key)
+    return jnp.clip(actions + scale * change, -1.0, 1.0), log_probs
+
+
+def proposals(
+    gaussians: Sequence[tuple[jax.Array, jax.Array]], number: int, key: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Draws actions of each row to compare its critics at: uniform ones, and those of squashed Gaussians.
+
+    Args:
+        gaussians: G policies, each μ and log σ `[B, A]`.
+        number: N of each.
+        key: Random key.
+
+    Returns:
+        N uniform actions in [−1, 1], then N of each policy, `[(1 + G) N, B, A]`, and log densities `[(1 + G) N, B]`.
+    """
+    uniform_key, *keys = jax.random.split(key, 1 + len(gaussians))
+    uniform = jax.random.uniform(uniform_key, (number, *gaussians[0][0].shape), minval=-1.0, maxval=1.0)
+    log_uniform = jnp.full(uniform.shape[:-1], -uniform.shape[-1] * jnp.log(2.0))
+    drawn = [squashed(gaussian, k, (number,)) for gaussian, k in zip(gaussians, keys, strict=True)]
+    actions, log_densities = zip((uniform, log_uniform), *drawn, strict=True)
+    return jnp.concatenate(actions), jnp.concatenate(log_densities)
 
 
 def act_squashed(gaussian: tuple[jax.Array, jax.Array], key: jax.Array, explore: bool) -> jax.Array:

@@ -122,8 +122,8 @@ FAULTS = {
             "test_the_numbers_are_the_authors and fpmd_r-after",
         ),
         (
-            ("polyak(state, state.params, critic=config.critic.target_rate, actor=config.critic.target_rate), metrics"),
-            "polyak(state, state.params, critic=config.critic.target_rate), metrics",
+            "polyak(state, state.params, critic=slow, actor=slow), metrics",
+            "polyak(state, state.params, critic=slow), metrics",
             "test_the_numbers_are_the_authors and fpmd_r-after",
         ),
     ],

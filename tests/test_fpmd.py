@@ -12,6 +12,7 @@ from small_agents import SPEC, compiled, compiled_mapped, networks_of, stack, wi
 from small_agents import config_of as told_config
 from small_agents import transitions as batch_of
 from stub_agents import network
+from ways import Way, each_way
 
 from flowrl import agents
 from flowrl.agent import Agent
@@ -19,11 +20,17 @@ from flowrl.agents import fpmd
 from flowrl.config import as_arrays, check, put, values
 from flowrl.errors import UserError
 from flowrl.generative import Diffusion, Flow, MeanFlow
+from flowrl.losses import mirror_weights
 from flowrl.policies import noise_entropy
 from flowrl.train_state import Policy, TrainState
 
 NAMES = ("fpmd_r", "fpmd_m", "dpmd")
-TINY: dict[str, Any] = {"hidden_dims": (8,), "choice.num_samples": 4, "temperature_delay": 3}
+TINY: dict[str, Any] = {
+    "hidden_dims": (8,),
+    "choice.num_samples": 4,
+    "choice.target_samples": 4,
+    "temperature_delay": 3,
+}
 # unrolled, 20 take long to compile
 STEPS: dict[str, dict[str, Any]] = {"fpmd_r": {"policy.steps": 2}, "fpmd_m": {}, "dpmd": {"policy.levels": 2}}
 each_agent = pytest.mark.parametrize("name", NAMES)
@@ -63,18 +70,32 @@ def test_one_file_serves_three_agents() -> None:
 # ------------------------------------------------------------------------------------------------------- parts
 
 
-@pytest.mark.parametrize("variant", [lambda f: f, jax.jit], ids=["plain", "jit"])
-def test_weights_by_hand(variant: Any) -> None:
+@each_way
+def test_weights_by_hand(way: Way) -> None:
     """Mean 4, deviation 2, α ½. As released, Q = 5, 4, 14 are Q − 4 / 2 = 3, 2 and 12, clipped to 3: e⁶, e⁴ and e⁶."""
-    state, q = with_statistics(state_of("fpmd_r"), 4, 2, 0.5), jnp.array([5.0, 4.0, 14.0])
-    weights, clipped = variant(fpmd.mirror_weights)(state, q)
+    extras, q = {"q_mean": jnp.float32(4), "q_std": jnp.float32(2)}, jnp.array([5.0, 4.0, 14.0])
+
+    def run(extras: Any, q: jax.Array, told: dict[str, Any]) -> Any:
+        return mirror_weights(fpmd.standardized(config_of("fpmd_r", told), extras, q), 3.0, 0.5)
+
+    weights, clipped = way(functools.partial(run, told={}))(extras, q)
     np.testing.assert_allclose(weights, np.exp([6, 4, 6]), rtol=1e-5)
-    np.testing.assert_allclose(clipped, 2 / 3, rtol=1e-6)
+    np.testing.assert_array_equal(clipped, [True, False, True])
     # As it was meant: (Q − 4) / 2 = ½, 0 and 5.
-    full = state.replace(config=put(state.config, {"standardization": "full"}))
-    weights, clipped = variant(fpmd.mirror_weights)(full, q)
+    weights, clipped = way(functools.partial(run, told={"standardization": "full"}))(extras, q)
     np.testing.assert_allclose(weights, np.exp([1, 0, 6]), rtol=1e-5)
-    np.testing.assert_allclose(clipped, 1 / 3, rtol=1e-6)
+    np.testing.assert_array_equal(clipped, [False, False, True])
+
+
+@each_agent
+def test_targets_draw_as_many_particles_as_they_are_told(name: str) -> None:
+    """The best of more next actions by the same critics is better, whatever the number of particles that act."""
+    found = []
+    for particles in (1, 64):
+        told = {"choice.target_samples": particles}
+        state = with_statistics(state_of(name, told), 0, 1, 1e-6)
+        found.append(float(compiled(agent_of(name, told))(state, batch_of(), jax.random.key(0))[0].extras["q_mean"]))
+    assert found[0] < found[1]
 
 
 def test_the_temperature_seeks_the_target_entropy() -> None:
@@ -153,7 +174,7 @@ def test_weights_and_statistics_meet_the_critics_after_their_first_step(name: st
 @each_agent
 def test_no_gradient_reaches_the_policy_through_the_critics(name: str) -> None:
     """With all weights equal the policy's step depends on what was drawn, not on how the critics would change."""
-    told = {"choice.num_samples": 1}
+    told = {"choice.num_samples": 1, "choice.target_samples": 1}
     state = with_config(state_of(name, told), {"q_clip": 0.0})
     other = state.replace(params={**state.params, "critic": jax.tree.map(lambda x: x + 0.3, state.params["critic"])})
     update = compiled(agent_of(name, told))
@@ -279,8 +300,9 @@ def test_a_bandit_with_a_known_answer(name: str) -> None:
     # FPMD-R: with two steps some seeds end in a corner.
     more: dict[str, Any] = {"fpmd_r": {"policy.steps": 4}, "fpmd_m": {}, "dpmd": {"policy.levels": 3}}
     told = {
-        "hidden_dims": (32,), "choice.num_samples": 8, "temperature_delay": 20, "reward_scale": 1.0,
-        "learning_rate": 6e-3, "decay.final": 6e-3, "temperature_rate": 0.1, "critic.target_rate": 0.05, **more[name],
+        "hidden_dims": (32,), "choice.num_samples": 8, "choice.target_samples": 8, "temperature_delay": 20,
+        "reward_scale": 1.0, "learning_rate": 6e-3, "decay.final": 6e-3, "temperature_rate": 0.1,
+        "critic.target_rate": 0.05, **more[name],
     }  # fmt: skip
     agent, config = agent_of(name, told), config_of(name, told)
     inputs, best = {"observations": jnp.zeros((64, 3))}, jnp.array([0.5, -0.5])
@@ -306,8 +328,16 @@ def test_a_bandit_with_a_known_answer(name: str) -> None:
 
 FAULTS = {
     "agents/fpmd.py": [
-        ("(q - mean) / std if", "q - mean / std if", "test_weights_by_hand"),
-        ("else q - mean / std", "else (q - mean) / std", "test_weights_by_hand"),
+        (
+            "(q - mean) / std if",
+            "q - mean / std if",
+            "test_weights_by_hand and plain",
+        ),
+        (
+            "else q - mean / std",
+            "else (q - mean) / std",
+            "test_weights_by_hand and plain",
+        ),
         (
             "range(config.critic_steps - 1)",
             "range(0)",
@@ -315,7 +345,7 @@ FAULTS = {
         ),
         (
             "q = nets.critic(state.params, next_s, next_a)",
-            "q = nets.critic(before.params, next_s, next_a)",
+            "q = nets.critic(state.target_params, next_s, next_a)",
             "test_weights_and_statistics_meet_the_critics_after_their_first_step and fpmd_m",
         ),
         (
@@ -324,8 +354,8 @@ FAULTS = {
             "test_particles_are_ranked_as_sampled_and_clipped_afterwards",
         ),
         (
-            "a = jnp.clip(best_of_n(config.choice, sample, partial(nets.critic, params, s), best_key), -1.0, 1.0)",
-            "a = best_of_n(config.choice, sample, partial(nets.critic, params, s), best_key)",
+            "a = jnp.clip(best_of_n(choice, sample, partial(nets.critic, params, s), best_key), -1.0, 1.0)",
+            "a = best_of_n(choice, sample, partial(nets.critic, params, s), best_key)",
             "test_particles_are_ranked_as_sampled_and_clipped_afterwards",
         ),
         (
@@ -333,16 +363,23 @@ FAULTS = {
             '{"policy.steps": config.eval_steps}',
             "test_evaluation_takes_the_steps_of_training_unless_told",
         ),
-        ("explores=lambda config: config,", "", "test_all_particles_explore_and_one_is_evaluated"),
-        ("config.q_clip) / multiplier", "config.q_clip) * multiplier", "test_weights_by_hand"),
+        (
+            "explores=lambda config: config,",
+            "",
+            "test_all_particles_explore_and_one_is_evaluated",
+        ),
         (
             "dims) - config.target_entropy",
             "dims) + config.target_entropy",
             "test_the_temperature_seeks_the_target_entropy",
         ),
-        ("jnp.mean(weights * errors)", "jnp.mean(errors)", "test_weights_scale_the_loss"),
         (
-            "config.reward_scale * batch",
+            "jnp.mean(weights * state",
+            "jnp.mean(state",
+            "test_weights_scale_the_loss",
+        ),
+        (
+            "state.config.reward_scale * batch",
             "batch",
             "test_weights_and_statistics_meet_the_critics_after_their_first_step and fpmd_m",
         ),
@@ -352,9 +389,21 @@ FAULTS = {
             "test_weights_and_statistics_meet_the_critics_after_their_first_step and fpmd_m",
         ),
         (
-            'return {"actor": state.target_params["actor"]',
-            'return {"actor": state.params["actor"]',
+            "with_critic(state, state.target_params)",
+            "with_critic(state, state.params)",
             "test_the_slow_policy_acts_with_the_critics_as_they_are",
+        ),
+        (
+            "draw(nets, config, config.choice.in_targets,",
+            "draw(nets, config, config.choice,",
+            "test_targets_draw_as_many_particles_as_they_are_told and fpmd_m",
+        ),
+    ],
+    "flowrl/losses.py": [
+        (
+            "-bound, bound) / temperature",
+            "-bound, bound) * temperature",
+            "test_weights_by_hand and plain",
         ),
     ],
 }

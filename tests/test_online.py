@@ -461,8 +461,8 @@ FAULTS = {
     ],
     "agents/fpmd.py": [
         (
-            'return draw(nets, policy.config, policy.params, inputs["observations"], key, noisy=explore)',
-            ('return draw(nets, policy.config, policy.params, inputs["observations"], key, noisy=explore).clip(-1, 1)'),
+            'inputs["observations"], key, explore)',
+            'inputs["observations"], key, explore).clip(-1, 1)',
             "test_the_buffer_keeps_exploration_that_left_the_box",
         ),
     ],

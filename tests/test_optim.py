@@ -154,6 +154,18 @@ def test_descend_clips_each_network_by_itself_where_asked(bound: float | None) -
     np.testing.assert_allclose(after.opt_state["small"].mu, [0.1, 0], rtol=1e-6)
 
 
+@pytest.mark.parametrize(("bound", "scale"), [(None, 1.0), (0.0, 1.0), (6.5, 0.5), (20.0, 1.0)])
+def test_descend_clips_all_networks_together_where_asked(bound: float | None, scale: float) -> None:
+    # Slopes (3, 4) and (12, 0) have the norm 13 together; a network that does not move does not count.
+    def loss(nets: Any, params: Params, *rest: Any) -> Loss:
+        return params["one"] @ array(3, 4) + params["two"] @ array(12, 0) + params["still"] @ array(100, 0), {}
+
+    state = state_with(Settings(), {name: jnp.zeros(2) for name in ("one", "two", "still")}, {})
+    after, _ = down(state, losses=(loss,), rates={"one": 0.1, "two": 0.1}, clip=Clip(bound, jointly=True))
+    np.testing.assert_allclose(after.opt_state["one"].mu, 0.1 * scale * np.array([3, 4]), rtol=1e-6)
+    np.testing.assert_allclose(after.opt_state["two"].mu, 0.1 * scale * np.array([12, 0]), rtol=1e-6)
+
+
 # ----------------------------------------------------------------------------------------- schedules, slow copies
 
 
@@ -227,6 +239,7 @@ FAULTS = {
         ),
         ("if self.jointly:", "if True:", "test_descend_clips_each_network_by_itself_where_asked"),
         ("if name in self.ensembles", "if False", "test_each_network_and_each_head_may_be_clipped_by_itself"),
+        ("if self.jointly:", "if False:", "test_descend_clips_all_networks_together_where_asked"),
         (
             "state.step % interval == 0",
             "state.step % interval == 1",

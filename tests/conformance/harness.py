@@ -122,7 +122,8 @@ class Case:
 
     def tree(self, prefix: str) -> Arrays:
         """Returns their arrays below `prefix`, but for networks that there are none of here."""
-        return self.present(self.file.tree(prefix))
+        arrays, slow = self.present(self.file.tree(prefix)), prefix.endswith("targets")
+        return {k: v for k, v in arrays.items() if not (slow and f"targets/{k.split('/')[0]}" in self.mapping.absent)}
 
     def present(self, arrays: Arrays) -> Arrays:
         """Returns arrays of networks that there are here too."""

@@ -91,6 +91,7 @@ def mapping(
         return {
             "hidden_dims": tuple(there["hidden_sizes"]),
             "choice.num_samples": there["num_particles"],
+            "choice.target_samples": there["num_particles"],
             "learning_rate": there["lr"],
             "decay.final": there["lr_schedule_end"],
             "temperature_rate": there["alpha_lr"],
