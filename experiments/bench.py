@@ -29,11 +29,12 @@ from flowrl import agents, tasks
 from flowrl.agent import Agent
 from flowrl.cli import flags
 from flowrl.config import MOST_COUNT, MOST_EPISODES, put, record, stacked, static, values
-from flowrl.data import replay, returns
-from flowrl.data.dataset import Dataset, from_arrays
+from flowrl.data import replay
+from flowrl.data.dataset import Dataset
 from flowrl.data.samplers import Transitions
 from flowrl.envs.episodes import SeededEpisodes
 from flowrl.errors import UserError
+from flowrl.experiment.speed import acting_times, rate, synthetic_dataset
 from flowrl.machine.memory import size_of
 from flowrl.machine.provenance import git_commit, hardware, versions
 from flowrl.networks import Spec
@@ -70,39 +71,6 @@ class Settings:
     action_dim: int = static(2, "Size of actions; antmaze has 8.", high=MOST_EPISODES)
     online: str = static("", "Gymnasium environment in which the online loop is measured.")
     out: str = static("", "JSON file for the numbers.")
-
-
-def synthetic_arrays(spec: Spec, episodes: int = 1000, length: int = 1001) -> dict[str, np.ndarray]:
-    """Returns noise in the shape of OGBench's navigate sets; rates do not depend on the values."""
-    rng = np.random.default_rng(0)
-    rows = episodes * length
-    terminals = np.zeros((episodes, length), bool)
-    terminals[:, -1] = True
-    return {
-        "observations": rng.standard_normal((rows, *spec.observation.shape), np.float32),
-        "actions": rng.uniform(-1, 1, (rows, *spec.action.shape)).astype(np.float32),
-        "rewards": rng.standard_normal(rows, np.float32),
-        "masks": np.ones(rows, np.float32),
-        "terminals": terminals.reshape(-1),
-    }
-
-
-def synthetic_dataset(spec: Spec) -> Dataset:
-    """Returns such noise on the device, with the returns that some agents read."""
-    arrays = synthetic_arrays(spec)
-    return from_arrays(arrays | returns.of_dataset(arrays, discount=0.99))
-
-
-def rate(advance: Callable[[int], None], seconds: float) -> float:
-    """Returns calls per second of something that can be done `n` times, in a run of about the given length."""
-    count = 1
-    while True:
-        began = time.perf_counter()
-        advance(count)
-        elapsed = time.perf_counter() - began
-        if elapsed >= seconds / 2:
-            return count / elapsed
-        count = max(2 * count, round(0.8 * count * seconds / max(elapsed, 1e-6)))
 
 
 def matmul_flops(seconds: float, width: int = 512) -> float:
@@ -172,19 +140,8 @@ def measure_acting(
     agent: Agent[Any], spec: Spec, state: TrainState[Any], seconds: float, mode: str = ""
 ) -> tuple[float, float]:
     """Returns the seconds to compile acting on one observation, and those of one action, or chunk of them."""
-    observation, _, goal, _ = (jnp.zeros(shape.shape, shape.dtype) for shape in spec.inputs())
     chosen = agent.evaluations(state.config)[mode] if mode else acting.by_itself(agent, state.config)
-    alone = state.replace(config=chosen)
-    arguments = (agent.policy(alone), {"observations": observation, "goals": goal}, jax.random.key(0))
-    began = time.perf_counter()
-    act = jax.jit(functools.partial(acting.act, agent)).lower(*arguments).compile()
-    compile_seconds = time.perf_counter() - began
-
-    def advance(count: int) -> None:
-        for _ in range(count):
-            act(*arguments).block_until_ready()
-
-    return compile_seconds, 1 / rate(advance, seconds)
+    return acting_times(agent, spec, state.replace(config=chosen), seconds)
 
 
 def online_session(name: str, size: str, env: str) -> tuple[Callable[[int], None], Callable[[int], None]]:

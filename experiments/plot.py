@@ -16,7 +16,8 @@ from flowrl.cli import flags
 from flowrl.config import record, static
 from flowrl.errors import UserError
 from flowrl.reports import figures, learning_curves
-from flowrl.reports.curves import final_text, group_runs, label, panels
+from flowrl.reports.curves import Group, final_text, group_runs, label, panels
+from flowrl.reports.published import Curve, beside
 from flowrl.run_folder.evaluations import read_all
 
 KINDS = ("curves", *figures.KINDS)
@@ -35,6 +36,24 @@ class Settings:
     out: str = static("", "The picture: .png, .pdf or .svg; <kind>.png if not given.")
     x: str = static("updates", "Horizontal axis of curves: updates or minutes.", choices=tuple(learning_curves.AXES))
     mode: str = static("eval", "Evaluations: eval, of single actions, or best_of_n, of choices by Q.")
+    published: bool = static(False, "Draw bands of curves that authors have released, where ours can be compared.")
+    methods: str = static("", "With --published: whose curves, separated by commas; those of our agents if not given.")
+
+
+def _released(options: Settings, groups: Sequence[Group]) -> dict[str, Sequence[Curve]]:
+    """Returns by environment others' curves that may stand behind ours, and says why others may not."""
+    if not options.published:
+        if options.methods:
+            raise UserError("--methods are of released curves; add --published, or leave it out")
+        return {}
+    if options.kind != "curves" or options.x != "updates":
+        raise UserError("--published draws bands behind learning curves over updates; leave --kind and --x out")
+    found = {}
+    for environment, row in panels(groups).items():
+        found[environment], reasons = beside(row, options.methods.split(",") if options.methods else ())
+        for reason in reasons:
+            print(f"note: {reason}", file=sys.stderr)
+    return found
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -53,7 +72,7 @@ def main(arguments: Sequence[str]) -> int:
     for reason in left_out:
         print(f"warning: left out: {reason}", file=sys.stderr)
     groups = group_runs(runs)
-    figures.save(figures.make(options.kind, groups, options.x), out)
+    figures.save(figures.make(options.kind, groups, options.x, _released(options, groups)), out)
     print(f"wrote {out} and {out.name}.json")
     for environment, row in panels(groups).items():
         for group in row:

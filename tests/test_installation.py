@@ -41,11 +41,13 @@ from pathlib import Path
 from flowrl import agents
 from flowrl.collection import experts
 from flowrl.experiment import presets
+from flowrl.reports import published
 assert len(agents.names()) == int(sys.argv[2]), agents.names()
 for name in agents.names():
     agents.default(name)
 assert len(presets.datasets("gcbc")) > 50
 assert experts.shipped("ant")
+assert published.of_task("cube-double-play-singletask")
 for name, module in list(sys.modules.items()):  # what is missing may be found where the repository is installed
     if name.partition(".")[0] == "flowrl":
         assert Path(module.__file__).is_relative_to(sys.argv[1]), module.__file__

@@ -3,7 +3,7 @@
 import contextlib
 import io
 import textwrap
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,8 +12,9 @@ import numpy as np
 from flowrl.errors import UserError
 from flowrl.machine.files import replacing
 from flowrl.reports import comparisons, drawing, learning_curves
-from flowrl.reports.curves import Group, record
+from flowrl.reports.curves import Group, bounds, record
 from flowrl.reports.drawing import COLOURS, CROSS, LABELS
+from flowrl.reports.published import Curve
 from flowrl.run_folder import logs
 from flowrl.run_folder.summary import scale
 from flowrl.run_folder.texts import shown
@@ -35,23 +36,42 @@ class Picture(NamedTuple):
     numbers: dict[str, Any]
 
 
-def make(kind: str, groups: Sequence[Group], x: str = "updates") -> Picture:
+def make(
+    kind: str, groups: Sequence[Group], x: str = "updates", released: Mapping[str, Sequence[Curve]] | None = None
+) -> Picture:
     """Makes a picture.
 
     Args:
         kind: A key of `KINDS`.
         groups: What to show.
         x: What learning curves run over: `updates` or `minutes`.
+        released: By environment others' curves to draw behind learning curves over updates.
 
     Raises:
         UserError: matplotlib is missing, or the groups do not suffice.
     """
     with _plain_text():
         if kind == "curves":
-            return Picture(learning_curves.draw(groups, x), {"kind": kind, "x": x, "groups": record(groups)})
+            numbers = {"kind": kind, "x": x, "groups": record(groups)}
+            numbers |= {"released": _released(released)} if released else {}
+            return Picture(learning_curves.draw(groups, x, released), numbers)
         compare, draw = KINDS[kind]
         found = compare(groups)
         return Picture(draw(found, groups), {"kind": kind, "panels": found, "groups": record(groups)})
+
+
+def _released(found: Mapping[str, Sequence[Curve]]) -> list[dict[str, Any]]:
+    return [
+        {
+            "environment": environment,
+            "label": curve.name,
+            "updates": curve.updates,
+            "mean": [interval.mean for interval in curve.intervals],
+            "interval_95": [bounds(interval) for interval in curve.intervals],
+        }
+        for environment, curves in found.items()
+        for curve in curves
+    ]
 
 
 def save(picture: Picture, out: Path) -> None:

@@ -1,24 +1,32 @@
 """Learning curves: scores over updates or time, and final numbers beside them."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from flowrl.reports import drawing
 from flowrl.reports.curves import Group, data_name, final_text, label, panels
-from flowrl.reports.drawing import CROSS, LABELS
+from flowrl.reports.drawing import COLOURS, CROSS, LABELS
+from flowrl.reports.published import Curve
 from flowrl.run_folder.evaluations import RunDir
 from flowrl.run_folder.summary import scale
 
 AXES = {"updates": "Updates", "minutes": "Training time of the run directory in minutes, without evaluation"}
 
 
-def draw(groups: Sequence[Group], x: str) -> Any:
-    """Draws one row per environment: learning curves, and final numbers beside them."""
-    rows = panels(groups)
+def draw(groups: Sequence[Group], x: str, released: Mapping[str, Sequence[Curve]] | None = None) -> Any:
+    """Draws one row per environment: learning curves, and final numbers beside them.
+
+    Args:
+        groups: What to show.
+        x: A key of `AXES`.
+        released: By environment others' curves to draw behind them, over updates.
+    """
+    rows, behind = panels(groups), released or {}
     named = [[_name(group, row) for group in row] for row in rows.values()]
-    heights = [3.6 + drawing.legend_height(texts) for texts in named]
+    others = [[curve.name for curve in behind.get(environment, ())] for environment in rows]
+    heights = [3.6 + drawing.legend_height([*ours, *theirs]) for ours, theirs in zip(named, others, strict=True)]
     figure = drawing.figure(10, sum(heights) + 0.9)
     axes = figure.subplots(len(rows), 2, squeeze=False, sharey="row", width_ratios=(4, 1), height_ratios=heights)
     for (environment, row), texts, (curves, finals) in zip(rows.items(), named, axes, strict=True):
@@ -28,12 +36,15 @@ def draw(groups: Sequence[Group], x: str) -> Any:
         for index, (group, text) in enumerate(zip(row, texts, strict=True)):
             _draw_curves(curves, group, x, text, drawing.style(index))
             _draw_final(finals, group, index)
+        for index, curve in enumerate(behind.get(environment, ()), len(row)):
+            _draw_released(curves, curve, index)
         _dress(curves, finals, row, x)
+    theirs = "Dashed with a band: curves that other authors have released, as the legend says. " if any(others) else ""
     drawing.explain(
         figure,
         "Thick line: mean over seeds. Band, bar and [brackets]: 95 % percentile bootstrap interval of that mean over "
         f"seeds; none for one seed. Thin lines and dots: single seeds, those that diverged crossed out. "
-        f"{drawing.caption(groups)}",
+        f"{theirs}{drawing.caption(groups)}",
     )
     return figure
 
@@ -57,6 +68,16 @@ def _draw_curves(axes: Any, group: Group, x: str, text: str, style: dict[str, An
         for curve in run.curves.values():
             values = scale(group.metric) * np.array([*curve.values()])
             axes.plot(positions([*curve], [run]), values, color=style["color"], linewidth=0.7, alpha=0.5, zorder=2)
+
+
+def _draw_released(axes: Any, curve: Curve, index: int) -> None:
+    """Draws what others have reached as a band behind our own curves; a single number as a bar."""
+    colour = COLOURS[index % len(COLOURS)]
+    means, lows, highs = scale("success") * np.array(curve.intervals).T
+    axes.plot(curve.updates, means, "--", color=colour, linewidth=1.2, label=curve.name, zorder=1)
+    axes.fill_between(curve.updates, lows, highs, color=colour, alpha=0.12, linewidth=0, zorder=0)
+    if len(curve.updates) == 1:
+        axes.errorbar(curve.updates, means, [means - lows, highs - means], color=colour, capsize=4, zorder=1)
 
 
 def _draw_final(axes: Any, group: Group, index: int) -> None:

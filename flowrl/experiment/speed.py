@@ -1,0 +1,171 @@
+"""How fast agents learn and act on this machine, measured on noise in the shape of their data."""
+
+import functools
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from flowrl import config as configs
+from flowrl.agent import Agent
+from flowrl.data import returns
+from flowrl.data.dataset import Dataset, from_arrays
+from flowrl.envs.episodes import SeededEpisodes
+from flowrl.experiment.build import build_agent
+from flowrl.experiment.settings import Plan
+from flowrl.machine.provenance import usable_cores
+from flowrl.networks import Spec
+from flowrl.random_streams import root_keys
+from flowrl.tasks.task import Facts
+from flowrl.train_state import TrainState
+from flowrl.training import acting, compiled
+
+STEPS = 50
+"""Environment steps that tell how long one takes."""
+
+
+def synthetic_arrays(spec: Spec, episodes: int = 1000, length: int = 1001) -> dict[str, np.ndarray]:
+    """Returns noise in the shape of OGBench's navigate sets; rates do not depend on the values."""
+    rng = np.random.default_rng(0)
+    rows = episodes * length
+    terminals = np.zeros((episodes, length), bool)
+    terminals[:, -1] = True
+    return {
+        "observations": rng.standard_normal((rows, *spec.observation.shape), np.float32),
+        "actions": rng.uniform(-1, 1, (rows, *spec.action.shape)).astype(np.float32),
+        "rewards": rng.standard_normal(rows, np.float32),
+        "masks": np.ones(rows, np.float32),
+        "terminals": terminals.reshape(-1),
+    }
+
+
+def synthetic_dataset(spec: Spec, episodes: int = 1000) -> Dataset:
+    """Returns such noise on the device, with the returns and the compact goals that some agents read."""
+    arrays = synthetic_arrays(spec, episodes)
+    if spec.goal is not None and spec.goal.shape != spec.observation.shape:
+        rng, rows = np.random.default_rng(1), len(arrays["rewards"])
+        arrays["oracle_reps"] = rng.standard_normal((rows, *spec.goal.shape), np.float32)
+    return from_arrays(arrays | returns.of_dataset(arrays, discount=0.99))
+
+
+def rate(advance: Callable[[int], None], seconds: float) -> float:
+    """Returns calls per second of something that can be done `n` times, in a run of about the given length."""
+    count = 1
+    while True:
+        began = time.perf_counter()
+        advance(count)
+        elapsed = time.perf_counter() - began
+        if elapsed >= seconds / 2:
+            return count / elapsed
+        count = max(2 * count, round(0.8 * count * seconds / max(elapsed, 1e-6)))
+
+
+def acting_times(agent: Agent[Any], spec: Spec, state: TrainState[Any], seconds: float) -> tuple[float, float]:
+    """Returns the seconds to compile acting on one observation, and those of one action, host and device together.
+
+    Args:
+        agent: Whose actions they are.
+        spec: Its shapes.
+        state: Of one run, with the configuration that acts.
+        seconds: Length of the measurement.
+    """
+    observation, _, goal, _ = (jnp.zeros(shape.shape, shape.dtype) for shape in spec.inputs())
+    arguments = (agent.policy(state), {"observations": observation, "goals": goal}, jax.random.key(0))
+    began = time.perf_counter()
+    act = jax.jit(functools.partial(acting.act, agent)).lower(*arguments).compile()
+    compile_seconds = time.perf_counter() - began
+
+    def advance(count: int) -> None:
+        for _ in range(count):
+            act(*arguments).block_until_ready()
+
+    return compile_seconds, 1 / rate(advance, seconds)
+
+
+def action_seconds(plan: Plan, facts: Facts, seconds: float) -> float:
+    """Returns the seconds of one action of a plan's agent, as it is configured to act."""
+    agent = build_agent(plan, facts)
+    *_, configured = agent.evaluations(plan.config).values()
+    state = agent.init(jax.random.key(0), plan.config)
+    return acting_times(agent, facts.spec, state.replace(config=configs.as_arrays(configured)), seconds)[1]
+
+
+class Pace(NamedTuple):
+    """How fast a training would be.
+
+    Attributes:
+        updates: A second, of each of its runs.
+        action: Seconds of an action.
+        step: Seconds of an environment's step.
+    """
+
+    updates: float
+    action: float
+    step: float
+
+
+def pace(plan: Plan, seconds: float) -> Pace:
+    """Measures how fast a plan would be trained, all of its runs together, without its data.
+
+    Raises:
+        UserError: Its environment cannot be made.
+    """
+    facts = plan.env.facts()
+    agent, runs = build_agent(plan, facts), len(plan.runs)
+    dataset = synthetic_dataset(facts.spec, episodes=20)
+    program = compiled.build(agent, plan.config.batch_size, dataset, plan.settings.map)
+    keys = root_keys(jnp.arange(runs))
+    states, totals = program.start(keys, configs.stacked(plan.config, [{}] * runs))
+    chunk = program.chunk.lower(states, totals, keys, dataset, jnp.int32(1)).compile()
+
+    def advance(count: int) -> None:
+        nonlocal states, totals
+        states, totals = jax.block_until_ready(chunk(states, totals, keys, dataset, jnp.int32(count)))
+
+    updates = rate(advance, seconds)
+    return Pace(updates, action_seconds(plan, facts, seconds / 4), _step_seconds(plan.env.make(), facts))
+
+
+def _step_seconds(env: SeededEpisodes, facts: Facts) -> float:
+    env.reset(seed=0, options={"task_id": 1} if facts.tasks else None)
+    action, done, began = np.zeros(facts.spec.action.shape, np.float32), 0, time.perf_counter()
+    for _ in range(STEPS):
+        _, _, terminated, truncated, _ = env.step(action)
+        done += 1
+        if terminated or truncated:
+            break
+    elapsed = (time.perf_counter() - began) / done
+    env.close()
+    return elapsed
+
+
+def training_seconds(plan: Plan, found: Pace, done: int = 0) -> float:
+    """Returns how long the updates of a plan's runs take that are left after step `done`."""
+    settings = plan.settings
+    offline = max(0, settings.steps - done)
+    online = settings.total - max(done, settings.steps)
+    each = settings.online.updates_per_step / found.updates + len(plan.runs) * found.step + found.action
+    return offline / found.updates + online * each
+
+
+def evaluation_seconds(plan: Plan, found: Pace, limit: int, tasks: int, modes: int, done: int = 0) -> float:
+    """Returns how long the evaluations left after step `done` take at most, where no episode ends before its limit.
+
+    Args:
+        plan: What is trained.
+        found: How fast it is.
+        limit: Steps of an episode.
+        tasks: On which it is evaluated.
+        modes: As what it is evaluated.
+        done: The step that has been reached.
+    """
+    settings = plan.settings
+    ends = sum(-(-steps // settings.eval.interval) for steps in (settings.steps, settings.online.steps))
+    count = max(0, ends - done // settings.eval.interval) if settings.eval.episodes else 0
+    episodes = len(plan.runs) * tasks * settings.eval.episodes
+    cores = min(usable_cores(), settings.workers or usable_cores())
+    at_once = max(1, min(episodes, plan.env.most))
+    return count * modes * episodes * limit * (found.step / cores + found.action / at_once)
