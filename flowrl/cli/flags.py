@@ -3,7 +3,7 @@
 import sys
 import traceback
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 from absl import flags
@@ -34,9 +34,11 @@ class _Parser(flags.ArgumentParser):
         return str(self.kind)
 
 
-def define(values: flags.FlagValues, record: Any, prefix: str = "") -> None:
-    """Defines one flag `--<prefix><name>` for each setting of a record, with its help text."""
+def define(values: flags.FlagValues, record: Any, prefix: str = "", only: Collection[str] | None = None) -> None:
+    """Defines one flag `--<prefix><name>` for each setting of a record, or `only` for some, with its help text."""
     for entry in config.flatten(record, prefix):
+        if only is not None and entry.name.removeprefix(prefix) not in only:
+            continue
         if entry.kind is bool:
             flags.DEFINE_boolean(entry.name, None, entry.field.metadata["help"], flag_values=values)
         else:
@@ -45,9 +47,12 @@ def define(values: flags.FlagValues, record: Any, prefix: str = "") -> None:
             )
 
 
-def given(values: flags.FlagValues, record: Any, prefix: str = "") -> dict[str, Any]:
-    """Returns the settings of a record whose flags stood on the command line, by dotted name."""
-    flagged = {entry.name: values[prefix + entry.name] for entry in config.flatten(record)}
+def given(
+    values: flags.FlagValues, record: Any, prefix: str = "", only: Collection[str] | None = None
+) -> dict[str, Any]:
+    """Returns the settings of a record, or `only` of some, whose flags stood on the command line, by dotted name."""
+    names = [entry.name for entry in config.flatten(record) if only is None or entry.name in only]
+    flagged = {name: values[prefix + name] for name in names}
     return {name: flag.value for name, flag in flagged.items() if flag.present}
 
 

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from absl import flags as absl_flags
 
-from flowrl import agents
+from flowrl import agents, config
 from flowrl.cli import flags
 from flowrl.errors import UserError
 from flowrl.experiment.settings import Plan, Settings
@@ -51,6 +51,45 @@ def given(
     if usual is None:
         return [*found, {}]
     return [*found, (flags.given_lists if several else flags.given)(values, usual, "agent.")]
+
+
+def given_of_several(
+    arguments: Sequence[str], records: Sequence[Any], names: Callable[[Sequence[dict[str, Any]]], Sequence[str]]
+) -> tuple[list[dict[str, Any]], dict[str, dict[str, Any]]]:
+    """Reads the command line of a program that trains several agents.
+
+    A setting of one agent is `--NAME.setting`; as `--agent.setting` it is of all of them, which must all have it.
+
+    Args:
+        arguments: The command line, the program first.
+        records: Its settings.
+        names: Returns the agents that are meant, of what is given of each record.
+
+    Returns:
+        What is given of each record, and by agent what is given of its settings.
+
+    Raises:
+        UserError: A flag is unknown or has a bad value, or there is no such agent.
+    """
+    values = absl_flags.FlagValues()
+    for record in records:
+        flags.define(values, record)
+    flags.parse(values, arguments, known_only=True)
+    usual = {name: agents.default(name) for name in names([flags.given(values, record) for record in records])}
+    entries = [{entry.name: entry for entry in config.flatten(record)} for record in usual.values()]
+    common = [
+        name
+        for name, entry in entries[0].items()
+        if all(name in other and other[name].kind == entry.kind for other in entries)
+    ]
+    first = next(iter(usual.values()))
+    flags.define(values, first, "agent.", only=common)
+    for name, record in usual.items():
+        flags.define(values, record, f"{name}.")
+    flags.parse(values, arguments)
+    of_all = flags.given(values, first, "agent.", only=common)
+    of_agents = {name: of_all | flags.given(values, record, f"{name}.") for name, record in usual.items()}
+    return [flags.given(values, record) for record in records], of_agents
 
 
 def _agent_name(arguments: Sequence[str], read: Callable[[Path], dict[str, Any]]) -> str | None:

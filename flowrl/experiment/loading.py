@@ -92,6 +92,12 @@ class Loaded:
         return inputs
 
 
+def stored_spec(config: Mapping[str, Any]) -> Spec:
+    """Returns the shapes of the environment of a `config.json`."""
+    sizes = [config["task"][name] for name in ("observation", "action", "goal")]
+    return Spec.of_sizes(*(shape[0] if shape else 0 for shape in sizes))
+
+
 def _rows(what: str, value: Any, size: int) -> np.ndarray:
     """Returns one vector `[size]` or several `[B, size]`.
 
@@ -124,8 +130,7 @@ def load(run_dir: str | Path, *, run: int = 0, step: int | None = None, seed: in
     if not 0 <= run < len(runs):
         raise UserError(f"{folder} has {len(runs)} runs, from 0 to {len(runs) - 1}; there is no run {run}")
     config = _acting(texts.of_json(agents.default(name), told["agent_config"]), acting)
-    task, shapes = told["task"], {n: told["task"][n] for n in ("observation", "action", "goal")}
-    spec = Spec.of_sizes(*(shape[0] if shape else 0 for shape in shapes.values()))
+    task, spec = told["task"], stored_spec(told)
     agent = agents.build(name, config, spec)
     states, normalizer = load_states(
         folder, name, agent, stacked(config, [one.values for one in runs]), len(runs),

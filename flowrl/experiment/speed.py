@@ -9,12 +9,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from flowrl import agents
 from flowrl import config as configs
 from flowrl.agent import Agent
 from flowrl.data import returns
 from flowrl.data.dataset import Dataset, from_arrays
 from flowrl.envs.episodes import SeededEpisodes
-from flowrl.experiment.build import build_agent
 from flowrl.experiment.settings import Plan
 from flowrl.machine.provenance import usable_cores
 from flowrl.networks import Spec
@@ -85,12 +85,16 @@ def acting_times(agent: Agent[Any], spec: Spec, state: TrainState[Any], seconds:
     return compile_seconds, 1 / rate(advance, seconds)
 
 
-def action_seconds(plan: Plan, facts: Facts, seconds: float) -> float:
-    """Returns the seconds of one action of a plan's agent, as it is configured to act."""
-    agent = build_agent(plan, facts)
+def action_seconds(plan: Plan, spec: Spec, seconds: float) -> float:
+    """Returns the seconds of one action of a plan's agent, as it is configured to act.
+
+    Of one that chooses several actions at a time it is the share of one of them.
+    """
+    agent = agents.build(plan.settings.agent, plan.config, spec)
     *_, configured = agent.evaluations(plan.config).values()
     state = agent.init(jax.random.key(0), plan.config)
-    return acting_times(agent, facts.spec, state.replace(config=configs.as_arrays(configured)), seconds)[1]
+    each = acting_times(agent, spec, state.replace(config=configs.as_arrays(configured)), seconds)[1]
+    return each / (agent.batch(plan.config).chunk or 1)
 
 
 class Pace(NamedTuple):
@@ -114,7 +118,7 @@ def pace(plan: Plan, seconds: float) -> Pace:
         UserError: Its environment cannot be made.
     """
     facts = plan.env.facts()
-    agent, runs = build_agent(plan, facts), len(plan.runs)
+    agent, runs = agents.build(plan.settings.agent, plan.config, facts.spec), len(plan.runs)
     dataset = synthetic_dataset(facts.spec, episodes=20)
     program = compiled.build(agent, plan.config.batch_size, dataset, plan.settings.map)
     keys = root_keys(jnp.arange(runs))
@@ -126,7 +130,7 @@ def pace(plan: Plan, seconds: float) -> Pace:
         states, totals = jax.block_until_ready(chunk(states, totals, keys, dataset, jnp.int32(count)))
 
     updates = rate(advance, seconds)
-    return Pace(updates, action_seconds(plan, facts, seconds / 4), _step_seconds(plan.env.make(), facts))
+    return Pace(updates, action_seconds(plan, facts.spec, seconds / 4), _step_seconds(plan.env.make(), facts))
 
 
 def _step_seconds(env: SeededEpisodes, facts: Facts) -> float:

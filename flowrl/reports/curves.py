@@ -103,12 +103,13 @@ def group_runs(runs: Sequence[RunDir]) -> list[Group]:
 def _sweeps_alike(runs: Sequence[RunDir]) -> list[RunDir]:
     """Returns runs with success 0 where other parts of their sweep were told one: none of theirs has reached it."""
     told = {run.folder.parent for run in runs if run.metric == "success" and (run.folder.parent / SWEEP).exists()}
-    return [
-        run._replace(metric="success", curves={seed: dict.fromkeys(curve, 0.0) for seed, curve in run.curves.items()})
-        if run.folder.parent in told and run.metric != "success"
-        else run
-        for run in runs
-    ]
+    return [unsuccessful(run) if run.folder.parent in told and run.metric != "success" else run for run in runs]
+
+
+def unsuccessful(run: RunDir) -> RunDir:
+    """Returns a run with success 0, where its environment tells success only where it is reached."""
+    curves = {seed: dict.fromkeys(curve, 0.0) for seed, curve in run.curves.items()}
+    return run._replace(metric="success", curves=curves)
 
 
 def _group(runs: list[RunDir]) -> Group:

@@ -12,7 +12,7 @@ from flowrl.machine import schema
 from flowrl.run_folder import formats, logs
 from flowrl.run_folder.layout import CONFIG, DIVERGED, SWEEP
 from flowrl.run_folder.runs import Run
-from flowrl.run_folder.summary import SINGLE, judged
+from flowrl.run_folder.summary import BEST, SINGLE, judged
 from flowrl.run_folder.texts import shown
 
 
@@ -166,6 +166,12 @@ def read_runs(folder: Path, *, with_minutes: bool, mode: str = SINGLE) -> list[R
     steps = sorted({line["step"] for line in lines})
     minutes = _minutes(folder, steps)
     return [run._replace(minutes=minutes) for run in found]
+
+
+def configured_mode(folder: Path) -> str:
+    """Returns the evaluations of a run's agent as it is configured to act: with the best of several, or one draw."""
+    modes = {line["mode"] for line in logs.read_lines(folder / "eval.jsonl")}
+    return BEST if BEST in modes else SINGLE
 
 
 def due(interval: int, steps: int, online_steps: int, last: int) -> list[int]:

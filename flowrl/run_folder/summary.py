@@ -12,6 +12,8 @@ from flowrl.run_folder.runs import Run, points, seeds
 HEADLINE_EVALUATIONS = 3
 SINGLE = "eval"
 """The evaluation that counts: of the agent as it acts by itself."""
+BEST = "best_of_n"
+"""The evaluation of an agent that is configured to act with the best of several actions."""
 
 METRICS = ("success", "normalized_score", "return")
 """What an evaluation may be judged by, the first of those that it has."""
