@@ -62,7 +62,7 @@ class Curve(NamedTuple):
     @property
     def agent(self) -> str:
         """What flowrl would call the method."""
-        return self.method.lower().replace("-", "_")
+        return _plain(self.method)
 
     @property
     def name(self) -> str:
@@ -116,27 +116,33 @@ def _methods(file: dict[str, np.ndarray], part: str) -> list[str]:
 
 
 @functools.cache
-def of_task(task: str) -> tuple[Curve, ...]:
-    """Returns all that is released of a task, offline, whether or not our runs can be compared with it.
+def of_task(task: str, agents: frozenset[str] | None = None) -> tuple[Curve, ...]:
+    """Returns what is released of a task, offline, whether or not our runs can be compared with it.
 
     Args:
         task: Its name, with or without number and version.
+        agents: Which methods, by the names that flowrl would give them; all where none are given.
     """
     found, name = list[Curve](), canonical(task)
+
+    def wanted(method: str) -> bool:
+        return agents is None or _plain(method) in agents
+
     qam, gfp, qc = _file("qam"), _file("gfp"), _file("qc")
     if (row := _row(qam["tasks"], name)) is not None:
         updates = tuple(range(50_000, MILLION + 1, 50_000))
-        methods = [method for method in _methods(qam, "successes/") if method != "RLPD"]  # which is online only
-        found += [_seeded(method, QAM, updates, qam[f"successes/{method}"][row, :20] / 50) for method in methods]
+        for method in _methods(qam, "successes/"):
+            if method != "RLPD" and wanted(method):  # which is online only
+                found.append(_seeded(method, QAM, updates, qam[f"successes/{method}"][row, :20] / 50))
     for method in _methods(gfp, "successes/"):
-        if (row := _row(gfp[f"tasks/{method}"], name)) is not None:
+        if (row := _row(gfp[f"tasks/{method}"], name)) is not None and wanted(_GFP_NAMES[method]):
             scores = gfp[f"successes/{method}"][row][None] / 300
             found.append(_seeded(_GFP_NAMES[method], GFP, (MILLION,), scores))
     if (row := _row(qc["tasks"], name)) is not None:
         for method in _methods(qc, "curves/"):
             steps = np.rint(MILLION * qc[f"steps/{method}"].astype(np.float64)).astype(int)
             kept = [index for index, step in enumerate(steps) if 0 < step <= MILLION]
-            if steps[0] == 0:
+            if steps[0] == 0 and wanted(method):
                 intervals = tuple(Interval(*map(float, qc[f"curves/{method}"][row, :, index])) for index in kept)
                 found.append(Curve(method, QC, tuple(int(steps[index]) for index in kept), intervals, None))
     return tuple(found)
@@ -186,7 +192,7 @@ def beside(groups: Sequence[Group], methods: Sequence[str] = ()) -> tuple[list[C
     """
     env, wanted = groups[0].identity["env"], {_plain(method) for method in methods}
     wanted = wanted or {group.identity["agent"] for group in groups}
-    known = [curve for curve in of_task(env) if curve.agent in wanted]
+    known = of_task(env, frozenset(wanted))
     if not known:
         told = ", ".join(sorted(wanted))
         return [], [f"{env}: no released curves of {told}"]
