@@ -350,27 +350,47 @@ def test_a_suite_is_fifty_tasks() -> None:
 
 FAULTS = {
     "flowrl/experiment/cells.py": [
-        ("if twice := [", "if False and [", "test_what_cannot_be and twice"),
-        ("    if len(goals) > 1:", "    if len(goals) > 2:", "test_what_cannot_be and goals"),
-        ("        if one != two:", "        if False:", "test_what_cannot_be and mix"),
-        ("held[entry.name] != entry.value:", "False:", "test_a_folder_with_runs_of_another_size"),
-        ("of_agents.get(name, {}))", "{})", "test_settings_of_all_agents_and_of_one"),
+        ("if twice := [", "if False and (twice := 1) and [", "test_what_cannot_be_is_one_line and twice"),
+        ("    if len(goals) > 1:", "    if len(goals) > 2:", "test_what_cannot_be_is_one_line and goals"),
+        ("        if one != two:", "        if False:", "test_what_cannot_be_is_one_line and mix"),
+        ("held[entry.name] != entry.value:", "False:", "test_a_folder_with_runs_of_another_size_is_refused"),
+        ("comparison.of_agents.get(name, {})", "{}", "test_settings_of_all_agents_and_of_one"),
         ("suites.require_new(comp", "str(comp", "test_a_suite_adds_its_rows_once"),
     ],
     "flowrl/experiment/comparing.py": [
-        ("if not cell.finished]", "]", "test_what_is_finished_is_kept"),
-        ("except SharedError as error:", "except ZeroDivisionError as error:", "test_a_run_that_diverges"),
-        ("* len(cell.plan.runs))", ")", "test_tables_hold_what_agents_reach"),
+        (
+            "for cell in found if not cell.finished]",
+            "for cell in found]",
+            "test_what_is_finished_is_kept_and_what_is_missing_trained",
+        ),
+        (
+            "except SharedError as error:",
+            "except ZeroDivisionError as error:",
+            "test_a_run_that_diverges_leaves_the_others_their_table",
+        ),
+        ("* len(cell.plan.runs))", ")", "test_tables_hold_what_agents_reach_as_they_are_configured_to_act"),
     ],
     "flowrl/experiment/speed.py": [
         ("max(0, settings.steps - done)", "settings.steps", "test_how_long_the_rest_takes"),
         ("return count * modes *", "return count *", "test_how_long_the_rest_takes"),
     ],
     "flowrl/run_folder/evaluations.py": [
-        ("return BEST if BEST in modes else SINGLE", "return SINGLE", "test_tables_hold_what_agents_reach"),
+        (
+            "return BEST if BEST in modes else SINGLE",
+            "return SINGLE",
+            "test_tables_hold_what_agents_reach_as_they_are_configured_to_act",
+        ),
     ],
     "flowrl/reports/score_tables.py": [
-        ("probability_of_improvement(scores, np.array(", "mean(scores - np.array(", "test_a_success_that_no_run"),
-        ("unsuccessful(run) if run.metric", "run if run.metric", "test_a_success_that_no_run"),
+        (
+            "probability_of_improvement(scores, np.array(",
+            "mean(scores - np.array(",
+            "test_a_success_that_no_run_of_an_agent_reaches_is_one_of_zero",
+        ),
+        (
+            "unsuccessful(run) if run.metric",
+            "run if run.metric",
+            "test_a_success_that_no_run_of_an_agent_reaches_is_one_of_zero",
+        ),
     ],
 }

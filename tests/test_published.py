@@ -253,22 +253,38 @@ def test_an_unfinished_run_and_a_damaged_row_are_errors(tmp_path: Path) -> None:
 
 FAULTS = {
     "flowrl/reports/published.py": [
-        ("[row, :20] / 50)", "[row, 10:30] / 50)", "test_a_curve_is_means"),
-        ("scores[rows].mean(axis=0)", "scores[rows].max(axis=0)", "test_a_curve_is_means"),
-        ('r"antsoccer|puzzle-[34]x[34]", 4', 'r"antsoccer", 4', "test_a_name_without_number"),
-        ('!= "official" for run', '== "none" for run', "test_what_is_not_comparable and given0"),
-        ('(QAM, "scene|puzzle-3x3", SPARSE),', "", "test_what_is_not_comparable and given1"),
+        ("[row, :20] / 50)", "[row, 10:30] / 50)", "test_a_curve_is_means_over_seeds_of_shares_of_episodes"),
+        (
+            "scores[rows].mean(axis=0)",
+            "scores[rows].max(axis=0)",
+            "test_a_curve_is_means_over_seeds_of_shares_of_episodes",
+        ),
+        ('r"antsoccer|puzzle-[34]x[34]", 4', 'r"antsoccer", 4', "test_a_name_without_number_is_ogbenchs_default_task"),
+        ('!= "official" for run', '== "none" for run', "test_what_is_not_comparable_is_said_in_one_line and given0"),
+        ('(QAM, "scene|puzzle-3x3", SPARSE),', "", "test_what_is_not_comparable_is_said_in_one_line and given1"),
         (
             "if not set(group.steps) & set(curve.updates)",
             "if not group.steps",
-            "test_what_is_not_comparable and given6",
+            "test_what_is_not_comparable_is_said_in_one_line and given6",
         ),
-        ("for group in groups if (problem", "for group in groups[:1] if (problem", "test_one_run_that_cannot"),
+        (
+            "for group in groups if (problem",
+            "for group in groups[:1] if (problem",
+            "test_one_run_that_cannot_be_compared_keeps_all_bands_away",
+        ),
     ],
     "flowrl/reports/suites.py": [
-        ('and other["run"] != run:', "and False:", "test_the_same_run_replaces_its_row"),
-        ('other["preset"] == row["preset"] and', "", "test_rows_of_presets_stand_apart"),
-        ('["size"]["updates"] != row["size"]', '["size"]["updates"] > 9 * row["size"]', "test_a_table_does_not_mix"),
-        ('"task": canonical(entry.environment)', '"task": entry.environment', "test_a_row_is_a_run"),
+        ('and other["run"] != run:', "and False:", "test_the_same_run_replaces_its_row_and_another_is_refused"),
+        ('other["preset"] == row["preset"] and', "", "test_rows_of_presets_stand_apart_on_the_page"),
+        (
+            '["size"]["updates"] != row["size"]',
+            '["size"]["updates"] > 9 * row["size"]',
+            "test_a_table_does_not_mix_sizes",
+        ),
+        (
+            '"task": canonical(entry.environment)',
+            '"task": entry.environment',
+            "test_a_row_is_a_run_with_all_that_it_can_be_traced_by",
+        ),
     ],
 }
