@@ -133,6 +133,22 @@ def test_what_is_not_comparable_is_said_in_one_line(given: dict[str, Any], messa
     assert "\n" not in reasons[0]
 
 
+def test_numbers_stand_beside_ours_at_the_same_updates_only(tmp_path: Path) -> None:
+    (entry,), _ = score_tables.read([official(tmp_path / "a")], {})
+    found, reasons = score_tables.released([entry])
+    told = score_tables.theirs(entry, found[TASK])
+    assert [name for name, _ in told] == ["FQL of QAM's authors, 12 seeds", "FQL of QC's authors"]
+    assert told[0][1] == found[TASK][0].final([800_000, 900_000, 1_000_000])
+    assert reasons == []
+    text = score_tables.markdown([entry], "a command", [])
+    assert f"FQL of QAM's authors, 12 seeds: {100 * told[0][1].mean:.1f} % [" in text
+    assert "FQL of QAM's authors" in score_tables.comma_separated([entry])
+    (entry,), _ = score_tables.read([official(tmp_path / "c", TEN, 90_000)], {})  # both have one after 900,000 alone
+    found, reasons = score_tables.released([entry])
+    assert score_tables.theirs(entry, found[TASK]) == []
+    assert "no number for evaluations after updates [720000, 810000, 900000]" in reasons[0]
+
+
 def test_one_run_that_cannot_be_compared_keeps_all_bands_away(tmp_path: Path) -> None:
     groups = [group_of(official(tmp_path / "a")), group_of(official(tmp_path / "b", origin="collected", alpha=1.0))]
     found, reasons = published.beside(groups)

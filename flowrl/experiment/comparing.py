@@ -169,11 +169,10 @@ def show(found: Sequence[Cell]) -> int:
 
 
 def _measured(plan: Plan, known: dict[Any, tuple[speed.Pace, int, int]]) -> tuple[speed.Pace, int, int]:
-    """Returns the pace of a plan, the tasks and the modes of its evaluations; what has the same shapes has the same."""
-    facts = plan.env.facts()
-    place = (plan.settings.agent, plan.config, facts.spec, len(plan.runs), plan.env.env_id if facts.tasks else None)
-    key = repr(place)
+    """Returns the pace of a plan, the tasks and the modes of its evaluations; tasks of one dataset have the same."""
+    key = repr((plan.settings.agent, plan.config, plan.env.dataset or plan.env.name, plan.env.goals, len(plan.runs)))
     if key not in known:
+        facts = plan.env.facts()
         modes = len(build_agent(plan, facts).evaluations(plan.config))
         known[key] = (speed.pace(plan, MEASURED), max(1, facts.tasks), modes)
     return known[key]

@@ -118,11 +118,20 @@ def _row(entry: Entry, row: Sequence[Entry]) -> dict[str, Any]:
 
 
 def released(entries: Sequence[Entry]) -> tuple[dict[str, list[Curve]], list[str]]:
-    """Returns by environment the released curves of the compared agents that may stand beside ours, and reasons."""
+    """Returns by environment the released curves of the compared agents that may stand beside ours.
+
+    Returns:
+        The curves, and why others may not, or have no number at the updates of our scores.
+    """
     found, reasons = dict[str, list[Curve]](), list[str]()
     for environment, row in panels([entry.group for entry in entries]).items():
         found[environment], told = beside(row)
-        reasons += told
+        reasons += told + [
+            f"{environment}: {curve.name}: no number for evaluations after {group.unit} {group.headline_steps}"
+            for group in row
+            for curve in found[environment]
+            if curve.agent == group.identity["agent"] and curve.final(group.headline_steps) is None
+        ]
     return found, reasons
 
 

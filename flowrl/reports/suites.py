@@ -163,6 +163,13 @@ def page(name: str, rows: Sequence[Mapping[str, Any]]) -> str:
     """Returns the page of a suite's rows, a part for each preset."""
     lines = [f"# {name}", ""]
     lines += [f"Made from `{ROWS}` by `experiments/compare.py --suite=…`, which adds the rows; not to be edited.", ""]
+    lines += [
+        "A score is a seed's mean over its last three evaluations, of the agent as it is configured to act; brackets "
+        "hold 95 % bootstrap intervals over seeds. Rows of different presets are of different sizes and never stand in "
+        "one table. A run is told by its number below its table.",
+        "",
+    ]
+    lines += [] if rows else ["No rows yet.", ""]
     for preset in dict.fromkeys(row["preset"] for row in rows):
         own = [row for row in rows if row["preset"] == preset]
         lines += [f"## Preset {preset}: {own[0]['size']['updates']:,} updates", "", *_overview(own), ""]
