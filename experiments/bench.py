@@ -110,12 +110,8 @@ def measure(name: str, size: str, runs: int, mode: str, settings: Settings, data
 
     updates = rate(advance, settings.seconds) * runs
     modes, shorter = agent.evaluations(config), settings.seconds / 2
-    act_compile_seconds, action_seconds = acting_times(
-        agent, spec, one.replace(config=acting.by_itself(agent, one.config)), shorter
-    )
-    best_seconds = action_seconds
-    if "best_of_n" in modes:
-        _, best_seconds = acting_times(agent, spec, one.replace(config=modes["best_of_n"]), shorter)
+    act_compile_seconds, action_seconds = measure_acting(agent, spec, one, shorter)
+    best_seconds = measure_acting(agent, spec, one, shorter, "best_of_n")[1] if "best_of_n" in modes else action_seconds
     return {
         "agent": name,
         "size": size,
@@ -138,6 +134,14 @@ def sized(name: str, size: str) -> Any:
     usual = agents.default(name)
     own = {"critic.hidden_dims": ()} if "hidden_dims" in SIZES[size] and "critic.hidden_dims" in values(usual) else {}
     return put(usual, {**SIZES[size], **own})
+
+
+def measure_acting(
+    agent: Agent[Any], spec: Spec, state: TrainState[Any], seconds: float, mode: str = ""
+) -> tuple[float, float]:
+    """Returns the seconds to compile acting on one observation, and those of one action, or chunk of them."""
+    chosen = agent.evaluations(state.config)[mode] if mode else acting.by_itself(agent, state.config)
+    return acting_times(agent, spec, state.replace(config=chosen), seconds)
 
 
 def online_session(name: str, size: str, env: str) -> tuple[Callable[[int], None], Callable[[int], None]]:

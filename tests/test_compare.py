@@ -290,7 +290,11 @@ def assert_error(message: str, *arguments: object) -> None:
 def test_what_cannot_be_is_one_line(
     message: str, arguments: Sequence[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    def trained(*_: Any) -> None:
+        raise AssertionError("trained")
+
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(comparing, "_train_all", trained)
     if not arguments:  # two agents whose published settings differ
         usual = presets.table
         row = {"dataset": "", "setting": "offline", "source": "x", "steps": "500000"}
