@@ -146,8 +146,7 @@ class Transitions(NamedTuple):
         if self.horizon.steps == 1:
             return self.complete(gather(dataset, rows))
         both = of_episodes(dataset, rows, 2 * self.horizon.steps)
-        after = both.rows[:, self.horizon.steps - 1] + 1
-        return self.along(dataset.fields, both, dataset.fields["observations"][after])
+        return self.along(dataset.fields, both, dataset.fields["observations"][both.rows[:, self.steps - 1] + 1])
 
     def along(self, fields: Mapping[str, jax.Array], both: "Stretch", next_observations: jax.Array) -> Rows:
         """Returns transitions of H steps along the first half of stretches of 2H stored rows, and what they lead to."""
