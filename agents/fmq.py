@@ -93,14 +93,14 @@ def step_sizes(config: Config, q: jax.Array) -> jax.Array:
 def guided_errors(
     nets: Networks, params: Params, state: State, batch: Batch, key: jax.Array
 ) -> tuple[jax.Array, jax.Array]:  # fmt: skip
-    """‖u(x_r, r, 1) − sg(u°(x_r, r, 1) + η ∇Q₁ / ‖∇Q₁‖)‖² `[B]`, Q₁ where u° leads (eq. 12), and the mean of η."""
+    """‖u(x_r, r, 1) − u°(x_r, r, 1) − η ∇Q₁ / ‖∇Q₁‖‖² `[B]`, Q₁ where u° leads (eq. 12), and the mean of η."""
     (time_key, noise_key), s, a = jax.random.split(key), batch["observations"], batch["actions"]
     r = uniform_times(time_key, one_each(a))
     x, one = straight(jax.random.normal(noise_key, a.shape), a, r).points, jnp.ones_like(r)
     u = nets.actor(state.target_params, s, x, r, one)
     ends, q = jnp.clip(x + (1 - r) * u, -1.0, 1.0), partial(nets.critic, state.params, s)
     sizes = step_sizes(state.config, q(ends))
-    targets = jax.lax.stop_gradient(u + sizes * ascent(lambda a: q(a)[0], ends))
+    targets = u + sizes * ascent(lambda a: q(a)[0], ends)
     return mse(nets.actor(params, s, x, r, one), targets, batch["actions_valid"]), sizes.mean()
 
 
