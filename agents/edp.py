@@ -13,15 +13,15 @@ import jax.numpy as jnp
 
 from flowrl import critics
 from flowrl.agent import Maker
+from flowrl.choice import BestOfN, backup_values, best_of_n, generated, one_and_best, with_critic
 from flowrl.config import MOST_COUNT, config, nested, static, traced
 from flowrl.critics import Critic
 from flowrl.data.samplers import Horizon, Transitions
+from flowrl.diffusion import Diffusion
 from flowrl.encoders import TimedMLP
-from flowrl.generative import Diffusion
 from flowrl.losses import awr_weight, coin_q, expectile_errors, unit_gaussian_log_prob
 from flowrl.networks import Network, Spec, Value, mish, named
 from flowrl.optim import Clip, LateTarget, descend, polyak
-from flowrl.policies import BestOfN, backup_values, best_of_n, generated, one_and_best, with_critic
 from flowrl.train_state import Batch, Loss, Metrics, Params, Policy, TrainState
 
 

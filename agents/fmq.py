@@ -13,6 +13,7 @@ import jax.numpy as jnp
 
 from flowrl import critics
 from flowrl.agent import Maker
+from flowrl.choice import Beam, BestOfN, ascent, beam_search, best_next, best_of_n, one_best_and_beam, without_beam
 from flowrl.config import MOST_COUNT, config, nested, put, static, traced
 from flowrl.critics import Critic
 from flowrl.data.samplers import Horizon, Transitions
@@ -22,7 +23,6 @@ from flowrl.losses import mse
 from flowrl.networks import Network, Spec, named
 from flowrl.optim import descend, polyak
 from flowrl.paths import one_each, straight, uniform_times
-from flowrl.policies import Beam, BestOfN, ascent, beam_search, best_next, best_of_n, one_best_and_beam, without_beam
 from flowrl.train_state import Batch, Loss, Metrics, Params, Policy, Scalar, TrainState
 
 THIRTY_TWO = BestOfN(num_samples=32, target_samples=32, aggregate="mean", critics="online")

@@ -14,15 +14,17 @@ import jax.numpy as jnp
 
 from flowrl import critics
 from flowrl.agent import Maker
+from flowrl.choice import BestOfN, best_of_n, one_and_best, with_critic
 from flowrl.config import MOST_COUNT, config, nested, put, static, traced
 from flowrl.critics import Critic
 from flowrl.data.samplers import Horizon, Transitions
+from flowrl.diffusion import Diffusion
 from flowrl.encoders import TimedMLP, scaled_sinusoidal_features
-from flowrl.generative import Diffusion, Flow, MeanFlow
+from flowrl.generative import Flow, MeanFlow
 from flowrl.losses import mirror_weights, multiplier
 from flowrl.networks import Network, Spec, named, truncated
 from flowrl.optim import LinearDecay, descend, every, gradients, polyak, step
-from flowrl.policies import BestOfN, best_of_n, noise_entropy, one_and_best, with_critic
+from flowrl.policies import noise_entropy
 from flowrl.train_state import Batch, Loss, Metrics, Params, Policy, TrainState
 
 

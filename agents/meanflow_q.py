@@ -13,16 +13,16 @@ import jax.numpy as jnp
 
 from flowrl import critics
 from flowrl.agent import Maker
+from flowrl.choice import BestOfN, best_next, best_of_n, one_and_best, with_critic
 from flowrl.config import MOST_COUNT, config, nested, static, traced
 from flowrl.critics import Critic
 from flowrl.data.samplers import Horizon, Transitions
+from flowrl.encoders import TimedTransformer
 from flowrl.losses import Balance, adaptive, mse, q_size
 from flowrl.networks import Network, Spec, named
 from flowrl.optim import Clip, CosineDecay, descend, polyak
 from flowrl.paths import Velocity, one_each, straight, uniform_times
-from flowrl.policies import BestOfN, best_next, best_of_n, one_and_best, with_critic
 from flowrl.train_state import Batch, Loss, Metrics, Params, Policy, Scalar, TrainState
-from flowrl.transformers import TimedTransformer
 
 FIVE = BestOfN(num_samples=5, target_samples=5, aggregate="mean", critics="target")
 POWER, CONSTANT, BOUND = 0.2, 1e-4, 5.0

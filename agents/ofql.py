@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from flowrl import critics
 from flowrl.agent import Maker
+from flowrl.choice import BestOfN, backup_values, best_of_n, one_and_best, with_critic
 from flowrl.config import MOST_COUNT, config, nested, static, traced
 from flowrl.critics import Critic
 from flowrl.data.samplers import Horizon, Transitions
@@ -20,7 +21,6 @@ from flowrl.generative import MeanFlow
 from flowrl.losses import coin_q
 from flowrl.networks import Network, Spec, named
 from flowrl.optim import Clip, LateTarget, descend, polyak
-from flowrl.policies import BestOfN, backup_values, best_of_n, one_and_best, with_critic
 from flowrl.train_state import Batch, Loss, Metrics, Params, Policy, Scalar, TrainState
 
 

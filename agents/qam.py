@@ -15,6 +15,7 @@ import jax.numpy as jnp
 
 from flowrl import adjoint, critics
 from flowrl.agent import Maker
+from flowrl.choice import BestOfN, best_next, best_of_n, one_and_best, with_critic
 from flowrl.config import MOST_COUNT, config, nested, static, traced
 from flowrl.critics import Critic
 from flowrl.data.samplers import Horizon, Transitions
@@ -22,7 +23,7 @@ from flowrl.generative import Flow
 from flowrl.losses import multiplier, temperature_loss
 from flowrl.networks import MLP, Network, Spec, named
 from flowrl.optim import Clip, descend, polyak
-from flowrl.policies import BestOfN, SquashedGaussian, best_next, best_of_n, edited, one_and_best, with_critic
+from flowrl.policies import SquashedGaussian, edited
 from flowrl.train_state import Batch, Loss, Metrics, Params, Policy, TrainState
 
 PLAYERS = {"flow": ("actor",), "one_step": ("one_step",), "edit": ("actor", "edit")}

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from flowrl import critics
 from flowrl.agent import Maker
+from flowrl.choice import BestOfN, best_of_n, generated, one_and_best, with_critic
 from flowrl.config import MOST_COUNT, config, nested, static, traced
 from flowrl.consistency import Shortcut
 from flowrl.critics import Critic
@@ -19,7 +20,6 @@ from flowrl.data.samplers import Horizon, Transitions
 from flowrl.losses import q_size
 from flowrl.networks import MLP, Network, Spec, named
 from flowrl.optim import Clip, gradients, polyak, step
-from flowrl.policies import BestOfN, best_of_n, generated, one_and_best, with_critic
 from flowrl.train_state import Batch, Loss, Metrics, Params, Policy, TrainState
 
 

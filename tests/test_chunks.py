@@ -13,10 +13,10 @@ from small_agents import assert_same, config_of
 from ways import Way, array, each_way
 
 from flowrl import agents
+from flowrl.choice import BestOfN, best_next
 from flowrl.data.dataset import Dataset, from_arrays
 from flowrl.errors import UserError
 from flowrl.networks import Spec
-from flowrl.policies import BestOfN, best_next
 from flowrl.run_folder import logs
 from flowrl.training.step import train_step
 
@@ -144,7 +144,7 @@ def test_what_cannot_be_is_told_in_a_line(flags: tuple[str, ...], told: str, tmp
 
 
 FAULTS = {
-    "flowrl/policies.py": [
+    "flowrl/choice.py": [
         ("num_samples=self.target_samples", "num_samples=1", "test_targets_bootstrap_the_best_of_several"),
         ("temperature=0.0)", "temperature=self.temperature)", "test_targets_bootstrap_the_best_of_several"),
         (

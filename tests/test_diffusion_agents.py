@@ -910,7 +910,7 @@ FAULTS = {
             "test_the_trained_policy_acts_and_the_critics_choose and shortcut",
         ),
     ],
-    "flowrl/policies.py": [
+    "flowrl/choice.py": [
         (
             "z_key, steps_key = jax.random.split(key)",
             "z_key = steps_key = key",

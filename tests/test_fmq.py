@@ -18,11 +18,11 @@ from ways import Way, array, each_way
 
 from flowrl import agents
 from flowrl.agents import fmq
+from flowrl.choice import Beam, ascent, beam_search
 from flowrl.config import put
 from flowrl.generative import FlowMap
 from flowrl.networks import Spec
 from flowrl.paths import shrunk
-from flowrl.policies import Beam, ascent, beam_search
 from flowrl.run_folder import logs
 
 NETS = fmq.Networks(SPEC, ACTOR, CRITIC)
@@ -342,7 +342,7 @@ FAULTS = {
         ("jax.lax.stop_gradient(speeds)", "speeds", "test_what_jumps_are_held_to_is_constant"),
         ("shares * first + (1 - shares) * second", "first", "test_consistency_on_a_simple_field and plain"),
     ],
-    "flowrl/policies.py": [
+    "flowrl/choice.py": [
         ("order[-number:", "order[:number", "test_a_search_by_hand and plain"),
         ("a + beam.step_size * ascent", "a - beam.step_size * ascent", "test_a_search_by_hand and plain"),
         ("beam.snr / (1 + beam.snr)", "1 / (1 + beam.snr)", "test_a_search_by_hand and plain"),

@@ -18,8 +18,9 @@ from flowrl import agents
 from flowrl.agent import Agent
 from flowrl.agents import fpmd
 from flowrl.config import as_arrays, check, put, values
+from flowrl.diffusion import Diffusion
 from flowrl.errors import UserError
-from flowrl.generative import Diffusion, Flow, MeanFlow
+from flowrl.generative import Flow, MeanFlow
 from flowrl.losses import mirror_weights
 from flowrl.policies import noise_entropy
 from flowrl.train_state import Policy, TrainState

@@ -16,11 +16,11 @@ from ways import Way, array, each_way
 from flowrl import agents
 from flowrl.agents import meanflow_q
 from flowrl.config import check
+from flowrl.encoders import RMSNorm, TimedTransformer
 from flowrl.errors import UserError
 from flowrl.losses import Balance
 from flowrl.optim import Clip, CosineDecay
 from flowrl.train_state import TrainState
-from flowrl.transformers import RMSNorm, TimedTransformer
 
 NETS = meanflow_q.Networks(SPEC, ACTOR, CRITIC)
 TINY = {"hidden_dims": (8,), "width": 8, "depth": 1}
@@ -301,7 +301,7 @@ FAULTS = {
     "flowrl/optim.py": [
         ("(1 + jnp.cos(jnp.pi * fallen))", "(1 - jnp.cos(jnp.pi * fallen))", "test_the_step_size_rises_and_falls"),
     ],
-    "flowrl/transformers.py": [
+    "flowrl/encoders.py": [
         ("* x.shape[-1] ** 0.5 * g", "* g", "test_the_normalisation_has_a_root_on_top"),
     ],
 }

@@ -293,18 +293,6 @@ FAULTS = {
         ("sizes[1 - i]", "sizes[i]", "test_losses_of_constant_networks_by_hand and ofql"),
         ("return -q[i].mean()", "return q[i].mean()", "test_losses_and_gradients_equal_their_references and ofql"),
     ],
-    "flowrl/policies.py": [
-        (
-            "BACKUP_ACTIONS if max_q else 1)).max(axis=0)",
-            "BACKUP_ACTIONS if max_q else 1)).mean(axis=0)",
-            "test_losses_and_gradients_equal_their_references and ofql-uniform",
-        ),
-        (
-            "return nets.critic(state.target_params, s, best_next",
-            "return nets.critic(state.params, s, best_next",
-            "test_losses_and_gradients_equal_their_references and ofql",
-        ),
-    ],
     "agents/fql.py": [
         ('batch["discounts"] * critics.combine', "critics.combine", "test_nothing_follows_a_terminal and fql"),
         (
@@ -449,5 +437,17 @@ FAULTS = {
     "agents/bc.py": [
         ("loss = -unit", "loss = unit", "test_losses_and_gradients_equal_their_references and bc"),
         ("loss = gaussian_loss if", "loss = flow_loss if", "test_losses_and_gradients_equal_their_references and bc"),
+    ],
+    "flowrl/choice.py": [
+        (
+            "BACKUP_ACTIONS if max_q else 1)).max(axis=0)",
+            "BACKUP_ACTIONS if max_q else 1)).mean(axis=0)",
+            "test_losses_and_gradients_equal_their_references and ofql-uniform",
+        ),
+        (
+            "return nets.critic(state.target_params, s, best_next",
+            "return nets.critic(state.params, s, best_next",
+            "test_losses_and_gradients_equal_their_references and ofql",
+        ),
     ],
 }

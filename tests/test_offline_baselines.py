@@ -39,9 +39,9 @@ from flowrl.critics import ImplicitValue
 from flowrl.data import replay
 from flowrl.data.dataset import from_arrays
 from flowrl.data.samplers import Horizon, Transitions
+from flowrl.diffusion import Diffusion
 from flowrl.errors import UserError
 from flowrl.experiment import presets
-from flowrl.generative import Diffusion
 from flowrl.networks import Spec, dropout
 from flowrl.run_folder import texts
 from flowrl.train_state import Batch, Params, TrainState
@@ -941,12 +941,6 @@ FAULTS = {
     ],
     "flowrl/generative.py": [
         ("(2 * np.arange(levels) + 1)", "(2 * np.arange(levels))", "test_the_variance_preserving_schedule_by_hand"),
-        ("else beta * (before < 1)", "else beta", "test_steps_whose_points_are_cut_by_hand"),
-        (
-            'points if clip == "data" else jnp.clip(points, -1.0, 1.0)',
-            "points",
-            "test_steps_whose_points_are_cut_by_hand",
-        ),
     ],
     "flowrl/data/dataset.py": [
         (
@@ -1106,6 +1100,14 @@ FAULTS = {
             "(actor_loss, implicit_value_loss, implicit_critic_loss)",
             "(actor_loss, implicit_critic_loss, implicit_value_loss)",
             "test_losses_and_gradients_equal_their_references and idql",
+        ),
+    ],
+    "flowrl/diffusion.py": [
+        ("else beta * (before < 1)", "else beta", "test_steps_whose_points_are_cut_by_hand"),
+        (
+            'points if clip == "data" else jnp.clip(points, -1.0, 1.0)',
+            "points",
+            "test_steps_whose_points_are_cut_by_hand",
         ),
     ],
 }

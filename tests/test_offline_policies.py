@@ -104,13 +104,6 @@ def test_behaviour_cloning_is_evaluated_by_single_actions() -> None:
 
 
 FAULTS = {
-    "flowrl/policies.py": [
-        (
-            'state.params if self.critics == "online" else state.target_params',
-            "state.params",
-            "test_the_best_of_n_is_the_best_by_the_slow_critics and fql",
-        ),
-    ],
     "agents/sscp.py": [
         (", steps=config.completion_steps)", ")", "test_flow_policies_act_by_their_acting_copy and sscp"),
         (
@@ -147,6 +140,13 @@ FAULTS = {
             "nets.spec.noise(key, s)), -1.0",
             "0.0 * nets.spec.noise(key, s)), -1.0",
             "test_flow_policies_act_by_their_acting_copy and bc",
+        ),
+    ],
+    "flowrl/choice.py": [
+        (
+            'state.params if self.critics == "online" else state.target_params',
+            "state.params",
+            "test_the_best_of_n_is_the_best_by_the_slow_critics and fql",
         ),
     ],
 }
