@@ -70,7 +70,7 @@ def networks(config: Config, spec: Spec) -> Networks:
 
 
 def actor_loss(nets: Networks, params: Params, state: State, batch: Batch, key: jax.Array) -> Loss:
-    """E ‖ε̂(x_t, t; s) − ε‖² (eq. 13), whatever Q says, with dropout."""
+    """E ‖ε̂(x_t, t; s) − ε‖², whatever Q says, with dropout."""
     model_key, dropout_key = jax.random.split(key)
     field = partial(nets.actor, params, batch["observations"], key=dropout_key)
     errors = state.config.diffusion.errors(field, batch["actions"], model_key, batch["actions_valid"])

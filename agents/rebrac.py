@@ -74,7 +74,7 @@ def networks(config: Config, spec: Spec) -> Networks:
 
 
 def critic_loss(nets: Networks, params: Params, state: State, batch: Batch, key: jax.Array) -> Loss:
-    """E (Q(s, a) − r − γ m (Q̄(s', a') − β₂ ‖a' − a'_data‖²))², a' as in TD3 (eq. 3)."""
+    """E (Q(s, a) − r − γ m (Q̄(s', a') − β₂ ‖a' − a'_data‖²))², a' as in TD3, a'_data the data's next."""
     config, next_s, slow = state.config, batch["next_observations"], state.target_params
     next_a = smoothed(tanh_mean(nets, slow, next_s), key, config.target_noise, config.noise_clip)
     distances = jnp.sum((next_a - batch["next_actions"]) ** 2, axis=-1)
@@ -86,7 +86,7 @@ def critic_loss(nets: Networks, params: Params, state: State, batch: Batch, key:
 
 
 def actor_loss(nets: Networks, params: Params, state: State, batch: Batch, key: jax.Array) -> Loss:
-    """β₁ E ‖π(s) − a‖² − E Q(s, π(s)) / E |Q|, with constant critics (eq. 4)."""
+    """β₁ E ‖π(s) − a‖² − E Q(s, π(s)) / E |Q|, with constant critics."""
     s, config = batch["observations"], state.config
     a = tanh_mean(nets, params, s)
     q = critics.combine(config.critic, nets.critic(state.params, s, a))

@@ -33,12 +33,12 @@ def expectile_errors(errors: jax.Array, expectile: Scalar) -> jax.Array:
 
 
 def quantile_errors(errors: jax.Array, quantile: Scalar) -> jax.Array:
-    """Errors of quantile regression, |κ − 1{u < 0}| |u| (IDQL, https://arxiv.org/abs/2304.10573, eq. 9): u `[...]`."""
+    """Errors of quantile regression, |κ − 1{u < 0}| |u| (IDQL, https://arxiv.org/abs/2304.10573, section 4): u `[...]`."""
     return expectile_weight(errors, quantile) * jnp.abs(errors)
 
 
 def exponential_errors(errors: jax.Array, temperature: Scalar) -> jax.Array:
-    """Errors whose slope is that of exp(αu) − αu, with exp(αu) ≤ 6 (IDQL's code; its eq. 11): u `[...]`."""
+    """Errors whose slope is that of exp(αu) − αu, with exp(αu) ≤ 6 (IDQL's code): u `[...]`."""
     return jax.lax.stop_gradient(jnp.exp(jnp.minimum(temperature * errors, jnp.log(6.0))) - 1) * errors
 
 

@@ -187,7 +187,7 @@ def tanh_mean(nets: Any, params: Params, s: jax.Array) -> jax.Array:
 
 
 def smoothed(actions: jax.Array, key: jax.Array, deviation: Scalar, bound: Scalar) -> jax.Array:
-    """clip(a + clip(σ ε, ±bound), ±1): target policy smoothing (TD3, https://arxiv.org/abs/1802.09477, eq. 14).
+    """clip(a + clip(σ ε, ±bound), ±1): target policy smoothing (TD3, https://arxiv.org/abs/1802.09477, algorithm 1).
 
     Args:
         actions: a `[..., A]`.
