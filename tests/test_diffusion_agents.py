@@ -890,9 +890,9 @@ FAULTS = {
         (
             "partial(actor_loss, before=state)",
             "partial(actor_loss, before=moved)",
-            "test_sorl_has_one_adam_of_two_steps",
+            "test_sorl_has_one_adam_of_two_steps_an_update",
         ),
-        ("clip_norm(grads, config.max_grad_norm)", "grads", "test_sorl_has_one_adam_of_two_steps_an_update"),
+        ("rates, Clip(config.max_grad_norm, jointly=True))", "rates)", "test_sorl_has_one_adam_of_two_steps_an_update"),
         ("polyak(moved, state.params", "polyak(moved, moved.params", "test_sorl_has_one_adam_of_two_steps_an_update"),
         (
             "params if config.target_gradients else state.params",

@@ -186,14 +186,22 @@ def test_represented_value_is_the_value_of_the_representation() -> None:
 FAULTS = {
     "flowrl/encoders.py": [
         (" * jnp.sqrt(x.shape[-1])", "", "test_length_normalize"),
-        ("[jnp.cos(angles), jnp.sin(angles)]", "[jnp.sin(angles), jnp.sin(angles)]", "test_fourier_features"),
+        (
+            "kernel\n        return jnp.concatenate([jnp.cos(",
+            "kernel\n        return jnp.concatenate([jnp.sin(",
+            "test_fourier_features",
+        ),
         (
             'name="second")(features(second))',
             'name="second")(features(first))',
             "test_gc_sscp_actor_adds_its_output_to_the_noise_and_reads_all_inputs",
         ),
         ("jnp.cos(angles)], axis=-1)\n", "jnp.sin(angles)], axis=-1)\n", "test_sinusoidal_features_by_hand"),
-        ("(size // 2))\n", "(size // 2 - 1))\n", "test_sinusoidal_features_by_hand"),
+        (
+            "(size // 2))\n    return jnp.concatenate([jnp.sin",
+            "(size // 2 - 1))\n    return jnp.concatenate([jnp.sin",
+            "test_sinusoidal_features_by_hand",
+        ),
         (" / jnp.sqrt(size)", "", "test_sinusoidal_features_by_hand"),
     ],
 }

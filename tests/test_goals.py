@@ -404,7 +404,7 @@ FAULTS = {
         ("(last_rows - 1).astype", "last_rows.astype", "test_transitions_and_ends"),
         ("(last_rows, prepend=-1)", "(last_rows, prepend=0)", "test_transitions_and_ends"),
         ("np.flatnonzero(~terminals)", "np.arange(len(terminals))", "test_transitions_and_ends"),
-        ('["observations"][rows + 1]', '["observations"][rows]', "test_transitions_and_ends"),
+        ("[name][rows + 1] for name", "[name][rows] for name", "test_transitions_and_ends"),
         (
             "0, len(dataset.transitions))",
             "0, len(dataset.transitions) - 1)",

@@ -902,10 +902,10 @@ FAULTS = {
     ],
     "flowrl/optim.py": [
         ("d + decay * p", "d - decay * p", "test_idqls_policy_decays_and_its_slow_copies_follow"),
-        ("jnp.cos(jnp.pi * share)", "jnp.cos(share)", "test_iqls_policy_slows_down_along_a_cosine"),
+        ("jnp.cos(jnp.pi * fallen)", "jnp.cos(fallen)", "test_iqls_policy_slows_down_along_a_cosine"),
         (
-            "jnp.minimum(done / jnp.maximum(steps, 1), 1.0)",
-            "done / jnp.maximum(steps, 1)",
+            "jnp.clip((done - rise) / jnp.maximum(self.steps - rise, 1), 0.0, 1.0)",
+            "(done - rise) / jnp.maximum(self.steps - rise, 1)",
             "test_iqls_policy_slows_down_along_a_cosine",
         ),
     ],
@@ -938,9 +938,6 @@ FAULTS = {
             "test_numbers_are_dropped_where_a_key_is_given and idql",
         ),
         ("nn.Dense(4 * width)", "nn.Dense(2 * width)", "test_networks_are_the_authors"),
-    ],
-    "flowrl/generative.py": [
-        ("(2 * np.arange(levels) + 1)", "(2 * np.arange(levels))", "test_the_variance_preserving_schedule_by_hand"),
     ],
     "flowrl/data/dataset.py": [
         (
@@ -1103,6 +1100,7 @@ FAULTS = {
         ),
     ],
     "flowrl/diffusion.py": [
+        ("4.95 * (2 * t - 1)", "4.95 * (2 * t)", "test_the_variance_preserving_schedule_by_hand"),
         ("else beta * (before < 1)", "else beta", "test_steps_whose_points_are_cut_by_hand"),
         (
             'points if clip == "data" else jnp.clip(points, -1.0, 1.0)',
