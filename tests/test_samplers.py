@@ -155,6 +155,22 @@ def test_what_data_lack_is_named() -> None:
 
 FAULTS = {
     "flowrl/data/samplers.py": [
+        ("self.discount, self.horizon.stops)", "self.discount, False)", "test_a_chunk_that_stops_ends_with_the_task"),
+        (
+            'jnp.broadcast_to(valid[..., None], batch["actions"].shape)',
+            'jnp.ones_like(batch["actions"])',
+            "test_a_chunk_is_one_action_and_counts_as_in_qc",
+        ),
+        ("kind.steps > longest", "kind.steps > longest + 1", "test_looking_beyond_every_episode_is_refused"),
+        ("states[stretch.rows[:, -1] + 1]", "states[stretch.rows[:, -1]]", "test_a_segment_within_an_episode"),
+        (
+            '"discounts": self.discount * rows["masks"]',
+            '"discounts": self.discount * jnp.ones_like(rows["masks"])',
+            "test_segments_of_one_step_are_transitions",
+        ),
+        ('("returns",) if self.returns else ()', "()", "test_what_data_lack_is_named"),
+    ],
+    "flowrl/data/stretches.py": [
         (
             "powers * counted * fields",
             "powers * fields",
@@ -170,13 +186,6 @@ FAULTS = {
             "(alive[:, -1] == 0)",
             "test_a_chunk_is_one_action_and_counts_as_in_qc",
         ),
-        ("self.discount, self.horizon.stops)", "self.discount, False)", "test_a_chunk_that_stops_ends_with_the_task"),
-        (
-            'jnp.broadcast_to(valid[..., None], batch["actions"].shape)',
-            'jnp.ones_like(batch["actions"])',
-            "test_a_chunk_is_one_action_and_counts_as_in_qc",
-        ),
-        ("kind.steps > longest", "kind.steps > longest + 1", "test_looking_beyond_every_episode_is_refused"),
         (
             'alive = jnp.cumprod(jnp.where(inside, fields["masks"][rows], 1.0), axis=1)',
             'alive = jnp.where(inside, fields["masks"][rows], 1.0)',
@@ -198,17 +207,10 @@ FAULTS = {
             "inside[:, -1] if stops",
             "test_an_episode_that_terminates_before_its_segment_is_over_is_known",
         ),
-        ("states[stretch.rows[:, -1] + 1]", "states[stretch.rows[:, -1]]", "test_a_segment_within_an_episode"),
         (
             "jnp.asarray(discount) ** jnp.arange(rows.shape[1])",
             "jnp.ones(rows.shape[1])",
             "test_a_segment_within_an_episode",
         ),
-        (
-            '"discounts": self.discount * rows["masks"]',
-            '"discounts": self.discount * jnp.ones_like(rows["masks"])',
-            "test_segments_of_one_step_are_transitions",
-        ),
-        ('("returns",) if self.returns else ()', "()", "test_what_data_lack_is_named"),
     ],
 }

@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 
 from flowrl.data.dataset import Dataset, sample_rows
-from flowrl.data.samplers import ONE_STEP, Rows, Stretch, Transitions
+from flowrl.data.samplers import ONE_STEP, Rows, Transitions
+from flowrl.data.stretches import Stretch
 from flowrl.networks import Shape, Spec, vector
 from flowrl.train_state import Batch
 
