@@ -33,7 +33,7 @@ def expectile_errors(errors: jax.Array, expectile: Scalar) -> jax.Array:
 
 
 def quantile_errors(errors: jax.Array, quantile: Scalar) -> jax.Array:
-    """Errors of quantile regression, |κ − 1{u < 0}| |u| (IDQL, https://arxiv.org/abs/2304.10573, section 4): u `[...]`."""
+    """Errors of quantile regression, |κ − 1{u < 0}| |u| (IDQL, https://arxiv.org/abs/2304.10573): u `[...]`."""
     return expectile_weight(errors, quantile) * jnp.abs(errors)
 
 
