@@ -174,7 +174,7 @@ def test_qflow_bootstraps_by_its_flow(way: Way) -> None:
     ],
 )
 def test_qflow_learns_what_the_flow_will_earn(way: Way, told: Any, error: float, slopes: Any) -> None:
-    drawn = {"t": [[0.5], [0.5]], "z": [[1.0], [1.0]]}
+    drawn = {"t": [[0.5], [0.5]], "z": [[1.0], [3.0]]}
     (value, _), grads = found(
         way, qflow.value_loss, QFLOW, toy_state("qflow", told), ["uniform t", "normal z"], drawn, valid=array(1, 0)
     )
@@ -186,7 +186,7 @@ def test_qflow_learns_what_the_flow_will_earn(way: Way, told: Any, error: float,
 @each_way
 def test_qflow_follows_the_slope_of_the_value(way: Way) -> None:
     # x = ¾: mean V's slope is 2·3·¾ = 4½, over 2: −½ + 2¼ against ¾; by the weight 2·(−1)·¾/2.
-    drawn = {"t": [[0.5], [0.5]], "z": [[1.0], [1.0]]}
+    drawn = {"t": [[0.5], [0.5]], "z": [[1.0], [3.0]]}
     (value, _), grads = found(
         way, qflow.actor_loss, QFLOW, toy_state("qflow"), ["uniform t", "normal z"], drawn, valid=array(1, 0)
     )
@@ -346,7 +346,7 @@ FAULTS = {
         ),
         (
             "onward(partial(nets.actor, state.params, s)",
-            "onward(partial(nets.actor, params, s)",
+            "onward(partial(nets.actor, state.target_params, s)",
             "test_qflow_learns_what_the_flow_will_earn and plain",
         ),
         (
