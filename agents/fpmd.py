@@ -19,10 +19,10 @@ from flowrl.critics import Critic
 from flowrl.data.samplers import Horizon, Transitions
 from flowrl.encoders import TimedMLP, scaled_sinusoidal_features
 from flowrl.generative import Diffusion, Flow, MeanFlow
-from flowrl.losses import mirror_weights, multiplier
+from flowrl.losses import MirrorWeights, multiplier
 from flowrl.networks import Network, Spec, named, truncated
 from flowrl.optim import LinearDecay, descend, every, gradients, polyak, step
-from flowrl.policies import BestOfN, best_of_n, noise_entropy, one_and_best, with_critic
+from flowrl.policies import BestOfN, TemperedNoise, best_of_n, one_and_best, with_critic
 from flowrl.train_state import Batch, Loss, Metrics, Params, Policy, TrainState
 
 
@@ -34,6 +34,8 @@ class Config:
     policy: Flow | MeanFlow | Diffusion = nested(Flow(steps=20))
     choice: BestOfN = nested(BestOfN(num_samples=32, target_samples=32, critics="online"))
     horizon: Horizon = nested(Horizon())
+    weights: MirrorWeights = nested(MirrorWeights())
+    noise: TemperedNoise = nested(TemperedNoise())
     decay: LinearDecay = nested(LinearDecay(), "The policy's step size, counted in its own steps.")
     hidden_dims: tuple[int, ...] = static((256, 256, 256), "Hidden layers of every network.")
     batch_size: int = static(256, "Transitions per update.", high=MOST_COUNT)
@@ -42,15 +44,6 @@ class Config:
     reward_scale: float = traced(0.2, "Factor of rewards.")
     critic_steps: int = static(2, "Adam steps of the critics on one gradient; the weights meet them after the first.")
     policy_delay: int = static(2, "Updates of the critics for each one of the policy and the targets.")
-    standardization: str = static(
-        "mean_only", "Q - mean / std as released, or the (Q - mean) / std meant.", choices=("mean_only", "full")
-    )
-    q_clip: float = traced(3.0, "Bound of the standardised Q in the weights.")
-    initial_temperature: float = traced(5.0, "α before the first update.", low=1e-8)
-    temperature_rate: float = traced(7e-3, "Adam's step size for log α.")
-    temperature_delay: int = static(250, "Updates of the critics for each one of the temperature.")
-    target_entropy: float = traced(-1.5, "Entropy that α aims at, per dimension.", low=float("-inf"))
-    noise_scale: float = traced(0.1, "Deviation of the noise on actions, in units of α.")
     start: str = static("scaled", "Sampling starts from start_scale, or as noised data.", choices=("scaled", "noised"))
     start_scale: float = traced(0.5, "Deviation of the noise that sampling starts from.")
     eval_steps: int = static(0, "Steps per action in evaluation; 0 takes those of training.", low=0, acting=True)
@@ -62,13 +55,15 @@ class Config:
         return f"{told}; give fewer, or a larger {prefix}policy.levels" if self.eval_steps > levels else ""
 
 
-FOUR = BestOfN(num_samples=4, target_samples=4, critics="online")
-STATISTICS_RATE = 0.001
-"""Rate at which the running mean and deviation of Q follow those of a batch."""
 NAMES: Mapping[str, Config] = {
     "fpmd_r": Config(),
     "fpmd_m": Config(policy=MeanFlow(time_sampler="uniform", flow_ratio=0.0)),
-    "dpmd": Config(policy=Diffusion(), choice=FOUR, target_entropy=-0.9, start="noised"),
+    "dpmd": Config(
+        policy=Diffusion(),
+        start="noised",
+        noise=TemperedNoise(target_entropy=-0.9),
+        choice=BestOfN(num_samples=4, target_samples=4, critics="online"),
+    ),
 }
 """The agents and their defaults: DPMD's are those of its newest scripts; docs/agents.md has the older ones."""
 State = TrainState[Config]
@@ -105,13 +100,7 @@ def draw(
         return config.policy.sample(partial(nets.actor, params, s), scale * nets.spec.noise(z_key, s), steps_key)
 
     a = jnp.clip(best_of_n(choice, sample, partial(nets.critic, params, s), best_key), -1.0, 1.0)
-    return a + config.noise_scale * multiplier(params) * nets.spec.noise(noise_key, s) if noisy else a
-
-
-def standardized(config: Config, extras: Mapping[str, jax.Array], q: jax.Array) -> jax.Array:
-    """Q by its running statistics; as released, only the mean is divided by the deviation: `[B]`."""
-    mean, std = extras["q_mean"], extras["q_std"]
-    return (q - mean) / std if config.standardization == "full" else q - mean / std
+    return a + config.noise.scale * multiplier(params) * nets.spec.noise(noise_key, s) if noisy else a
 
 
 def critic_loss(nets: Networks, params: Params, state: State, batch: Batch, key: jax.Array) -> Loss:
@@ -128,14 +117,12 @@ def actor_loss(nets: Networks, params: Params, state: State, batch: Batch, key: 
     """E[w · the model's error at (s', a')]."""
     field, weights = partial(nets.actor, params, batch["next_observations"]), batch["weights"]
     loss = jnp.mean(weights * state.config.policy.errors(field, batch["next_actions"], key))
-    return loss, {"actor/loss": loss, "actor/weight": weights.mean(), "actor/clipped": batch["clipped"].mean()}
+    return loss, {"actor/loss": loss, "actor/weight": weights.mean(), "actor/clipped": batch["clipped"]}
 
 
 def temperature_loss(nets: Networks, params: Params, state: State, batch: Batch, key: jax.Array) -> Loss:
-    """log α · (H − H̄), H the entropy of the noise on actions; its gradient does not depend on α's size."""
-    config, dims = state.config, nets.spec.action_dim
-    gap = noise_entropy(config.noise_scale * multiplier(state.params), dims) - config.target_entropy * dims
-    return params["temperature"]["log"] * gap, {}
+    """log α · (H − H̄), by which the noise keeps its entropy."""
+    return state.config.noise.loss(params["temperature"]["log"], nets.spec.action_dim), {}
 
 
 def move_policy(nets: Networks, batch: Batch, key: jax.Array, state: State) -> tuple[State, Metrics]:
@@ -152,24 +139,20 @@ def update(nets: Networks, state: State, batch: Batch, key: jax.Array) -> tuple[
     The weights, and the statistics that follow, are of the critics after their first step.
     """
     (draw_key, actor_key), config, next_s = jax.random.split(key), state.config, batch["next_observations"]
-    rates, extras = {"critic": config.learning_rate}, dict(state.extras)
-    critic, alpha = config.choice.ranking(state)["critic"], multiplier(state.params)
-    next_a = draw(nets, config, config.choice.in_targets, {**state.params, "critic": critic}, next_s, draw_key, True)
-    batch = {**batch, "next_actions": next_a}
+    drawing, alpha = {**state.params, "critic": config.choice.ranking(state)["critic"]}, multiplier(state.params)
+    next_a = draw(nets, config, config.choice.in_targets, drawing, next_s, draw_key, True)
+    batch, rates = {**batch, "next_actions": next_a}, {"critic": config.learning_rate}
     grads, metrics = gradients(nets, state, batch, draw_key, (critic_loss,), ("critic",))
     state = step(state, grads, rates)
     q = nets.critic(state.params, next_s, next_a).min(axis=0)
-    batch["weights"], batch["clipped"] = mirror_weights(standardized(config, extras, q), config.q_clip, alpha)
+    batch["weights"], batch["clipped"] = config.weights(state.extras, q, alpha)
     for _ in range(config.critic_steps - 1):
         state = step(state, grads, rates)
-    temper = {"temperature": config.temperature_rate}
     state, more = every(config.policy_delay, state, partial(move_policy, nets, batch, actor_key))
-    state, _ = every(
-        config.temperature_delay, state, lambda s: descend(nets, s, batch, actor_key, (temperature_loss,), temper)
-    )
-    news = {"q_mean": q.mean(), "q_std": q.std()}
-    extras = jax.tree.map(lambda old, new: old + STATISTICS_RATE * (new - old), extras, news)
-    return state.replace(extras=extras), metrics | more | {"actor/temperature": multiplier(state.params)}
+    temper = partial(descend, nets, batch=batch, key=actor_key, losses=(temperature_loss,))
+    state, _ = every(config.noise.delay, state, partial(temper, rates={"temperature": config.noise.rate}))
+    state = state.replace(extras=config.weights.follow(state.extras, q))
+    return state, metrics | more | {"actor/temperature": multiplier(state.params)}
 
 
 def act(nets: Networks, policy: Policy[Config], inputs: Batch, key: jax.Array, *, explore: bool = False) -> jax.Array:
@@ -188,6 +171,6 @@ def evaluations(config: Config) -> dict[str, Config]:
 make = Maker(
     networks, update, act, batch=Transitions.of, targets=("actor", "critic"), evaluations=evaluations,
     acting=lambda state: {**with_critic(state, state.target_params), "temperature": state.params["temperature"]},
-    explores=lambda config: config, multipliers=lambda config: {"temperature": jnp.log(config.initial_temperature)},
+    explores=lambda config: config, multipliers=lambda config: {"temperature": jnp.log(config.noise.initial)},
     extras=lambda config: {"q_mean": jnp.zeros(()), "q_std": jnp.ones(())},
 )  # fmt: skip

@@ -232,6 +232,22 @@ def act_squashed(gaussian: tuple[jax.Array, jax.Array], key: jax.Array, explore:
     return squash(means, log_stds, noise)[0]
 
 
+@config
+class TemperedNoise:
+    """Gaussian noise on actions whose deviation is a share of a learnt temperature α (DPMD's and FPMD's code)."""
+
+    scale: float = traced(0.1, "Deviation of the noise, in units of α.")
+    initial: float = traced(5.0, "α before the first update.", low=1e-8)
+    rate: float = traced(7e-3, "Adam's step size for log α.")
+    delay: int = static(250, "Updates of the critics for each one of α.")
+    target_entropy: float = traced(-1.5, "Entropy that α aims at, per dimension.", low=float("-inf"))
+
+    def loss(self, log_temperature: jax.Array, dims: int) -> jax.Array:
+        """log α · (H − H̄), H the entropy of the noise held constant; its gradient does not depend on α's size."""
+        temperature = jax.lax.stop_gradient(jnp.exp(log_temperature))
+        return log_temperature * (noise_entropy(self.scale * temperature, dims) - self.target_entropy * dims)
+
+
 def noise_entropy(deviation: Scalar, action_dim: int) -> jax.Array:
     """Entropy of Gaussian noise on actions, |A|/2 · log(2πe σ²)."""
     return 0.5 * action_dim * jnp.log(2 * jnp.pi * jnp.e * jnp.asarray(deviation) ** 2)
