@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from flowrl import critics
 from flowrl.agent import Maker
-from flowrl.config import MOST_COUNT, config, nested, static, traced
+from flowrl.config import MOST_COUNT, config, nested, put, static, traced
 from flowrl.critics import Critic
 from flowrl.data.samplers import Horizon, Transitions
 from flowrl.generative import Flow
@@ -39,6 +39,7 @@ class Config:
     expectile: float = traced(0.9, "κ of the values' regression.", high=1.0)
     alpha: float = traced(1.0, "Weight of flow matching beside the values.")
     actor_target_rate: float = traced(0.001, "Polyak rate of the acting copy of the flow.", high=1.0)
+    slow: bool = static(True, "Act by the slow copy of the flow; it explores by the trained one.", acting=True)
 
 
 State = TrainState[Config]
@@ -103,12 +104,13 @@ def update(nets: Networks, state: State, batch: Batch, key: jax.Array) -> tuple[
 
 
 def act(nets: Networks, policy: Policy[Config], inputs: Batch, key: jax.Array, *, explore: bool = False) -> jax.Array:
-    """One draw of noise through the slow flow, or with `explore` through the trained one, clipped."""
-    s, params = inputs["observations"], {"actor": policy.params["explorer" if explore else "actor"]}
+    """One draw of noise through the flow, which explores by itself, clipped."""
+    s, params = inputs["observations"], policy.params
     return jnp.clip(policy.config.flow.sample(partial(nets.actor, params, s), nets.spec.noise(key, s)), -1.0, 1.0)
 
 
 make = Maker(
     networks, update, act, batch=Transitions.of, targets=("actor", "critic"),
-    acting=lambda state: {"actor": state.target_params["actor"], "explorer": state.params["actor"]},
+    acting=lambda state: {"actor": (state.target_params if state.config.slow else state.params)["actor"]},
+    explores=lambda config: put(config, {"slow": False}),
 )  # fmt: skip

@@ -127,7 +127,7 @@ def scaled_sinusoidal_features(x: jax.Array, size: int) -> jax.Array:
 def rising_sinusoidal_features(x: jax.Array, size: int) -> jax.Array:
     """Fixed features [sin ωx, cos ωx] with ω rising geometrically to 256 (Q-Flow): `[..., 1]` to `[..., size]`."""
     angles = x * jnp.exp(jnp.linspace(0.0, jnp.log(256.0), size // 2))
-    return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
+    return jnp.concatenate((jnp.sin(angles), jnp.cos(angles)), axis=-1)
 
 
 class TimedMLP(nn.Module):

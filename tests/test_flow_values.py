@@ -236,7 +236,8 @@ def test_rql_explores_by_the_trained_flow_and_is_evaluated_by_the_slow_one() -> 
     agent, state = agent_of("rql"), fresh("rql")
     state = state.replace(target_params=jax.tree.map(jnp.zeros_like, state.target_params))
     inputs, key = {"observations": jnp.ones((20, 3))}, jax.random.key(0)
-    still, moved = (agent.act(agent.policy(state), inputs, key, explore=explore) for explore in (False, True))
+    ways = (state.config, agent.explores(state.config))
+    still, moved = (agent.act(agent.policy(state.replace(config=way)), inputs, key) for way in ways)
     np.testing.assert_allclose(still, jnp.clip(jax.random.normal(key, (20, 2)), -1, 1), rtol=1e-6)  # no velocity
     assert not np.allclose(still, moved)
 
@@ -262,7 +263,8 @@ def test_a_bandit_whose_values_are_known(name: str, told: dict[str, Any]) -> Non
             values = nets.critic(state.params, s[:3], ends, one)
         else:
             values = qflow.values(nets, config, state.params, s[:3], ends, one)
-        return agent.act(agent.policy(state), {"observations": jnp.zeros((500, 1))}, key, explore=True), values
+        policy = agent.policy(state.replace(config=agent.explores(state.config)))
+        return agent.act(policy, {"observations": jnp.zeros((500, 1))}, key), values
 
     actions, values = jax.jit(run)(jax.random.key(0))
     np.testing.assert_allclose(values.mean(axis=0), [-0.3, 0, 0.3], atol=0.2)
@@ -327,8 +329,8 @@ FAULTS = {
             "test_rql_pulls_the_flow_along_the_next_value and plain",
         ),
         (
-            '"actor": state.target_params["actor"]',
-            '"actor": state.params["actor"]',
+            "(state.target_params if state.config.slow else state.params)",
+            "state.params",
             "test_rql_explores_by_the_trained_flow_and_is_evaluated_by_the_slow_one",
         ),
     ],

@@ -62,7 +62,7 @@ MAPPING = AgentMapping(
     draws=draws("normal next_noise", "uniform d_uniform", "randint d_grid_index", "uniform flow_t", "normal flow_x0"),
     ways={
         "act": Way(draws=draws("normal noise")),
-        "act/actions_online_net": Way(True, draws("normal noise")),
+        "act/actions_online_net": Way(draws=draws("normal noise"), config={"slow": False}),
     },
     absent={"actor/log_std_net": "a standard deviation that nothing reads or trains"},
     left_out={
