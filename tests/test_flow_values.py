@@ -272,13 +272,6 @@ def test_a_bandit_whose_values_are_known(name: str, told: dict[str, Any]) -> Non
 
 
 FAULTS = {
-    "flowrl/critics.py": [
-        (
-            "jnp.sqrt(jnp.where(variance > 0, variance, 1.0))",
-            "jnp.sqrt(variance)",
-            "test_qflow_learns_what_the_flow_will_earn and plain",
-        ),
-    ],
     "flowrl/paths.py": [
         ("jnp.clip(1 - times, 0.0, 1 / steps)", "1 / steps + 0 * times", "test_onward_by_hand and plain"),
         (

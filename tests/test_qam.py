@@ -144,10 +144,11 @@ def test_adjoint_matching_by_hand(way: Way) -> None:
 
 @each_way
 def test_the_one_step_policy_is_distilled_and_pulled_by_q(way: Way) -> None:
-    # a = −½, the flow's 1: (1½)²; Q = 3·(−½): 2·2¼ + 1½ = 6. By μ's weight: 2·2·(−1½)·½ − 3·½.
-    (value, _), grads = found(way, qam.one_step_loss, NETS, toy_state("qam_f"), ["normal z"], {"z": [[0.5], [0.5]]})
-    np.testing.assert_allclose(value, 6, rtol=1e-5)
-    np.testing.assert_allclose(grads["one_step"]["w"], -4.5, rtol=1e-5)
+    # a = −¼, the flow's ¼·1½² = .5625; Q = 3·(−¼): 2·.8125² + ¾. By μ's weight: 2·2·(−.8125)·¼ − 3·¼.
+    drawn = {"z": [[0.25], [0.25]]}
+    (value, _), grads = found(way, qam.one_step_loss, NETS, toy_state("qam_f"), ["normal z"], drawn)
+    np.testing.assert_allclose(value, 2 * 0.8125**2 + 0.75, rtol=1e-5)
+    np.testing.assert_allclose(grads["one_step"]["w"], -0.8125 - 0.75, rtol=1e-5)
     assert not any(np.any(leaf) for n in ("actor", "critic") for leaf in jax.tree.leaves(grads[n]))
 
 
