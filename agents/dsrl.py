@@ -66,7 +66,7 @@ def networks(config: Config, spec: Spec) -> Networks:
 
 def decode(nets: Networks, config: Config, flow: Params, s: jax.Array, z: jax.Array) -> jax.Array:
     """The flow's actions of latents, clipped: `[..., A]` to `[..., A]`."""
-    return jnp.clip(config.flow.sample(partial(nets.flow, flow, s), z), -1.0, 1.0)
+    return config.flow.actions(partial(nets.flow, flow, s), z)
 
 
 def sample(nets: Networks, config: Config, params: Params, s: jax.Array, key: jax.Array) -> jax.Array:

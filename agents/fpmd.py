@@ -1,8 +1,7 @@
 """FPMD: policy mirror descent with a generative policy, fitted to π_old · exp(Q/α) by weighted regression.
 
-Each update draws an action per next state, the best of several particles by Q, from which the critics bootstrap and to
-which the policy is fitted with the weight exp(Q/α). The policy is a flow whose straight paths allow one step (FPMD-R),
-an average velocity (FPMD-M, https://arxiv.org/abs/2507.23675), or a diffusion (DPMD, https://arxiv.org/abs/2502.00361).
+From an action per next state, the best of several particles, critics bootstrap; to it the policy is fitted. That is a flow
+of straight paths (FPMD-R, https://arxiv.org/abs/2507.23675), MeanFlow (FPMD-M) or a diffusion (DPMD, arXiv 2502.00361).
 """
 
 from collections.abc import Mapping
@@ -55,15 +54,11 @@ class Config:
         return f"{told}; give fewer, or a larger {prefix}policy.levels" if self.eval_steps > levels else ""
 
 
+FOUR = BestOfN(num_samples=4, target_samples=4, critics="online")
 NAMES: Mapping[str, Config] = {
     "fpmd_r": Config(),
     "fpmd_m": Config(policy=MeanFlow(time_sampler="uniform", flow_ratio=0.0)),
-    "dpmd": Config(
-        policy=Diffusion(),
-        start="noised",
-        noise=TemperedNoise(target_entropy=-0.9),
-        choice=BestOfN(num_samples=4, target_samples=4, critics="online"),
-    ),
+    "dpmd": Config(policy=Diffusion(), start="noised", choice=FOUR, noise=TemperedNoise(target_entropy=-0.9)),
 }
 """The agents and their defaults: DPMD's are those of its newest scripts; docs/agents.md has the older ones."""
 State = TrainState[Config]
@@ -88,10 +83,7 @@ def networks(config: Config, spec: Spec) -> Networks:
 def draw(
     nets: Networks, config: Config, choice: BestOfN, params: Params, s: jax.Array, key: jax.Array, noisy: bool
 ) -> jax.Array:  # fmt: skip
-    """The best of several particles by the critics, with noise: `[..., D]` to `[..., A]`.
-
-    The critics rank actions as they were sampled; the chosen one is clipped to [−1, 1], and its noise is not.
-    """
+    """The best of several particles, ranked as sampled and clipped then, with noise: `[..., D]` to `[..., A]`."""
     best_key, noise_key = jax.random.split(key)
     scale = config.policy.deviation() if config.start == "noised" else config.start_scale
 
@@ -105,9 +97,8 @@ def draw(
 
 def critic_loss(nets: Networks, params: Params, state: State, batch: Batch, key: jax.Array) -> Loss:
     """Σ_i E (Q_i(s, a) − c r − γ m min Q̄(s', a'))²; each critic has a loss of its own."""
-    next_q = nets.critic(state.target_params, batch["next_observations"], batch["next_actions"])
-    next_q = critics.combine(state.config.critic, next_q)
-    targets = state.config.reward_scale * batch["rewards"] + batch["discounts"] * next_q
+    config, next_q = state.config, nets.critic(state.target_params, batch["next_observations"], batch["next_actions"])
+    targets = config.reward_scale * batch["rewards"] + batch["discounts"] * critics.combine(config.critic, next_q)
     errors, metrics = critics.td_errors(nets.critic(params, batch["observations"], batch["actions"]), targets, batch)
     loss = errors.mean(axis=-1).sum()
     return loss, metrics | {"critic/loss": loss}
@@ -120,11 +111,6 @@ def actor_loss(nets: Networks, params: Params, state: State, batch: Batch, key: 
     return loss, {"actor/loss": loss, "actor/weight": weights.mean(), "actor/clipped": batch["clipped"]}
 
 
-def temperature_loss(nets: Networks, params: Params, state: State, batch: Batch, key: jax.Array) -> Loss:
-    """log α · (H − H̄), by which the noise keeps its entropy."""
-    return state.config.noise.loss(params["temperature"]["log"], nets.spec.action_dim), {}
-
-
 def move_policy(nets: Networks, batch: Batch, key: jax.Array, state: State) -> tuple[State, Metrics]:
     """A step of the policy, then the slow copies."""
     config, slow = state.config, state.config.critic.target_rate
@@ -134,10 +120,7 @@ def move_policy(nets: Networks, batch: Batch, key: jax.Array, state: State) -> t
 
 
 def update(nets: Networks, state: State, batch: Batch, key: jax.Array) -> tuple[State, Metrics]:
-    """Steps of the critics along one gradient; at some updates one of policy and slow copies, rarely one of α.
-
-    The weights, and the statistics that follow, are of the critics after their first step.
-    """
+    """Steps of the critics along one gradient, whose first gives the weights; at some updates one of policy or α."""
     (draw_key, actor_key), config, next_s = jax.random.split(key), state.config, batch["next_observations"]
     drawing, alpha = {**state.params, "critic": config.choice.ranking(state)["critic"]}, multiplier(state.params)
     next_a = draw(nets, config, config.choice.in_targets, drawing, next_s, draw_key, True)
@@ -149,27 +132,20 @@ def update(nets: Networks, state: State, batch: Batch, key: jax.Array) -> tuple[
     for _ in range(config.critic_steps - 1):
         state = step(state, grads, rates)
     state, more = every(config.policy_delay, state, partial(move_policy, nets, batch, actor_key))
-    temper = partial(descend, nets, batch=batch, key=actor_key, losses=(temperature_loss,))
+    temper = partial(descend, nets, batch=batch, key=actor_key, losses=(config.noise.loss,))
     state, _ = every(config.noise.delay, state, partial(temper, rates={"temperature": config.noise.rate}))
     state = state.replace(extras=config.weights.follow(state.extras, q))
     return state, metrics | more | {"actor/temperature": multiplier(state.params)}
 
 
 def act(nets: Networks, policy: Policy[Config], inputs: Batch, key: jax.Array, *, explore: bool = False) -> jax.Array:
-    """One particle of the slow policy, or the best of several; with `explore` also noise.
-
-    What explores may leave [−1, 1] by its noise: it is stored so, and the environment clips what it plays.
-    """
+    """One particle of the slow policy, or the best of several; with `explore` noise, which may leave [−1, 1]."""
     return draw(nets, policy.config, policy.config.choice, policy.params, inputs["observations"], key, explore)
 
 
-def evaluations(config: Config) -> dict[str, Config]:
-    """One particle, and the best of several, in as many steps as evaluation takes."""
-    return one_and_best(put(config, {"policy.steps": config.eval_steps} if config.eval_steps else {}))
-
-
 make = Maker(
-    networks, update, act, batch=Transitions.of, targets=("actor", "critic"), evaluations=evaluations,
+    networks, update, act, batch=Transitions.of, targets=("actor", "critic"),
+    evaluations=lambda config: one_and_best(put(config, {"policy.steps": config.eval_steps or config.policy.steps})),
     acting=lambda state: {**with_critic(state, state.target_params), "temperature": state.params["temperature"]},
     explores=lambda config: config, multipliers=lambda config: {"temperature": jnp.log(config.noise.initial)},
     extras=lambda config: {"q_mean": jnp.zeros(()), "q_std": jnp.ones(())},

@@ -106,7 +106,7 @@ def update(nets: Networks, state: State, batch: Batch, key: jax.Array) -> tuple[
 def act(nets: Networks, policy: Policy[Config], inputs: Batch, key: jax.Array, *, explore: bool = False) -> jax.Array:
     """One draw of noise through the flow, which explores by itself, clipped."""
     s, params = inputs["observations"], policy.params
-    return jnp.clip(policy.config.flow.sample(partial(nets.actor, params, s), nets.spec.noise(key, s)), -1.0, 1.0)
+    return policy.config.flow.actions(partial(nets.actor, params, s), nets.spec.noise(key, s))
 
 
 make = Maker(

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from flowrl.config import config, put, static, traced
 from flowrl.networks import MLP, Activation, glorot, orthogonal, side_by_side
-from flowrl.train_state import Params, Scalar, TrainState
+from flowrl.train_state import Batch, Loss, Params, Scalar, TrainState
 
 LOG_STD_RANGE = (-5.0, 2.0)
 
@@ -242,10 +242,11 @@ class TemperedNoise:
     delay: int = static(250, "Updates of the critics for each one of α.")
     target_entropy: float = traced(-1.5, "Entropy that α aims at, per dimension.", low=float("-inf"))
 
-    def loss(self, log_temperature: jax.Array, dims: int) -> jax.Array:
-        """log α · (H − H̄), H the entropy of the noise held constant; its gradient does not depend on α's size."""
-        temperature = jax.lax.stop_gradient(jnp.exp(log_temperature))
-        return log_temperature * (noise_entropy(self.scale * temperature, dims) - self.target_entropy * dims)
+    def loss(self, nets: Any, params: Params, state: TrainState[Any], batch: Batch, key: jax.Array) -> Loss:
+        """log α · (H − H̄), H the entropy of the noise as it is; its gradient does not depend on α's size."""
+        dims = nets.spec.action_dim
+        entropy = noise_entropy(self.scale * jnp.exp(state.params["temperature"]["log"]), dims)
+        return params["temperature"]["log"] * (entropy - self.target_entropy * dims), {}
 
 
 def noise_entropy(deviation: Scalar, action_dim: int) -> jax.Array:

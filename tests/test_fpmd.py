@@ -349,8 +349,8 @@ FAULTS = {
             "test_particles_are_ranked_as_sampled_and_clipped_afterwards",
         ),
         (
-            '{"policy.steps": config.eval_steps} if config.eval_steps else {}',
-            '{"policy.steps": config.eval_steps}',
+            "config.eval_steps or config.policy.steps",
+            "config.eval_steps",
             "test_evaluation_takes_the_steps_of_training_unless_told",
         ),
         (
@@ -364,13 +364,13 @@ FAULTS = {
             "test_weights_scale_the_loss",
         ),
         (
-            "state.config.reward_scale * batch",
+            "config.reward_scale * batch",
             "batch",
             "test_weights_and_statistics_meet_the_critics_after_their_first_step and fpmd_m",
         ),
         (
-            'batch["discounts"] * next_q',
-            "next_q",
+            'batch["discounts"] * critics',
+            "critics",
             "test_weights_and_statistics_meet_the_critics_after_their_first_step and fpmd_m",
         ),
         (

@@ -365,8 +365,8 @@ FAULTS = {
             "test_the_one_step_policy_is_distilled_and_pulled_by_q and plain",
         ),
         (
-            "tilted(nets, state.config, state.params, s, z)",
-            "tilted(nets, state.config, params, s, z)",
+            "(a - state.config.flow.actions(partial(nets.actor, state.params, s), z))",
+            "(a - state.config.flow.actions(partial(nets.actor, params, s), z))",
             "test_the_one_step_policy_is_distilled_and_pulled_by_q and plain",
         ),
         ("log_probs.mean() - q +", "log_probs.mean() + q +", "test_edits_maximise_q_and_entropy and plain"),
