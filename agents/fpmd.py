@@ -1,7 +1,8 @@
 """FPMD: policy mirror descent with a generative policy, fitted to π_old · exp(Q/α) by weighted regression.
 
-From an action per next state, the best of several particles, critics bootstrap; to it the policy is fitted. That is a flow
-of straight paths (FPMD-R, https://arxiv.org/abs/2507.23675), MeanFlow (FPMD-M) or a diffusion (DPMD, arXiv 2502.00361).
+From an action per next state, the best of several particles, critics bootstrap; to it the policy is fitted. That is a
+flow of straight paths (FPMD-R, https://arxiv.org/abs/2507.23675), MeanFlow (FPMD-M) or a diffusion (DPMD,
+https://arxiv.org/abs/2502.00361).
 """
 
 from collections.abc import Mapping
