@@ -57,7 +57,7 @@ def networks(config: Config, spec: Spec) -> Networks:
 
 def sample(nets: Networks, flow: Flow, params: Params, s: jax.Array, key: jax.Array) -> jax.Array:
     """One action of the flow per state, clipped: `[..., D]` to `[..., A]`."""
-    return jnp.clip(flow.sample(partial(nets.actor, params, s), nets.spec.noise(key, s)), -1.0, 1.0)
+    return flow.actions(partial(nets.actor, params, s), nets.spec.noise(key, s))
 
 
 def critic_loss(nets: Networks, params: Params, state: State, batch: Batch, key: jax.Array) -> Loss:

@@ -1,8 +1,8 @@
 """FPMD: policy mirror descent with a generative policy, fitted to π_old · exp(Q/α) by weighted regression.
 
-Each update draws an action per next state, the best of several particles by Q, from which the critics bootstrap and to
-which the policy is fitted with the weight exp(Q/α). The policy is a flow whose straight paths allow one step (FPMD-R),
-an average velocity (FPMD-M, https://arxiv.org/abs/2507.23675), or a diffusion (DPMD, https://arxiv.org/abs/2502.00361).
+From an action per next state, the best of several particles, critics bootstrap; to it the policy is fitted. That is a
+flow of straight paths (FPMD-R, https://arxiv.org/abs/2507.23675), MeanFlow (FPMD-M) or a diffusion (DPMD,
+https://arxiv.org/abs/2502.00361).
 """
 
 from collections.abc import Mapping
@@ -21,10 +21,10 @@ from flowrl.data.samplers import Horizon, Transitions
 from flowrl.diffusion import Diffusion
 from flowrl.encoders import TimedMLP, scaled_sinusoidal_features
 from flowrl.generative import Flow, MeanFlow
-from flowrl.losses import mirror_weights, multiplier
+from flowrl.losses import MirrorWeights, multiplier
 from flowrl.networks import Network, Spec, named, truncated
 from flowrl.optim import LinearDecay, descend, every, gradients, polyak, step
-from flowrl.policies import noise_entropy
+from flowrl.policies import TemperedNoise
 from flowrl.train_state import Batch, Loss, Metrics, Params, Policy, TrainState
 
 
@@ -36,6 +36,8 @@ class Config:
     policy: Flow | MeanFlow | Diffusion = nested(Flow(steps=20))
     choice: BestOfN = nested(BestOfN(num_samples=32, target_samples=32, critics="online"))
     horizon: Horizon = nested(Horizon())
+    weights: MirrorWeights = nested(MirrorWeights())
+    noise: TemperedNoise = nested(TemperedNoise())
     decay: LinearDecay = nested(LinearDecay(), "The policy's step size, counted in its own steps.")
     hidden_dims: tuple[int, ...] = static((256, 256, 256), "Hidden layers of every network.")
     batch_size: int = static(256, "Transitions per update.", high=MOST_COUNT)
@@ -44,15 +46,6 @@ class Config:
     reward_scale: float = traced(0.2, "Factor of rewards.")
     critic_steps: int = static(2, "Adam steps of the critics on one gradient; the weights meet them after the first.")
     policy_delay: int = static(2, "Updates of the critics for each one of the policy and the targets.")
-    standardization: str = static(
-        "mean_only", "Q - mean / std as released, or the (Q - mean) / std meant.", choices=("mean_only", "full")
-    )
-    q_clip: float = traced(3.0, "Bound of the standardised Q in the weights.")
-    initial_temperature: float = traced(5.0, "α before the first update.", low=1e-8)
-    temperature_rate: float = traced(7e-3, "Adam's step size for log α.")
-    temperature_delay: int = static(250, "Updates of the critics for each one of the temperature.")
-    target_entropy: float = traced(-1.5, "Entropy that α aims at, per dimension.", low=float("-inf"))
-    noise_scale: float = traced(0.1, "Deviation of the noise on actions, in units of α.")
     start: str = static("scaled", "Sampling starts from start_scale, or as noised data.", choices=("scaled", "noised"))
     start_scale: float = traced(0.5, "Deviation of the noise that sampling starts from.")
     eval_steps: int = static(0, "Steps per action in evaluation; 0 takes those of training.", low=0, acting=True)
@@ -65,12 +58,10 @@ class Config:
 
 
 FOUR = BestOfN(num_samples=4, target_samples=4, critics="online")
-STATISTICS_RATE = 0.001
-"""Rate at which the running mean and deviation of Q follow those of a batch."""
 NAMES: Mapping[str, Config] = {
     "fpmd_r": Config(),
     "fpmd_m": Config(policy=MeanFlow(time_sampler="uniform", flow_ratio=0.0)),
-    "dpmd": Config(policy=Diffusion(), choice=FOUR, target_entropy=-0.9, start="noised"),
+    "dpmd": Config(policy=Diffusion(), start="noised", choice=FOUR, noise=TemperedNoise(target_entropy=-0.9)),
 }
 """The agents and their defaults: DPMD's are those of its newest scripts; docs/agents.md has the older ones."""
 State = TrainState[Config]
@@ -95,10 +86,7 @@ def networks(config: Config, spec: Spec) -> Networks:
 def draw(
     nets: Networks, config: Config, choice: BestOfN, params: Params, s: jax.Array, key: jax.Array, noisy: bool
 ) -> jax.Array:  # fmt: skip
-    """The best of several particles by the critics, with noise: `[..., D]` to `[..., A]`.
-
-    The critics rank actions as they were sampled; the chosen one is clipped to [−1, 1], and its noise is not.
-    """
+    """The best of several particles, ranked as sampled and clipped then, with noise: `[..., D]` to `[..., A]`."""
     best_key, noise_key = jax.random.split(key)
     scale = config.policy.deviation() if config.start == "noised" else config.start_scale
 
@@ -107,20 +95,13 @@ def draw(
         return config.policy.sample(partial(nets.actor, params, s), scale * nets.spec.noise(z_key, s), steps_key)
 
     a = jnp.clip(best_of_n(choice, sample, partial(nets.critic, params, s), best_key), -1.0, 1.0)
-    return a + config.noise_scale * multiplier(params) * nets.spec.noise(noise_key, s) if noisy else a
-
-
-def standardized(config: Config, extras: Mapping[str, jax.Array], q: jax.Array) -> jax.Array:
-    """Q by its running statistics; as released, only the mean is divided by the deviation: `[B]`."""
-    mean, std = extras["q_mean"], extras["q_std"]
-    return (q - mean) / std if config.standardization == "full" else q - mean / std
+    return a + config.noise.scale * multiplier(params) * nets.spec.noise(noise_key, s) if noisy else a
 
 
 def critic_loss(nets: Networks, params: Params, state: State, batch: Batch, key: jax.Array) -> Loss:
     """Σ_i E (Q_i(s, a) − c r − γ m min Q̄(s', a'))²; each critic has a loss of its own."""
-    next_q = nets.critic(state.target_params, batch["next_observations"], batch["next_actions"])
-    next_q = critics.combine(state.config.critic, next_q)
-    targets = state.config.reward_scale * batch["rewards"] + batch["discounts"] * next_q
+    config, next_q = state.config, nets.critic(state.target_params, batch["next_observations"], batch["next_actions"])
+    targets = config.reward_scale * batch["rewards"] + batch["discounts"] * critics.combine(config.critic, next_q)
     errors, metrics = critics.td_errors(nets.critic(params, batch["observations"], batch["actions"]), targets, batch)
     loss = errors.mean(axis=-1).sum()
     return loss, metrics | {"critic/loss": loss}
@@ -130,14 +111,7 @@ def actor_loss(nets: Networks, params: Params, state: State, batch: Batch, key: 
     """E[w · the model's error at (s', a')]."""
     field, weights = partial(nets.actor, params, batch["next_observations"]), batch["weights"]
     loss = jnp.mean(weights * state.config.policy.errors(field, batch["next_actions"], key))
-    return loss, {"actor/loss": loss, "actor/weight": weights.mean(), "actor/clipped": batch["clipped"].mean()}
-
-
-def temperature_loss(nets: Networks, params: Params, state: State, batch: Batch, key: jax.Array) -> Loss:
-    """log α · (H − H̄), H the entropy of the noise on actions; its gradient does not depend on α's size."""
-    config, dims = state.config, nets.spec.action_dim
-    gap = noise_entropy(config.noise_scale * multiplier(state.params), dims) - config.target_entropy * dims
-    return params["temperature"]["log"] * gap, {}
+    return loss, {"actor/loss": loss, "actor/weight": weights.mean(), "actor/clipped": batch["clipped"]}
 
 
 def move_policy(nets: Networks, batch: Batch, key: jax.Array, state: State) -> tuple[State, Metrics]:
@@ -149,47 +123,33 @@ def move_policy(nets: Networks, batch: Batch, key: jax.Array, state: State) -> t
 
 
 def update(nets: Networks, state: State, batch: Batch, key: jax.Array) -> tuple[State, Metrics]:
-    """Steps of the critics along one gradient; at some updates one of policy and slow copies, rarely one of α.
-
-    The weights, and the statistics that follow, are of the critics after their first step.
-    """
+    """Steps of the critics along one gradient, whose first gives the weights; at some updates one of policy or α."""
     (draw_key, actor_key), config, next_s = jax.random.split(key), state.config, batch["next_observations"]
-    rates, extras = {"critic": config.learning_rate}, dict(state.extras)
-    critic, alpha = config.choice.ranking(state)["critic"], multiplier(state.params)
-    next_a = draw(nets, config, config.choice.in_targets, {**state.params, "critic": critic}, next_s, draw_key, True)
-    batch = {**batch, "next_actions": next_a}
+    drawing, alpha = {**state.params, "critic": config.choice.ranking(state)["critic"]}, multiplier(state.params)
+    next_a = draw(nets, config, config.choice.in_targets, drawing, next_s, draw_key, True)
+    batch, rates = {**batch, "next_actions": next_a}, {"critic": config.learning_rate}
     grads, metrics = gradients(nets, state, batch, draw_key, (critic_loss,), ("critic",))
     state = step(state, grads, rates)
     q = nets.critic(state.params, next_s, next_a).min(axis=0)
-    batch["weights"], batch["clipped"] = mirror_weights(standardized(config, extras, q), config.q_clip, alpha)
+    batch["weights"], batch["clipped"] = config.weights(state.extras, q, alpha)
     for _ in range(config.critic_steps - 1):
         state = step(state, grads, rates)
-    temper = {"temperature": config.temperature_rate}
     state, more = every(config.policy_delay, state, partial(move_policy, nets, batch, actor_key))
-    state, _ = every(
-        config.temperature_delay, state, lambda s: descend(nets, s, batch, actor_key, (temperature_loss,), temper)
-    )
-    news = {"q_mean": q.mean(), "q_std": q.std()}
-    extras = jax.tree.map(lambda old, new: old + STATISTICS_RATE * (new - old), extras, news)
-    return state.replace(extras=extras), metrics | more | {"actor/temperature": multiplier(state.params)}
+    temper = partial(descend, nets, batch=batch, key=actor_key, losses=(config.noise.loss,))
+    state, _ = every(config.noise.delay, state, partial(temper, rates={"temperature": config.noise.rate}))
+    state = state.replace(extras=config.weights.follow(state.extras, q))
+    return state, metrics | more | {"actor/temperature": multiplier(state.params)}
 
 
 def act(nets: Networks, policy: Policy[Config], inputs: Batch, key: jax.Array, *, explore: bool = False) -> jax.Array:
-    """One particle of the slow policy, or the best of several; with `explore` also noise.
-
-    What explores may leave [−1, 1] by its noise: it is stored so, and the environment clips what it plays.
-    """
+    """One particle of the slow policy, or the best of several; with `explore` noise, which may leave [−1, 1]."""
     return draw(nets, policy.config, policy.config.choice, policy.params, inputs["observations"], key, explore)
 
 
-def evaluations(config: Config) -> dict[str, Config]:
-    """One particle, and the best of several, in as many steps as evaluation takes."""
-    return one_and_best(put(config, {"policy.steps": config.eval_steps} if config.eval_steps else {}))
-
-
 make = Maker(
-    networks, update, act, batch=Transitions.of, targets=("actor", "critic"), evaluations=evaluations,
+    networks, update, act, batch=Transitions.of, targets=("actor", "critic"),
+    evaluations=lambda config: one_and_best(put(config, {"policy.steps": config.eval_steps or config.policy.steps})),
     acting=lambda state: {**with_critic(state, state.target_params), "temperature": state.params["temperature"]},
-    explores=lambda config: config, multipliers=lambda config: {"temperature": jnp.log(config.initial_temperature)},
+    explores=lambda config: config, multipliers=lambda config: {"temperature": jnp.log(config.noise.initial)},
     extras=lambda config: {"q_mean": jnp.zeros(()), "q_std": jnp.ones(())},
 )  # fmt: skip

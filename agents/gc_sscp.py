@@ -1,9 +1,8 @@
 """GC-SSCP: one flat goal-conditioned policy that skips the hierarchy in one step (https://arxiv.org/abs/2506.21427).
 
-One actor jumps down a two-level hierarchy. The level `t` says where a jump starts (0: at the goal, 1: at a subgoal),
-the depth `d` how many levels it takes (1 or 2). From noise it predicts an action and the goal representation one hop
-below. Jumps of depth 1 are regressed on data; the jump of depth 2 from the goal is regressed on two hops of the slow
-actor, and is what acts.
+One actor jumps down a two-level hierarchy, from noise to an action and the goal representation one hop below. The level
+`t` says where a jump starts (0: at the goal, 1: at a subgoal), the depth `d` how many levels it takes. Jumps of depth 1
+are regressed on data; that of depth 2 is regressed on two hops of the slow actor, and is what acts.
 """
 
 from functools import partial
@@ -16,7 +15,7 @@ from flowrl.agent import Maker
 from flowrl.config import MOST_COUNT, config, nested, static, traced
 from flowrl.data.goals import GoalMix
 from flowrl.data.samplers import Goals
-from flowrl.encoders import GoalRep, JumpMLP, length_normalize, represented_value
+from flowrl.encoders import GoalRep, JumpMLP, Pair, represented_value
 from flowrl.losses import GoalValue, awr_weight, goal_advantage, goal_value_loss, mse
 from flowrl.networks import Network, Spec, Value, ensemble, named, vector
 from flowrl.optim import descend, polyak
@@ -37,9 +36,7 @@ class Config:
     lagging_targets: bool = static(True, "Targets move toward the parameters before each step, as the authors' do.")
     rep_dim: int = static(10, "Size of the goal representation.")
     time_dim: int = static(128, "Size of the embedding of levels and depths.")
-    hops: int = static(
-        1, "Calls of the actor per action: 1 is the shortcut, 2 goes by a subgoal.", choices=(1, 2), acting=True
-    )
+    hops: int = static(1, "Calls of the actor per action; 2 go by a subgoal.", choices=(1, 2), acting=True)
     subgoal_steps: int = traced(25, "Environment steps to a subgoal.", low=1)
     low_alpha: float = traced(5.0, "Inverse temperature of the advantage weights at the subgoal.")
     high_alpha: float = traced(5.0, "Inverse temperature of the advantage weights at the goal.")
@@ -47,13 +44,7 @@ class Config:
 
 
 State = TrainState[Config]
-
-
-class Pair(NamedTuple):
-    """An action `[B, A]` and a goal representation `[B, R]`: the actor's noise, its prediction or their target."""
-
-    a: jax.Array
-    rep: jax.Array
+Pairs = tuple[Pair, Pair]
 
 
 class Networks(NamedTuple):
@@ -77,11 +68,6 @@ def networks(config: Config, spec: Spec) -> Networks:
     ))  # fmt: skip
 
 
-def bounded(pair: Pair) -> Pair:
-    """Clips actions to [−1, 1] and scales representations to length √R."""
-    return Pair(jnp.clip(pair.a, -1.0, 1.0), length_normalize(pair.rep))
-
-
 def noise(nets: Networks, s: jax.Array, key: jax.Array) -> Pair:
     """Unit Gaussian noise for each observation of `s` `[..., D]`."""
     a_key, rep_key = jax.random.split(key)
@@ -95,10 +81,10 @@ def jump(nets: Networks, params: Params, s: jax.Array, goal_rep: jax.Array, x: P
     return Pair(x.a + out[..., : -nets.rep_dim], x.rep + out[..., -nets.rep_dim :])
 
 
-def two_hops(nets: Networks, params: Params, s: jax.Array, goal_rep: jax.Array, noises: tuple[Pair, Pair]) -> Pair:
+def two_hops(nets: Networks, params: Params, s: jax.Array, goal_rep: jax.Array, noises: Pairs) -> Pair:
     """Goes from the goal to a subgoal and from there to an action, each hop from its own noise; bounded."""
-    subgoal = bounded(jump(nets, params, s, goal_rep, noises[0], 0, 1))
-    return bounded(jump(nets, params, s, subgoal.rep, noises[1], 1, 1))
+    subgoal = jump(nets, params, s, goal_rep, noises[0], 0, 1).bounded()
+    return jump(nets, params, s, subgoal.rep, noises[1], 1, 1).bounded()
 
 
 def low_loss(nets: Networks, params: Params, state: State, batch: Batch, key: jax.Array, *, x: Pair) -> Loss:
@@ -121,13 +107,11 @@ def high_loss(nets: Networks, params: Params, state: State, batch: Batch, key: j
     return loss, {"high/loss": loss, "high/weight": weights.mean(), "high/rep_mse": rep_errors.mean()}
 
 
-def shortcut_loss(
-    nets: Networks, params: Params, state: State, batch: Batch, key: jax.Array, *, noises: tuple[Pair, Pair]
-) -> Loss:
+def shortcut_loss(nets: Networks, params: Params, state: State, batch: Batch, key: jax.Array, *, x: Pairs) -> Loss:
     """The jump (t=0, d=2) from the first hop's noise, regressed on two hops of the slow actor."""
     s, g = batch["observations"], batch["high_actor_goals"]
-    target = two_hops(nets, state.target_params, s, nets.goal_rep(state.params, s, g), noises)
-    leap = bounded(jump(nets, params, s, nets.goal_rep(params, s, g), noises[0], 0, 2))
+    target = two_hops(nets, state.target_params, s, nets.goal_rep(state.params, s, g), x)
+    leap = jump(nets, params, s, nets.goal_rep(params, s, g), x[0], 0, 2).bounded()
     a_errors = mse(leap.a, target.a)
     loss = (a_errors + mse(leap.rep, target.rep)).mean()
     return loss, {"shortcut/loss": loss, "shortcut/action_mse": a_errors.mean()}
@@ -138,7 +122,7 @@ def update(nets: Networks, state: State, batch: Batch, key: jax.Array) -> tuple[
     config = state.config
     hop, first, second = (noise(nets, batch["observations"], k) for k in jax.random.split(key, 3))
     value, low, high = partial(goal_value_loss, represented_value), partial(low_loss, x=hop), partial(high_loss, x=hop)
-    losses = (value, low, high, partial(shortcut_loss, noises=(first, second)))
+    losses = (value, low, high, partial(shortcut_loss, x=(first, second)))
     rates = dict.fromkeys(("goal_rep", "value", "actor"), config.learning_rate)
     moved, metrics = descend(nets, state, batch, key, losses, rates)
     toward = state if config.lagging_targets else moved
@@ -152,16 +136,14 @@ def act(nets: Networks, policy: Policy[Config], inputs: Batch, key: jax.Array, *
     first = noise(nets, s, first_key)
     if policy.config.hops == 2:
         return two_hops(nets, params, s, goal_rep, (first, noise(nets, s, second_key))).a
-    return bounded(jump(nets, params, s, goal_rep, first, 0, 2)).a
-
-
-def acting(state: State) -> Params:
-    """What acting needs: the shortcut is the slow actor's, two hops are the trained one's, as in the authors' code."""
-    actors = state.params if state.config.hops == 2 else state.target_params
-    return {"goal_rep": state.params["goal_rep"], "actor": actors["actor"]}
+    return jump(nets, params, s, goal_rep, first, 0, 2).bounded().a
 
 
 make = Maker(
-    networks, update, act, targets=("value", "actor"), acting=acting,
+    networks, update, act, targets=("value", "actor"),
+    acting=lambda state: {  # the shortcut is the slow actor's, two hops are the trained one's, as in the authors' code
+        "goal_rep": state.params["goal_rep"],
+        "actor": (state.params if state.config.hops == 2 else state.target_params)["actor"],
+    },
     batch=lambda config: Goals(config.actor_goals, config.value_goals, config.discount, config.subgoal_steps),
 )  # fmt: skip

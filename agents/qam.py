@@ -1,8 +1,7 @@
 """QAM: a flow tilted toward Q by adjoint matching, without gradients through its steps (https://arxiv.org/abs/2601.14234).
 
-One velocity field clones the behaviour. Another is fitted to the optimal control of the behaviour's memoryless process,
-whose ends are then distributed as behaviour · exp(τ Q) (`flowrl.adjoint`), and acts. QAM-F distills it into a one-step
-policy as FQL does, QAM-E edits its actions; both maximise Q besides.
+One velocity field clones the behaviour. Another is fitted to the optimal control of its memoryless process, so that it
+acts as behaviour · exp(τ Q) (`flowrl.adjoint`). QAM-F distills that into one step, QAM-E edits it; both maximise Q too.
 """
 
 from collections.abc import Mapping
@@ -76,18 +75,13 @@ def networks(config: Config, spec: Spec) -> Networks:
     ))  # fmt: skip
 
 
-def tilted(nets: Networks, config: Config, params: Params, s: jax.Array, z: jax.Array) -> jax.Array:
-    """Carries noise `[..., A]` along the tilted flow, and clips."""
-    return jnp.clip(config.flow.sample(partial(nets.actor, params, s), z), -1.0, 1.0)
-
-
 def sample(nets: Networks, config: Config, params: Params, s: jax.Array, key: jax.Array) -> jax.Array:
     """One action per state, of what acts: `[..., D]` to `[..., A]`."""
     z_key, edit_key = jax.random.split(key)
     z = nets.spec.noise(z_key, s)
     if config.acts == "one_step":
         return jnp.clip(nets.one_step(params, s, z), -1.0, 1.0)
-    a = tilted(nets, config, params, s, z)
+    a = config.flow.actions(partial(nets.actor, params, s), z)
     return edited(nets.edit(params, s, a), a, config.edit_scale, edit_key)[0] if config.acts == "edit" else a
 
 
@@ -124,7 +118,7 @@ def one_step_loss(nets: Networks, params: Params, state: State, batch: Batch, ke
     s = batch["observations"]
     z = nets.spec.noise(key, s)
     a = nets.one_step(params, s, z)
-    distill = jnp.mean((a - tilted(nets, state.config, state.params, s, z)) ** 2)
+    distill = jnp.mean((a - state.config.flow.actions(partial(nets.actor, state.params, s), z)) ** 2)
     q = nets.critic(state.params, s, jnp.clip(a, -1.0, 1.0)).mean()
     return state.config.alpha * distill - q, {"actor/distill_loss": distill, "actor/q_mean": q}
 
@@ -132,7 +126,7 @@ def one_step_loss(nets: Networks, params: Params, state: State, batch: Batch, ke
 def edit_loss(nets: Networks, params: Params, state: State, batch: Batch, key: jax.Array) -> Loss:
     """QAM-E: E[α log π(e | s, a) − mean Q(s, a + e)] for edits e of the flow's a, and α (H − H̄) for α."""
     (z_key, edit_key), config, s = jax.random.split(key), state.config, batch["observations"]
-    a = tilted(nets, config, state.params, s, nets.spec.noise(z_key, s))
+    a = config.flow.actions(partial(nets.actor, state.params, s), nets.spec.noise(z_key, s))
     a, log_probs = edited(nets.edit(params, s, a), a, config.edit_scale, edit_key)
     q, target = nets.critic(state.params, s, a).mean(), config.edit_entropy * nets.spec.action_dim
     loss = multiplier(state.params) * log_probs.mean() - q + temperature_loss(params, log_probs, target)

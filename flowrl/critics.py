@@ -54,7 +54,11 @@ def module(choices: Critic, hidden_dims: tuple[int, ...], **options: Any) -> nn.
 
 def combine(choices: Critic, q: jax.Array) -> jax.Array:
     """Combines the values of heads for a TD target, min Q or mean Q − ρ · std Q: `[heads, ...]` to `[...]`."""
-    return q.min(axis=0) if choices.aggregate == "min" else q.mean(axis=0) - choices.rho * q.std(axis=0)
+    if choices.aggregate == "min":
+        return q.min(axis=0)
+    variance = q.var(axis=0)
+    deviation = jnp.where(variance > 0, jnp.sqrt(jnp.where(variance > 0, variance, 1.0)), 0.0)  # with a slope at 0
+    return q.mean(axis=0) - choices.rho * deviation
 
 
 def td_errors(q: jax.Array, targets: jax.Array, batch: Batch) -> tuple[jax.Array, Metrics]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -39,6 +39,17 @@ class GoalRep(nn.Module):
     def __call__(self, observations: jax.Array, goals: jax.Array) -> jax.Array:
         """Maps `[B, D]` and `[B, G]` to `[B, R]`."""
         return length_normalize(MLP(self.hidden_dims, self.rep_dim, layer_norm=True)(observations, goals))
+
+
+class Pair(NamedTuple):
+    """An action `[B, A]` and a goal representation `[B, R]`: the actor's noise, its prediction or their target."""
+
+    a: jax.Array
+    rep: jax.Array
+
+    def bounded(self) -> "Pair":
+        """Clips actions to [−1, 1] and scales representations to length √R."""
+        return Pair(jnp.clip(self.a, -1.0, 1.0), length_normalize(self.rep))
 
 
 class FourierFeatures(nn.Module):
@@ -111,6 +122,12 @@ def scaled_sinusoidal_features(x: jax.Array, size: int) -> jax.Array:
     """Fixed features [sin ωx, cos ωx]/√size, ω = 10,000^(−2j/size) (FPMD's code): `[..., 1]` to `[..., size]`."""
     angles = x * 10_000.0 ** (-jnp.arange(size // 2) / (size // 2))
     return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1) / jnp.sqrt(size)
+
+
+def rising_sinusoidal_features(x: jax.Array, size: int) -> jax.Array:
+    """Fixed features [sin ωx, cos ωx] with ω rising geometrically to 256 (Q-Flow): `[..., 1]` to `[..., size]`."""
+    angles = x * jnp.exp(jnp.linspace(0.0, jnp.log(256.0), size // 2))
+    return jnp.concatenate((jnp.sin(angles), jnp.cos(angles)), axis=-1)
 
 
 class TimedMLP(nn.Module):

@@ -74,6 +74,10 @@ class Flow:
         """Carries noise `[..., A]` to time 1."""
         return euler(field, z, self.steps)
 
+    def actions(self, field: Velocity, z: jax.Array) -> jax.Array:
+        """The same, clipped to [−1, 1]."""
+        return jnp.clip(self.sample(field, z), -1.0, 1.0)
+
 
 @config
 class MeanFlow:

@@ -66,19 +66,31 @@ def gaussian_log_prob(values: jax.Array, means: jax.Array, log_stds: jax.Array, 
     return -0.5 * jnp.sum(valid * (squares + 2 * log_stds + jnp.log(2 * jnp.pi)), axis=-1)
 
 
-def mirror_weights(values: jax.Array, bound: Scalar, temperature: Scalar) -> tuple[jax.Array, jax.Array]:
-    """Weights of mirror descent, exp(clip(Q)/α), without gradient (https://arxiv.org/abs/2502.00361, eq. 12).
+@config
+class MirrorWeights:
+    """How Q weighs actions in policy mirror descent, exp(clip(norm Q)/α), norm by running statistics.
 
-    Args:
-        values: Q of the actions, standardised `[...]`.
-        bound: What it is clipped to, either way `[]`.
-        temperature: α `[]`.
-
-    Returns:
-        `[...]`, and where the clip holds `[...]`.
+    The statistics are the mean and deviation of Q that follow those of batches, 0 and 1 at first
+    (https://arxiv.org/abs/2502.00361, eq. 12 and its code).
     """
-    weights = jnp.exp(jnp.clip(values, -bound, bound) / temperature)
-    return jax.lax.stop_gradient(weights), jnp.abs(values) >= bound
+
+    standardization: str = static(
+        "mean_only", "Q - mean / std as released, or the (Q - mean) / std meant.", choices=("mean_only", "full")
+    )
+    clip: float = traced(3.0, "Bound of the standardised Q.")
+    rate: float = traced(0.001, "Rate at which the statistics of Q follow those of a batch.", high=1.0)
+
+    def __call__(self, statistics: Params, q: jax.Array, temperature: Scalar) -> tuple[jax.Array, jax.Array]:
+        """Returns the weights `[B]`, without gradient, and the share of rows where the clip holds `[]`."""
+        mean, std = statistics["q_mean"], statistics["q_std"]
+        standard = (q - mean) / std if self.standardization == "full" else q - mean / std
+        weights = jnp.exp(jnp.clip(standard, -self.clip, self.clip) / temperature)
+        return jax.lax.stop_gradient(weights), jnp.mean(jnp.abs(standard) >= self.clip)
+
+    def follow(self, statistics: Params, q: jax.Array) -> dict[str, jax.Array]:
+        """Returns the statistics after values `[B]`."""
+        news = {"q_mean": q.mean(), "q_std": q.std()}
+        return {name: statistics[name] + self.rate * (new - statistics[name]) for name, new in news.items()}
 
 
 def unit_gaussian_log_prob(values: jax.Array, means: jax.Array, valid: Scalar = 1.0) -> jax.Array:

@@ -71,6 +71,42 @@ def euler(velocity: Velocity, starts: jax.Array, steps: int) -> jax.Array:
     return points
 
 
+def onward(velocity: Velocity, points: jax.Array, times: jax.Array, steps: int) -> jax.Array:
+    """Integrates from wherever points are to time 1, in steps of 1/N of which the last is shorter (Q-Flow).
+
+    Args:
+        velocity: The field.
+        points: x_t `[..., A]`.
+        times: t in [0, 1], `[..., 1]`.
+        steps: N, the steps from time 0.
+
+    Returns:
+        x₁ `[..., A]`.
+    """
+    for _ in range(steps):
+        sizes = jnp.clip(1 - times, 0.0, 1 / steps)
+        points, times = points + sizes * velocity(points, times), times + sizes
+    return points
+
+
+def backward(velocity: Velocity, ends: jax.Array, spans: jax.Array, steps: int) -> tuple[jax.Array, jax.Array]:
+    """Integrates back from time 1 in equal steps, each by the velocity where it begins (RQL).
+
+    Args:
+        velocity: The field.
+        ends: x₁ `[..., A]`.
+        spans: How far back, d in [0, 1], `[..., 1]`.
+        steps: Number of steps, whatever d.
+
+    Returns:
+        x `[..., A]`, and the times 1 − d `[..., 1]`.
+    """
+    points, times = ends, jnp.ones_like(spans)
+    for _ in range(steps):
+        points, times = points - velocity(points, times) * spans / steps, times - spans / steps
+    return points, times
+
+
 def complete(jump: Jump, points: jax.Array, times: jax.Array) -> jax.Array:
     """Goes to the end of the path in one step: x + (1 − t) h(x, t, 1 − t) (https://arxiv.org/abs/2506.21427).
 

@@ -8,8 +8,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from flowrl.config import config, static, traced
 from flowrl.networks import MLP, Activation, Initializer, glorot, orthogonal, side_by_side
-from flowrl.train_state import Params, Scalar
+from flowrl.train_state import Batch, Loss, Params, Scalar, TrainState
 
 LOG_STD_RANGE = (-5.0, 2.0)
 
@@ -197,6 +198,23 @@ def smoothed(actions: jax.Array, key: jax.Array, deviation: Scalar, bound: Scala
     """
     noise = deviation * jax.random.normal(key, actions.shape)
     return jnp.clip(actions + jnp.clip(noise, -bound, bound), -1.0, 1.0)
+
+
+@config
+class TemperedNoise:
+    """Gaussian noise on actions whose deviation is a share of a learnt temperature α (DPMD's and FPMD's code)."""
+
+    scale: float = traced(0.1, "Deviation of the noise, in units of α.")
+    initial: float = traced(5.0, "α before the first update.", low=1e-8)
+    rate: float = traced(7e-3, "Adam's step size for log α.")
+    delay: int = static(250, "Updates of the critics for each one of α.")
+    target_entropy: float = traced(-1.5, "Entropy that α aims at, per dimension.", low=float("-inf"))
+
+    def loss(self, nets: Any, params: Params, state: TrainState[Any], batch: Batch, key: jax.Array) -> Loss:
+        """log α · (H − H̄), H the entropy of the noise as it is; its gradient does not depend on α's size."""
+        dims = nets.spec.action_dim
+        entropy = noise_entropy(self.scale * jnp.exp(state.params["temperature"]["log"]), dims)
+        return params["temperature"]["log"] * (entropy - self.target_entropy * dims), {}
 
 
 def noise_entropy(deviation: Scalar, action_dim: int) -> jax.Array:

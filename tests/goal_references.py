@@ -235,5 +235,5 @@ def losses_of(name: str, told: dict[str, Any] | None = None) -> dict[str, tuple[
         "value": value,
         "low": (bound(gc_sscp.low_loss, x=noises[0]), sscp_low),
         "high": (bound(gc_sscp.high_loss, x=noises[0]), sscp_high),
-        "shortcut": (bound(gc_sscp.shortcut_loss, noises=noises), sscp_shortcut),
+        "shortcut": (bound(gc_sscp.shortcut_loss, x=noises), sscp_shortcut),
     }

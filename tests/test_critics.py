@@ -84,6 +84,12 @@ def test_heads_are_combined(way: Way, aggregate: str, rho: float, expected: list
     np.testing.assert_allclose(way(combined)(array([1, 5], [3, 5]), jnp.float32(rho)), expected)
 
 
+@pytest.mark.parametrize("heads", [1, 2])
+def test_heads_that_agree_have_slopes(heads: int) -> None:
+    slopes = jax.grad(lambda q: critics.combine(Critic(aggregate="mean", rho=0.5), q).sum())(jnp.ones((heads, 3)))
+    np.testing.assert_allclose(slopes, 1 / heads)
+
+
 @pytest.mark.parametrize(
     ("choices", "told"),
     [
@@ -127,6 +133,11 @@ def test_the_module_has_the_activation_that_is_chosen(activation: str) -> None:
 
 FAULTS = {
     "flowrl/critics.py": [
+        (
+            "jnp.sqrt(jnp.where(variance > 0, variance, 1.0))",
+            "jnp.sqrt(variance)",
+            "test_heads_that_agree_have_slopes",
+        ),
         ("jax.lax.stop_gradient(targets)", "targets", "test_td_errors"),
         ('choices.aggregate == "min"', 'choices.aggregate == "mean"', "test_heads_are_combined"),
         ('errors = batch["valid"] * (', "errors = (", "test_rows_that_do_not_count_have_no_error"),

@@ -159,7 +159,7 @@ def test_targets_move_toward_the_parameters_before_the_step_or_after_it(name: st
     assert_close(after.target_params, expected, rtol=1e-6, atol=1e-6)
 
 
-NOISE = {"low_loss": "x", "high_loss": "x", "shortcut_loss": "noises"}
+NOISE = {"low_loss": "x", "high_loss": "x", "shortcut_loss": "x"}
 LOSSES = {name: vars(gc_sscp)[name] for name in NOISE}
 
 
@@ -419,12 +419,12 @@ FAULTS = {
             "test_losses_and_gradients_equal_their_references and gc_sscp-shortcut",
         ),
         (
-            "noises[0], 0, 2))",
-            "noises[1], 0, 2))",
+            "x[0], 0, 2)",
+            "x[1], 0, 2)",
             "test_losses_and_gradients_equal_their_references and gc_sscp-shortcut",
         ),
         (
-            "subgoal = bounded(jump(nets, params, s, goal_rep, noises[0], 0, 1))",
+            "subgoal = jump(nets, params, s, goal_rep, noises[0], 0, 1).bounded()",
             "subgoal = jump(nets, params, s, goal_rep, noises[0], 0, 1)",
             "test_losses_and_gradients_equal_their_references and gc_sscp-shortcut",
         ),

@@ -299,8 +299,8 @@ FAULTS = {
             "test_gc_sscp_acts_by_the_slow_actor_in_one_hop_and_by_the_trained_one_in_two",
         ),
         (
-            "goal_rep, first, 0, 2)).a",
-            "goal_rep, first, 0, 1)).a",
+            "goal_rep, first, 0, 2)",
+            "goal_rep, first, 0, 1)",
             "test_gc_sscp_acts_by_the_slow_actor_in_one_hop_and_by_the_trained_one_in_two",
         ),
         (

@@ -1,4 +1,4 @@
-"""QAM, QAM-F, QAM-E and FBRAC: every loss by hand for linear networks, what moves, and a bandit with a known answer."""
+"""QAM, its variants, FBRAC and DSRL: every loss by hand for linear networks, what moves, a bandit with answers."""
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
@@ -17,17 +17,18 @@ from ways import Way, array, each_way
 
 from flowrl import agents
 from flowrl.agent import Agent
-from flowrl.agents import fbrac, qam
+from flowrl.agents import dsrl, fbrac, qam
 from flowrl.networks import Spec
 from flowrl.train_state import Batch, Params, TrainState
 
-NAMES = ("qam", "qam_f", "qam_e", "fbrac")
+NAMES = ("qam", "qam_f", "qam_e", "fbrac", "dsrl")
 TOLD = {"flow.steps": 2, "discount": 0.5, "inverse_temperature": 0.5, "alpha": 2.0, "edit_scale": 0.4}
 EDIT = -np.arctanh(0.5)
 # One number each, s is not read. Slow copies are others, so that none can be mistaken for one another.
 PARAMS: dict[str, Params] = {
-    "flow": {"w": array(9.0)[0]}, "actor": {"w": array(1.0)[0]}, "critic": {"k": array(2, 4)},
-    "one_step": {"w": array(-1.0)[0]}, "edit": {"w": array(EDIT)[0]}, "temperature": {"log": jnp.log(2.0)},
+    "flow": {"w": array(9.0)[0]}, "actor": {"w": array(1.0)[0]}, "one_step": {"w": array(-1.0)[0]},
+    "critic": {"k": array(2, 4)}, "latent_critic": {"k": array(5, 6)}, "edit": {"w": array(EDIT)[0]},
+    "temperature": {"log": jnp.log(2.0)},
 }  # fmt: skip
 SLOW = {"flow": {"w": array(0.5)[0]}, "critic": {"k": array(1, 3)}}
 BATCH: Batch = {
@@ -57,9 +58,16 @@ SMALL, CRITIC, ACTOR = Spec.of_sizes(1, 1), network("critic", values), network("
 NETS = qam.Networks(SMALL, network("flow", times), ACTOR, CRITIC, network("one_step", times), network("edit", edits))
 
 
-def toy_state(name: str, told: Mapping[str, Any] | None = None) -> TrainState:
-    known = TOLD if name != "fbrac" else {"flow.steps": 2, "alpha": 2.0, "flow_alpha": 3.0}
-    return state_with(config_of(name, {**known, **(told or {})}), PARAMS, SLOW)
+LATENT = dsrl.Networks(
+    SMALL, network("flow", times), network("actor", lambda params, s: edits(params, s, s)), CRITIC,
+    network("latent_critic", values),
+)  # fmt: skip
+
+
+def toy_state(name: str) -> TrainState:
+    steps: dict[str, Any] = {"flow.steps": 2}
+    told = {"fbrac": steps | {"alpha": 2.0, "flow_alpha": 3.0}, "dsrl": steps | {"latent_scale": 0.4}}
+    return state_with(config_of(name, told.get(name, TOLD)), PARAMS, SLOW)
 
 
 def found(
@@ -136,10 +144,11 @@ def test_adjoint_matching_by_hand(way: Way) -> None:
 
 @each_way
 def test_the_one_step_policy_is_distilled_and_pulled_by_q(way: Way) -> None:
-    # a = −½, the flow's 1: (1½)²; Q = 3·(−½): 2·2¼ + 1½ = 6. By μ's weight: 2·2·(−1½)·½ − 3·½.
-    (value, _), grads = found(way, qam.one_step_loss, NETS, toy_state("qam_f"), ["normal z"], {"z": [[0.5], [0.5]]})
-    np.testing.assert_allclose(value, 6, rtol=1e-5)
-    np.testing.assert_allclose(grads["one_step"]["w"], -4.5, rtol=1e-5)
+    # a = −¼, the flow's ¼·1½² = .5625; Q = 3·(−¼): 2·.8125² + ¾. By μ's weight: 2·2·(−.8125)·¼ − 3·¼.
+    drawn = {"z": [[0.25], [0.25]]}
+    (value, _), grads = found(way, qam.one_step_loss, NETS, toy_state("qam_f"), ["normal z"], drawn)
+    np.testing.assert_allclose(value, 2 * 0.8125**2 + 0.75, rtol=1e-5)
+    np.testing.assert_allclose(grads["one_step"]["w"], -0.8125 - 0.75, rtol=1e-5)
     assert not any(np.any(leaf) for n in ("actor", "critic") for leaf in jax.tree.leaves(grads[n]))
 
 
@@ -155,6 +164,43 @@ def test_edits_maximise_q_and_entropy(way: Way) -> None:
     np.testing.assert_allclose(grads["edit"]["w"], -2 - 0.9, rtol=1e-5)
     np.testing.assert_allclose(grads["temperature"]["log"], 2 * (0.5 - log_prob), rtol=1e-5)
     assert not any(np.any(leaf) for n in ("actor", "critic") for leaf in jax.tree.leaves(grads[n]))
+
+
+@each_way
+def test_dsrl_bootstraps_by_latents_that_its_policy_draws(way: Way) -> None:
+    # tanh w = .7616 at w = 1; .4 of it through the slow flow of ½ x, twice: times 1¼². Q̄ = a', 3 a': 2 a' − ½ a'.
+    (value, _), _ = found(way, dsrl.critic_loss, LATENT, toy_state("dsrl"), ["normal z"], {"z": [[0.0], [0.0]]})
+    y = 1 + 0.5 * 1.5 * 0.4 * np.tanh(1) * 1.25**2
+    np.testing.assert_allclose(value, ((1 - y) ** 2 + (2 - y) ** 2 + 4) / 4, rtol=1e-5)
+
+
+@each_way
+def test_dsrl_regresses_critics_of_latents_on_those_of_actions(way: Way) -> None:
+    # z = ½ leads to ½·1¼² = .78125: 5·½ against 2·.78125 and 6·½ against 4·.78125; 2·½·error/2 by each weight.
+    drawn = {"z": [[0.5], [0.5]]}
+    (value, _), grads = found(way, dsrl.latent_loss, LATENT, toy_state("dsrl"), ["normal z"], drawn)
+    np.testing.assert_allclose(value, ((2.5 - 1.5625) ** 2 + (3 - 3.125) ** 2) / 2, rtol=1e-5)
+    np.testing.assert_allclose(grads["latent_critic"]["k"], [0.5 * 0.9375, -0.5 * 0.125], rtol=1e-4)
+    assert not any(np.any(leaf) for n in ("flow", "critic") for leaf in jax.tree.leaves(grads[n]))
+
+
+@each_way
+def test_dsrl_clones_where_whole_rows_are_valid(way: Way) -> None:
+    drawn = {"t": [[0.5], [0.5]], "z": [[1.0], [1.0]]}
+    (value, _), _ = found(
+        way, dsrl.flow_loss, LATENT, toy_state("dsrl"), ["uniform t", "normal z"], drawn, valid=array(1, 0)
+    )
+    np.testing.assert_allclose(value, 7.25**2 / 2, rtol=1e-5)  # as QAM's
+
+
+@each_way
+def test_dsrl_chooses_latents_of_high_value(way: Way) -> None:
+    # log π = −½ log 2π − log(1 − tanh² 1), α = 2, H̄ = −½: 2 log π − 5½·.4 tanh 1 + 2 (½ − log π)
+    (value, _), grads = found(way, dsrl.actor_loss, LATENT, toy_state("dsrl"), ["normal z"], {"z": [[0.0], [0.0]]})
+    np.testing.assert_allclose(value, 1 - 5.5 * 0.4 * np.tanh(1), rtol=1e-5)
+    # log π rises by 2 tanh 1
+    np.testing.assert_allclose(grads["actor"]["w"], 4 * np.tanh(1) - 2.2 * (1 - np.tanh(1) ** 2), rtol=1e-5)
+    assert not np.any(grads["latent_critic"]["k"])
 
 
 @each_way
@@ -191,7 +237,9 @@ def test_what_moves_and_how_far(name: str) -> None:
     agent, _ = agent_of(name)
     state = fresh(name)
     after, metrics = compiled(agent)(state, transitions(), jax.random.key(1))
-    own = {"qam": set(), "qam_f": {"one_step"}, "qam_e": {"edit", "temperature"}, "fbrac": set()}[name]
+    own = {"qam_f": {"one_step"}, "qam_e": {"edit", "temperature"}, "dsrl": {"latent_critic", "temperature"}}.get(
+        name, set()
+    )
     assert set(state.params) == {"actor", "critic", *own, *(() if name == "fbrac" else ("flow",))}
     assert set(state.target_params) == ({"critic"} if name == "fbrac" else {"critic", "flow"})
     for network_name in state.params:
@@ -200,10 +248,10 @@ def test_what_moves_and_how_far(name: str) -> None:
     # Slow copies begin as the networks and move toward the parameters before the step: they stay.
     jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-6), after.target_params, state.target_params)
     assert all(np.isfinite(value) for value in metrics.values())
-    assert name == "fbrac" or optax.global_norm(gradients(after)) < 1.01  # clipped together
+    assert name in ("fbrac", "dsrl") or optax.global_norm(gradients(after)) < 1.01  # clipped together
 
 
-@pytest.mark.parametrize("name", ["qam_f", "qam_e", "fbrac"])
+@pytest.mark.parametrize("name", ["qam_f", "qam_e", "fbrac", "dsrl"])
 def test_mapped_runs_equal_single_ones(name: str) -> None:
     states, keys = [fresh(name, seed) for seed in range(2)], jax.random.split(jax.random.key(7))
     after, _ = compiled_mapped(agent_of(name)[0])(stack(states), transitions(), keys)
@@ -214,7 +262,13 @@ def test_mapped_runs_equal_single_ones(name: str) -> None:
 
 @pytest.mark.parametrize(
     ("name", "players"),
-    [("qam", {"actor"}), ("qam_f", {"one_step"}), ("qam_e", {"actor", "edit"}), ("fbrac", {"actor"})],
+    [
+        ("qam", {"actor"}),
+        ("qam_f", {"one_step"}),
+        ("qam_e", {"actor", "edit"}),
+        ("fbrac", {"actor"}),
+        ("dsrl", {"actor", "flow"}),
+    ],
 )
 def test_a_policy_holds_what_acts(name: str, players: set[str]) -> None:
     agent, config = agent_of(name)
@@ -233,6 +287,7 @@ def test_a_policy_holds_what_acts(name: str, players: set[str]) -> None:
         ("qam_f", {"alpha": 2.5}, 0.4, 0.23),
         ("qam_e", {"edit_scale": 0.4}, 0.35, 0.3),
         ("fbrac", {"alpha": 0.03}, 0.5, 0.2),
+        ("dsrl", {"latent_scale": 3.0}, 0.37, 0.29),
     ],
 )
 def test_one_state_with_a_known_policy(name: str, told: dict[str, Any], mean: float, std: float) -> None:
@@ -240,7 +295,7 @@ def test_one_state_with_a_known_policy(name: str, told: dict[str, Any], mean: fl
 
     That is of the flow, whose deviation is ¼ in eight steps, for 0.3 of the data. The others maximise Q besides.
     """
-    told |= {} if name == "fbrac" else {"inverse_temperature": 5.0}
+    told |= {"inverse_temperature": 5.0} if name.startswith("qam") else {}
     told = {
         **told,
         "hidden_dims": (32,),
@@ -310,8 +365,8 @@ FAULTS = {
             "test_the_one_step_policy_is_distilled_and_pulled_by_q and plain",
         ),
         (
-            "tilted(nets, state.config, state.params, s, z)",
-            "tilted(nets, state.config, params, s, z)",
+            "(a - state.config.flow.actions(partial(nets.actor, state.params, s), z))",
+            "(a - state.config.flow.actions(partial(nets.actor, params, s), z))",
             "test_the_one_step_policy_is_distilled_and_pulled_by_q and plain",
         ),
         ("log_probs.mean() - q +", "log_probs.mean() + q +", "test_edits_maximise_q_and_entropy and plain"),
@@ -338,6 +393,34 @@ FAULTS = {
         ),
         ('batch["discounts"] * next_q', "next_q", "test_fbrac_bootstraps_by_its_flow and plain"),
         ("polyak(moved, state.params", "polyak(moved, moved.params", "test_what_moves_and_how_far and fbrac"),
+    ],
+    "agents/dsrl.py": [
+        (
+            '"flow": state.target_params["flow"]}',
+            '"flow": state.params["flow"]}',
+            "test_dsrl_bootstraps_by_latents_that_its_policy_draws and plain",
+        ),
+        (
+            "config.latent_scale * z)\n\n",
+            "z)\n\n",
+            "test_dsrl_bootstraps_by_latents_that_its_policy_draws and plain",
+        ),
+        (
+            "targets = nets.critic(state.params, s,",
+            "targets = nets.critic(state.target_params, s,",
+            "test_dsrl_regresses_critics_of_latents_on_those_of_actions and plain",
+        ),
+        (
+            'return jnp.mean(batch["valid"] * errors)',
+            "return jnp.mean(errors)",
+            "test_dsrl_clones_where_whole_rows_are_valid and plain",
+        ),
+        ("log_probs.mean() - q\n", "log_probs.mean() + q\n", "test_dsrl_chooses_latents_of_high_value and plain"),
+        (
+            "nets.latent_critic(state.params, s, config",
+            "nets.latent_critic(params, s, config",
+            "test_dsrl_chooses_latents_of_high_value and plain",
+        ),
     ],
     "flowrl/losses.py": [
         (

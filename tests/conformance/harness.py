@@ -122,12 +122,13 @@ class Case:
 
     def tree(self, prefix: str) -> Arrays:
         """Returns their arrays below `prefix`, but for networks that there are none of here."""
-        arrays, slow = self.present(self.file.tree(prefix)), prefix.endswith("targets")
-        return {k: v for k, v in arrays.items() if not (slow and f"targets/{k.split('/')[0]}" in self.mapping.absent)}
+        arrays = self.present(self.file.tree(prefix))
+        return self.present(arrays, "targets/") if prefix.endswith("targets") else arrays
 
-    def present(self, arrays: Arrays) -> Arrays:
+    def present(self, arrays: Arrays, within: str = "") -> Arrays:
         """Returns arrays of networks that there are here too."""
-        return {key: value for key, value in arrays.items() if key.split("/")[0] not in self.mapping.absent}
+        gone = tuple(f"{name}/" for name in self.mapping.absent)
+        return {key: value for key, value in arrays.items() if not f"{within}{key}/".startswith(gone)}
 
     def ours(self, arrays: Arrays, like: Mapping[str, Any]) -> Any:
         """Returns a tree of parameters, those of the networks in `like`, made of the authors' arrays."""

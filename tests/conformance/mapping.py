@@ -102,8 +102,8 @@ class AgentMapping:
         left_out: What is not compared, the authors' key or a beginning of keys that ends in `*`, with the reason.
         eager: Whether the agent gets real keys and is not compiled (`feeding`).
         batch: Makes the batch here of theirs and their settings.
-        absent: Networks of theirs that there are none of here, or `targets/NAME` where there is only no slow copy,
-            with the reason.
+        absent: Networks of theirs that there are none of here, or parts of them, or `targets/NAME` where only a slow
+            copy is missing, with the reason.
         met: What the optimizer meets of their gradients, where that is not these: clipped ones.
         prepare: Completes a state that has the file's parameters and targets, `(state, file) -> state`.
         extras: Further values here by the authors' key, `extras/…`; each gets `(states, metrics)` of the updates.

@@ -94,14 +94,14 @@ def mapping(
             "choice.target_samples": there["num_particles"],
             "learning_rate": there["lr"],
             "decay.final": there["lr_schedule_end"],
-            "temperature_rate": there["alpha_lr"],
-            "temperature_delay": there["delay_alpha_update"],
+            "noise.rate": there["alpha_lr"],
+            "noise.delay": there["delay_alpha_update"],
             "discount": there["gamma"],
             "critic.target_rate": there["tau"],
             "policy_delay": there["delay_update"],
             "reward_scale": there["reward_scale"],
-            "noise_scale": there["noise_scale"],
-            "target_entropy": -there["target_entropy_scale"],
+            "noise.scale": there["noise_scale"],
+            "noise.target_entropy": -there["target_entropy_scale"],
             **config(there),
         }
 
@@ -112,7 +112,7 @@ def mapping(
     }
     extras |= {f"loss/running_q_{name}": statistic(f"q_{name}", 1) for name in ("mean", "std")}
     extras["loss/entropy_approx"] = lambda states, metrics: noise_entropy(
-        states[1].config.noise_scale * multiplier(states[1].params), ACTION
+        states[1].config.noise.scale * multiplier(states[1].params), ACTION
     )
     explored = draws(*sampling, "normal exploration")
     return AgentMapping(
