@@ -144,7 +144,6 @@ def act(nets: Networks, policy: Policy[Config], inputs: Batch, key: jax.Array, *
 
 
 make = Maker(
-    networks, update, act, batch=Transitions.of, targets=("critic",),
-    extras=lambda config: config.balance.start(config.alpha),
-    acting=lambda state: with_critic(state, state.params), evaluations=one_and_best, explores=lambda config: config,
+    networks, update, act, batch=Transitions.of, targets=("critic",), evaluations=one_and_best, explores=lambda c: c,
+    acting=lambda state: with_critic(state, state.params), extras=lambda c: c.balance.start(c.alpha),
 )  # fmt: skip

@@ -68,6 +68,13 @@ def test_every_row_builds_and_takes_a_step(agent: str) -> None:
         check_builds(agent, structure)
 
 
+@pytest.mark.parametrize("agent", OFFLINE)
+@pytest.mark.parametrize("chunk", [True, False])
+def test_actions_may_be_chunks(agent: str, chunk: bool) -> None:
+    told = {"hidden_dims": (8,), "horizon.steps": 3, "horizon.chunk": chunk, "batch_size": 4}
+    check_builds(agent, jax.tree.structure(config.put(agents.default(agent), told)))
+
+
 def test_the_quick_schedule_is_as_long_as_its_run() -> None:
     made = plan({"agent": "meanflow_q", "env": "cube-single-play-singletask", "preset": "quick"}, {})
     assert made.settings.steps == made.config.schedule.steps
