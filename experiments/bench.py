@@ -2,8 +2,9 @@
 
 For each agent, size and number of mapped runs: compilation time, updates per second (all runs together), floating-point
 operations of one update as the compiler counts them, their share of what this machine reaches on 512-wide float32
-matrix products in the same process, and the time of one action for one observation, host and device together. Times of
-one machine and one process can be compared; others cannot.
+matrix products in the same process, the memory of a run's state and of the work of an update, and the time of one
+action for one observation, host and device together, of one draw and as the agent is configured. Times of one machine
+and one process can be compared; others cannot.
 
 With --agents=sac --online=HalfCheetah-v5 it measures instead the online loop, with one update for each environment
 step, beside a plain loop over the same Gymnasium environment with the same update and a buffer in numpy.
@@ -27,12 +28,13 @@ import numpy as np
 from flowrl import agents, tasks
 from flowrl.agent import Agent
 from flowrl.cli import flags
-from flowrl.config import MOST_COUNT, MOST_EPISODES, put, record, stacked, static
+from flowrl.config import MOST_COUNT, MOST_EPISODES, put, record, stacked, static, values
 from flowrl.data import replay, returns
 from flowrl.data.dataset import Dataset, from_arrays
 from flowrl.data.samplers import Transitions
 from flowrl.envs.episodes import SeededEpisodes
 from flowrl.errors import UserError
+from flowrl.machine.memory import size_of
 from flowrl.machine.provenance import git_commit, hardware, versions
 from flowrl.networks import Spec
 from flowrl.random_streams import root_keys
@@ -118,7 +120,7 @@ def matmul_flops(seconds: float, width: int = 512) -> float:
 def measure(name: str, size: str, runs: int, mode: str, settings: Settings, dataset: Dataset) -> dict[str, Any]:
     """Measures one agent at one size."""
     spec = Spec.of_sizes(settings.observation_dim, settings.action_dim, settings.observation_dim)
-    config = put(agents.default(name), SIZES[size])
+    config = sized(name, size)
     agent = agents.build(name, config, spec)
     resolved = compiled.resolve_map(mode, runs)
     program = compiled.build(agent, config.batch_size, dataset, resolved)
@@ -127,8 +129,8 @@ def measure(name: str, size: str, runs: int, mode: str, settings: Settings, data
 
     step = jax.jit(functools.partial(train_step, agent, config.batch_size))
     one = agent.init(jax.random.key(0), config)
-    costs: Any = step.lower(one, keys[0], dataset).compile().cost_analysis()
-    flops = costs["flops"]
+    compiled_step: Any = step.lower(one, keys[0], dataset).compile()
+    flops, memory = compiled_step.cost_analysis()["flops"], compiled_step.memory_analysis()
 
     began = time.perf_counter()
     chunk = program.chunk.lower(states, totals, keys, dataset, jnp.int32(1)).compile()
@@ -139,7 +141,9 @@ def measure(name: str, size: str, runs: int, mode: str, settings: Settings, data
         states, totals = jax.block_until_ready(chunk(states, totals, keys, dataset, jnp.int32(count)))
 
     updates = rate(advance, settings.seconds) * runs
-    act_compile_seconds, action_seconds = measure_acting(agent, spec, one, settings.seconds / 2)
+    modes, shorter = agent.evaluations(config), settings.seconds / 2
+    act_compile_seconds, action_seconds = measure_acting(agent, spec, one, shorter)
+    best_seconds = measure_acting(agent, spec, one, shorter, "best_of_n")[1] if "best_of_n" in modes else action_seconds
     return {
         "agent": name,
         "size": size,
@@ -151,13 +155,26 @@ def measure(name: str, size: str, runs: int, mode: str, settings: Settings, data
         "gflops": flops * updates / 1e9,
         "act_compile_seconds": act_compile_seconds,
         "milliseconds_per_action": 1e3 * action_seconds,
+        "milliseconds_per_action_as_configured": 1e3 * best_seconds,
+        "megabytes_of_state": size_of(one) / 1e6,
+        "megabytes_of_work": memory.temp_size_in_bytes / 1e6,
     }
 
 
-def measure_acting(agent: Agent[Any], spec: Spec, state: TrainState[Any], seconds: float) -> tuple[float, float]:
-    """Returns the seconds to compile acting on one observation, and those of one action."""
+def sized(name: str, size: str) -> Any:
+    """Returns an agent's configuration with networks of a size, the critics' as the policy's."""
+    usual = agents.default(name)
+    own = {"critic.hidden_dims": ()} if "hidden_dims" in SIZES[size] and "critic.hidden_dims" in values(usual) else {}
+    return put(usual, {**SIZES[size], **own})
+
+
+def measure_acting(
+    agent: Agent[Any], spec: Spec, state: TrainState[Any], seconds: float, mode: str = ""
+) -> tuple[float, float]:
+    """Returns the seconds to compile acting on one observation, and those of one action, or chunk of them."""
     observation, _, goal, _ = (jnp.zeros(shape.shape, shape.dtype) for shape in spec.inputs())
-    alone = state.replace(config=acting.by_itself(agent, state.config))
+    chosen = agent.evaluations(state.config)[mode] if mode else acting.by_itself(agent, state.config)
+    alone = state.replace(config=chosen)
     arguments = (agent.policy(alone), {"observations": observation, "goals": goal}, jax.random.key(0))
     began = time.perf_counter()
     act = jax.jit(functools.partial(acting.act, agent)).lower(*arguments).compile()
@@ -173,7 +190,7 @@ def measure_acting(agent: Agent[Any], spec: Spec, state: TrainState[Any], second
 def online_session(name: str, size: str, env: str) -> tuple[Callable[[int], None], Callable[[int], None]]:
     """Returns functions that do a number of steps, each with an update: by flowrl's online loop, and by a plain one."""
     made = tasks.parse(env)
-    spec, config = made.facts().spec, put(agents.default(name), SIZES[size])
+    spec, config = made.facts().spec, sized(name, size)
     agent, keys = agents.build(name, config, spec), jnp.stack([jax.random.key(0)])
     kind = agent.batch(config)
     if not isinstance(kind, Transitions):
@@ -306,7 +323,8 @@ def _line(result: dict[str, Any], peak: float) -> str:
         f"{result['agent']:>8} {result['size']:>5} × {result['runs']:<3}{result['map']:>6}  "
         f"compile {result['compile_seconds']:5.1f} s  {result['updates_per_second']:8.1f} updates/s  "
         f"{result['gflop_per_update']:6.2f} GFLOP/update  {100 * result['gflops'] * 1e9 / peak:4.0f} % of peak  "
-        f"{result['milliseconds_per_action']:6.3f} ms/action"
+        f"{result['milliseconds_per_action']:6.3f} ms/action ({result['milliseconds_per_action_as_configured']:.3f})  "
+        f"{result['megabytes_of_state']:.0f} + {result['megabytes_of_work']:.0f} MB"
     )
 
 

@@ -20,6 +20,7 @@ class Normalization:
     """What to normalise."""
 
     observations: bool = static(False, "Bring the data's observations to mean 0 and deviation 1.")
+    sparse: bool = static(False, "Make every reward other than 0 a -1, before scaling, as QC for scenes and puzzles.")
     rewards: bool = static(False, "Scale rewards by 1000 / (best - worst episode return), as IQL.")
     reward_scale: float = static(1.0, "Factor of rewards.", low=-np.inf, high=np.inf, zero="makes all rewards equal")
     reward_shift: float = static(
@@ -36,6 +37,7 @@ class Normalizer(flax.struct.PyTreeNode):
         reward_scale: Rewards are multiplied by this, float32 `[]`.
         reward_shift: And then this is added, float32 `[]`.
         goals_are_states: Whether goals are observations, and normalised like them.
+        sparse: Whether rewards other than 0 are made −1 first.
     """
 
     mean: Array
@@ -43,6 +45,7 @@ class Normalizer(flax.struct.PyTreeNode):
     reward_scale: Array
     reward_shift: Array
     goals_are_states: bool = flax.struct.field(pytree_node=False, default=True)
+    sparse: bool = flax.struct.field(pytree_node=False, default=False)
 
     def inputs(self, inputs: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
         """Normalises what a policy acts on: `observations`, and `goals` if they are states."""
@@ -53,7 +56,8 @@ class Normalizer(flax.struct.PyTreeNode):
         """Normalises `observations`, `next_observations` and `rewards` `[..., D]` where they are; of either library."""
         found = {name: (x - self.mean) / self.std if name in _STATES else x for name, x in rows.items()}
         if "rewards" in rows:
-            found["rewards"] = self.reward_scale * rows["rewards"] + self.reward_shift
+            rewards = rows["rewards"] if not self.sparse else -(rows["rewards"] != 0).astype(rows["rewards"].dtype)
+            found["rewards"] = self.reward_scale * rewards + self.reward_shift
         return found
 
     def returns(self, returns: Array, horizons: Array) -> jax.Array:
@@ -77,12 +81,16 @@ def fit(
     """Returns the normaliser of a dataset `[N, ...]` in OGBench's layout, or None where nothing is to be done.
 
     Raises:
-        UserError: Rewards are to be divided by the spread of returns, and there is none; or what becomes of the data is
-            not finite in 32 bits.
+        UserError: Rewards are to be divided by the spread of returns, and there is none; or to be made sparse where
+            returns are read; or what becomes of the data is not finite in 32 bits.
     """
     if normalization == Normalization():
         return None
     observations, rewards = arrays["observations"], arrays.get("rewards")
+    if normalization.sparse and "returns" in arrays:
+        raise UserError("--normalize.sparse changes rewards, and this agent reads returns of the data's; leave it out")
+    if normalization.sparse and rewards is not None:
+        rewards = -(rewards != 0).astype(rewards.dtype)
     size = observations.shape[1]
     mean: Array = np.zeros(size)
     std: Array = np.ones(size)
@@ -102,7 +110,7 @@ def fit(
         values = [np.asarray(x, np.float32) for x in (mean, std, scale, normalization.reward_shift)]
     _require_finite(arrays, *values)
     mean, std, factor, shift = map(jnp.asarray, values)
-    return Normalizer(mean, std, factor, shift, goals_are_states)
+    return Normalizer(mean, std, factor, shift, goals_are_states, normalization.sparse)
 
 
 def _require_finite(

@@ -73,7 +73,7 @@ def compiled_mapped(agent: Agent, batches: bool = False, optimised: bool = False
 
 def networks_of(agent: Agent) -> Any:
     """The networks that an agent's functions read."""
-    return agent.act.args[0]  # type: ignore[attr-defined]
+    return agent.act.args[-1]  # type: ignore[attr-defined]
 
 
 def stack(trees: list[Any]) -> Any:

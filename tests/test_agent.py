@@ -12,7 +12,7 @@ from small_agents import GOAL_SPEC, SPEC, config_of
 from flowrl import agents
 from flowrl.agent import Agent, Maker
 from flowrl.config import config, put, stacked, static, traced
-from flowrl.data.samplers import Transitions
+from flowrl.data.samplers import Horizon, Transitions
 from flowrl.errors import UserError
 from flowrl.networks import MLP, Network, Spec, named
 from flowrl.optim import descend
@@ -103,6 +103,21 @@ def test_updates_are_counted_and_policies_carry_what_acts() -> None:
     assert agent.batch(Config(rate=0.7)) == Transitions(0.7)
 
 
+def test_what_is_chosen_as_one_action_is_taken_apart() -> None:
+    def chosen(nets: Any, policy: Any, inputs: Any, key: Any, *, explore: bool) -> jax.Array:
+        return jnp.arange(6.0)[None] + explore
+
+    def sized(config: Config, spec: Spec) -> Networks:
+        assert spec.action_dim == 6
+        return networks(config, spec)
+
+    kind = Transitions(0.9, Horizon(steps=3, chunk=True))
+    agent = Maker(sized, update, chosen, batch=lambda config: kind, targets=("one",))(Config(), SPEC)
+    for explore in (False, True):
+        found = agent.act(None, {}, KEY, explore=explore)
+        np.testing.assert_array_equal(found, np.array([[[0, 1], [2, 3], [4, 5]]]) + explore)
+
+
 def test_a_configuration_of_other_structure_is_refused() -> None:
     agent = make(Config())
     agent.init(KEY, Config(rate=0.9))
@@ -167,6 +182,11 @@ def test_every_agent_starts_from_its_defaults(name: str) -> None:
 
 FAULTS = {
     "flowrl/agent.py": [
+        (
+            "chunks.reshape(*chunks.shape[:-1], length, -1)",
+            "chunks.reshape(*chunks.shape[:-1], -1, length).swapaxes(-1, -2)",
+            "test_what_is_chosen_as_one_action_is_taken_apart",
+        ),
         ("step=state.step + 1", "step=state.step + 2", "test_updates_are_counted_and_policies_carry_what_acts"),
         (
             "if structure != jax.tree.structure(config):",

@@ -77,6 +77,11 @@ FAULTS = {
             "test_the_numbers_are_the_authors and fql__min_q and losses",
         ),
     ],
+    "agents/bfn.py": [
+        ('batch["discounts"] * next_q', "next_q", "test_the_numbers_are_the_authors and qc-losses"),
+        ('batch["actions"], key, valid)', 'batch["actions"], key)', "test_the_numbers_are_the_authors and qc-losses"),
+        ("polyak(moved, state.params", "polyak(moved, moved.params", "test_the_numbers_are_the_authors and qc-after"),
+    ],
     "agents/sac.py": [
         (
             "toward = state if config.lagging_targets else moved",

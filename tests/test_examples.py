@@ -12,11 +12,7 @@ import pytest
 from commands import ROOT, load, main, save_walks
 
 import flowrl.agents
-from flowrl.data.dataset import from_arrays
-from flowrl.data.samplers import Segments, require
-from flowrl.generative import Flow
 from flowrl.networks import Spec
-from flowrl.policies import BestOfN
 from flowrl.run_folder import logs
 
 
@@ -64,13 +60,12 @@ def test_hand_written_control_swings_the_pendulum_up() -> None:
     ("name", "flags"),
     [
         ("lagrange", ("--agent.distance=0.1", "--agent.critic.hidden_dims=4", "--agent.critic.heads=3")),
-        ("chunks", ("--agent.chunk=3", "--agent.flow.steps=1", "--agent.choice.num_samples=2")),
     ],
 )
 def test_a_new_agent_runs_from_the_command_line(
     name: str, flags: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It learns, is evaluated, and is found by its name; steps of a chunk go on from one action to the next."""
+    """It learns, is evaluated, and is found by its name."""
     shutil.copy(ROOT / "docs" / "examples" / f"{name}.py", tmp_path)
     monkeypatch.setattr(flowrl.agents, "__path__", [*flowrl.agents.__path__, str(tmp_path)])
     data, folder = save_walks(tmp_path / "tiny.npz"), tmp_path / "run"
@@ -105,29 +100,3 @@ def test_a_learnt_weight_holds_the_distance_from_the_data() -> None:
     assert action == pytest.approx(best, abs=0.05)
     assert metrics["actor/distance"][-100:].mean() == pytest.approx(0.25, abs=0.02)
     assert metrics["actor/weight"][-100:].mean() == pytest.approx(1 / (2 * best * (2 + best)), abs=0.1)
-
-
-def test_chunks_of_actions_are_those_of_the_data() -> None:
-    """An episode's actions are all 0.5 or all −0.5, so that what begins one way goes on so; the first is rewarded."""
-    module = load("docs/examples/chunks.py")
-    signs = np.repeat(np.array([1, -1] * 20, np.float32), 6)[:, None]
-    terminals = np.arange(240) % 6 == 5
-    arrays = {"observations": 0 * signs, "actions": 0.5 * signs, "rewards": signs[:, 0], "terminals": terminals}
-    dataset = from_arrays(arrays | {"masks": np.ones(240, np.float32)})
-    told = {"flow": Flow(steps=5), "choice": BestOfN(num_samples=8)}
-    config = module.Config(hidden_dims=(32, 32), learning_rate=5e-3, chunk=2, discount=0.5, batch_size=64, **told)
-    agent, kind = module.make(config, Spec.of_sizes(1, 1)), Segments(2, 0.5)
-    require(kind, dataset.fields)
-
-    @jax.jit
-    def train(keys: jax.Array) -> jax.Array:
-        def step(state: Any, key: jax.Array) -> Any:
-            return agent.update(state, kind.sample(key, dataset, 64), key)
-
-        state, _ = jax.lax.scan(step, agent.init(keys[0], config), keys)
-        return agent.act(agent.policy(state), {"observations": jnp.zeros((200, 1))}, keys[0])
-
-    best = train(jax.random.split(jax.random.key(1), 400))
-    assert best.shape == (200, 2, 1)
-    np.testing.assert_allclose(np.median(best, axis=0), 0.5, atol=0.1)
-    assert (best > 0).mean() > 0.95

@@ -402,7 +402,7 @@ def test_random_rows_beyond_float32_are_odd_and_even() -> None:
 FAULTS = {
     "flowrl/data/dataset.py": [
         ("(last_rows - 1).astype", "last_rows.astype", "test_transitions_and_ends"),
-        ("prepend=-1", "prepend=0", "test_transitions_and_ends"),
+        ("(last_rows, prepend=-1)", "(last_rows, prepend=0)", "test_transitions_and_ends"),
         ("np.flatnonzero(~terminals)", "np.arange(len(terminals))", "test_transitions_and_ends"),
         ('["observations"][rows + 1]', '["observations"][rows]', "test_transitions_and_ends"),
         (

@@ -40,6 +40,21 @@ def test_rewards_alone_leave_observations_alone() -> None:
     np.testing.assert_array_equal(normalizer.std, [1.0, 1.0])
 
 
+def test_sparse_rewards_tell_success_alone() -> None:
+    arrays = ARRAYS | {"rewards": np.array([-3.0, 0.0, -0.5, 0.0], np.float32)}
+    normalizer = fit(arrays, Normalization(sparse=True, reward_scale=2.0))
+    assert normalizer is not None
+    found = normalizer.arrays(arrays)["rewards"]
+    np.testing.assert_array_equal(found, [-2, 0, -2, 0])
+    assert found.dtype == np.float32
+    np.testing.assert_array_equal(normalizer.transitions({"rewards": jnp.array([0.0, 7.0])})["rewards"], [0, -2])
+    spread = fit(arrays | {"rewards": np.array([-3, 9, 0, 9], np.float32)}, Normalization(sparse=True, rewards=True))
+    assert spread is not None
+    np.testing.assert_allclose(spread.reward_scale, 1000.0)  # returns −1 and 0
+    with pytest.raises(UserError, match=r"--normalize\.sparse changes rewards, and this agent reads returns"):
+        fit(arrays | {"returns": np.zeros(4, np.float32)}, Normalization(sparse=True))
+
+
 def test_returns_of_episodes() -> None:
     rewards, terminals = np.array([1.0, 2.0, 9.0, 4.0, 9.0]), np.array([0, 0, 1, 0, 1], bool)
     np.testing.assert_allclose(episode_returns(rewards, terminals), [3.0, 4.0])
@@ -129,6 +144,8 @@ def test_returns_that_are_equal_but_for_rounding_have_no_spread() -> None:
 
 FAULTS = {
     "flowrl/normalize.py": [
+        ("if not self.sparse else", "if True else", "test_sparse_rewards_tell_success_alone"),
+        ("        rewards = -(rewards != 0)", "        _ = -(rewards != 0)", "test_sparse_rewards_tell_success_alone"),
         ("_require_finite(arrays, *values)", "", "test_what_is_not_finite_after_rescaling_is_refused"),
         ("rounding = 1e-10 *", "rounding = 0 *", "test_returns_that_are_equal_but_for_rounding_have_no_spread"),
         ("np.where(terminals, 0.0, rewards)", "rewards", "test_returns_of_episodes"),

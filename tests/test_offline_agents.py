@@ -393,13 +393,13 @@ FAULTS = {
     ],
     "agents/sscp.py": [
         (
-            "sample(nets, slow, next_s, key)",
-            "sample(nets, state.params, next_s, key)",
+            "partial(sample, nets, slow, next_s)",
+            "partial(sample, nets, state.params, next_s)",
             "test_losses_and_gradients_equal_their_references and sscp",
         ),
         (
-            "critics.combine(state.config.critic, nets.critic(slow, next_s, sample(nets, slow, next_s, key)))",
-            "nets.critic(slow, next_s, sample(nets, slow, next_s, key)).min(axis=0)",
+            "critics.combine(state.config.critic, nets.critic(slow, next_s, next_a))",
+            "nets.critic(slow, next_s, next_a).min(axis=0)",
             "test_losses_and_gradients_equal_their_references and sscp-bootstrap",
         ),
         (

@@ -106,8 +106,8 @@ def test_behaviour_cloning_is_evaluated_by_single_actions() -> None:
 FAULTS = {
     "flowrl/policies.py": [
         (
-            '"critic": state.target_params["critic"]',
-            '"critic": state.params["critic"]',
+            'state.params if self.critics == "online" else state.target_params',
+            "state.params",
             "test_the_best_of_n_is_the_best_by_the_slow_critics and fql",
         ),
     ],

@@ -2,7 +2,7 @@
 
 import functools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -123,8 +123,10 @@ class Session:
         agent: str = "td3",
         normalizer: Normalizer | None = None,
         explores: Callable[[Any], Any] | None = None,
+        told: Mapping[str, Any] | None = None,
     ) -> None:
-        config = put(agents.default(agent), {"hidden_dims": (4,), "critic.hidden_dims": (), "batch_size": BATCH})
+        told = {"hidden_dims": (4,), "critic.hidden_dims": (), "batch_size": BATCH, **(told or {})}
+        config = put(agents.default(agent), told)
         made, self.keys = agents.build(agent, config, SPEC), keys_of(*seeds)
         made, self.networks = made._replace(explores=explores or made.explores), networks_of(made)
         kind = made.batch(config)
@@ -136,6 +138,10 @@ class Session:
         )
         self.collector = self.resume()
         self.states, self.totals = program.start(self.keys, stacked(config, [{}] * len(seeds)))
+
+    def program_params(self) -> Any:
+        """Returns the parameters of the first run."""
+        return jax.tree.map(lambda x: x[0], self.states.params)
 
     def advance(self, *steps: int) -> "Session":
         for count in steps:
@@ -157,6 +163,29 @@ def test_counters_buffer_and_updates_agree() -> None:
     assert np.abs(actions[:, :10]).max() <= 1
     session.advance(34)
     np.testing.assert_array_equal(session.collector.replays.size, [40, 40])
+
+
+def test_chunks_are_played_to_their_end_or_the_episodes() -> None:
+    """The counter's episodes have three steps. Chunks of two: what is chosen in 0 is played in 0 and 1, then in 2."""
+    told = {"horizon.steps": 2, "horizon.chunk": True, "target_noise": 0.0, "explore_noise": 0.0}
+    options = Online(num_envs=2, updates_per_step=0, buffer_size=40, steps=1000)
+    session = Session(0, options=options, told=told).advance(12)
+    fields = jax.tree.map(lambda x: np.asarray(x)[0, :12].reshape(6, 2, -1), dict(session.collector.replays.fields))
+    params = session.program_params()
+    for env in range(2):
+        shown = jnp.asarray(fields["observations"][:, env])
+        chunks = np.tanh(session.networks.actor(params, shown))  # [6, 2]
+        expected = [chunks[0, 0], chunks[0, 1], chunks[2, 0], chunks[3, 0], chunks[3, 1], chunks[5, 0]]
+        np.testing.assert_allclose(fields["actions"][:, env, 0], expected, rtol=1e-5)
+    assert fields["ended"][:, 0, 0].tolist() == [False, False, True] * 2
+
+
+def test_an_agent_learns_from_its_own_chunks() -> None:
+    told = {"horizon.steps": 2, "horizon.chunk": True}
+    options = Online(num_envs=2, warmup_steps=6, buffer_size=40, steps=1000)
+    session = Session(0, 1, options=options, told=told).advance(20)
+    assert int(session.states.step) == 12
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(session.totals.sums))
 
 
 def test_returns_are_written_when_their_episode_has_ended() -> None:

@@ -321,7 +321,7 @@ FAULTS = {
             "test_a_run_that_goes_online_starts_from_the_settings_for_it",
         ),
     ],
-    "flowrl/experiment/presets/paper.csv": [
-        ("0,40000000,,0.25,10000", "0,40000000,,0.25,5000", "test_experts_have_ogbenchs_settings"),
+    "flowrl/experiment/presets/paper/sac.csv": [
+        ("0,40000000,0.25,10000", "0,40000000,0.25,5000", "test_experts_have_ogbenchs_settings"),
     ],
 }

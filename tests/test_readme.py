@@ -41,7 +41,7 @@ def test_there_is_python_code() -> None:
 
 def test_every_agent_has_a_row_and_every_link_a_file() -> None:
     for name in agents.names():
-        assert f"| `{name}` |" in README
+        assert re.search(rf"^\| (`\w+`, )*`{name}`(, `\w+`)* \|", README, re.MULTILINE), name
     for target in re.findall(r"\]\(([^)#]+)[^)]*\)", README):
         assert target.startswith("https://") or (ROOT / target).exists(), target
     for program in re.findall(r"experiments/\w+\.py", README):

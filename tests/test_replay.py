@@ -185,7 +185,7 @@ def test_a_buffer_has_the_shapes_and_types_of_its_environment() -> None:
 
 FAULTS = {
     "flowrl/data/replay.py": [
-        ("replay.offset + ", "", "test_a_view_of_one_run_draws_what_its_own_buffer_does"),
+        ("array[replay.offset + drawn]", "array[drawn]", "test_a_view_of_one_run_draws_what_its_own_buffer_does"),
         (
             "(replay.position + jnp.arange(count)) % capacity",
             "jnp.arange(count)",

@@ -23,7 +23,8 @@ def other_sampler(path: str, batch_size: int) -> Callable[[], Batch]:
 
     def sample() -> Batch:
         rows = generator.integers(len(data["observations"]), size=batch_size)
-        return {name: array[rows] for name, array in data.items()}
+        batch = {name: array[rows] for name, array in data.items()}
+        return {**batch, "actions_valid": np.ones_like(batch["actions"])}  # all count; beyond an episode's end none do
 
     return sample
 

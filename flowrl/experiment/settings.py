@@ -236,8 +236,8 @@ def check(plan: Plan, origins: Mapping[str, str] | None = None) -> None:
         )
     if env.goals != "none" and settings.normalize != Normalization(observations=settings.normalize.observations):
         raise UserError(
-            f"{settings.agent} is goal-conditioned, its rewards are -1 and 0; leave out --normalize.rewards, "
-            "--normalize.reward_scale and --normalize.reward_shift"
+            f"{settings.agent} is goal-conditioned, its rewards are -1 and 0; leave out --normalize.sparse, "
+            "--normalize.rewards, --normalize.reward_scale and --normalize.reward_shift"
         )
     config.check(plan.config, "agent.")
     for values in points(plan.runs):
