@@ -65,6 +65,14 @@ def test_each_head_may_have_targets_of_its_own() -> None:
     np.testing.assert_allclose(errors, [[1, 0], [4, 9]])
 
 
+def test_the_sum_over_critics() -> None:
+    # (1 + 0)/2 of the first and (4 + 9)/2 of the second; without the second row 1/2 and 4/2.
+    loss, metrics = critics.td_sum(array([1, 2], [3, 4]), array([0, 2], [5, 1]), BATCH)
+    assert (float(loss), float(metrics["critic/loss"])) == (7.0, 7.0)
+    loss, _ = critics.td_sum(array([1, 2], [3, 4]), array([0, 2], [5, 1]), {**BATCH, "valid": array(1, 0)})
+    assert float(loss) == 2.5
+
+
 @pytest.mark.parametrize("targets", [jnp.zeros((2, 1)), jnp.zeros(1), jnp.zeros((2, 3))])
 def test_targets_that_would_broadcast_are_refused(targets: jax.Array) -> None:
     with pytest.raises(AssertionError):

@@ -13,6 +13,7 @@ from flowrl.config import config, nested, traced
 from flowrl.losses import (
     GoalValue,
     awr_weight,
+    coin_q,
     expectile_weight,
     goal_advantage,
     goal_value_loss,
@@ -85,6 +86,24 @@ def test_q_size_is_a_constant_and_never_zero() -> None:
     value, slope = jax.value_and_grad(lambda q: q.mean() / q_size(q))(array([2, 6], [4, -8]))
     np.testing.assert_allclose(value, 1 / 2)
     np.testing.assert_allclose(slope, [[1 / 8, 1 / 8]] * 2)
+
+
+@each_way
+def test_coin_q(way: Way) -> None:
+    """Means 2 and −1, sizes 2 and 3: −2/3 or 1/2; with the heads of the sizes swapped each by itself, −1 or 1/3."""
+    q = array([1, 3], [-4, 2])
+    for sizes, expected in ((q, {-0.6667, 0.5}), (q[::-1], {-1.0, 0.3333})):
+        found = {
+            round(float(way(lambda q, sizes, key: coin_q(q, sizes, jax.random.key(key)))(q, sizes, jnp.uint32(k))), 4)
+            for k in range(8)
+        }
+        assert found == expected
+    slopes = [jax.grad(lambda q, key=key: coin_q(q, q, jax.random.key(key)))(q) for key in range(8)]
+    heads = {
+        int(jnp.abs(slope).sum(axis=1).argmax()) for slope in slopes
+    }  # of the numerator alone: sizes are constants
+    assert heads == {0, 1}
+    assert all(float(jnp.abs(slope).sum(axis=1).min()) == 0 for slope in slopes)
 
 
 @pytest.mark.parametrize("function", [mse, unit_gaussian_log_prob])

@@ -1,15 +1,17 @@
 """Parts of stochastic policies: choosing among candidates by Q, and Gaussians."""
 
 import functools
-from typing import Any
+import types
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from flowrl.choice import BestOfN, best_of_n, one_and_best, with_critic
+from flowrl.choice import BestOfN, backup_values, best_of_n, generated, one_and_best, with_critic
 from flowrl.config import config, nested, traced
+from flowrl.networks import Spec
 from flowrl.policies import act_squashed, noise_entropy, squash, squashed, unit_gaussian
 from flowrl.train_state import TrainState
 
@@ -177,6 +179,39 @@ def test_a_unit_gaussian_is_its_mode_or_a_draw() -> None:
     means, key = jnp.array([[0.3, -2.0]]), jax.random.key(0)
     np.testing.assert_array_equal(unit_gaussian(means, key, False), means)
     np.testing.assert_allclose(unit_gaussian(means, key, True), means + jax.random.normal(key, (1, 2)))
+
+
+class Chooser(NamedTuple):
+    choice: BestOfN = BestOfN()
+
+
+def test_each_critic_takes_its_own_best_of_ten_in_the_max_q_backup() -> None:
+    """Slow critics a and −a: without the backup of one draw, with it the largest and the least of ten."""
+
+    def critic(params: Any, s: jax.Array, a: jax.Array) -> jax.Array:
+        return params["sign"] * jnp.stack([a[..., 0], -a[..., 0]])
+
+    nets, s, key = types.SimpleNamespace(critic=critic), jnp.zeros((4, 1)), jax.random.key(3)
+    state: Any = types.SimpleNamespace(config=Chooser(), params={"sign": 100.0}, target_params={"sign": 1.0})
+
+    def sample(key: jax.Array) -> jax.Array:
+        return jax.random.normal(key, (4, 2))
+
+    for max_q, count in ((False, 1), (True, 10)):
+        draws = np.stack([sample(own)[:, 0] for own in jax.random.split(key, count)])
+        found = backup_values(nets, state, sample, s, key, max_q=max_q)
+        np.testing.assert_allclose(found, [draws.max(axis=0), -draws.min(axis=0)], rtol=1e-6)
+
+
+def test_a_generated_action_has_noise_of_its_own_for_start_and_steps() -> None:
+    class Model:
+        def sample(self, field: Any, z: jax.Array, key: jax.Array) -> jax.Array:
+            return field(z) + 10 * (jax.random.normal(key, z.shape) == z)
+
+    nets = types.SimpleNamespace(spec=Spec.of_sizes(2, 3), actor=lambda params, s, z: params * z + s[..., :1])
+    s, (z_key, _) = jnp.full((5, 2), 0.3), jax.random.split(jax.random.key(1))
+    found = generated(nets, Model(), 0.5, s, jax.random.key(1))  # type: ignore[arg-type]
+    np.testing.assert_allclose(found, jnp.clip(0.5 * jax.random.normal(z_key, (5, 3)) + 0.3, -1, 1), rtol=1e-6)
 
 
 def test_entropy_of_the_noise() -> None:
