@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from flowrl import critics
 from flowrl.agent import Maker
-from flowrl.choice import BestOfN, best_next, best_of_n, one_and_best, with_critic
+from flowrl.choice import BestOfN, best_of_n, one_and_best, td_loss, with_critic
 from flowrl.config import MOST_COUNT, config, nested, static, traced
 from flowrl.critics import Critic
 from flowrl.data.samplers import Horizon, Transitions
@@ -95,12 +95,7 @@ def drift(config: Config, x: jax.Array, a: jax.Array) -> tuple[jax.Array, jax.Ar
 
 def critic_loss(nets: Networks, params: Params, state: State, batch: Batch, key: jax.Array) -> Loss:
     """E (Q(s, a) − r − γ m Q̄(s', μ(s', z)))²."""
-    next_s = batch["next_observations"]
-    next_a = best_next(nets, state, partial(sample, nets, state.params, next_s), next_s, key)
-    next_q = critics.combine(state.config.critic, nets.critic(state.target_params, next_s, next_a))
-    targets = batch["rewards"] + batch["discounts"] * next_q
-    errors, metrics = critics.td_errors(nets.critic(params, batch["observations"], batch["actions"]), targets, batch)
-    return errors.mean(), metrics
+    return td_loss(nets, params, state, batch, partial(sample, nets, state.params), key)
 
 
 def actor_loss(nets: Networks, params: Params, state: State, batch: Batch, key: jax.Array) -> Loss:

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from flowrl import critics
 from flowrl.agent import Maker
-from flowrl.choice import BestOfN, best_next, best_of_n, one_and_best, with_critic
+from flowrl.choice import BestOfN, best_of_n, one_and_best, td_loss, with_critic
 from flowrl.config import MOST_COUNT, config, nested, static, traced
 from flowrl.critics import Critic
 from flowrl.data.samplers import Horizon, Transitions
@@ -83,12 +83,7 @@ def players(state: State) -> Params:
 
 def critic_loss(nets: Networks, params: Params, state: State, batch: Batch, key: jax.Array) -> Loss:
     """E (Q(s, a) − r − γ m (mean Q̄ − ρ std Q̄)(s', a'))², a' of the policy's latents."""
-    config, next_s = state.config, batch["next_observations"]
-    next_a = best_next(nets, state, partial(sample, nets, config, players(state), next_s), next_s, key)
-    next_q = critics.combine(config.critic, nets.critic(state.target_params, next_s, next_a))
-    targets = batch["rewards"] + batch["discounts"] * next_q
-    errors, metrics = critics.td_errors(nets.critic(params, batch["observations"], batch["actions"]), targets, batch)
-    return errors.mean(), metrics
+    return td_loss(nets, params, state, batch, partial(sample, nets, state.config, players(state)), key)
 
 
 def latent_loss(nets: Networks, params: Params, state: State, batch: Batch, key: jax.Array) -> Loss:

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from flowrl import critics
 from flowrl.agent import Maker
-from flowrl.choice import Beam, BestOfN, ascent, beam_search, best_next, best_of_n, one_best_and_beam, without_beam
+from flowrl.choice import Beam, BestOfN, ascent, beam_search, best_of_n, one_best_and_beam, td_loss, without_beam
 from flowrl.config import MOST_COUNT, config, nested, put, static, traced
 from flowrl.critics import Critic
 from flowrl.data.samplers import Horizon, Transitions
@@ -75,12 +75,7 @@ def sample(nets: Networks, flow: FlowMap, params: Params, s: jax.Array, key: jax
 
 def critic_loss(nets: Networks, params: Params, state: State, batch: Batch, key: jax.Array) -> Loss:
     """E (Q(s, a) − r − γ m Q̄(s', a'))², a' the best of N draws by Q (eq. 8)."""
-    config, next_s = state.config, batch["next_observations"]
-    next_a = best_next(nets, state, partial(sample, nets, config.flow, state.params, next_s), next_s, key)
-    next_q = critics.combine(config.critic, nets.critic(state.target_params, next_s, next_a))
-    targets = batch["rewards"] + batch["discounts"] * next_q
-    errors, metrics = critics.td_errors(nets.critic(params, batch["observations"], batch["actions"]), targets, batch)
-    return errors.mean(), metrics
+    return td_loss(nets, params, state, batch, partial(sample, nets, state.config.flow, state.params), key)
 
 
 def step_sizes(config: Config, q: jax.Array) -> jax.Array:

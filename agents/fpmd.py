@@ -1,8 +1,7 @@
 """FPMD: policy mirror descent with a generative policy, fitted to π_old · exp(Q/α) by weighted regression.
 
-From an action per next state, the best of several particles, critics bootstrap; to it the policy is fitted. That is a
-flow of straight paths (FPMD-R, https://arxiv.org/abs/2507.23675), MeanFlow (FPMD-M) or a diffusion (DPMD,
-https://arxiv.org/abs/2502.00361).
+The policy is a flow of straight paths (FPMD-R, https://arxiv.org/abs/2507.23675), MeanFlow (FPMD-M) or a diffusion
+(DPMD, https://arxiv.org/abs/2502.00361). Critics bootstrap from an action per next state; to it the policy is fitted.
 """
 
 from collections.abc import Mapping
@@ -16,7 +15,6 @@ from flowrl import critics
 from flowrl.agent import Maker
 from flowrl.choice import BestOfN, best_of_n, one_and_best, with_critic
 from flowrl.config import MOST_COUNT, config, nested, put, static, traced
-from flowrl.critics import Critic
 from flowrl.data.samplers import Horizon, Transitions
 from flowrl.diffusion import Diffusion
 from flowrl.encoders import TimedMLP, scaled_sinusoidal_features
@@ -32,7 +30,7 @@ from flowrl.train_state import Batch, Loss, Metrics, Params, Policy, TrainState
 class Config:
     """The settings of the authors' code, and of what it does by accident: the defaults are what they ran."""
 
-    critic: Critic = nested(Critic(activation="mish", layer_norm=False))
+    critic: critics.Critic = nested(critics.Critic(activation="mish", layer_norm=False))
     policy: Flow | MeanFlow | Diffusion = nested(Flow(steps=20))
     choice: BestOfN = nested(BestOfN(num_samples=32, target_samples=32, critics="online"))
     horizon: Horizon = nested(Horizon())
@@ -57,11 +55,11 @@ class Config:
         return f"{told}; give fewer, or a larger {prefix}policy.levels" if self.eval_steps > levels else ""
 
 
-FOUR = BestOfN(num_samples=4, target_samples=4, critics="online")
+FEW = BestOfN(num_samples=4, target_samples=4, critics="online")
 NAMES: Mapping[str, Config] = {
     "fpmd_r": Config(),
     "fpmd_m": Config(policy=MeanFlow(time_sampler="uniform", flow_ratio=0.0)),
-    "dpmd": Config(policy=Diffusion(), start="noised", choice=FOUR, noise=TemperedNoise(target_entropy=-0.9)),
+    "dpmd": Config(policy=Diffusion(), start="noised", choice=FEW, noise=TemperedNoise(target_entropy=-0.9)),
 }
 """The agents and their defaults: DPMD's are those of its newest scripts; docs/agents.md has the older ones."""
 State = TrainState[Config]
@@ -87,8 +85,8 @@ def draw(
     nets: Networks, config: Config, choice: BestOfN, params: Params, s: jax.Array, key: jax.Array, noisy: bool
 ) -> jax.Array:  # fmt: skip
     """The best of several particles, ranked as sampled and clipped then, with noise: `[..., D]` to `[..., A]`."""
-    best_key, noise_key = jax.random.split(key)
     scale = config.policy.deviation() if config.start == "noised" else config.start_scale
+    best_key, noise_key = jax.random.split(key)
 
     def sample(key: jax.Array) -> jax.Array:
         z_key, steps_key = jax.random.split(key)
@@ -102,9 +100,7 @@ def critic_loss(nets: Networks, params: Params, state: State, batch: Batch, key:
     """Σ_i E (Q_i(s, a) − c r − γ m min Q̄(s', a'))²; each critic has a loss of its own."""
     config, next_q = state.config, nets.critic(state.target_params, batch["next_observations"], batch["next_actions"])
     targets = config.reward_scale * batch["rewards"] + batch["discounts"] * critics.combine(config.critic, next_q)
-    errors, metrics = critics.td_errors(nets.critic(params, batch["observations"], batch["actions"]), targets, batch)
-    loss = errors.mean(axis=-1).sum()
-    return loss, metrics | {"critic/loss": loss}
+    return critics.td_sum(nets.critic(params, batch["observations"], batch["actions"]), targets, batch)
 
 
 def actor_loss(nets: Networks, params: Params, state: State, batch: Batch, key: jax.Array) -> Loss:
@@ -116,9 +112,10 @@ def actor_loss(nets: Networks, params: Params, state: State, batch: Batch, key: 
 
 def move_policy(nets: Networks, batch: Batch, key: jax.Array, state: State) -> tuple[State, Metrics]:
     """A step of the policy, then the slow copies."""
-    config, slow = state.config, state.config.critic.target_rate
-    rate = config.decay(config.learning_rate, state.step / config.policy_delay)
-    state, metrics = descend(nets, state, batch, key, (actor_loss,), {"actor": rate})
+    config, slow, done = state.config, state.config.critic.target_rate, state.step / state.config.policy_delay
+    state, metrics = descend(
+        nets, state, batch, key, (actor_loss,), {"actor": config.decay(config.learning_rate, done)}
+    )
     return polyak(state, state.params, critic=slow, actor=slow), metrics
 
 
@@ -137,8 +134,8 @@ def update(nets: Networks, state: State, batch: Batch, key: jax.Array) -> tuple[
     state, more = every(config.policy_delay, state, partial(move_policy, nets, batch, actor_key))
     temper = partial(descend, nets, batch=batch, key=actor_key, losses=(config.noise.loss,))
     state, _ = every(config.noise.delay, state, partial(temper, rates={"temperature": config.noise.rate}))
-    state = state.replace(extras=config.weights.follow(state.extras, q))
-    return state, metrics | more | {"actor/temperature": multiplier(state.params)}
+    metrics |= more | {"actor/temperature": multiplier(state.params)}
+    return state.replace(extras=config.weights.follow(state.extras, q)), metrics
 
 
 def act(nets: Networks, policy: Policy[Config], inputs: Batch, key: jax.Array, *, explore: bool = False) -> jax.Array:

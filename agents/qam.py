@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from flowrl import adjoint, critics
 from flowrl.agent import Maker
-from flowrl.choice import BestOfN, best_next, best_of_n, one_and_best, with_critic
+from flowrl.choice import BestOfN, best_of_n, one_and_best, td_loss, with_critic
 from flowrl.config import MOST_COUNT, config, nested, static, traced
 from flowrl.critics import Critic
 from flowrl.data.samplers import Horizon, Transitions
@@ -25,8 +25,7 @@ from flowrl.optim import Clip, descend, polyak
 from flowrl.policies import SquashedGaussian, edited
 from flowrl.train_state import Batch, Loss, Metrics, Params, Policy, TrainState
 
-PLAYERS = {"flow": ("actor",), "one_step": ("one_step",), "edit": ("actor", "edit")}
-"""The networks that act."""
+PLAYERS = {"flow": ("actor",), "one_step": ("one_step",), "edit": ("actor", "edit")}  # what acts
 
 
 @config
@@ -87,12 +86,7 @@ def sample(nets: Networks, config: Config, params: Params, s: jax.Array, key: ja
 
 def critic_loss(nets: Networks, params: Params, state: State, batch: Batch, key: jax.Array) -> Loss:
     """E (Q(s, a) − r − γ m (mean Q̄ − ρ std Q̄)(s', a'))², a' of what acts."""
-    config, next_s = state.config, batch["next_observations"]
-    next_a = best_next(nets, state, partial(sample, nets, config, state.params, next_s), next_s, key)
-    next_q = critics.combine(config.critic, nets.critic(state.target_params, next_s, next_a))
-    targets = batch["rewards"] + batch["discounts"] * next_q
-    errors, metrics = critics.td_errors(nets.critic(params, batch["observations"], batch["actions"]), targets, batch)
-    return errors.mean(), metrics
+    return td_loss(nets, params, state, batch, partial(sample, nets, state.config, state.params), key)
 
 
 def flow_loss(nets: Networks, params: Params, state: State, batch: Batch, key: jax.Array) -> Loss:
@@ -115,8 +109,7 @@ def adjoint_loss(nets: Networks, params: Params, state: State, batch: Batch, key
 
 def one_step_loss(nets: Networks, params: Params, state: State, batch: Batch, key: jax.Array) -> Loss:
     """QAM-F: α ‖μ(s, z) − flow(s, z)‖² − mean Q(s, μ(s, z)); Q and the tilted flow are constants."""
-    s = batch["observations"]
-    z = nets.spec.noise(key, s)
+    s, z = batch["observations"], nets.spec.noise(key, batch["observations"])
     a = nets.one_step(params, s, z)
     distill = jnp.mean((a - state.config.flow.actions(partial(nets.actor, state.params, s), z)) ** 2)
     q = nets.critic(state.params, s, jnp.clip(a, -1.0, 1.0)).mean()
@@ -138,9 +131,8 @@ def update(nets: Networks, state: State, batch: Batch, key: jax.Array) -> tuple[
     config, rate = state.config, state.config.critic.target_rate
     more = {"flow": (), "one_step": (one_step_loss,), "edit": (edit_loss,)}[config.acts]
     losses, rates = (critic_loss, flow_loss, adjoint_loss, *more), dict.fromkeys(state.params, config.learning_rate)
-    moved, metrics = descend(
-        nets, state, batch, key, losses, rates, Clip(config.max_grad_norm, jointly=True, slack=0.0)
-    )
+    clip = Clip(config.max_grad_norm, jointly=True, slack=0.0)
+    moved, metrics = descend(nets, state, batch, key, losses, rates, clip)
     return polyak(moved, state.params, critic=rate, flow=rate), metrics
 
 

@@ -8,9 +8,10 @@ from typing import Any, Protocol, TypeVar
 import jax
 import jax.numpy as jnp
 
+from flowrl import critics
 from flowrl.config import config, put, static, traced
 from flowrl.paths import one_each
-from flowrl.train_state import Params, TrainState
+from flowrl.train_state import Batch, Loss, Params, TrainState
 
 # --------------------------------------------------------------------------------------------- the best of several
 
@@ -120,6 +121,30 @@ def best_next(
     """
     choice = state.config.choice
     return best_of_n(choice.in_targets, sample, partial(nets.critic, choice.ranking(state), s), key)
+
+
+def td_loss(
+    nets: Any, params: Params, state: TrainState[Any], batch: Batch, policy: Callable[..., jax.Array], key: jax.Array
+) -> Loss:
+    """E (Q(s, a) − r − γ m agg Q̄(s', a'))², a' a draw of a policy, or the best of several by Q.
+
+    Args:
+        nets: Their `critic`.
+        params: Parameters to differentiate.
+        state: Of an agent with a `choice` and a `critic`.
+        batch: Transitions.
+        policy: `(s, key) -> actions [B, A]`.
+        key: Random key.
+
+    Returns:
+        The mean over heads and rows `[]`, and metrics.
+    """
+    next_s = batch["next_observations"]
+    next_a = best_next(nets, state, partial(policy, next_s), next_s, key)
+    next_q = critics.combine(state.config.critic, nets.critic(state.target_params, next_s, next_a))
+    targets = batch["rewards"] + batch["discounts"] * next_q
+    errors, metrics = critics.td_errors(nets.critic(params, batch["observations"], batch["actions"]), targets, batch)
+    return errors.mean(), metrics
 
 
 BACKUP_ACTIONS = 10

@@ -328,7 +328,6 @@ FAULTS = {
         ),
     ],
     "agents/qflow.py": [
-        ('batch["discounts"] * next_q', "next_q", "test_qflow_bootstraps_by_its_flow and plain"),
         (
             "critics.combine(config.critic, nets.critic(state.target_params, s, a))",
             "critics.combine(config.critic, nets.critic(state.params, s, a))",

@@ -381,14 +381,9 @@ FAULTS = {
     ],
     "agents/sscp.py": [
         (
-            "partial(sample, nets, slow, next_s)",
-            "partial(sample, nets, state.params, next_s)",
+            "partial(sample, nets, state.target_params)",
+            "partial(sample, nets, state.params)",
             "test_losses_and_gradients_equal_their_references and sscp",
-        ),
-        (
-            "critics.combine(state.config.critic, nets.critic(slow, next_s, next_a))",
-            "nets.critic(slow, next_s, next_a).min(axis=0)",
-            "test_losses_and_gradients_equal_their_references and sscp-bootstrap",
         ),
         (
             "t = early_times(t_key, (len(a), 1))",
@@ -421,24 +416,25 @@ FAULTS = {
             "actor=config.critic.target_rate",
             "test_a_step_is_adam_and_slow_copies_follow and sscp",
         ),
-        ('batch["discounts"] * next_q', "next_q", "test_nothing_follows_a_terminal and sscp"),
         ("q_loss = -q.mean()", "q_loss = q.mean()", "test_losses_and_gradients_equal_their_references and sscp"),
         (
             "config.completion_alpha * completion",
             "config.flow_alpha * completion",
             "test_sscp_terms_of_weight_zero_change_nothing",
         ),
+    ],
+    "flowrl/choice.py": [
         (
-            "critics.combine(state.config.critic, nets.critic(slow",
+            "critics.combine(state.config.critic, nets.critic(state.target_params, next_s, next_a))",
+            "nets.critic(state.target_params, next_s, next_a).min(axis=0)",
+            "test_losses_and_gradients_equal_their_references and sscp-bootstrap",
+        ),
+        ('batch["discounts"] * next_q', "next_q", "test_nothing_follows_a_terminal and sscp"),
+        (
+            "critics.combine(state.config.critic, nets.critic(state.target_params",
             "critics.combine(state.config.critic, nets.critic(state.params",
             "test_losses_and_gradients_equal_their_references and sscp",
         ),
-    ],
-    "agents/bc.py": [
-        ("loss = -unit", "loss = unit", "test_losses_and_gradients_equal_their_references and bc"),
-        ("loss = gaussian_loss if", "loss = flow_loss if", "test_losses_and_gradients_equal_their_references and bc"),
-    ],
-    "flowrl/choice.py": [
         (
             "BACKUP_ACTIONS if max_q else 1)).max(axis=0)",
             "BACKUP_ACTIONS if max_q else 1)).mean(axis=0)",
@@ -449,5 +445,9 @@ FAULTS = {
             "return nets.critic(state.params, s, best_next",
             "test_losses_and_gradients_equal_their_references and ofql",
         ),
+    ],
+    "agents/bc.py": [
+        ("loss = -unit", "loss = unit", "test_losses_and_gradients_equal_their_references and bc"),
+        ("loss = gaussian_loss if", "loss = flow_loss if", "test_losses_and_gradients_equal_their_references and bc"),
     ],
 }

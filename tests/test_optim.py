@@ -238,11 +238,6 @@ def test_every_does_what_is_due_and_keeps_the_mean_of_metrics() -> None:
 
 FAULTS = {
     "flowrl/optim.py": [
-        (
-            "jax.vmap(clip)(gradient) if name in ensembles else clip(gradient)",
-            "clip(gradient)",
-            "test_descend_clips_each_head_by_itself_where_asked",
-        ),
         ("-rate * d", "rate * d", "test_descend_takes_adam_steps"),
         (
             "optax.incremental_update(toward[name], state.target_params[name], rate)",

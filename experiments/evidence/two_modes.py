@@ -3,8 +3,8 @@
 python experiments/evidence/two_modes.py
 
 A bandit: actions of two dimensions lie near (-0.5, -0.5) or (0.5, 0.5), half each; the reward falls from 1 at the
-second to 0.02 at the first. Each agent clones, without Q, and then learns with it. One draw of its policy is measured, and
-where it is evaluated so the best of several.
+second to 0.02 at the first. Each agent clones, without Q, and then learns with it. One draw of its policy is
+measured, and where it is evaluated so the best of several.
 """
 
 if __name__ == "__main__":
