@@ -5,6 +5,7 @@ The policy is a flow of straight paths (FPMD-R, https://arxiv.org/abs/2507.23675
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from typing import NamedTuple
 
@@ -81,9 +82,7 @@ def networks(config: Config, spec: Spec) -> Networks:
     return Networks(spec, **named(actor=(actor, s, a, *[t] * len(times)), critic=(critic, s, a)))
 
 
-def draw(
-    nets: Networks, config: Config, choice: BestOfN, params: Params, s: jax.Array, key: jax.Array, noisy: bool
-) -> jax.Array:  # fmt: skip
+def draw(nets: Networks, config: Config, params: Params, s: jax.Array, key: jax.Array, noisy: bool) -> jax.Array:
     """The best of several particles, ranked as sampled and clipped then, with noise: `[..., D]` to `[..., A]`."""
     scale = config.policy.deviation() if config.start == "noised" else config.start_scale
     best_key, noise_key = jax.random.split(key)
@@ -92,7 +91,7 @@ def draw(
         z_key, steps_key = jax.random.split(key)
         return config.policy.sample(partial(nets.actor, params, s), scale * nets.spec.noise(z_key, s), steps_key)
 
-    a = jnp.clip(best_of_n(choice, sample, partial(nets.critic, params, s), best_key), -1.0, 1.0)
+    a = jnp.clip(best_of_n(config.choice, sample, partial(nets.critic, params, s), best_key), -1.0, 1.0)
     return a + config.noise.scale * multiplier(params) * nets.spec.noise(noise_key, s) if noisy else a
 
 
@@ -112,10 +111,9 @@ def actor_loss(nets: Networks, params: Params, state: State, batch: Batch, key: 
 
 def move_policy(nets: Networks, batch: Batch, key: jax.Array, state: State) -> tuple[State, Metrics]:
     """A step of the policy, then the slow copies."""
-    config, slow, done = state.config, state.config.critic.target_rate, state.step / state.config.policy_delay
-    state, metrics = descend(
-        nets, state, batch, key, (actor_loss,), {"actor": config.decay(config.learning_rate, done)}
-    )
+    config, slow = state.config, state.config.critic.target_rate
+    rate = config.decay(config.learning_rate, state.step / config.policy_delay)
+    state, metrics = descend(nets, state, batch, key, (actor_loss,), {"actor": rate})
     return polyak(state, state.params, critic=slow, actor=slow), metrics
 
 
@@ -123,7 +121,7 @@ def update(nets: Networks, state: State, batch: Batch, key: jax.Array) -> tuple[
     """Steps of the critics along one gradient, whose first gives the weights; at some updates one of policy or α."""
     (draw_key, actor_key), config, next_s = jax.random.split(key), state.config, batch["next_observations"]
     drawing, alpha = {**state.params, "critic": config.choice.ranking(state)["critic"]}, multiplier(state.params)
-    next_a = draw(nets, config, config.choice.in_targets, drawing, next_s, draw_key, True)
+    next_a = draw(nets, replace(config, choice=config.choice.in_targets), drawing, next_s, draw_key, True)
     batch, rates = {**batch, "next_actions": next_a}, {"critic": config.learning_rate}
     grads, metrics = gradients(nets, state, batch, draw_key, (critic_loss,), ("critic",))
     state = step(state, grads, rates)
@@ -140,7 +138,7 @@ def update(nets: Networks, state: State, batch: Batch, key: jax.Array) -> tuple[
 
 def act(nets: Networks, policy: Policy[Config], inputs: Batch, key: jax.Array, *, explore: bool = False) -> jax.Array:
     """One particle of the slow policy, or the best of several; with `explore` noise, which may leave [−1, 1]."""
-    return draw(nets, policy.config, policy.config.choice, policy.params, inputs["observations"], key, explore)
+    return draw(nets, policy.config, policy.params, inputs["observations"], key, explore)
 
 
 make = Maker(
