@@ -345,8 +345,8 @@ FAULTS = {
             "test_particles_are_ranked_as_sampled_and_clipped_afterwards",
         ),
         (
-            "a = jnp.clip(best_of_n(choice, sample, partial(nets.critic, params, s), best_key), -1.0, 1.0)",
-            "a = best_of_n(choice, sample, partial(nets.critic, params, s), best_key)",
+            "a = jnp.clip(best_of_n(config.choice, sample, partial(nets.critic, params, s), best_key), -1.0, 1.0)",
+            "a = best_of_n(config.choice, sample, partial(nets.critic, params, s), best_key)",
             "test_particles_are_ranked_as_sampled_and_clipped_afterwards",
         ),
         (
@@ -380,8 +380,8 @@ FAULTS = {
             "test_the_slow_policy_acts_with_the_critics_as_they_are",
         ),
         (
-            "draw(nets, config, config.choice.in_targets,",
-            "draw(nets, config, config.choice,",
+            "draw(nets, replace(config, choice=config.choice.in_targets),",
+            "draw(nets, config,",
             "test_targets_draw_as_many_particles_as_they_are_told and fpmd_m",
         ),
     ],
