@@ -403,8 +403,8 @@ FAULTS = {
     ],
     "flowrl/policies.py": [
         (
-            "dims) - self.target_entropy",
-            "dims) + self.target_entropy",
+            "(entropy - self.target_entropy",
+            "(entropy + self.target_entropy",
             "test_the_temperature_seeks_the_target_entropy",
         ),
     ],
