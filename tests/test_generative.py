@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from test_paths import MEAN, STD, distance, marginal, normal_cdf
 
-from flowrl import diffusion, generative
+from flowrl import diffusion
 from flowrl.config import check
 from flowrl.diffusion import Diffusion
 from flowrl.errors import UserError
@@ -160,7 +160,7 @@ def test_visited_levels(steps: int, expected: Any) -> None:
     np.testing.assert_array_equal(diffusion.sampled_levels(20, steps), list(expected))
 
 
-def model_of(mean: float, std: float, schedule: np.ndarray = SCHEDULE) -> generative.NoiseModel:
+def model_of(mean: float, std: float, schedule: np.ndarray = SCHEDULE) -> diffusion.NoiseModel:
     """The noise to be expected in √ᾱ x + √(1 − ᾱ) ε with x from a Gaussian."""
 
     def model(points: jax.Array, levels: jax.Array) -> jax.Array:
@@ -327,7 +327,7 @@ def test_many_steps_are_a_loop_with_the_same_result(sampler: str, monkeypatch: p
     sample = functools.partial(diffusion.denoise, model_of(0.3, 0.4, schedule), starts, KEY, schedule, 30, sampler)
     looped = sample()
     calls: list[int] = []
-    monkeypatch.setattr(generative, "WRITTEN_OUT", 30)
+    monkeypatch.setattr(diffusion, "WRITTEN_OUT", 30)
     monkeypatch.setattr(jax.lax, "scan", lambda *_: calls.append(1))
     np.testing.assert_allclose(looped, sample(), atol=1e-4)
     assert calls == []
