@@ -144,6 +144,23 @@ def horizon(config: Mapping[str, Any]) -> dict[str, Any]:
     return {"horizon.steps": config["horizon_length"], "horizon.chunk": config["action_chunking"]}
 
 
+def fqls(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings that have the same names in FQL's code and all code that followed it."""
+    return {
+        "hidden_dims": tuple(config["actor_hidden_dims"]),
+        "learning_rate": config["lr"],
+        "discount": config["discount"],
+        "critic.target_rate": config["tau"],
+    }
+
+
+def qams(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings that QAM's agents have in common."""
+    own = {"critic.heads": "num_qs", "critic.rho": "rho", "flow.steps": "flow_steps"}
+    own |= {"choice.num_samples": "best_of_n", "choice.target_samples": "best_of_n"}
+    return fqls(config) | horizon(config) | {ours: config[theirs] for ours, theirs in own.items()}
+
+
 VALUE_LOSSES = {
     "value/value_loss": "value/loss",
     "value/v_mean": "value/v_mean",

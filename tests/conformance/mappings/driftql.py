@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from ..mapping import CRITIC_LOSSES, AgentMapping, Way, draws, mlp, total, twins
+from ..mapping import CRITIC_LOSSES, AgentMapping, Way, draws, fqls, mlp, total, twins
 
 SAMPLES = 4
 
@@ -14,10 +14,7 @@ def by_sample(noise: np.ndarray) -> np.ndarray:
 
 MAPPING = AgentMapping(
     config=lambda there: {
-        "hidden_dims": tuple(there["actor_hidden_dims"]),
-        "learning_rate": there["lr"],
-        "discount": there["discount"],
-        "critic.target_rate": there["tau"],
+        **fqls(there),
         "critic.aggregate": there["q_agg"],
         "actor_aggregate": there["q_agg_actor"],
         "normalize_q": there["normalize_q_loss"],

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from ..mapping import CRITIC_LOSSES, AgentMapping, Leaf, Way, chunks, draws, horizon, mlp, total, twins
+from ..mapping import CRITIC_LOSSES, AgentMapping, Leaf, Way, chunks, draws, mlp, qams, total, twins
 from .qam import action_last
 
 
@@ -23,17 +23,8 @@ def policy() -> Iterator[Leaf]:
 
 MAPPING = AgentMapping(
     config=lambda there: (
-        horizon(there)
-        | {
-            "hidden_dims": tuple(there["actor_hidden_dims"]),
-            "learning_rate": there["lr"],
-            "discount": there["discount"],
-            "critic.target_rate": there["tau"],
-            "critic.heads": there["num_qs"],
-            "critic.rho": there["rho"],
-            "flow.steps": there["flow_steps"],
-            "choice.num_samples": there["best_of_n"],
-            "choice.target_samples": there["best_of_n"],
+        {
+            **qams(there),
             "latent_scale": there["noise_scale"],
         }
     ),

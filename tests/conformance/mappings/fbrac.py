@@ -1,21 +1,12 @@
 """FBRAC, by the code of QAM's authors."""
 
-from ..mapping import CRITIC_LOSSES, AgentMapping, Way, chunks, draws, horizon, mlp, total, twins
+from ..mapping import CRITIC_LOSSES, AgentMapping, Way, chunks, draws, mlp, qams, total, twins
 from .qc import by_candidate
 
 MAPPING = AgentMapping(
     config=lambda there: (
-        horizon(there)
-        | {
-            "hidden_dims": tuple(there["actor_hidden_dims"]),
-            "learning_rate": there["lr"],
-            "discount": there["discount"],
-            "critic.target_rate": there["tau"],
-            "critic.heads": there["num_qs"],
-            "critic.rho": there["rho"],
-            "flow.steps": there["flow_steps"],
-            "choice.num_samples": there["best_of_n"],
-            "choice.target_samples": there["best_of_n"],
+        {
+            **qams(there),
             "alpha": there["alpha"],
         }
     ),

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from ..mapping import CRITIC_LOSSES, AgentMapping, Draw, Leaf, Way, chunks, draws, horizon, mlp, total, twins
+from ..mapping import CRITIC_LOSSES, AgentMapping, Draw, Leaf, Way, chunks, draws, fqls, horizon, mlp, total, twins
 from .qc import by_candidate
 
 INPUTS, HALF = 5 + 9, 32
@@ -44,10 +44,7 @@ MAPPING = AgentMapping(
     config=lambda there: (
         horizon(there)
         | {
-            "hidden_dims": tuple(there["actor_hidden_dims"]),
-            "learning_rate": there["lr"],
-            "discount": there["discount"],
-            "critic.target_rate": there["tau"],
+            **fqls(there),
             "critic.aggregate": there["q_agg"],
             "choice.aggregate": there["q_agg"],
             "choice.num_samples": there["actor_num_samples"],

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flowrl.agents import fql
 from flowrl.networks import Spec
 
-from ..mapping import CRITIC_LOSSES, AgentMapping, Way, draws, mlp, total, twins
+from ..mapping import CRITIC_LOSSES, AgentMapping, Way, draws, fqls, mlp, total, twins
 
 
 def flow_actions(config: Any, state: Any, s: jax.Array, key: jax.Array) -> jax.Array:
@@ -21,10 +21,7 @@ def flow_actions(config: Any, state: Any, s: jax.Array, key: jax.Array) -> jax.A
 
 MAPPING = AgentMapping(
     config=lambda there: {
-        "hidden_dims": tuple(there["actor_hidden_dims"]),
-        "learning_rate": there["lr"],
-        "discount": there["discount"],
-        "critic.target_rate": there["tau"],
+        **fqls(there),
         "behaviour.steps": there["flow_steps"],
         "alpha": there["alpha"],
         "critic.aggregate": there["q_agg"],

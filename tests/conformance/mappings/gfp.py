@@ -1,13 +1,10 @@
 """GFP, by its authors' code."""
 
-from ..mapping import CRITIC_LOSSES, AgentMapping, Way, draws, mlp, total, twins
+from ..mapping import CRITIC_LOSSES, AgentMapping, Way, draws, fqls, mlp, total, twins
 
 MAPPING = AgentMapping(
     config=lambda there: {
-        "hidden_dims": tuple(there["actor_hidden_dims"]),
-        "learning_rate": there["lr"],
-        "discount": there["discount"],
-        "critic.target_rate": there["tau"],
+        **fqls(there),
         "critic.aggregate": there["q_agg"],
         "flow.steps": there["flow_steps"],
         "alpha": there["alpha"],

@@ -1,15 +1,12 @@
 """IFQL, by its authors' code."""
 
-from ..mapping import AgentMapping, Way, draws, mlp, total, twins
+from ..mapping import AgentMapping, Way, draws, fqls, mlp, total, twins
 from .iql import IMPLICIT_LOSSES, OF_TARGETS
 from .qc import by_candidate
 
 MAPPING = AgentMapping(
     config=lambda there: {
-        "hidden_dims": tuple(there["actor_hidden_dims"]),
-        "learning_rate": there["lr"],
-        "discount": there["discount"],
-        "critic.target_rate": there["tau"],
+        **fqls(there),
         "value.expectile": there["expectile"],
         "flow.steps": there["flow_steps"],
         "choice.num_samples": there["num_samples"],

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from ..mapping import CRITIC_LOSSES, AgentMapping, Arrays, Draw, Leaf, Way, chunks, draws, horizon, mlp, total, twins
+from ..mapping import CRITIC_LOSSES, AgentMapping, Arrays, Draw, Leaf, Way, chunks, draws, mlp, qams, total, twins
 
 
 def flows() -> Iterator[Leaf]:
@@ -19,16 +19,8 @@ def config(there: Mapping[str, Any]) -> dict[str, Any]:
     """The settings; their options that are at their defaults everywhere are not here."""
     assert all(there[name] for name in ("target_actor", "clip_adj", "clip_grad", "use_target_grad"))
     assert not there["residual"]
-    return horizon(there) | {
-        "hidden_dims": tuple(there["actor_hidden_dims"]),
-        "learning_rate": there["lr"],
-        "discount": there["discount"],
-        "critic.target_rate": there["tau"],
-        "critic.heads": there["num_qs"],
-        "critic.rho": there["rho"],
-        "flow.steps": there["flow_steps"],
-        "choice.num_samples": there["best_of_n"],
-        "choice.target_samples": there["best_of_n"],
+    return {
+        **qams(there),
         "inverse_temperature": there["inv_temp"],
         "alpha": there["fql_alpha"],
         "edit_scale": there["edit_scale"],

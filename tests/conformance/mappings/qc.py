@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from ..mapping import CRITIC_LOSSES, AgentMapping, Way, chunks, draws, horizon, mlp, total, twins
+from ..mapping import CRITIC_LOSSES, AgentMapping, Way, chunks, draws, fqls, horizon, mlp, total, twins
 
 
 def by_candidate(noise: np.ndarray) -> np.ndarray:
@@ -14,10 +14,7 @@ MAPPING = AgentMapping(
     config=lambda there: (
         horizon(there)
         | {
-            "hidden_dims": tuple(there["actor_hidden_dims"]),
-            "learning_rate": there["lr"],
-            "discount": there["discount"],
-            "critic.target_rate": there["tau"],
+            **fqls(there),
             "critic.aggregate": there["q_agg"],
             "flow.steps": there["flow_steps"],
             "choice.num_samples": there["actor_num_samples"],

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from ..mapping import AgentMapping, Arrays, Way, draws, mlp, total, twins
+from ..mapping import AgentMapping, Arrays, Way, draws, fqls, mlp, total, twins
 
 LAYERS = ("actor_net/Dense_0", "actor_net/Dense_1", "mean_net")
 
@@ -35,10 +35,7 @@ def stretches(batch: Arrays, config: Mapping[str, Any]) -> Arrays:
 MAPPING = AgentMapping(
     config=lambda there: {
         "horizon.steps": there["h"],
-        "hidden_dims": tuple(there["actor_hidden_dims"]),
-        "learning_rate": there["lr"],
-        "discount": there["discount"],
-        "critic.target_rate": there["tau"],
+        **fqls(there),
         "actor_target_rate": 1 - there["ema"],
         "critic.heads": there["ensemble_ct"],
         "critic.rho": there["rho"],
