@@ -90,7 +90,7 @@ def test_targets_bootstrap_the_best_of_several(way: Way) -> None:
 
     class State:
         def __init__(self, aggregate: str, critics: str, params: Any, targets: Any):
-            choice = BestOfN(target_samples=4, aggregate=aggregate, critics=critics, num_samples=9, temperature=5.0)
+            choice = BestOfN(target_samples=4, aggregate=aggregate, critics=critics, num_samples=9, temperature=1e-3)
             self.config, self.params, self.target_params = type("C", (), {"choice": choice}), params, targets
 
     def drawn(key: jax.Array) -> jax.Array:

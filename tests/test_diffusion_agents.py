@@ -83,8 +83,9 @@ def jumps(xp: Any, params: Any, s: Any, x: Any, t: Any, level: Any) -> Any:
 
 
 def counting(xp: Any, params: Any, s: Any, a: Any, k: Any) -> Any:
-    """Critics that know the number of steps."""
-    return critics(xp, params, s, a) + params["steps"][(slice(None), *[None] * (k.ndim - 1))] * k[..., 0] / 8
+    """Critics that know the number of steps, on which it depends what the best action is."""
+    steps = params["steps"][(slice(None), *[None] * (k.ndim - 1))]
+    return critics(xp, params, s, a) + steps * k[..., 0] * (1 + 4 * a.sum(axis=-1)) / 8
 
 
 def value(xp: Any, params: Any, s: Any) -> Any:
@@ -553,7 +554,7 @@ def sorls_gradients(leaks: bool, policy: bool) -> Any:
 
 def shortcut_by_hand(state: TrainState, leaks: bool, bound: float) -> TrainState:
     """SORL's update from its two gradients: one Adam and one norm for all networks, slow copies a step behind."""
-    adam, params = optax.chain(optax.clip_by_global_norm(bound), optax.adam(0.01)), state.params
+    adam, params = optax.chain(optax.clip_by_global_norm(bound), optax.adam(0.3)), state.params
     moments = adam.init(params)
     for policy, key in enumerate(jax.random.split(jax.random.key(2))):
         grads, _ = sorls_gradients(leaks, bool(policy))(state.replace(params=params), state, key)
@@ -566,7 +567,9 @@ def shortcut_by_hand(state: TrainState, leaks: bool, bound: float) -> TrainState
 
 @pytest.mark.parametrize("leaks", [False, True])
 def test_sorl_has_one_adam_of_two_steps_an_update(leaks: bool) -> None:
-    state = with_config(state_of("shortcut", 0, {"target_gradients": leaks}), {"max_grad_norm": 0.5})
+    state = with_config(
+        state_of("shortcut", 0, {"target_gradients": leaks}), {"max_grad_norm": 0.5, "learning_rate": 0.3}
+    )
     after, _ = compiled(agent_of("shortcut", {"target_gradients": leaks}))(state, batch_of(), jax.random.key(2))
     expected = shortcut_by_hand(state, leaks, 0.5)
     assert_close((after.params, after.target_params), (expected.params, expected.target_params), rtol=1e-5)
@@ -897,11 +900,6 @@ FAULTS = {
         (
             "params if config.target_gradients else state.params",
             "state.params",
-            "test_sorls_targets_may_pass_gradients_into_the_policy",
-        ),
-        (
-            "    if config.target_gradients:\n",
-            "    if True:\n",
             "test_sorls_targets_may_pass_gradients_into_the_policy",
         ),
         (

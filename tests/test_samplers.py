@@ -104,6 +104,8 @@ def test_a_chunk_is_one_action_and_counts_as_in_qc(dataset: Dataset) -> None:
     np.testing.assert_array_equal(found["valid"], [1, 1, 1, 0, 1, 0])
     np.testing.assert_array_equal(found["actions_valid"], [[1, 1], [1, 1], [1, 1], [1, 0], [1, 1], [1, 0]])
     np.testing.assert_array_equal(found["next_observations"][:, 0], [2, 3, 4, 4, 7, 7])
+    # A termination on the way does not make known what the end of the episode hides.
+    np.testing.assert_array_equal(ahead(dataset, Horizon(steps=3, chunk=True), 1, 2)["valid"], [1, 0])
 
 
 def test_a_chunk_that_stops_ends_with_the_task(dataset: Dataset) -> None:
