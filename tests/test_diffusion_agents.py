@@ -890,11 +890,6 @@ FAULTS = {
             "q_loss = -q.mean()",
             "test_sorl_divides_q_by_its_own_size_and_means_over_critics",
         ),
-        (
-            "partial(actor_loss, before=state)",
-            "partial(actor_loss, before=moved)",
-            "test_sorl_has_one_adam_of_two_steps_an_update",
-        ),
         ("rates, Clip(config.max_grad_norm, jointly=True))", "rates)", "test_sorl_has_one_adam_of_two_steps_an_update"),
         ("polyak(moved, state.params", "polyak(moved, moved.params", "test_sorl_has_one_adam_of_two_steps_an_update"),
         (
