@@ -157,23 +157,25 @@ def main(arguments: Sequence[str]) -> int:
         raise UserError(f"--labels: unknown {', '.join(unknown)}; choose of {', '.join(WITHOUT_Q)}")
     out, results, pictures = Path(settings.out), [], {"without_q": {}, "with_q": {}}
     out.mkdir(parents=True, exist_ok=True)
-    todo = [(part, label, told[label]) for part, told in (("without_q", WITHOUT_Q), ("with_q", WITH_Q))
-            for label in labels if label in told]  # fmt: skip
-    for part, label, told in tqdm(todo, unit="agent", disable=None):
-        for mode, points in samples_of(*build(label, told, settings), settings).items():
-            per_seed = [measure(own) for own in points]
-            means = {name: float(np.mean([own[name] for own in per_seed])) for name in per_seed[0]}
-            results.append({"part": part, "policy": label, "mode": mode, "told": told, **means, "per_seed": per_seed})
-            shown = label if mode == "eval" else f"{label}, best of n"
-            pictures[part][shown] = points
-            print(f"{part:>9} {shown:<28} worse {means['worse_mode']:4.0%} better {means['better_mode']:4.0%} "
-                  f"reward {means['reward']:.2f}")  # fmt: skip
     report = {
         "command": " ".join(["python", "experiments/evidence/two_modes.py", *arguments[1:]]),
         "git_commit": git_commit(), "hardware": hardware(), "versions": versions("jax", "jaxlib"),
         "near": NEAR, "results": results,
     }  # fmt: skip
-    logs.write_json(out / "two_modes.json", report)
+    parts = {"without_q": WITHOUT_Q, "with_q": WITH_Q}
+    todo = [(part, label, told[label]) for part, told in parts.items() for label in labels if label in told]
+    for part, label, told in tqdm(todo, unit="agent", disable=None):
+        for mode, points in samples_of(*build(label, told, settings), settings).items():
+            per_seed = [measure(own) for own in points]
+            means = {name: float(np.mean([own[name] for own in per_seed])) for name in per_seed[0]}
+            results.append({"part": part, "policy": label, "mode": mode, "told": told, **means, "per_seed": per_seed})
+            shown = label if mode == "eval" else f"{label}, {mode.replace('_', ' ')}"
+            pictures[part][shown] = points
+            numbers = (
+                f"worse {means['worse_mode']:4.0%} better {means['better_mode']:4.0%} reward {means['reward']:.2f}"
+            )
+            tqdm.write(f"{part:>9} {shown:<28} {numbers}")
+        logs.write_json(out / "two_modes.json", report)  # after each, so that nothing is lost where it is stopped
     for part, title in (("without_q", "Cloning alone"), ("with_q", "With Q, which is larger at the upper right")):
         draw(pictures[part], title, out / f"two_modes_{part}.png")
     return 0
