@@ -13,10 +13,10 @@ from flowrl import critics
 from flowrl.agent import Maker
 from flowrl.choice import BestOfN, backup_values, best_of_n, generated, one_and_best, with_critic
 from flowrl.config import MOST_COUNT, config, nested, static, traced
-from flowrl.consistency import Consistency
 from flowrl.critics import Critic
 from flowrl.data.samplers import Horizon, Transitions
 from flowrl.encoders import TimedMLP
+from flowrl.generative import Consistency
 from flowrl.losses import coin_q
 from flowrl.networks import Network, Spec, named
 from flowrl.optim import Clip, LateTarget, descend, polyak

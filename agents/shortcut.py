@@ -14,9 +14,9 @@ from flowrl import critics
 from flowrl.agent import Maker
 from flowrl.choice import BestOfN, best_of_n, generated, one_and_best, with_critic
 from flowrl.config import MOST_COUNT, config, nested, static, traced
-from flowrl.consistency import Shortcut
 from flowrl.critics import Critic
 from flowrl.data.samplers import Horizon, Transitions
+from flowrl.generative import Shortcut
 from flowrl.losses import q_size
 from flowrl.networks import MLP, Network, Spec, named
 from flowrl.optim import Clip, gradients, polyak, step

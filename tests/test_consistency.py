@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from ways import Way, array, each_way
 
-from flowrl import consistency
+from flowrl import generative
 from flowrl.config import check
-from flowrl.consistency import Consistency, Shortcut
 from flowrl.errors import UserError
+from flowrl.generative import Consistency, Shortcut
 
 KEY = jax.random.key(3)
 ACTION = jnp.array([0.4, -0.7])
@@ -30,17 +30,17 @@ def wild(x: jax.Array, t: jax.Array) -> jax.Array:
 @variants
 def test_the_consistency_function_is_the_point_itself_at_the_earliest_time(variant: Callable[..., Any]) -> None:
     x = jax.random.normal(KEY, (5, 2))
-    found = variant(functools.partial(consistency.boundary, wild))(x, jnp.full((5, 1), 0.002))
+    found = variant(functools.partial(generative.boundary, wild))(x, jnp.full((5, 1), 0.002))
     np.testing.assert_array_equal(found, x)
     # And of the noise at the latest nothing is left but what the network says: c_skip is 4e-5 there, c_out almost 1/2.
-    late = variant(functools.partial(consistency.boundary, lambda x, t: 0 * x))(x, jnp.full((5, 1), 80.0))
+    late = variant(functools.partial(generative.boundary, lambda x, t: 0 * x))(x, jnp.full((5, 1), 80.0))
     np.testing.assert_allclose(late, x * 0.25 / (79.998**2 + 0.25), rtol=1e-4)
 
 
 @each_way
 def test_the_consistency_function_by_hand(way: Way) -> None:
     """t = 0.502: past 0.5, c_skip = ½, c_out = ¼/√(0.502² + ¼)."""
-    found = way(functools.partial(consistency.boundary, lambda x, t: 3 * x + t))(array([2.0]), array([0.502]))
+    found = way(functools.partial(generative.boundary, lambda x, t: 3 * x + t))(array([2.0]), array([0.502]))
     np.testing.assert_allclose(found, [[1 + 0.25 / (0.502**2 + 0.25) ** 0.5 * 6.502]], rtol=1e-5)
 
 
@@ -51,12 +51,12 @@ def test_the_consistency_function_by_hand(way: Way) -> None:
     [(0.0, 2), (0.04, 31), (0.5, 107), (0.99999, 150)],
 )
 def test_the_grid_grows(way: Way, done: float, points: int) -> None:
-    assert int(way(consistency.grid_points)(jnp.float32(done))) == points
+    assert int(way(generative.grid_points)(jnp.float32(done))) == points
 
 
 @pytest.mark.parametrize("count", [2, 3, 40])
 def test_the_grid_goes_from_the_earliest_to_the_latest_time(count: int) -> None:
-    times = np.asarray(consistency.grid_times(jnp.arange(count), count))
+    times = np.asarray(generative.grid_times(jnp.arange(count), count))
     np.testing.assert_allclose(times[[0, -1]], [0.002, 80], rtol=1e-5)
     np.testing.assert_allclose(np.diff(times ** (1 / 7)), (80 ** (1 / 7) - 0.002 ** (1 / 7)) / (count - 1), rtol=1e-3)
 
@@ -87,7 +87,7 @@ def test_a_consistent_function_has_errors_at_the_earliest_time_only(done: float)
     actions, errors = jnp.broadcast_to(ACTION, (200, 2)), Consistency().errors
     # At the earliest time f̄ is a + 0.002 z: 100/Δt of its square is the least error there.
     index_key = jax.random.split(KEY)[1]
-    first = jax.random.randint(index_key, (200, 1), 0, consistency.grid_points(done) - 1)[:, 0] == 0
+    first = jax.random.randint(index_key, (200, 1), 0, generative.grid_points(done) - 1)[:, 0] == 0
     found = errors(to_one_action, to_one_action, actions, KEY, done)
     np.testing.assert_allclose(jnp.where(first, 0, found), 0, atol=1e-3)
     if done == 0:
@@ -122,9 +122,9 @@ def test_both_ends_share_their_noise() -> None:
     later = seen["near"][1][:, 0] > 0.05
     np.testing.assert_allclose(noises[0][later], noises[1][later], atol=1e-4)
     assert (seen["far"][1] > seen["near"][1]).all()
-    count = int(consistency.grid_points(0.01))  # every neighbour is drawn about as often
+    count = int(generative.grid_points(0.01))  # every neighbour is drawn about as often
     shares = np.bincount(
-        np.searchsorted(np.asarray(consistency.grid_times(jnp.arange(count), count)), seen["near"][1][:, 0] * 1.001) - 1
+        np.searchsorted(np.asarray(generative.grid_times(jnp.arange(count), count)), seen["near"][1][:, 0] * 1.001) - 1
     )
     assert len(shares) == count - 1
     assert (shares > 500 / count / 3).all()
@@ -281,7 +281,7 @@ def test_steps_beyond_the_finest_are_refused() -> None:
 
 
 FAULTS = {
-    "flowrl/consistency.py": [
+    "flowrl/generative.py": [
         (
             "past = times - EARLIEST",
             "past = times",

@@ -410,8 +410,8 @@ FAULTS = {
         ("x = x - field(", "x = x + field(", "test_the_true_field_leads_to_its_action"),
         ("self.steps if self.divide_steps else 1", "1", "test_each_of_several_steps_takes_its_share_of_the_path"),
         (
-            "straight(jax.random.normal(noise_key, a.shape), a, t)",
-            "straight(a, jax.random.normal(noise_key, a.shape), t)",
+            "a.shape), a, t)\n        return mse(field(path.points, t), path",
+            "a.shape), -a, t)\n        return mse(field(path.points, t), path",
             "test_the_true_field_has_no_error",
         ),
     ],
