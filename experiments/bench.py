@@ -2,9 +2,9 @@
 
 For each agent, size and number of mapped runs: compilation time, updates per second (all runs together), floating-point
 operations of one update as the compiler counts them, their share of what this machine reaches on float32 matrix
-products (512 wide on CPUs, 4,096 on accelerators) in the same process, the memory of a run's state and of the work of an update, and the time of one
-action for one observation, host and device together, of one draw and as the agent is configured. Times of one machine
-and one process can be compared; others cannot.
+products (512 wide on CPUs, 4,096 on accelerators) in the same process, the memory of a run's state and of the work of
+an update, and the time of one action for one observation, host and device together, of one draw and as the agent is
+configured. Times of one machine and one process can be compared; others cannot.
 
 With --agents=sac --online=HalfCheetah-v5 it measures instead the online loop, with one update for each environment
 step, beside a plain loop over the same Gymnasium environment with the same update and a buffer in numpy.
