@@ -12,8 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from flowrl import critics
-from flowrl.agent import Maker
-from flowrl.choice import BestOfN, best_next, best_of_n, one_and_best, with_critic
+from flowrl.choice import BestOfN, best_next, choosing, one_draw
 from flowrl.config import MOST_COUNT, config, nested, static, traced
 from flowrl.critics import Critic
 from flowrl.data.samplers import Horizon, Transitions
@@ -21,7 +20,7 @@ from flowrl.generative import Flow
 from flowrl.losses import q_size
 from flowrl.networks import MLP, Network, Spec, named
 from flowrl.optim import descend, polyak
-from flowrl.train_state import Batch, Loss, Metrics, Params, Policy, TrainState
+from flowrl.train_state import Batch, Loss, Metrics, Params, TrainState
 
 
 @config
@@ -67,7 +66,7 @@ def networks(config: Config, spec: Spec) -> Networks:
     return Networks(spec, **named(flow=(field, s, a, t), actor=(field, s, a), critic=(critic, s, a)))
 
 
-def sample(nets: Networks, params: Params, s: jax.Array, key: jax.Array) -> jax.Array:
+def sample(nets: Networks, config: Config, params: Params, s: jax.Array, key: jax.Array) -> jax.Array:
     """One action μ(s, z) per state, clipped: `[..., D]` to `[..., A]`."""
     return jnp.clip(nets.actor(params, s, nets.spec.noise(key, s)), -1.0, 1.0)
 
@@ -75,7 +74,7 @@ def sample(nets: Networks, params: Params, s: jax.Array, key: jax.Array) -> jax.
 def critic_loss(nets: Networks, params: Params, state: State, batch: Batch, key: jax.Array) -> Loss:
     """E (Q(s, a) − r − γ m Q̄(s', μ(s', z)))² (eq. 4)."""
     next_s = batch["next_observations"]
-    next_a = best_next(nets, state, partial(sample, nets, state.params, next_s), next_s, key)
+    next_a = best_next(sample, nets, state, state.params, next_s, key)
     next_q = nets.critic(state.target_params, next_s, next_a)
     targets = batch["rewards"] + batch["discounts"] * critics.combine(state.config.critic, next_q)
     errors, metrics = critics.td_errors(nets.critic(params, batch["observations"], batch["actions"]), targets, batch)
@@ -108,13 +107,4 @@ def update(nets: Networks, state: State, batch: Batch, key: jax.Array) -> tuple[
     return polyak(moved, toward.params, critic=config.critic.target_rate), metrics
 
 
-def act(nets: Networks, policy: Policy[Config], inputs: Batch, key: jax.Array, *, explore: bool = False) -> jax.Array:
-    """One draw of noise through μ, which explores by itself, or the best of several by Q."""
-    s, params = inputs["observations"], policy.params
-    return best_of_n(policy.config.choice, partial(sample, nets, params, s), partial(nets.critic, params, s), key)
-
-
-make = Maker(
-    networks, update, act, batch=Transitions.of, targets=("critic",),
-    acting=lambda state: with_critic(state, state.params), evaluations=one_and_best,
-)  # fmt: skip
+make = choosing(networks, update, sample, batch=Transitions.of, targets=("critic",), explores=one_draw)
