@@ -104,6 +104,15 @@ class Networks(NamedTuple):
     critic: Network  # s [B, D], a [B, A] -> [heads, B]
 
 
+class Distilled(NamedTuple):
+    """A flow, the one-step policy that is distilled from it, and critics."""
+
+    spec: Spec
+    flow: Network  # s [B, D], x [B, A], t [B, 1] -> velocity [B, A]
+    actor: Network  # s [B, D], z [B, A] -> action [B, A]
+    critic: Network  # s [B, D], a [B, A] -> [heads, B]
+
+
 def glorot(scale: float = 1.0) -> Initializer:
     """Uniform kernel initialisation by the mean of fan-in and fan-out."""
     return nn.initializers.variance_scaling(scale, "fan_avg", "uniform")

@@ -13,8 +13,8 @@ from small_agents import config_of as told_config
 
 from flowrl import agents
 from flowrl.agent import Agent
-from flowrl.agents import bc, cal_ql, fql, ofql, sac, sscp, td3
-from flowrl.networks import Network
+from flowrl.agents import bc, cal_ql
+from flowrl.networks import Distilled, Network, Networks
 from flowrl.train_state import Params, TrainState
 
 NAMES = ("sscp", "ofql", "fql", "bc")
@@ -88,12 +88,12 @@ def squashed(params: Any, observations: np.ndarray, noise: np.ndarray) -> tuple[
 
 ACTOR, CRITIC = network("actor", functools.partial(field, jnp)), network("critic", functools.partial(critics, jnp))
 NETWORKS: dict[str, Any] = {
-    "sscp": sscp.Networks(SPEC, ACTOR, CRITIC),
-    "ofql": ofql.Networks(SPEC, ACTOR, CRITIC),
-    "fql": fql.Networks(SPEC, network("flow", functools.partial(field, jnp)), ACTOR, CRITIC),
+    "sscp": Networks(SPEC, ACTOR, CRITIC),
+    "ofql": Networks(SPEC, ACTOR, CRITIC),
+    "fql": Distilled(SPEC, network("flow", functools.partial(field, jnp)), ACTOR, CRITIC),
     "bc": bc.Networks(SPEC, ACTOR),
-    "sac": sac.Networks(SPEC, network("actor", halves), CRITIC),
-    "td3": td3.Networks(SPEC, ACTOR, CRITIC),
+    "sac": Networks(SPEC, network("actor", halves), CRITIC),
+    "td3": Networks(SPEC, ACTOR, CRITIC),
     "cal_ql": cal_ql.Networks(SPEC, network("actor", halves), CRITIC, network("critic", apart)),
 }
 

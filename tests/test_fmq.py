@@ -21,11 +21,11 @@ from flowrl.agents import fmq
 from flowrl.choice import Beam, ascent, beam_search
 from flowrl.config import put
 from flowrl.generative import FlowMap
-from flowrl.networks import Spec
+from flowrl.networks import Networks, Spec
 from flowrl.paths import shrunk
 from flowrl.run_folder import logs
 
-NETS = fmq.Networks(SPEC, ACTOR, CRITIC)
+NETS = Networks(SPEC, ACTOR, CRITIC)
 ONE_STEP = {"horizon.steps": 1, "horizon.chunk": False}
 SMALL = {**ONE_STEP, "hidden_dims": (8,), "choice.num_samples": 2, "choice.target_samples": 2}
 

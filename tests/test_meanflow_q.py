@@ -19,10 +19,11 @@ from flowrl.config import check
 from flowrl.encoders import RMSNorm, TimedTransformer
 from flowrl.errors import UserError
 from flowrl.losses import Balance
+from flowrl.networks import Networks
 from flowrl.optim import Clip, CosineDecay
 from flowrl.train_state import TrainState
 
-NETS = meanflow_q.Networks(SPEC, ACTOR, CRITIC)
+NETS = Networks(SPEC, ACTOR, CRITIC)
 TINY = {"hidden_dims": (8,), "width": 8, "depth": 1}
 
 

@@ -18,7 +18,7 @@ from ways import Way, array, each_way
 from flowrl import agents
 from flowrl.agent import Agent
 from flowrl.agents import dsrl, fbrac, qam
-from flowrl.networks import Spec
+from flowrl.networks import Networks, Spec
 from flowrl.train_state import Batch, Params, TrainState
 
 NAMES = ("qam", "qam_f", "qam_e", "fbrac", "dsrl")
@@ -107,7 +107,7 @@ def test_critic_loss_by_hand(way: Way, name: str, next_draws: dict[str, Any], lo
 
 @each_way
 def test_fbrac_bootstraps_by_its_flow(way: Way) -> None:
-    nets, drawn = fbrac.Networks(SMALL, ACTOR, CRITIC), {"z": [[0.5], [0.5]]}
+    nets, drawn = Networks(SMALL, ACTOR, CRITIC), {"z": [[0.5], [0.5]]}
     (value, _), _ = found(way, fbrac.critic_loss, nets, toy_state("fbrac"), ["normal z"], drawn)
     np.testing.assert_allclose(value, 1.15625, rtol=1e-5)  # as QAM's
 
@@ -206,7 +206,7 @@ def test_dsrl_chooses_latents_of_high_value(way: Way) -> None:
 @each_way
 def test_fbrac_pulls_its_flow_through_all_steps(way: Way) -> None:
     # Cloning as above with v = x: (.75 + ½)²/2, times 3. Q = 3·¼·1½² over 2; by the weight −3·¼·1½/2.
-    nets, order = fbrac.Networks(SMALL, ACTOR, CRITIC), ["uniform t", "normal z", "normal start"]
+    nets, order = Networks(SMALL, ACTOR, CRITIC), ["uniform t", "normal z", "normal start"]
     drawn = {"t": [[0.5], [0.5]], "z": [[1.0], [1.0]], "start": [[0.25], [0.25]]}
     (value, metrics), grads = found(way, fbrac.actor_loss, nets, toy_state("fbrac"), order, drawn, valid=array(1, 0))
     np.testing.assert_allclose(value, 3 * 1.25**2 / 2 - 1.6875 / 2, rtol=1e-5)
@@ -377,8 +377,8 @@ FAULTS = {
         ),
         ("loss - q / config.alpha", "loss + q / config.alpha", "test_fbrac_pulls_its_flow_through_all_steps and plain"),
         (
-            "sample(nets, config.flow, params, s, z_key)",
-            "sample(nets, config.flow, state.params, s, z_key)",
+            "sample(nets, config, params, s, z_key)",
+            "sample(nets, config, state.params, s, z_key)",
             "test_fbrac_pulls_its_flow_through_all_steps and plain",
         ),
         ("polyak(moved, state.params", "polyak(moved, moved.params", "test_what_moves_and_how_far and fbrac"),
