@@ -63,6 +63,14 @@ class Stub:
         return self.function(params, *inputs, **options)
 
 
+def drawn_params(rng: np.random.Generator, times: int, spread: float) -> Params:
+    """Parameters of a `field` of states, actions and some times, and of `critics`, in double precision."""
+    shapes = {"weight": (2, D + A), "curve": (2, A), "bias": (2,)}
+    actor = {"kernel": rng.normal(0, spread, (D + A + times, A)), "bias": rng.normal(0, 0.3, A)}
+    critic = {name: rng.normal(0, 0.7, shape) for name, shape in shapes.items()}
+    return jax.tree.map(jnp.asarray, {"actor": actor, "critic": critic})
+
+
 def network(name: str, function: Callable[..., Any]) -> Network:
     """A network that computes `function(params, *inputs)`."""
     return Network(name, Stub(function), ())  # type: ignore[arg-type]

@@ -1,7 +1,7 @@
 """QAM, its variants, FBRAC and DSRL: every loss by hand for linear networks, what moves, a bandit with answers."""
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -9,8 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from conformance.feeding import fed
-from conformance.mapping import draws
+from linear_agents import ACTOR, CRITIC, SMALL, assert_first_step, found, of_action, times
 from small_agents import SPEC, compiled, compiled_mapped, config_of, gradients, stack, state_with, transitions
 from stub_agents import network
 from ways import Way, array, each_way
@@ -19,7 +18,7 @@ from flowrl import agents
 from flowrl.agent import Agent
 from flowrl.agents import dsrl, fbrac, qam
 from flowrl.networks import Networks, Spec
-from flowrl.train_state import Batch, Params, TrainState
+from flowrl.train_state import Params, TrainState
 
 NAMES = ("qam", "qam_f", "qam_e", "fbrac", "dsrl")
 TOLD = {"flow.steps": 2, "discount": 0.5, "inverse_temperature": 0.5, "alpha": 2.0, "edit_scale": 0.4}
@@ -31,36 +30,18 @@ PARAMS: dict[str, Params] = {
     "temperature": {"log": jnp.log(2.0)},
 }  # fmt: skip
 SLOW = {"flow": {"w": array(0.5)[0]}, "critic": {"k": array(1, 3)}}
-BATCH: Batch = {
-    "observations": jnp.zeros((2, 1)),
-    "next_observations": jnp.zeros((2, 1)),
-    "actions": array([0.5], [-1.0]),
-    "rewards": array(1, -2),
-    "discounts": array(0.5, 0),
-    "valid": array(1, 1),
-    "actions_valid": jnp.ones((2, 1)),
-}
-
-
-def times(params: Any, s: jax.Array, x: jax.Array, *t: jax.Array) -> jax.Array:
-    return params["w"] * x
 
 
 def edits(params: Any, s: jax.Array, a: jax.Array) -> tuple[jax.Array, jax.Array]:
     return params["w"] + 0 * a, 0 * a
 
 
-def values(params: Any, s: jax.Array, a: jax.Array) -> jax.Array:
-    return params["k"][:, None] * a[..., 0]
-
-
-SMALL, CRITIC, ACTOR = Spec.of_sizes(1, 1), network("critic", values), network("actor", times)
 NETS = qam.Networks(SMALL, network("flow", times), ACTOR, CRITIC, network("one_step", times), network("edit", edits))
 
 
 LATENT = dsrl.Networks(
     SMALL, network("flow", times), network("actor", lambda params, s: edits(params, s, s)), CRITIC,
-    network("latent_critic", values),
+    network("latent_critic", of_action),
 )  # fmt: skip
 
 
@@ -68,19 +49,6 @@ def toy_state(name: str) -> TrainState:
     steps: dict[str, Any] = {"flow.steps": 2}
     told = {"fbrac": steps | {"alpha": 2.0, "flow_alpha": 3.0}, "dsrl": steps | {"latent_scale": 0.4}}
     return state_with(config_of(name, told.get(name, TOLD)), PARAMS, SLOW)
-
-
-def found(
-    way: Way, loss: Callable[..., Any], nets: Any, state: TrainState, order: Sequence[str], drawn: Mapping[str, Any],
-    **batch: Any,
-) -> tuple[Any, Any]:  # fmt: skip
-    """A loss with its metrics, and its gradient, at these draws."""
-
-    def run(params: Params, batch: Batch) -> Any:
-        with fed(draws(*order), {name: np.asarray(x, np.float32) for name, x in drawn.items()}) as key:
-            return jax.value_and_grad(lambda p: loss(nets, p, state, batch, key), has_aux=True)(params)
-
-    return way(run)(PARAMS, {**BATCH, **batch})
 
 
 # ------------------------------------------------------------------------------------------------------- losses
@@ -242,12 +210,7 @@ def test_what_moves_and_how_far(name: str) -> None:
     )
     assert set(state.params) == {"actor", "critic", *own, *(() if name == "fbrac" else ("flow",))}
     assert set(state.target_params) == ({"critic"} if name == "fbrac" else {"critic", "flow"})
-    for network_name in state.params:
-        pairs = (jax.tree.leaves(x.params[network_name]) for x in (state, after))
-        assert any((one != two).any() for one, two in zip(*pairs, strict=True)), network_name
-    # Slow copies begin as the networks and move toward the parameters before the step: they stay.
-    jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-6), after.target_params, state.target_params)
-    assert all(np.isfinite(value) for value in metrics.values())
+    assert_first_step(state, after, metrics)
     assert name in ("fbrac", "dsrl") or optax.global_norm(gradients(after)) < 1.01  # clipped together
 
 
