@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from flowrl import critics
-from flowrl.agent import Maker
+from flowrl.agent import Maker, unchanged
 from flowrl.config import config, put, static, traced
 from flowrl.networks import Spec
 from flowrl.paths import one_each
@@ -204,13 +204,9 @@ def _trained(state: TrainState[H]) -> Params:
     return with_critic(state, state.params)
 
 
-def _as_it_is(config: H) -> H:
-    return config
-
-
 def choosing(
     networks: Callable[[H, Spec], Any], update: Callable[..., tuple[TrainState[H], Metrics]], sample: Sample, *,
-    acting: Callable[[TrainState[H]], Params] = _trained, explores: Callable[[H], H] = _as_it_is, **more: Any,
+    acting: Callable[[TrainState[H]], Params] = _trained, explores: Callable[[H], H] = unchanged, **more: Any,
 ) -> Maker[H]:  # fmt: skip
     """Puts an agent together that acts by the best of several draws of its policy by Q, or by one draw.
 
