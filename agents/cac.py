@@ -5,22 +5,20 @@ all of them; what it clones it learns from its own slow copy, on a grid of times
 """
 
 from functools import partial
-from typing import NamedTuple
 
 import jax
 
 from flowrl import critics
-from flowrl.agent import Maker
-from flowrl.choice import BestOfN, backup_values, best_of_n, generated, one_and_best, with_critic
+from flowrl.choice import BestOfN, backup_values, choosing, generated
 from flowrl.config import MOST_COUNT, config, nested, static, traced
 from flowrl.critics import Critic
 from flowrl.data.samplers import Horizon, Transitions
 from flowrl.encoders import TimedMLP
 from flowrl.generative import Consistency
 from flowrl.losses import coin_q
-from flowrl.networks import Network, Spec, named
+from flowrl.networks import Networks, Spec, named
 from flowrl.optim import Clip, LateTarget, descend, polyak
-from flowrl.train_state import Batch, Loss, Metrics, Params, Policy, TrainState
+from flowrl.train_state import Batch, Loss, Metrics, Params, TrainState
 
 
 @config
@@ -51,16 +49,8 @@ class Config:
 State = TrainState[Config]
 
 
-class Networks(NamedTuple):
-    """The consistency model's network, and the critics."""
-
-    spec: Spec
-    actor: Network  # s [B, D], x [B, A], t [B, 1] -> [B, A]
-    critic: Network  # s [B, D], a [B, A] -> [heads, B]
-
-
 def networks(config: Config, spec: Spec) -> Networks:
-    """Builds the networks, those of DQL."""
+    """Builds the networks, those of DQL: the actor takes s [B, D], x [B, A], t [B, 1] to [B, A]."""
     (s, a, _, t), layers = spec.inputs(), config.hidden_dims
     critic, actor = critics.module(config.critic, layers), TimedMLP(layers, spec.action_dim, config.policy.times, 16)
     return Networks(spec, **named(actor=(actor, s, a, t), critic=(critic, s, a)))
@@ -69,8 +59,7 @@ def networks(config: Config, spec: Spec) -> Networks:
 def critic_loss(nets: Networks, params: Params, state: State, batch: Batch, key: jax.Array) -> Loss:
     """Σ_i E (Q_i(s, a) − y)², y = r + γ m min Q̄(s', a') as in DQL, perhaps divided by its deviation in the batch."""
     config, next_s = state.config, batch["next_observations"]
-    policy = partial(generated, nets, config.policy, state.target_params, next_s)
-    next_q = backup_values(nets, state, policy, next_s, key, max_q=config.max_q_backup)
+    next_q = backup_values(generated, nets, state, state.target_params, next_s, key, max_q=config.max_q_backup)
     y = batch["rewards"] + batch["discounts"] * critics.combine(config.critic, next_q)
     if config.normalize_targets:
         y = y / (y.std(ddof=1, where=batch["valid"] > 0) + 1e-6)
@@ -84,7 +73,7 @@ def actor_loss(nets: Networks, params: Params, state: State, batch: Batch, key: 
     field, slow = (partial(nets.actor, own, s) for own in (params, state.target_params))
     done = (state.step % config.grid_updates) / config.grid_updates
     errors = config.policy.errors(field, slow, batch["actions"], clone_key, done, batch["actions_valid"])
-    q = nets.critic(state.params, s, generated(nets, config.policy, params, s, sample_key))
+    q = nets.critic(state.params, s, generated(nets, config, params, s, sample_key))
     clone, q_loss = errors.mean(), coin_q(q, q, coin_key)
     loss = clone + config.q_alpha * q_loss
     metrics = {"loss": loss, "consistency_loss": clone, "q_loss": q_loss, "q_mean": q.mean()}
@@ -101,14 +90,4 @@ def update(nets: Networks, state: State, batch: Batch, key: jax.Array) -> tuple[
     return polyak(state, state.params, critic=config.critic.target_rate, actor=slow_rate), metrics | more
 
 
-def act(nets: Networks, policy: Policy[Config], inputs: Batch, key: jax.Array, *, explore: bool = False) -> jax.Array:
-    """One of several actions of the trained policy, drawn by softmax(min Q̄), which explores by itself."""
-    s, params, choice = inputs["observations"], policy.params, policy.config.choice
-    one = partial(generated, nets, policy.config.policy, params, s)
-    return best_of_n(choice, one, partial(nets.critic, params, s), key)
-
-
-make = Maker(
-    networks, update, act, batch=Transitions.of, targets=("actor", "critic"), evaluations=one_and_best,
-    acting=lambda state: with_critic(state, state.params), explores=lambda config: config,
-)  # fmt: skip
+make = choosing(networks, update, generated, batch=Transitions.of, targets=("actor", "critic"))

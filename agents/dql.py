@@ -5,22 +5,20 @@ A denoising diffusion of few steps clones behaviour; its samples are differentia
 """
 
 from functools import partial
-from typing import NamedTuple
 
 import jax
 
 from flowrl import critics
-from flowrl.agent import Maker
-from flowrl.choice import BestOfN, backup_values, best_of_n, generated, one_and_best, with_critic
+from flowrl.choice import BestOfN, backup_values, choosing, generated
 from flowrl.config import MOST_COUNT, config, nested, static, traced
 from flowrl.critics import Critic
 from flowrl.data.samplers import Horizon, Transitions
 from flowrl.diffusion import Diffusion
 from flowrl.encoders import TimedMLP
 from flowrl.losses import coin_q
-from flowrl.networks import Network, Spec, named
+from flowrl.networks import Networks, Spec, named
 from flowrl.optim import Clip, LateTarget, descend, polyak
-from flowrl.train_state import Batch, Loss, Metrics, Params, Policy, TrainState
+from flowrl.train_state import Batch, Loss, Metrics, Params, TrainState
 
 
 @config
@@ -49,16 +47,8 @@ class Config:
 State = TrainState[Config]
 
 
-class Networks(NamedTuple):
-    """The policy's network and the critics."""
-
-    spec: Spec
-    actor: Network  # s [B, D], x [B, A], level [B, 1] -> noise [B, A]
-    critic: Network  # s [B, D], a [B, A] -> [heads, B]
-
-
 def networks(config: Config, spec: Spec) -> Networks:
-    """Builds the networks."""
+    """Builds the networks: the actor takes s [B, D], x [B, A], level [B, 1] to the noise in x [B, A]."""
     (s, a, _, t), layers = spec.inputs(), config.hidden_dims
     actor = TimedMLP(layers, spec.action_dim, config.policy.times, time_dim=16)
     return Networks(spec, **named(actor=(actor, s, a, t), critic=(critics.module(config.critic, layers), s, a)))
@@ -67,8 +57,7 @@ def networks(config: Config, spec: Spec) -> Networks:
 def critic_loss(nets: Networks, params: Params, state: State, batch: Batch, key: jax.Array) -> Loss:
     """Σ_i E (Q_i(s, a) − r − γ m min Q̄(s', a'))² (eq. 4), a' from the slow policy, or each critic's best of several."""
     config, next_s = state.config, batch["next_observations"]
-    policy = partial(generated, nets, config.policy, state.target_params, next_s)
-    next_q = backup_values(nets, state, policy, next_s, key, max_q=config.max_q_backup)
+    next_q = backup_values(generated, nets, state, state.target_params, next_s, key, max_q=config.max_q_backup)
     targets = batch["rewards"] + batch["discounts"] * critics.combine(config.critic, next_q)
     return critics.td_sum(nets.critic(params, batch["observations"], batch["actions"]), targets, batch)
 
@@ -79,7 +68,7 @@ def actor_loss(nets: Networks, params: Params, state: State, batch: Batch, key: 
     config, s = state.config, batch["observations"]
     field, valid = partial(nets.actor, params, s), batch["actions_valid"]
     clone = config.policy.errors(field, batch["actions"], noise_key, valid).mean()
-    q = nets.critic(state.params, s, generated(nets, config.policy, params, s, chain_key))
+    q = nets.critic(state.params, s, generated(nets, config, params, s, chain_key))
     q_loss = coin_q(q, q, coin_key)
     loss = clone + config.q_alpha * q_loss
     return loss, {"actor/loss": loss, "actor/noise_loss": clone, "actor/q_loss": q_loss, "actor/q_mean": q.mean()}
@@ -95,14 +84,4 @@ def update(nets: Networks, state: State, batch: Batch, key: jax.Array) -> tuple[
     return polyak(state, state.params, critic=config.critic.target_rate, actor=actor_rate), metrics | more
 
 
-def act(nets: Networks, policy: Policy[Config], inputs: Batch, key: jax.Array, *, explore: bool = False) -> jax.Array:
-    """One of several chains of the trained policy, drawn by softmax(min Q̄), which explores by itself."""
-    s, params, config = inputs["observations"], policy.params, policy.config
-    one = partial(generated, nets, config.policy, params, s)
-    return best_of_n(config.choice, one, partial(nets.critic, params, s), key)
-
-
-make = Maker(
-    networks, update, act, batch=Transitions.of, targets=("actor", "critic"),
-    acting=lambda state: with_critic(state, state.params), evaluations=one_and_best, explores=lambda config: config,
-)  # fmt: skip
+make = choosing(networks, update, generated, batch=Transitions.of, targets=("actor", "critic"))

@@ -5,22 +5,20 @@ is regressed on where each would drift; beside that it maximises Q. There is no 
 """
 
 import dataclasses
-from functools import partial
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from flowrl import critics
-from flowrl.agent import Maker
-from flowrl.choice import BestOfN, best_of_n, one_and_best, td_loss, with_critic
+from flowrl.choice import BestOfN, choosing, one_draw, td_loss
 from flowrl.config import MOST_COUNT, config, nested, static, traced
 from flowrl.critics import Critic
 from flowrl.data.samplers import Horizon, Transitions
 from flowrl.losses import mse
 from flowrl.networks import MLP, Network, Spec, named, vector
 from flowrl.optim import descend, polyak
-from flowrl.train_state import Batch, Loss, Metrics, Params, Policy, TrainState
+from flowrl.train_state import Batch, Loss, Metrics, Params, TrainState
 
 
 @config
@@ -31,12 +29,12 @@ class Config:
     choice: BestOfN = nested(BestOfN())
     horizon: Horizon = nested(Horizon())
     hidden_dims: tuple[int, ...] = static((512, 512, 512, 512), "Hidden layers of every network.")
+    noise_dim: int = static(0, "Size of the policy's noise; 0 is that of an action.", low=0)
     batch_size: int = static(256, "Transitions per update.", high=MOST_COUNT)
     learning_rate: float = traced(3e-4, "Adam's step size, for every network.")
     discount: float = traced(0.99, "Discount per environment step.", high=1.0)
     alpha: float = traced(10.0, "Weight of the drift; depends on the scale of rewards.")
     samples: int = static(32, "Actions per state that repel each other.", low=2)
-    noise_dim: int = static(0, "Size of the policy's noise; 0 is that of an action.", low=0)
     kernel: str = static("laplace", "How repulsion falls with distance.", choices=("laplace", "gaussian"))
     width: float = traced(0.2, "Distance τ within which it acts, per root of an action's size.", low=1e-8)
     step_size: float = traced(1.0, "Share of the drift that is taken.")
@@ -65,7 +63,7 @@ def networks(config: Config, spec: Spec) -> Networks:
     return Networks(spec, latent, **named(actor=(actor, s, z), critic=(critic, s, a)))
 
 
-def sample(nets: Networks, params: Params, s: jax.Array, key: jax.Array) -> jax.Array:
+def sample(nets: Networks, config: Config, params: Params, s: jax.Array, key: jax.Array) -> jax.Array:
     """One action μ(s, z) per state, clipped: `[..., D]` to `[..., A]`."""
     return jnp.clip(nets.actor(params, s, nets.latent.noise(key, s)), -1.0, 1.0)
 
@@ -95,17 +93,17 @@ def drift(config: Config, x: jax.Array, a: jax.Array) -> tuple[jax.Array, jax.Ar
 
 def critic_loss(nets: Networks, params: Params, state: State, batch: Batch, key: jax.Array) -> Loss:
     """E (Q(s, a) − r − γ m Q̄(s', μ(s', z)))²."""
-    return td_loss(nets, params, state, batch, partial(sample, nets, state.params), key)
+    return td_loss(sample, nets, params, state, batch, key, actors=state.params)
 
 
 def actor_loss(nets: Networks, params: Params, state: State, batch: Batch, key: jax.Array) -> Loss:
     """α ‖x_i − sg clip(x_i + V_i)‖² − Q(s, μ(s, z)) (eq. 10); V and Q's critics are constants."""
     (drift_key, q_key), config, s = jax.random.split(key), state.config, batch["observations"]
-    x = sample(nets, params, jnp.broadcast_to(s, (config.samples, *s.shape)), drift_key)
+    x = sample(nets, config, params, jnp.broadcast_to(s, (config.samples, *s.shape)), drift_key)
     v, repulsion = jax.lax.stop_gradient(drift(config, x, jnp.clip(batch["actions"], -1.0, 1.0)))
     targets = jax.lax.stop_gradient(jnp.clip(x + config.step_size * v, -1.0, 1.0))
     bc = jax.vmap(mse, (0, 0, None))(x, targets, batch["actions_valid"]).mean()
-    values = nets.critic(state.params, s, sample(nets, params, s, q_key))
+    values = nets.critic(state.params, s, sample(nets, config, params, s, q_key))
     q = values.mean(axis=0) if config.actor_aggregate == "mean" else values.min(axis=0)
     q_loss = -q.mean()
     if config.normalize_q:
@@ -124,13 +122,4 @@ def update(nets: Networks, state: State, batch: Batch, key: jax.Array) -> tuple[
     return polyak(moved, state.params, critic=config.critic.target_rate), metrics
 
 
-def act(nets: Networks, policy: Policy[Config], inputs: Batch, key: jax.Array, *, explore: bool = False) -> jax.Array:
-    """One draw of noise through μ, which explores by itself, or the best of several by Q."""
-    s, params = inputs["observations"], policy.params
-    return best_of_n(policy.config.choice, partial(sample, nets, params, s), partial(nets.critic, params, s), key)
-
-
-make = Maker(
-    networks, update, act, batch=Transitions.of, targets=("critic",),
-    acting=lambda state: with_critic(state, state.params), evaluations=one_and_best,
-)  # fmt: skip
+make = choosing(networks, update, sample, batch=Transitions.of, targets=("critic",), explores=one_draw)

@@ -13,8 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from flowrl import critics
-from flowrl.agent import Maker
-from flowrl.choice import BestOfN, best_of_n, one_and_best, td_loss, with_critic
+from flowrl.choice import BestOfN, choosing, td_loss, with_critic
 from flowrl.config import MOST_COUNT, config, nested, static, traced
 from flowrl.critics import Critic
 from flowrl.data.samplers import Horizon, Transitions
@@ -23,7 +22,7 @@ from flowrl.losses import multiplier, temperature_loss
 from flowrl.networks import MLP, Network, Spec, named
 from flowrl.optim import descend, polyak
 from flowrl.policies import SquashedGaussian, squashed
-from flowrl.train_state import Batch, Loss, Metrics, Params, Policy, TrainState
+from flowrl.train_state import Batch, Loss, Metrics, Params, TrainState
 
 
 @config
@@ -83,7 +82,7 @@ def players(state: State) -> Params:
 
 def critic_loss(nets: Networks, params: Params, state: State, batch: Batch, key: jax.Array) -> Loss:
     """E (Q(s, a) − r − γ m (mean Q̄ − ρ std Q̄)(s', a'))², a' of the policy's latents."""
-    return td_loss(nets, params, state, batch, partial(sample, nets, state.config, players(state)), key)
+    return td_loss(sample, nets, params, state, batch, key, actors=players(state))
 
 
 def latent_loss(nets: Networks, params: Params, state: State, batch: Batch, key: jax.Array) -> Loss:
@@ -118,14 +117,8 @@ def update(nets: Networks, state: State, batch: Batch, key: jax.Array) -> tuple[
     return polyak(moved, state.params, critic=rate, flow=rate), metrics
 
 
-def act(nets: Networks, policy: Policy[Config], inputs: Batch, key: jax.Array, *, explore: bool = False) -> jax.Array:
-    """The action of one latent, which explores by itself, or the best of several by Q."""
-    s, params, config = inputs["observations"], policy.params, policy.config
-    return best_of_n(config.choice, partial(sample, nets, config, params, s), partial(nets.critic, params, s), key)
-
-
-make = Maker(
-    networks, update, act, batch=Transitions.of, targets=("critic", "flow"),
+make = choosing(
+    networks, update, sample, batch=Transitions.of, targets=("critic", "flow"),
     acting=lambda state: with_critic(state, players(state), ("actor", "flow")),
-    evaluations=one_and_best, explores=lambda config: config, multipliers=lambda config: {"temperature": 0.0},
+    multipliers=lambda config: {"temperature": 0.0},
 )  # fmt: skip

@@ -12,8 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from flowrl import critics
-from flowrl.agent import Maker
-from flowrl.choice import BestOfN, backup_values, best_of_n, generated, one_and_best, with_critic
+from flowrl.choice import BestOfN, backup_values, choosing, generated
 from flowrl.config import MOST_COUNT, config, nested, static, traced
 from flowrl.critics import Critic
 from flowrl.data.samplers import Horizon, Transitions
@@ -22,7 +21,7 @@ from flowrl.encoders import TimedMLP
 from flowrl.losses import awr_weight, coin_q, expectile_errors, unit_gaussian_log_prob
 from flowrl.networks import Network, Spec, Value, mish, named
 from flowrl.optim import Clip, LateTarget, descend, polyak
-from flowrl.train_state import Batch, Loss, Metrics, Params, Policy, TrainState
+from flowrl.train_state import Batch, Loss, Metrics, Params, TrainState
 
 
 @config
@@ -91,8 +90,8 @@ def critic_loss(nets: Networks, params: Params, state: State, batch: Batch, key:
     if config.improvement == "iql":
         next_v = nets.value(state.params, next_s)
     else:
-        chain = partial(generated, nets, config.policy, state.target_params, next_s)
-        next_q = backup_values(nets, state, chain, next_s, key, max_q=config.max_q_backup)
+        slow = state.target_params
+        next_q = backup_values(generated, nets, state, slow, next_s, key, max_q=config.max_q_backup)
         next_v = critics.combine(config.critic, next_q)
     q = nets.critic(params, batch["observations"], batch["actions"])
     return critics.td_sum(q, batch["rewards"] + batch["discounts"] * next_v, batch)
@@ -137,14 +136,4 @@ def update(nets: Networks, state: State, batch: Batch, key: jax.Array) -> tuple[
     return polyak(state, state.params, critic=config.critic.target_rate, actor=slow_rate), metrics
 
 
-def act(nets: Networks, policy: Policy[Config], inputs: Batch, key: jax.Array, *, explore: bool = False) -> jax.Array:
-    """One of several chains of the trained policy, drawn by softmax(min Q) of the trained critics."""
-    s, params, config = inputs["observations"], policy.params, policy.config
-    chain = partial(generated, nets, config.policy, params, s)
-    return best_of_n(config.choice, chain, partial(nets.critic, params, s), key)
-
-
-make = Maker(
-    networks, update, act, batch=Transitions.of, targets=("actor", "critic"),
-    acting=lambda state: with_critic(state, state.params), evaluations=one_and_best, explores=lambda config: config,
-)  # fmt: skip
+make = choosing(networks, update, generated, batch=Transitions.of, targets=("actor", "critic"))

@@ -7,20 +7,19 @@ actions that is QC (Q-chunking, https://arxiv.org/abs/2507.07969), with n-step r
 
 from collections.abc import Mapping
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 
 from flowrl import critics
-from flowrl.agent import Maker
-from flowrl.choice import BestOfN, best_of_n, one_and_best, td_loss, with_critic
+from flowrl.choice import BestOfN, choosing, td_loss
 from flowrl.config import MOST_COUNT, config, nested, static, traced
 from flowrl.critics import Critic
 from flowrl.data.samplers import Horizon, Transitions
 from flowrl.generative import Flow
-from flowrl.networks import MLP, Network, Spec, named
+from flowrl.networks import MLP, Networks, Spec, named
 from flowrl.optim import descend, polyak
-from flowrl.train_state import Batch, Loss, Metrics, Params, Policy, TrainState
+from flowrl.train_state import Batch, Loss, Metrics, Params, TrainState
 
 
 @config
@@ -31,15 +30,15 @@ class Config:
     flow: Flow = nested(Flow(steps=10))
     choice: BestOfN = nested(BestOfN(aggregate="mean", critics="online"))
     horizon: Horizon = nested(Horizon(steps=5, chunk=True))
-    hidden_dims: tuple[int, ...] = static((512, 512, 512, 512), "Hidden layers of every network.")
-    batch_size: int = static(256, "Transitions per update.", high=MOST_COUNT)
-    learning_rate: float = traced(3e-4, "Adam's step size, for every network.")
-    discount: float = traced(0.99, "Discount per environment step.", high=1.0)
     improves: bool = static(True, "Q pulls the flow; else it clones, and Q only chooses.")
     cloned: str = static(
         "chunks", "What is cloned at an episode's end: whole chunks, or the actions up to it.",
         choices=("chunks", "actions"),
     )  # fmt: skip
+    hidden_dims: tuple[int, ...] = static((512, 512, 512, 512), "Hidden layers of every network.")
+    batch_size: int = static(256, "Transitions per update.", high=MOST_COUNT)
+    learning_rate: float = traced(3e-4, "Adam's step size, for every network.")
+    discount: float = traced(0.99, "Discount per environment step.", high=1.0)
     alpha: float = traced(100.0, "Q is divided by it, as in QAM's code.", low=1e-8)
     flow_alpha: float = traced(1.0, "Weight of flow matching; FQL's α, where alpha is 1.")
 
@@ -60,29 +59,21 @@ NAMES: Mapping[str, Config] = {
 State = TrainState[Config]
 
 
-class Networks(NamedTuple):
-    """The flow and the critics."""
-
-    spec: Spec
-    actor: Network  # s [B, D], x [B, A], t [B, 1] -> velocity [B, A]
-    critic: Network  # s [B, D], a [B, A] -> [heads, B]
-
-
 def networks(config: Config, spec: Spec) -> Networks:
-    """Builds the networks."""
+    """Builds the networks: the actor takes s [B, D], x [B, A], t [B, 1] to a velocity [B, A]."""
     s, a, _, t = spec.inputs()
     field, critic = MLP(config.hidden_dims, spec.action_dim), critics.module(config.critic, config.hidden_dims)
     return Networks(spec, **named(actor=(field, s, a, t), critic=(critic, s, a)))
 
 
-def sample(nets: Networks, flow: Flow, params: Params, s: jax.Array, key: jax.Array) -> jax.Array:
+def sample(nets: Networks, config: Config, params: Params, s: jax.Array, key: jax.Array) -> jax.Array:
     """One action of the flow per state, clipped: `[..., D]` to `[..., A]`."""
-    return flow.actions(partial(nets.actor, params, s), nets.spec.noise(key, s))
+    return config.flow.actions(partial(nets.actor, params, s), nets.spec.noise(key, s))
 
 
 def critic_loss(nets: Networks, params: Params, state: State, batch: Batch, key: jax.Array) -> Loss:
     """E (Q(s, a) − r − γ m (mean Q̄ − ρ std Q̄)(s', a'))², a' a draw of the flow or the best of several (QC, eq. 4)."""
-    return td_loss(nets, params, state, batch, partial(sample, nets, state.config.flow, state.params), key)
+    return td_loss(sample, nets, params, state, batch, key, actors=state.params)
 
 
 def actor_loss(nets: Networks, params: Params, state: State, batch: Batch, key: jax.Array) -> Loss:
@@ -93,7 +84,7 @@ def actor_loss(nets: Networks, params: Params, state: State, batch: Batch, key: 
     loss = config.flow_alpha * flow
     if not config.improves:
         return loss, {"actor/loss": loss}
-    q = nets.critic(state.params, s, sample(nets, config.flow, params, s, z_key)).mean()
+    q = nets.critic(state.params, s, sample(nets, config, params, s, z_key)).mean()
     loss = loss - q / config.alpha
     return loss, {"actor/loss": loss, "actor/flow_loss": flow, "actor/q_mean": q}
 
@@ -106,14 +97,4 @@ def update(nets: Networks, state: State, batch: Batch, key: jax.Array) -> tuple[
     return polyak(moved, state.params, critic=config.critic.target_rate), metrics
 
 
-def act(nets: Networks, policy: Policy[Config], inputs: Batch, key: jax.Array, *, explore: bool = False) -> jax.Array:
-    """One draw of the flow, which explores by itself, or the best of several by Q."""
-    s, params, config = inputs["observations"], policy.params, policy.config
-    one = partial(sample, nets, config.flow, params, s)
-    return best_of_n(config.choice, one, partial(nets.critic, params, s), key)
-
-
-make = Maker(
-    networks, update, act, batch=Transitions.of, targets=("critic",),
-    acting=lambda state: with_critic(state, state.params), evaluations=one_and_best, explores=lambda config: config,
-)  # fmt: skip
+make = choosing(networks, update, sample, batch=Transitions.of, targets=("critic",))

@@ -6,7 +6,6 @@ policy u°, which stays as it was, moved a little along the direction in which Q
 """
 
 from functools import partial
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +19,7 @@ from flowrl.data.samplers import Horizon, Transitions
 from flowrl.encoders import FeaturesMLP
 from flowrl.generative import FlowMap
 from flowrl.losses import mse
-from flowrl.networks import Network, Spec, named
+from flowrl.networks import Networks, Spec, named
 from flowrl.optim import descend, polyak
 from flowrl.paths import one_each, straight, uniform_times
 from flowrl.train_state import Batch, Loss, Metrics, Params, Policy, Scalar, TrainState
@@ -52,30 +51,22 @@ class Config:
 State = TrainState[Config]
 
 
-class Networks(NamedTuple):
-    """The flow map and the critics."""
-
-    spec: Spec
-    actor: Network  # s [B, D], x [B, A], r [B, 1], t [B, 1] -> mean velocity [B, A]
-    critic: Network  # s [B, D], a [B, A] -> [heads, B]
-
-
 def networks(config: Config, spec: Spec) -> Networks:
-    """Builds the networks."""
+    """Builds the networks: the actor takes s [B, D], x [B, A], r [B, 1], t [B, 1] to a mean velocity [B, A]."""
     s, a, _, t = spec.inputs()
     field = FeaturesMLP(config.hidden_dims, spec.action_dim, times=2)
     critic = critics.module(config.critic, config.hidden_dims)
     return Networks(spec, **named(actor=(field, s, a, t, t), critic=(critic, s, a)))
 
 
-def sample(nets: Networks, flow: FlowMap, params: Params, s: jax.Array, key: jax.Array) -> jax.Array:
+def sample(nets: Networks, config: Config, params: Params, s: jax.Array, key: jax.Array) -> jax.Array:
     """One action per state, z + u(z, 0, 1), clipped: `[..., D]` to `[..., A]`."""
-    return jnp.clip(flow.sample(partial(nets.actor, params, s), nets.spec.noise(key, s)), -1.0, 1.0)
+    return jnp.clip(config.flow.sample(partial(nets.actor, params, s), nets.spec.noise(key, s)), -1.0, 1.0)
 
 
 def critic_loss(nets: Networks, params: Params, state: State, batch: Batch, key: jax.Array) -> Loss:
     """E (Q(s, a) − r − γ m Q̄(s', a'))², a' the best of N draws by Q (eq. 8)."""
-    return td_loss(nets, params, state, batch, partial(sample, nets, state.config.flow, state.params), key)
+    return td_loss(sample, nets, params, state, batch, key, actors=state.params)
 
 
 def step_sizes(config: Config, q: jax.Array) -> jax.Array:
@@ -132,9 +123,9 @@ def act(nets: Networks, policy: Policy[Config], inputs: Batch, key: jax.Array, *
     q = partial(nets.critic, params, s)
     if config.beam.rounds:
         several = jnp.broadcast_to(s, (config.beam.width, *s.shape))
-        start = partial(sample, nets, config.flow, params, several)
+        start = partial(sample, nets, config, params, several)
         return beam_search(config.beam, start, partial(nets.actor, params, s), q, key)
-    return best_of_n(config.choice, partial(sample, nets, config.flow, params, s), q, key)
+    return best_of_n(config.choice, partial(sample, nets, config, params, s), q, key)
 
 
 make = Maker(

@@ -7,7 +7,6 @@ The policy is a flow of straight paths (FPMD-R, https://arxiv.org/abs/2507.23675
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +20,7 @@ from flowrl.diffusion import Diffusion
 from flowrl.encoders import TimedMLP, scaled_sinusoidal_features
 from flowrl.generative import Flow, MeanFlow
 from flowrl.losses import MirrorWeights, multiplier
-from flowrl.networks import Network, Spec, named, truncated
+from flowrl.networks import Networks, Spec, named, truncated
 from flowrl.optim import LinearDecay, descend, every, gradients, polyak, step
 from flowrl.policies import TemperedNoise
 from flowrl.train_state import Batch, Loss, Metrics, Params, Policy, TrainState
@@ -66,16 +65,11 @@ NAMES: Mapping[str, Config] = {
 State = TrainState[Config]
 
 
-class Networks(NamedTuple):
-    """The policy's network and the critics."""
-
-    spec: Spec
-    actor: Network  # s [B, D], x [B, A], times [B, 1] -> [B, A]
-    critic: Network  # s [B, D], a [B, A] -> [heads, B]
-
-
 def networks(config: Config, spec: Spec) -> Networks:
-    """Builds the networks, with the authors' features of times, layers and initialisation."""
+    """Builds the networks, with the authors' features of times, layers and initialisation.
+
+    The actor takes s [B, D], x [B, A] and the model's times [B, 1] to [B, A].
+    """
     (s, a, _, t), layers, times = spec.inputs(), config.hidden_dims, config.policy.times
     actor = TimedMLP(layers, spec.action_dim, times, 16, scaled_sinusoidal_features, truncated)
     critic = critics.module(config.critic, layers, kernel_init=truncated, final_init=truncated)

@@ -6,22 +6,20 @@ regressed on the field's Euler integral from the same noise, and maximises Q. On
 
 from collections.abc import Mapping
 from functools import partial
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from flowrl import critics
-from flowrl.agent import Maker
-from flowrl.choice import BestOfN, best_next, best_of_n, one_and_best, with_critic
+from flowrl.choice import BestOfN, best_next, choosing, one_draw
 from flowrl.config import MOST_COUNT, config, nested, static, traced
 from flowrl.critics import Critic
 from flowrl.data.samplers import Horizon, Transitions
 from flowrl.generative import Flow
 from flowrl.losses import q_size
-from flowrl.networks import MLP, Network, Spec, named
+from flowrl.networks import MLP, Distilled, Spec, named
 from flowrl.optim import descend, polyak
-from flowrl.train_state import Batch, Loss, Metrics, Params, Policy, TrainState
+from flowrl.train_state import Batch, Loss, Metrics, Params, TrainState
 
 
 @config
@@ -51,38 +49,29 @@ NAMES: Mapping[str, Config] = {
 State = TrainState[Config]
 
 
-class Networks(NamedTuple):
-    """The behaviour flow, the one-step policy and the critics."""
-
-    spec: Spec
-    flow: Network  # s [B, D], x [B, A], t [B, 1] -> velocity [B, A]
-    actor: Network  # s [B, D], z [B, A] -> action [B, A]
-    critic: Network  # s [B, D], a [B, A] -> [heads, B]
-
-
-def networks(config: Config, spec: Spec) -> Networks:
+def networks(config: Config, spec: Spec) -> Distilled:
     """Builds the networks."""
     s, a, _, t = spec.inputs()
     field, critic = MLP(config.hidden_dims, spec.action_dim), critics.module(config.critic, config.hidden_dims)
-    return Networks(spec, **named(flow=(field, s, a, t), actor=(field, s, a), critic=(critic, s, a)))
+    return Distilled(spec, **named(flow=(field, s, a, t), actor=(field, s, a), critic=(critic, s, a)))
 
 
-def sample(nets: Networks, params: Params, s: jax.Array, key: jax.Array) -> jax.Array:
+def sample(nets: Distilled, config: Config, params: Params, s: jax.Array, key: jax.Array) -> jax.Array:
     """One action μ(s, z) per state, clipped: `[..., D]` to `[..., A]`."""
     return jnp.clip(nets.actor(params, s, nets.spec.noise(key, s)), -1.0, 1.0)
 
 
-def critic_loss(nets: Networks, params: Params, state: State, batch: Batch, key: jax.Array) -> Loss:
+def critic_loss(nets: Distilled, params: Params, state: State, batch: Batch, key: jax.Array) -> Loss:
     """E (Q(s, a) − r − γ m Q̄(s', μ(s', z)))² (eq. 4)."""
     next_s = batch["next_observations"]
-    next_a = best_next(nets, state, partial(sample, nets, state.params, next_s), next_s, key)
+    next_a = best_next(sample, nets, state, state.params, next_s, key)
     next_q = nets.critic(state.target_params, next_s, next_a)
     targets = batch["rewards"] + batch["discounts"] * critics.combine(state.config.critic, next_q)
     errors, metrics = critics.td_errors(nets.critic(params, batch["observations"], batch["actions"]), targets, batch)
     return errors.mean(), metrics
 
 
-def actor_loss(nets: Networks, params: Params, state: State, batch: Batch, key: jax.Array) -> Loss:
+def actor_loss(nets: Distilled, params: Params, state: State, batch: Batch, key: jax.Array) -> Loss:
     """Flow matching + α ‖μ(s, z) − flow(s, z)‖² − Q(s, μ(s, z)) (eqs. 3, 8); Q and the integral are constants."""
     flow_key, z_key = jax.random.split(key)
     config, s = state.config, batch["observations"]
@@ -99,7 +88,7 @@ def actor_loss(nets: Networks, params: Params, state: State, batch: Batch, key: 
     return loss, {f"actor/{name}": value for name, value in metrics.items()}
 
 
-def update(nets: Networks, state: State, batch: Batch, key: jax.Array) -> tuple[State, Metrics]:
+def update(nets: Distilled, state: State, batch: Batch, key: jax.Array) -> tuple[State, Metrics]:
     """One joint step of both losses at the same parameters, then the target critics."""
     config = state.config
     rates = dict.fromkeys(("flow", "actor", "critic"), config.learning_rate)
@@ -108,13 +97,4 @@ def update(nets: Networks, state: State, batch: Batch, key: jax.Array) -> tuple[
     return polyak(moved, toward.params, critic=config.critic.target_rate), metrics
 
 
-def act(nets: Networks, policy: Policy[Config], inputs: Batch, key: jax.Array, *, explore: bool = False) -> jax.Array:
-    """One draw of noise through μ, which explores by itself, or the best of several by Q."""
-    s, params = inputs["observations"], policy.params
-    return best_of_n(policy.config.choice, partial(sample, nets, params, s), partial(nets.critic, params, s), key)
-
-
-make = Maker(
-    networks, update, act, batch=Transitions.of, targets=("critic",),
-    acting=lambda state: with_critic(state, state.params), evaluations=one_and_best,
-)  # fmt: skip
+make = choosing(networks, update, sample, batch=Transitions.of, targets=("critic",), explores=one_draw)

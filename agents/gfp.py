@@ -6,7 +6,6 @@ behaviour cloning). The one-step policy μ(s, z) is distilled from it and maximi
 
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +18,7 @@ from flowrl.data.samplers import Horizon, Transitions
 from flowrl.encoders import FeaturesMLP
 from flowrl.generative import Flow
 from flowrl.losses import q_size
-from flowrl.networks import MLP, Network, Spec, named
+from flowrl.networks import MLP, Distilled, Spec, named
 from flowrl.optim import descend, polyak
 from flowrl.train_state import Batch, Loss, Metrics, Params, Policy, TrainState
 
@@ -57,39 +56,30 @@ class Config:
 State = TrainState[Config]
 
 
-class Networks(NamedTuple):
-    """The flow, the one-step policy and the critics."""
-
-    spec: Spec
-    flow: Network  # s [B, D], x [B, A], t [B, 1] -> velocity [B, A]
-    actor: Network  # s [B, D], z [B, A] -> action [B, A]
-    critic: Network  # s [B, D], a [B, A] -> [heads, B]
-
-
-def networks(config: Config, spec: Spec) -> Networks:
+def networks(config: Config, spec: Spec) -> Distilled:
     """Builds the networks."""
     s, a, _, t = spec.inputs()
     field, actor = FeaturesMLP(config.hidden_dims, spec.action_dim), MLP(config.hidden_dims, spec.action_dim)
     critic = critics.module(config.critic, config.hidden_dims)
-    return Networks(spec, **named(flow=(field, s, a, t), actor=(actor, s, a), critic=(critic, s, a)))
+    return Distilled(spec, **named(flow=(field, s, a, t), actor=(actor, s, a), critic=(critic, s, a)))
 
 
-def one_step(nets: Networks, params: Params, s: jax.Array, z: jax.Array) -> jax.Array:
+def one_step(nets: Distilled, params: Params, s: jax.Array, z: jax.Array) -> jax.Array:
     """μ(s, z), clipped: `[..., D]` and `[..., A]` to `[..., A]`."""
     return jnp.clip(nets.actor(params, s, z), -1.0, 1.0)
 
 
-def integral(nets: Networks, flow: Flow, params: Params, s: jax.Array, z: jax.Array) -> jax.Array:
+def integral(nets: Distilled, flow: Flow, params: Params, s: jax.Array, z: jax.Array) -> jax.Array:
     """The flow's action μ̂(s, z), clipped: `[..., D]` and `[..., A]` to `[..., A]`."""
     return jnp.clip(flow.sample(partial(nets.flow, params, s), z), -1.0, 1.0)
 
 
-def value_of(nets: Networks, config: Config, params: Params, s: jax.Array, a: jax.Array) -> jax.Array:
+def value_of(nets: Distilled, config: Config, params: Params, s: jax.Array, a: jax.Array) -> jax.Array:
     """The critics' values of actions, combined: `[B, D]` and `[B, A]` to `[B]`."""
     return critics.combine(config.critic, nets.critic(params, s, a))
 
 
-def critic_loss(nets: Networks, params: Params, state: State, batch: Batch, key: jax.Array) -> Loss:
+def critic_loss(nets: Distilled, params: Params, state: State, batch: Batch, key: jax.Array) -> Loss:
     """E (Q(s, a) − r − γ m V̄(s'))², V̄ of μ(s', z) or with μ̂(s, z) as well, of the same noise."""
     config, s, next_s = state.config, batch["observations"], batch["next_observations"]
     z = nets.spec.noise(key, next_s)
@@ -108,7 +98,7 @@ def weights(config: Config, advantages: jax.Array, size: jax.Array) -> jax.Array
     return jax.lax.stop_gradient(jnp.where(jnp.asarray(config.eta) > 0, found, 1.0))
 
 
-def actor_loss(nets: Networks, params: Params, state: State, batch: Batch, key: jax.Array) -> Loss:
+def actor_loss(nets: Distilled, params: Params, state: State, batch: Batch, key: jax.Array) -> Loss:
     """g ‖v − (a − e)‖² + α ‖μ(s, z) − μ̂(s, z)‖² − Q(s, μ(s, z)) / size; μ̂, weights g and size are constants."""
     (z_key, flow_key), config, s = jax.random.split(key), state.config, batch["observations"]
     z = nets.spec.noise(z_key, s)
@@ -127,7 +117,7 @@ def actor_loss(nets: Networks, params: Params, state: State, batch: Batch, key: 
     return loss, {f"actor/{name}": value for name, value in metrics.items()}
 
 
-def update(nets: Networks, state: State, batch: Batch, key: jax.Array) -> tuple[State, Metrics]:
+def update(nets: Distilled, state: State, batch: Batch, key: jax.Array) -> tuple[State, Metrics]:
     """One joint step of both losses at the same parameters, then the target critics toward those before the step."""
     config = state.config
     rates = dict.fromkeys(("flow", "actor", "critic"), config.learning_rate)
@@ -135,7 +125,7 @@ def update(nets: Networks, state: State, batch: Batch, key: jax.Array) -> tuple[
     return polyak(moved, state.params, critic=config.critic.target_rate), metrics
 
 
-def act(nets: Networks, policy: Policy[Config], inputs: Batch, key: jax.Array, *, explore: bool = False) -> jax.Array:
+def act(nets: Distilled, policy: Policy[Config], inputs: Batch, key: jax.Array, *, explore: bool = False) -> jax.Array:
     """One draw of noise through μ, which explores by itself, or through the flow."""
     s, params, config = inputs["observations"], policy.params, policy.config
     z = nets.spec.noise(key, s)

@@ -9,8 +9,7 @@ from typing import NamedTuple
 import jax
 
 from flowrl import critics
-from flowrl.agent import Maker
-from flowrl.choice import BestOfN, best_of_n, one_and_best, with_critic
+from flowrl.choice import BestOfN, choosing, with_critic
 from flowrl.config import MOST_COUNT, config, nested, static, traced
 from flowrl.critics import Critic, ImplicitValue, implicit_critic_loss, implicit_value_loss
 from flowrl.data.samplers import Horizon, Transitions
@@ -18,7 +17,7 @@ from flowrl.diffusion import Diffusion
 from flowrl.encoders import ResidualMLP
 from flowrl.networks import ACTIVATIONS, Network, Spec, named
 from flowrl.optim import CosineDecay, in_turn, polyak
-from flowrl.train_state import Batch, Loss, Metrics, Params, Policy, Scalar, TrainState
+from flowrl.train_state import Batch, Loss, Metrics, Params, Scalar, TrainState
 
 
 @config
@@ -89,21 +88,13 @@ def update(nets: Networks, state: State, batch: Batch, key: jax.Array) -> tuple[
     return polyak(moved, moved.params, **slow), metrics
 
 
-def sample(nets: Networks, diffusion: Diffusion, params: Params, s: jax.Array, key: jax.Array) -> jax.Array:
+def sample(nets: Networks, config: Config, params: Params, s: jax.Array, key: jax.Array) -> jax.Array:
     """One denoised action per state: `[..., D]` to `[..., A]` in [−1, 1]."""
     start_key, steps_key = jax.random.split(key)
-    return diffusion.sample(partial(nets.actor, params, s), nets.spec.noise(start_key, s), steps_key)
+    return config.diffusion.sample(partial(nets.actor, params, s), nets.spec.noise(start_key, s), steps_key)
 
 
-def act(nets: Networks, policy: Policy[Config], inputs: Batch, key: jax.Array, *, explore: bool = False) -> jax.Array:
-    """The best of N draws of the slow model by Q, which explores by itself."""
-    s, params, config = inputs["observations"], policy.params, policy.config
-    one = partial(sample, nets, config.diffusion, params, s)
-    return best_of_n(config.choice, one, partial(nets.critic, params, s), key)
-
-
-make = Maker(
-    networks, update, act, batch=Transitions.of, targets=("actor", "critic"),
-    acting=lambda state: with_critic(state, state.target_params), evaluations=one_and_best,
-    explores=lambda config: config,
+make = choosing(
+    networks, update, sample, batch=Transitions.of, targets=("actor", "critic"),
+    acting=lambda state: with_critic(state, state.target_params),
 )  # fmt: skip

@@ -7,18 +7,16 @@ from functools import partial
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 
 from flowrl import critics
-from flowrl.agent import Maker
-from flowrl.choice import BestOfN, best_of_n, one_and_best, with_critic
+from flowrl.choice import BestOfN, choosing
 from flowrl.config import MOST_COUNT, config, nested, static, traced
 from flowrl.critics import Critic, ImplicitValue, implicit_critic_loss, implicit_value_loss
 from flowrl.data.samplers import Horizon, Transitions
 from flowrl.generative import Flow
 from flowrl.networks import MLP, Network, Spec, named
 from flowrl.optim import descend, polyak
-from flowrl.train_state import Batch, Loss, Metrics, Params, Policy, TrainState
+from flowrl.train_state import Batch, Loss, Metrics, Params, TrainState
 
 
 @config
@@ -72,17 +70,9 @@ def update(nets: Networks, state: State, batch: Batch, key: jax.Array) -> tuple[
     return polyak(moved, state.params, critic=config.critic.target_rate), metrics
 
 
-def act(nets: Networks, policy: Policy[Config], inputs: Batch, key: jax.Array, *, explore: bool = False) -> jax.Array:
-    """The best of N draws of the flow by Q, which explores by itself."""
-    s, params, config = inputs["observations"], policy.params, policy.config
-
-    def one(key: jax.Array) -> jax.Array:
-        return jnp.clip(config.flow.sample(partial(nets.actor, params, s), nets.spec.noise(key, s)), -1.0, 1.0)
-
-    return best_of_n(config.choice, one, partial(nets.critic, params, s), key)
+def sample(nets: Networks, config: Config, params: Params, s: jax.Array, key: jax.Array) -> jax.Array:
+    """One action of the flow per state, clipped: `[..., D]` to `[..., A]`."""
+    return config.flow.actions(partial(nets.actor, params, s), nets.spec.noise(key, s))
 
 
-make = Maker(
-    networks, update, act, batch=Transitions.of, targets=("critic",),
-    acting=lambda state: with_critic(state, state.params), evaluations=one_and_best, explores=lambda config: config,
-)  # fmt: skip
+make = choosing(networks, update, sample, batch=Transitions.of, targets=("critic",))

@@ -6,23 +6,21 @@ the flow against Q follows the flow's loss.
 """
 
 from functools import partial
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from flowrl import critics
-from flowrl.agent import Maker
-from flowrl.choice import BestOfN, best_of_n, one_and_best, td_loss, with_critic
+from flowrl.choice import BestOfN, choosing, td_loss
 from flowrl.config import MOST_COUNT, config, nested, static, traced
 from flowrl.critics import Critic
 from flowrl.data.samplers import Horizon, Transitions
 from flowrl.encoders import TimedTransformer
 from flowrl.losses import Balance, adaptive, mse, q_size
-from flowrl.networks import Network, Spec, named
+from flowrl.networks import Networks, Spec, named
 from flowrl.optim import Clip, CosineDecay, descend, polyak
 from flowrl.paths import Velocity, one_each, straight, uniform_times
-from flowrl.train_state import Batch, Loss, Metrics, Params, Policy, Scalar, TrainState
+from flowrl.train_state import Batch, Loss, Metrics, Params, Scalar, TrainState
 
 FIVE = BestOfN(num_samples=5, target_samples=5, aggregate="mean", critics="target")
 POWER, CONSTANT, BOUND = 0.2, 1e-4, 5.0
@@ -60,16 +58,8 @@ class Config:
 State = TrainState[Config]
 
 
-class Networks(NamedTuple):
-    """The policy and the critics."""
-
-    spec: Spec
-    actor: Network  # s [B, D], x [B, A], t [B, 1] -> where the flow ends [B, A]
-    critic: Network  # s [B, D], a [B, A] -> [heads, B]
-
-
 def networks(config: Config, spec: Spec) -> Networks:
-    """Builds the networks."""
+    """Builds the networks: the actor takes s [B, D], x [B, A], t [B, 1] to where the flow ends [B, A]."""
     s, a, _, t = spec.inputs()
     actor = TimedTransformer(spec.action_dim, config.width, config.depth, config.heads)
     critic = critics.module(config.critic, config.hidden_dims)
@@ -82,7 +72,7 @@ def raw(nets: Networks, params: Params, s: jax.Array, key: jax.Array) -> jax.Arr
     return nets.actor(params, s, e, jnp.ones(one_each(e)))
 
 
-def sample(nets: Networks, params: Params, s: jax.Array, key: jax.Array) -> jax.Array:
+def sample(nets: Networks, config: Config, params: Params, s: jax.Array, key: jax.Array) -> jax.Array:
     """The same, clipped."""
     return jnp.clip(raw(nets, params, s, key), -1.0, 1.0)
 
@@ -102,7 +92,7 @@ def flow_errors(field: Velocity, a: jax.Array, key: jax.Array, levels: int, vali
 
 def critic_loss(nets: Networks, params: Params, state: State, batch: Batch, key: jax.Array) -> Loss:
     """E (Q(s, a) − r − γ m Q̄(s', a'))², a' the best of N draws by Q̄."""
-    return td_loss(nets, params, state, batch, partial(sample, nets, state.params), key)
+    return td_loss(sample, nets, params, state, batch, key, actors=state.params)
 
 
 def actor_loss(nets: Networks, params: Params, state: State, batch: Batch, key: jax.Array) -> Loss:
@@ -132,13 +122,7 @@ def update(nets: Networks, state: State, batch: Batch, key: jax.Array) -> tuple[
     return polyak(moved.replace(extras=extras), moved.params, critic=config.critic.target_rate), metrics
 
 
-def act(nets: Networks, policy: Policy[Config], inputs: Batch, key: jax.Array, *, explore: bool = False) -> jax.Array:
-    """The best of several draws of noise by Q̄, which explores by itself."""
-    s, params = inputs["observations"], policy.params
-    return best_of_n(policy.config.choice, partial(sample, nets, params, s), partial(nets.critic, params, s), key)
-
-
-make = Maker(
-    networks, update, act, batch=Transitions.of, targets=("critic",), evaluations=one_and_best, explores=lambda c: c,
-    acting=lambda state: with_critic(state, state.params), extras=lambda c: c.balance.start(c.alpha),
+make = choosing(
+    networks, update, sample, batch=Transitions.of, targets=("critic",),
+    extras=lambda config: config.balance.start(config.alpha),
 )  # fmt: skip

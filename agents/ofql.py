@@ -5,23 +5,21 @@ noise (time 1). An action is one step from noise, ε − u(ε, 0, 1; s), in trai
 """
 
 from functools import partial
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from flowrl import critics
-from flowrl.agent import Maker
-from flowrl.choice import BestOfN, backup_values, best_of_n, one_and_best, with_critic
+from flowrl.choice import BestOfN, backup_values, choosing, one_draw, with_critic
 from flowrl.config import MOST_COUNT, config, nested, static, traced
 from flowrl.critics import Critic
 from flowrl.data.samplers import Horizon, Transitions
 from flowrl.encoders import TimedMLP
 from flowrl.generative import MeanFlow
 from flowrl.losses import coin_q
-from flowrl.networks import Network, Spec, named
+from flowrl.networks import Networks, Spec, named
 from flowrl.optim import Clip, LateTarget, descend, polyak
-from flowrl.train_state import Batch, Loss, Metrics, Params, Policy, Scalar, TrainState
+from flowrl.train_state import Batch, Loss, Metrics, Params, Scalar, TrainState
 
 
 @config
@@ -51,16 +49,8 @@ class Config:
 State = TrainState[Config]
 
 
-class Networks(NamedTuple):
-    """The policy and the critics."""
-
-    spec: Spec
-    actor: Network  # s [B, D], x [B, A], r [B, 1], t [B, 1] -> mean velocity [B, A]
-    critic: Network  # s [B, D], a [B, A] -> [heads, B]
-
-
 def networks(config: Config, spec: Spec) -> Networks:
-    """Builds the networks."""
+    """Builds the networks: the actor takes s [B, D], x [B, A], r [B, 1], t [B, 1] to a mean velocity [B, A]."""
     s, a, _, t = spec.inputs()
     actor = TimedMLP(config.hidden_dims, spec.action_dim, config.flow.times)
     return Networks(
@@ -69,18 +59,22 @@ def networks(config: Config, spec: Spec) -> Networks:
 
 
 def sample(
-    nets: Networks, flow: MeanFlow, params: Params, s: jax.Array, key: jax.Array, scale: Scalar = 1.0
+    nets: Networks, config: Config, params: Params, s: jax.Array, key: jax.Array, scale: Scalar = 1.0
 ) -> jax.Array:
     """One step from noise, ε − u(ε, 0, 1; s), clipped: `[..., D]` to `[..., A]`."""
     z = scale * nets.spec.noise(key, s)
-    return jnp.clip(flow.sample(partial(nets.actor, params, s), z), -1.0, 1.0)
+    return jnp.clip(config.flow.sample(partial(nets.actor, params, s), z), -1.0, 1.0)
+
+
+def candidate(nets: Networks, config: Config, params: Params, s: jax.Array, key: jax.Array) -> jax.Array:
+    """The action that is played, from unit noise, or one of several to choose from, from smaller noise."""
+    return sample(nets, config, params, s, key, 1.0 if config.choice.num_samples == 1 else config.candidate_noise)
 
 
 def critic_loss(nets: Networks, params: Params, state: State, batch: Batch, key: jax.Array) -> Loss:
     """E (Q(s, a) − r − γ m agg Q̄(s', a'))², a' from the slow policy, or each critic's best of several."""
-    config, next_s, slow = state.config, batch["next_observations"], state.target_params
-    policy = partial(sample, nets, config.flow, slow, next_s)
-    next_q = backup_values(nets, state, policy, next_s, key, max_q=config.max_q_backup)
+    config, next_s = state.config, batch["next_observations"]
+    next_q = backup_values(sample, nets, state, state.target_params, next_s, key, max_q=config.max_q_backup)
     targets = batch["rewards"] + batch["discounts"] * critics.combine(config.critic, next_q)
     return critics.td_sum(nets.critic(params, batch["observations"], batch["actions"]), targets, batch)
 
@@ -90,7 +84,7 @@ def actor_loss(nets: Networks, params: Params, state: State, batch: Batch, key: 
     flow_key, z_key, coin_key = jax.random.split(key, 3)
     config, s = state.config, batch["observations"]
     flow = config.flow.errors(partial(nets.actor, params, s), batch["actions"], flow_key, batch["actions_valid"]).mean()
-    q = nets.critic(state.params, s, sample(nets, config.flow, params, s, z_key))
+    q = nets.critic(state.params, s, sample(nets, config, params, s, z_key))
     scales = q if config.q_scale == "policy" else nets.critic(state.params, s, batch["actions"])
     q_loss = coin_q(q, scales, coin_key)
     loss = flow + config.q_alpha * q_loss
@@ -107,15 +101,7 @@ def update(nets: Networks, state: State, batch: Batch, key: jax.Array) -> tuple[
     return polyak(state, state.params, critic=config.critic.target_rate, actor=actor_rate), metrics | more
 
 
-def act(nets: Networks, policy: Policy[Config], inputs: Batch, key: jax.Array, *, explore: bool = False) -> jax.Array:
-    """One step from unit noise, which explores by itself, or the best of several from smaller noise."""
-    s, params, config = inputs["observations"], policy.params, policy.config
-    scale = 1.0 if config.choice.num_samples == 1 else config.candidate_noise
-    one = partial(sample, nets, config.flow, params, s, scale=scale)
-    return best_of_n(config.choice, one, partial(nets.critic, params, s), key)
-
-
-make = Maker(
-    networks, update, act, batch=Transitions.of, targets=("actor", "critic"),
-    acting=lambda state: with_critic(state, state.target_params), evaluations=one_and_best,
+make = choosing(
+    networks, update, candidate, batch=Transitions.of, targets=("actor", "critic"),
+    acting=lambda state: with_critic(state, state.target_params), explores=one_draw,
 )  # fmt: skip

@@ -12,8 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from flowrl import critics
-from flowrl.agent import Maker
-from flowrl.choice import BestOfN, best_of_n, one_and_best, td_loss, with_critic
+from flowrl.choice import BestOfN, choosing, td_loss
 from flowrl.config import MOST_COUNT, config, nested, static, traced
 from flowrl.critics import Critic
 from flowrl.data.samplers import Horizon, Transitions
@@ -23,7 +22,7 @@ from flowrl.losses import mse
 from flowrl.networks import MLP, Network, Spec, named, vector
 from flowrl.optim import descend, polyak
 from flowrl.paths import Path, onward, straight, uniform_times
-from flowrl.train_state import Batch, Loss, Metrics, Params, Policy, TrainState
+from flowrl.train_state import Batch, Loss, Metrics, Params, TrainState
 
 
 @config
@@ -62,9 +61,9 @@ def networks(config: Config, spec: Spec) -> Networks:
     return Networks(spec, **named(actor=(field, s, a, t), critic=(value(), s, a), value=(value(), s, a, features)))
 
 
-def sample(nets: Networks, flow: Flow, params: Params, s: jax.Array, key: jax.Array) -> jax.Array:
+def sample(nets: Networks, config: Config, params: Params, s: jax.Array, key: jax.Array) -> jax.Array:
     """One action of the flow per state, clipped: `[..., D]` to `[..., A]`."""
-    return flow.actions(partial(nets.actor, params, s), nets.spec.noise(key, s))
+    return config.flow.actions(partial(nets.actor, params, s), nets.spec.noise(key, s))
 
 
 def values(nets: Networks, config: Config, params: Params, s: jax.Array, x: jax.Array, t: jax.Array) -> jax.Array:
@@ -81,7 +80,7 @@ def between(nets: Networks, batch: Batch, key: jax.Array) -> tuple[Path, jax.Arr
 
 def critic_loss(nets: Networks, params: Params, state: State, batch: Batch, key: jax.Array) -> Loss:
     """E (Q(s, a) − r − γ m agg Q̄(s', a'))², a' of the flow."""
-    return td_loss(nets, params, state, batch, partial(sample, nets, state.config.flow, state.params), key)
+    return td_loss(sample, nets, params, state, batch, key, actors=state.params)
 
 
 def value_loss(nets: Networks, params: Params, state: State, batch: Batch, key: jax.Array) -> Loss:
@@ -112,14 +111,4 @@ def update(nets: Networks, state: State, batch: Batch, key: jax.Array) -> tuple[
     return polyak(moved, state.params, critic=config.critic.target_rate), metrics
 
 
-def act(nets: Networks, policy: Policy[Config], inputs: Batch, key: jax.Array, *, explore: bool = False) -> jax.Array:
-    """One draw of the flow, which explores by itself, or the best of several by Q."""
-    s, params, config = inputs["observations"], policy.params, policy.config
-    one = partial(sample, nets, config.flow, params, s)
-    return best_of_n(config.choice, one, partial(nets.critic, params, s), key)
-
-
-make = Maker(
-    networks, update, act, batch=Transitions.of, targets=("critic",),
-    acting=lambda state: with_critic(state, state.params), evaluations=one_and_best, explores=lambda config: config,
-)  # fmt: skip
+make = choosing(networks, update, sample, batch=Transitions.of, targets=("critic",))

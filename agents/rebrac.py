@@ -4,7 +4,7 @@ The defaults are its authors' for Gym; FQL's authors run it with `joint` and Glo
 """
 
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,7 @@ from flowrl.config import MOST_COUNT, config, nested, static, traced
 from flowrl.critics import Critic
 from flowrl.data.samplers import Horizon, Transitions
 from flowrl.losses import mse
-from flowrl.networks import ACTIVATIONS, MLP, Network, Spec, fan_in_uniform, glorot, named, uniform_within
+from flowrl.networks import ACTIVATIONS, MLP, Networks, Spec, fan_in_uniform, glorot, named, uniform_within
 from flowrl.optim import descend, every, polyak
 from flowrl.policies import smoothed, tanh_mean
 from flowrl.train_state import Batch, Loss, Metrics, Params, Policy, TrainState
@@ -51,16 +51,8 @@ class Config:
 State = TrainState[Config]
 
 
-class Networks(NamedTuple):
-    """The policy before tanh, and the critics."""
-
-    spec: Spec
-    actor: Network  # s [B, D] -> [B, A]
-    critic: Network  # s [B, D], a [B, A] -> [heads, B]
-
-
 def networks(config: Config, spec: Spec) -> Networks:
-    """Builds the networks."""
+    """Builds the networks: the actor takes s [B, D] to actions before tanh [B, A]."""
 
     def start(last: float) -> dict[str, Any]:
         hidden = {"kernel_init": fan_in_uniform, "bias_init": jax.nn.initializers.constant(0.1)}

@@ -7,7 +7,6 @@ along V one step on.
 """
 
 from functools import partial
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +18,7 @@ from flowrl.critics import Critic
 from flowrl.data.samplers import Horizon, Transitions
 from flowrl.generative import Flow
 from flowrl.losses import expectile_weight, mse
-from flowrl.networks import MLP, Network, Spec, named
+from flowrl.networks import MLP, Networks, Spec, named
 from flowrl.optim import descend, polyak
 from flowrl.paths import backward, straight, uniform_times
 from flowrl.train_state import Batch, Loss, Metrics, Params, Policy, TrainState
@@ -45,16 +44,8 @@ class Config:
 State = TrainState[Config]
 
 
-class Networks(NamedTuple):
-    """The flow and the values."""
-
-    spec: Spec
-    actor: Network  # s [B, D], x [B, A], f [B, 1] -> velocity [B, A]
-    critic: Network  # s [B, D], x [B, A], f [B, 1] -> [heads, B]
-
-
 def networks(config: Config, spec: Spec) -> Networks:
-    """Builds the networks."""
+    """Builds the networks: the actor takes s [B, D], x [B, A], f [B, 1] to a velocity [B, A], the critic to values."""
     s, a, _, t = spec.inputs()
     field, critic = MLP(config.hidden_dims, spec.action_dim), critics.module(config.critic, config.hidden_dims)
     return Networks(spec, **named(actor=(field, s, a, t), critic=(critic, s, a, t)))

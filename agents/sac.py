@@ -1,7 +1,5 @@
 """SAC: off-policy maximum-entropy learning with a squashed Gaussian (https://arxiv.org/abs/1812.05905)."""
 
-from typing import NamedTuple
-
 import jax
 import jax.numpy as jnp
 
@@ -11,7 +9,7 @@ from flowrl.config import MOST_COUNT, config, nested, static, traced
 from flowrl.critics import Critic
 from flowrl.data.samplers import Horizon, Transitions
 from flowrl.losses import multiplier, temperature_loss
-from flowrl.networks import ACTIVATIONS, Network, Spec, named
+from flowrl.networks import ACTIVATIONS, Networks, Spec, named
 from flowrl.optim import descend, polyak
 from flowrl.policies import SquashedGaussian, act_squashed, squashed
 from flowrl.train_state import Batch, Loss, Metrics, Params, Policy, TrainState
@@ -38,16 +36,8 @@ class Config:
 State = TrainState[Config]
 
 
-class Networks(NamedTuple):
-    """The actor and the critics; the temperature is a multiplier beside them."""
-
-    spec: Spec
-    actor: Network  # s [B, D] -> μ [B, A], log σ [B, A]
-    critic: Network  # s [B, D], a [B, A] -> [heads, B]
-
-
 def networks(config: Config, spec: Spec) -> Networks:
-    """Builds the networks."""
+    """Builds the networks: the actor takes s [B, D] to μ [B, A], log σ [B, A]; a multiplier is the temperature."""
     s, a, _, _ = spec.inputs()
     actor = SquashedGaussian(config.hidden_dims, spec.action_dim, ACTIVATIONS[config.activation])
     critic = critics.module(config.critic, config.hidden_dims)

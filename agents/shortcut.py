@@ -5,7 +5,6 @@ half its size of the slow copy, and samples in 1, 2, 4 and 8 steps maximise a Q 
 """
 
 from functools import partial
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +17,7 @@ from flowrl.critics import Critic
 from flowrl.data.samplers import Horizon, Transitions
 from flowrl.generative import Shortcut
 from flowrl.losses import q_size
-from flowrl.networks import MLP, Network, Spec, named
+from flowrl.networks import MLP, Networks, Spec, named
 from flowrl.optim import Clip, gradients, polyak, step
 from flowrl.train_state import Batch, Loss, Metrics, Params, Policy, TrainState
 
@@ -46,16 +45,11 @@ class Config:
 State = TrainState[Config]
 
 
-class Networks(NamedTuple):
-    """The mean velocities, and critics that know the number of steps k."""
-
-    spec: Spec
-    actor: Network  # s [B, D], x [B, A], t [B, 1], level [B, 1] -> mean velocity [B, A]
-    critic: Network  # s [B, D], a [B, A], k [B, 1] -> [heads, B]
-
-
 def networks(config: Config, spec: Spec) -> Networks:
-    """Builds the networks."""
+    """Builds the networks: the actor takes s [B, D], x [B, A], t [B, 1], level [B, 1] to a mean velocity [B, A].
+
+    Critics know the number of steps: s, a, k [B, 1] to [heads, B].
+    """
     s, a, _, t = spec.inputs()
     actor, critic = MLP(config.hidden_dims, spec.action_dim), critics.module(config.critic, config.hidden_dims)
     return Networks(spec, **named(actor=(actor, s, a, t, t), critic=(critic, s, a, t)))
@@ -137,7 +131,7 @@ def act(nets: Networks, policy: Policy[Config], inputs: Batch, key: jax.Array, *
     def critic(a: jax.Array) -> jax.Array:
         return nets.critic(params, s, a, steps_of(config.policy.level, a))
 
-    return best_of_n(config.choice, partial(generated, nets, config.policy, params, s), critic, key)
+    return best_of_n(config.choice, partial(generated, nets, config, params, s), critic, key)
 
 
 make = Maker(

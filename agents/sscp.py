@@ -5,23 +5,21 @@ Noise is at time 0, data at time 1. An action is one completion from noise.
 """
 
 from functools import partial
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from flowrl import critics
-from flowrl.agent import Maker
-from flowrl.choice import BestOfN, best_of_n, one_and_best, td_loss, with_critic
+from flowrl.choice import BestOfN, choosing, one_draw, td_loss, with_critic
 from flowrl.config import MOST_COUNT, config, nested, static, traced
 from flowrl.critics import Critic
 from flowrl.data.samplers import Horizon, Transitions
 from flowrl.encoders import JumpMLP
 from flowrl.losses import mse, q_size
-from flowrl.networks import Network, Spec, named
+from flowrl.networks import Networks, Spec, named
 from flowrl.optim import descend, polyak
 from flowrl.paths import Path, bootstrap_target, complete, complete_in_steps, early_times, straight
-from flowrl.train_state import Batch, Loss, Metrics, Params, Policy, TrainState
+from flowrl.train_state import Batch, Loss, Metrics, Params, TrainState
 
 LEVELS = 7
 """With bootstrap targets, steps are (1 − τ)/2^j with j < LEVELS, as in shortcut models with 128 steps."""
@@ -60,16 +58,8 @@ class Config:
 State = TrainState[Config]
 
 
-class Networks(NamedTuple):
-    """The actor and the critics."""
-
-    spec: Spec
-    actor: Network  # s [B, D], x [B, A], τ [B, 1], d [B, 1] -> mean velocity over the step [B, A]
-    critic: Network  # s [B, D], a [B, A] -> [heads, B]
-
-
 def networks(config: Config, spec: Spec) -> Networks:
-    """Builds the networks."""
+    """Builds the networks: the actor takes s [B, D], x [B, A], τ [B, 1], d [B, 1] to a step's mean velocity [B, A]."""
     s, a, _, t = spec.inputs()
     actor = JumpMLP(config.hidden_dims, spec.action_dim, config.time_dim)
     return Networks(
@@ -77,14 +67,19 @@ def networks(config: Config, spec: Spec) -> Networks:
     )
 
 
-def sample(nets: Networks, params: Params, s: jax.Array, key: jax.Array, steps: int = 1) -> jax.Array:
+def sample(nets: Networks, config: Config, params: Params, s: jax.Array, key: jax.Array, steps: int = 1) -> jax.Array:
     """Completes unit noise in `steps` steps, by default one, and clips: `[..., D]` to `[..., A]`."""
     return jnp.clip(complete_in_steps(partial(nets.actor, params, s), nets.spec.noise(key, s), steps), -1.0, 1.0)
 
 
+def played(nets: Networks, config: Config, params: Params, s: jax.Array, key: jax.Array) -> jax.Array:
+    """The same in the steps that act."""
+    return sample(nets, config, params, s, key, config.completion_steps)
+
+
 def critic_loss(nets: Networks, params: Params, state: State, batch: Batch, key: jax.Array) -> Loss:
     """E (Q(s, a) − r − γ m agg Q̄(s', a'))², a' from the slow actor."""
-    return td_loss(nets, params, state, batch, partial(sample, nets, state.target_params), key)
+    return td_loss(sample, nets, params, state, batch, key, actors=state.target_params)
 
 
 def bootstrap_errors(
@@ -112,7 +107,7 @@ def actor_loss(nets: Networks, params: Params, state: State, batch: Batch, key: 
     if config.q_sample == "completion":
         proposals = jnp.clip(completions, -1.0, 1.0)
     else:
-        proposals = sample(nets, params, s, jax.random.fold_in(other_key, 1))
+        proposals = sample(nets, config, params, s, jax.random.fold_in(other_key, 1))
     q = nets.critic(state.params, s, proposals)
     q_loss = -q.mean() / q_size(q)
     loss = config.flow_alpha * flow + config.completion_alpha * completion + config.q_alpha * q_loss
@@ -129,14 +124,7 @@ def update(nets: Networks, state: State, batch: Batch, key: jax.Array) -> tuple[
     return polyak(moved, toward.params, critic=config.critic.target_rate, actor=config.actor_target_rate), metrics
 
 
-def act(nets: Networks, policy: Policy[Config], inputs: Batch, key: jax.Array, *, explore: bool = False) -> jax.Array:
-    """One draw of noise through the slow actor, which explores by itself, or the best of several by Q."""
-    s, params, config = inputs["observations"], policy.params, policy.config
-    one = partial(sample, nets, params, s, steps=config.completion_steps)
-    return best_of_n(config.choice, one, partial(nets.critic, params, s), key)
-
-
-make = Maker(
-    networks, update, act, batch=Transitions.of, targets=("actor", "critic"),
-    acting=lambda state: with_critic(state, state.target_params), evaluations=one_and_best,
+make = choosing(
+    networks, update, played, batch=Transitions.of, targets=("actor", "critic"),
+    acting=lambda state: with_critic(state, state.target_params), explores=one_draw,
 )  # fmt: skip

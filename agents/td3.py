@@ -7,7 +7,6 @@ policy_delay=1, target_noise=0` of TD3.
 
 from collections.abc import Mapping
 from functools import partial
-from typing import NamedTuple
 
 import flax.linen as nn
 import jax
@@ -19,7 +18,7 @@ from flowrl.config import MOST_COUNT, config, nested, static, traced
 from flowrl.critics import Critic
 from flowrl.data.samplers import Horizon, Transitions
 from flowrl.losses import mse
-from flowrl.networks import MLP, Network, Spec, named
+from flowrl.networks import MLP, Networks, Spec, named
 from flowrl.optim import descend, every, polyak
 from flowrl.policies import smoothed, tanh_mean
 from flowrl.train_state import Batch, Loss, Metrics, Params, Policy, TrainState
@@ -48,16 +47,8 @@ NAMES: Mapping[str, Config] = {"td3": Config(), "td3_bc": Config(clones=True)}
 State = TrainState[Config]
 
 
-class Networks(NamedTuple):
-    """The policy before tanh, and the critics."""
-
-    spec: Spec
-    actor: Network  # s [B, D] -> [B, A]
-    critic: Network  # s [B, D], a [B, A] -> [heads, B]
-
-
 def networks(config: Config, spec: Spec) -> Networks:
-    """Builds the networks."""
+    """Builds the networks: the actor takes s [B, D] to actions before tanh [B, A]."""
     s, a, _, _ = spec.inputs()
     actor = MLP(config.hidden_dims, spec.action_dim, activation=nn.relu, final_scale=1e-2)
     return Networks(spec, **named(actor=(actor, s), critic=(critics.module(config.critic, config.hidden_dims), s, a)))

@@ -14,7 +14,8 @@ from flowrl.optim import ADAM
 from flowrl.train_state import Batch, C, Metrics, Params, Policy, TrainState
 
 
-def _unchanged(config: C) -> C:
+def unchanged(config: C) -> C:
+    """Returns the same, for `explores` and `online`."""
     return config
 
 
@@ -43,7 +44,7 @@ class Agent(NamedTuple, Generic[C]):
     batch: Callable[[C], Any]
     evaluations: Callable[[C], Mapping[str, C]]
     explores: Callable[[C], C]
-    online: Callable[[C], C] = _unchanged
+    online: Callable[[C], C] = unchanged
 
 
 def _nothing(config: Any) -> dict[str, Any]:
@@ -122,7 +123,7 @@ class Maker(Generic[C]):
     extras: Callable[[C], Mapping[str, Any]] = _nothing
     evaluations: Callable[[C], Mapping[str, C]] = _as_it_is
     explores: Callable[[C], C] | None = None
-    online: Callable[[C], C] = _unchanged
+    online: Callable[[C], C] = unchanged
 
     def __call__(self, config: C, spec: Spec) -> Agent[C]:
         """Builds the networks for a configuration, of which only the structure counts, and the agent around them."""

@@ -9,9 +9,14 @@ import jax
 import jax.numpy as jnp
 
 from flowrl import critics
+from flowrl.agent import Maker, unchanged
 from flowrl.config import config, put, static, traced
+from flowrl.networks import Spec
 from flowrl.paths import one_each
-from flowrl.train_state import Batch, Loss, Params, TrainState
+from flowrl.train_state import Batch, Loss, Metrics, Params, Policy, TrainState
+
+Sample = Callable[[Any, Any, Params, jax.Array, jax.Array], jax.Array]
+"""A policy, `(nets, config, params, s, key) -> actions`: a draw for each state, `[..., D]` to `[..., A]`."""
 
 # --------------------------------------------------------------------------------------------- the best of several
 
@@ -81,6 +86,14 @@ class Samples(Protocol):
         """Actions `[..., A]` of noise `[..., A]`, with further noise from the key."""
 
 
+class HasModel(Protocol):
+    """A configuration of an agent whose policy is a generative model."""
+
+    @property
+    def policy(self) -> Samples:
+        """Makes actions of noise, and perhaps of further noise on the way."""
+
+
 def with_critic(state: TrainState[H], actors: Params, names: Sequence[str] = ("actor",)) -> Params:
     """Returns the parameters that act: those of actors, and where one of several actions is chosen the critics'.
 
@@ -93,54 +106,57 @@ def with_critic(state: TrainState[H], actors: Params, names: Sequence[str] = ("a
     return one if choice.num_samples == 1 else one | {"critic": choice.ranking(state)["critic"]}
 
 
-def generated(nets: Any, model: Samples, params: Params, s: jax.Array, key: jax.Array) -> jax.Array:
+def generated(nets: Any, config: HasModel, params: Params, s: jax.Array, key: jax.Array) -> jax.Array:
     """One clipped action of a generative policy per state: `[..., D]` to `[..., A]`.
 
     Args:
         nets: Its `actor` is the model's field.
-        model: Makes actions of noise, and perhaps of further noise on the way.
+        config: Its `policy` is the model.
         params: Of the copy that acts.
         s: The states.
         key: Random key.
     """
     z_key, steps_key = jax.random.split(key)
-    return jnp.clip(model.sample(partial(nets.actor, params, s), nets.spec.noise(z_key, s), steps_key), -1.0, 1.0)
+    z = nets.spec.noise(z_key, s)
+    return jnp.clip(config.policy.sample(partial(nets.actor, params, s), z, steps_key), -1.0, 1.0)
 
 
 def best_next(
-    nets: Any, state: TrainState[H], sample: Callable[[jax.Array], jax.Array], s: jax.Array, key: jax.Array
-) -> jax.Array:
+    sample: Sample, nets: Any, state: TrainState[H], actors: Params, s: jax.Array, key: jax.Array
+) -> jax.Array:  # fmt: skip
     """Returns the actions `[B, A]` whose value a TD target bootstraps: a draw each, or the best of several by Q.
 
     Args:
-        nets: Its `critic` ranks.
+        sample: The policy.
+        nets: Its networks, and the `critic` that ranks.
         state: Of an agent with a `choice`.
-        sample: The policy in these states, `key -> actions [B, A]`.
+        actors: The policy's parameters, or its slow copies.
         s: The states `[B, D]`.
         key: Random key; that of the only draw where one is drawn.
     """
-    choice = state.config.choice
-    return best_of_n(choice.in_targets, sample, partial(nets.critic, choice.ranking(state), s), key)
+    choice, one = state.config.choice, partial(sample, nets, state.config, actors, s)
+    return best_of_n(choice.in_targets, one, partial(nets.critic, choice.ranking(state), s), key)
 
 
 def td_loss(
-    nets: Any, params: Params, state: TrainState[Any], batch: Batch, policy: Callable[..., jax.Array], key: jax.Array
+    sample: Sample, nets: Any, params: Params, state: TrainState[Any], batch: Batch, key: jax.Array, *, actors: Params
 ) -> Loss:
     """E (Q(s, a) − r − γ m agg Q̄(s', a'))², a' a draw of a policy, or the best of several by Q.
 
     Args:
-        nets: Their `critic`.
+        sample: The policy.
+        nets: Its networks and their `critic`.
         params: Parameters to differentiate.
         state: Of an agent with a `choice` and a `critic`.
         batch: Transitions.
-        policy: `(s, key) -> actions [B, A]`.
         key: Random key.
+        actors: The policy's parameters, or its slow copies.
 
     Returns:
         The mean over heads and rows `[]`, and metrics.
     """
     next_s = batch["next_observations"]
-    next_a = best_next(nets, state, partial(policy, next_s), next_s, key)
+    next_a = best_next(sample, nets, state, actors, next_s, key)
     next_q = critics.combine(state.config.critic, nets.critic(state.target_params, next_s, next_a))
     targets = batch["rewards"] + batch["discounts"] * next_q
     errors, metrics = critics.td_errors(nets.critic(params, batch["observations"], batch["actions"]), targets, batch)
@@ -152,15 +168,15 @@ BACKUP_ACTIONS = 10
 
 
 def backup_values(
-    nets: Any, state: TrainState[H], sample: Callable[[jax.Array], jax.Array], s: jax.Array, key: jax.Array, *,
-    max_q: bool,
-) -> jax.Array:  # fmt: skip
+    sample: Sample, nets: Any, state: TrainState[H], actors: Params, s: jax.Array, key: jax.Array, *, max_q: bool
+) -> jax.Array:
     """Returns what a TD target bootstraps, slow values `[heads, B]` of a next action, or each one's best of several.
 
     Args:
-        nets: Their `critic`.
+        sample: The policy.
+        nets: Its networks and their `critic`.
         state: Of an agent with a `choice`.
-        sample: The policy in these states, `key -> actions [B, A]`.
+        actors: The policy's parameters, or its slow copies.
         s: The states `[B, D]`.
         key: Random key, split over the actions.
         max_q: Whether each critic takes the largest value of several actions (max-Q backup,
@@ -168,15 +184,46 @@ def backup_values(
     """
 
     def values(key: jax.Array) -> jax.Array:
-        return nets.critic(state.target_params, s, best_next(nets, state, sample, s, key))
+        return nets.critic(state.target_params, s, best_next(sample, nets, state, actors, s, key))
 
     return jax.vmap(values)(jax.random.split(key, BACKUP_ACTIONS if max_q else 1)).max(axis=0)
 
 
+def one_draw(config: H) -> H:
+    """Returns the same without a choice."""
+    return put(config, {"choice.num_samples": 1})
+
+
 def one_and_best(config: H) -> dict[str, H]:
     """Returns what such an agent is evaluated as: one draw, and if it has more the best of them."""
-    one = {"eval": put(config, {"choice.num_samples": 1})}
+    one = {"eval": one_draw(config)}
     return one if config.choice.num_samples == 1 else one | {"best_of_n": config}
+
+
+def _trained(state: TrainState[H]) -> Params:
+    return with_critic(state, state.params)
+
+
+def choosing(
+    networks: Callable[[H, Spec], Any], update: Callable[..., tuple[TrainState[H], Metrics]], sample: Sample, *,
+    acting: Callable[[TrainState[H]], Params] = _trained, explores: Callable[[H], H] = unchanged, **more: Any,
+) -> Maker[H]:  # fmt: skip
+    """Puts an agent together that acts by the best of several draws of its policy by Q, or by one draw.
+
+    Args:
+        networks: As for `Maker`; its `critic` ranks.
+        update: As for `Maker`.
+        sample: The policy; the `choice` of its configuration says how many are drawn.
+        acting: The parameters that leave training, with `with_critic`; by default the trained actor's.
+        explores: As what it explores; by default as it is configured.
+        more: What else `Maker` takes.
+    """
+
+    def act(nets: Any, policy: Policy[H], inputs: Batch, key: jax.Array, *, explore: bool = False) -> jax.Array:
+        s, params, config = inputs["observations"], policy.params, policy.config
+        return best_of_n(config.choice, partial(sample, nets, config, params, s), partial(nets.critic, params, s), key)
+
+    return Maker(networks, update, act, acting=acting, evaluations=one_and_best, explores=explores, **more)
 
 
 # ------------------------------------------------------------------------------------------------------ beam search

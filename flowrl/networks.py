@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -94,6 +94,23 @@ def named(**networks: tuple[Any, ...]) -> dict[str, Network]:
     So `Networks(spec, **named(critic=(module, s, a)))`.
     """
     return {name: Network(name, net[0], tuple(net[1:])) if net else ABSENT for name, net in networks.items()}
+
+
+class Networks(NamedTuple):
+    """A policy and its critics, the networks of most agents; what the actor maps stands where an agent builds it."""
+
+    spec: Spec
+    actor: Network
+    critic: Network  # s [B, D], a [B, A] -> [heads, B]
+
+
+class Distilled(NamedTuple):
+    """A flow, the one-step policy that is distilled from it, and critics."""
+
+    spec: Spec
+    flow: Network  # s [B, D], x [B, A], t [B, 1] -> velocity [B, A]
+    actor: Network  # s [B, D], z [B, A] -> action [B, A]
+    critic: Network  # s [B, D], a [B, A] -> [heads, B]
 
 
 def glorot(scale: float = 1.0) -> Initializer:

@@ -13,8 +13,8 @@ from small_agents import config_of as told_config
 
 from flowrl import agents
 from flowrl.agent import Agent
-from flowrl.agents import bc, cal_ql, fql, ofql, sac, sscp, td3
-from flowrl.networks import Network
+from flowrl.agents import bc, cal_ql
+from flowrl.networks import Distilled, Network, Networks
 from flowrl.train_state import Params, TrainState
 
 NAMES = ("sscp", "ofql", "fql", "bc")
@@ -63,6 +63,14 @@ class Stub:
         return self.function(params, *inputs, **options)
 
 
+def drawn_params(rng: np.random.Generator, times: int, spread: float) -> Params:
+    """Parameters of a `field` of states, actions and some times, and of `critics`, in double precision."""
+    shapes = {"weight": (2, D + A), "curve": (2, A), "bias": (2,)}
+    actor = {"kernel": rng.normal(0, spread, (D + A + times, A)), "bias": rng.normal(0, 0.3, A)}
+    critic = {name: rng.normal(0, 0.7, shape) for name, shape in shapes.items()}
+    return jax.tree.map(jnp.asarray, {"actor": actor, "critic": critic})
+
+
 def network(name: str, function: Callable[..., Any]) -> Network:
     """A network that computes `function(params, *inputs)`."""
     return Network(name, Stub(function), ())  # type: ignore[arg-type]
@@ -88,12 +96,12 @@ def squashed(params: Any, observations: np.ndarray, noise: np.ndarray) -> tuple[
 
 ACTOR, CRITIC = network("actor", functools.partial(field, jnp)), network("critic", functools.partial(critics, jnp))
 NETWORKS: dict[str, Any] = {
-    "sscp": sscp.Networks(SPEC, ACTOR, CRITIC),
-    "ofql": ofql.Networks(SPEC, ACTOR, CRITIC),
-    "fql": fql.Networks(SPEC, network("flow", functools.partial(field, jnp)), ACTOR, CRITIC),
+    "sscp": Networks(SPEC, ACTOR, CRITIC),
+    "ofql": Networks(SPEC, ACTOR, CRITIC),
+    "fql": Distilled(SPEC, network("flow", functools.partial(field, jnp)), ACTOR, CRITIC),
     "bc": bc.Networks(SPEC, ACTOR),
-    "sac": sac.Networks(SPEC, network("actor", halves), CRITIC),
-    "td3": td3.Networks(SPEC, ACTOR, CRITIC),
+    "sac": Networks(SPEC, network("actor", halves), CRITIC),
+    "td3": Networks(SPEC, ACTOR, CRITIC),
     "cal_ql": cal_ql.Networks(SPEC, network("actor", halves), CRITIC, network("critic", apart)),
 }
 

@@ -93,7 +93,7 @@ def test_targets_bootstrap_the_best_of_several(way: Way) -> None:
             choice = BestOfN(target_samples=4, aggregate=aggregate, critics=critics, num_samples=9, temperature=1e-3)
             self.config, self.params, self.target_params = type("C", (), {"choice": choice}), params, targets
 
-    def drawn(key: jax.Array) -> jax.Array:
+    def drawn(nets: Any, config: Any, params: Any, s: jax.Array, key: jax.Array) -> jax.Array:
         """The draws of the four keys, whichever these are, in an order of their own."""
         keys = jax.random.split(jax.random.split(jax.random.key(0))[0], 4)
         same = (jax.random.key_data(keys) == jax.random.key_data(key)).all(axis=-1)
@@ -101,7 +101,7 @@ def test_targets_bootstrap_the_best_of_several(way: Way) -> None:
 
     def chosen(aggregate: str, critics: str, params: jax.Array, targets: jax.Array) -> jax.Array:
         state: Any = State(aggregate, critics, {"w": params}, {"w": targets})
-        return best_next(Nets, state, drawn, jnp.zeros((2, 1)), jax.random.key(0))[:, 0]
+        return best_next(drawn, Nets, state, state.params, jnp.zeros((2, 1)), jax.random.key(0))[:, 0]
 
     good, bad = array(1, -0.5), array(1, -2)
     for aggregate, critics, params, targets, expected in (

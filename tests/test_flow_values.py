@@ -1,15 +1,14 @@
 """RQL and Q-Flow: every loss by hand for linear networks, what moves and acts, and a bandit."""
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conformance.feeding import fed
-from conformance.mapping import draws
+from linear_agents import ACTOR, CRITIC, SMALL, assert_first_step, found
 from small_agents import SPEC, compiled, compiled_mapped, config_of, networks_of, stack, state_with, transitions
 from stub_agents import network
 from ways import Way, array, each_way
@@ -18,31 +17,14 @@ from flowrl import agents
 from flowrl.agent import Agent
 from flowrl.agents import qflow, rql
 from flowrl.encoders import rising_sinusoidal_features
-from flowrl.networks import Spec
+from flowrl.networks import Networks, Spec
 from flowrl.paths import backward, onward
-from flowrl.train_state import Batch, Params, TrainState
+from flowrl.train_state import Params, TrainState
 
 NAMES = ("rql", "qflow")
 # One number each, s is not read. Slow copies are others, so that none can be mistaken for one another.
 PARAMS: dict[str, Params] = {"actor": {"w": array(1.0)[0]}, "critic": {"k": array(2, 4)}, "value": {"k": array(2, 4)}}
 SLOW = {"actor": {"w": array(0.5)[0]}, "critic": {"k": array(1, 3)}}
-BATCH: Batch = {
-    "observations": jnp.zeros((2, 1)),
-    "next_observations": jnp.zeros((2, 1)),
-    "actions": array([0.5], [-1.0]),
-    "rewards": array(1, -2),
-    "discounts": array(0.5, 0),
-    "valid": array(1, 1),
-    "actions_valid": jnp.ones((2, 1)),
-}
-
-
-def velocity(params: Any, s: jax.Array, x: jax.Array, t: jax.Array) -> jax.Array:
-    return params["w"] * x
-
-
-def of_action(params: Any, s: jax.Array, a: jax.Array) -> jax.Array:
-    return params["k"][:, None] * a[..., 0]
 
 
 def of_point(params: Any, s: jax.Array, x: jax.Array, f: jax.Array) -> jax.Array:
@@ -53,27 +35,13 @@ def square(params: Any, s: jax.Array, x: jax.Array, features: jax.Array) -> jax.
     return params["k"][:, None] * x[..., 0] ** 2
 
 
-ACTOR = network("actor", velocity)
-RQL = rql.Networks(Spec.of_sizes(1, 1), ACTOR, network("critic", of_point))
-QFLOW = qflow.Networks(Spec.of_sizes(1, 1), ACTOR, network("critic", of_action), network("value", square))
+RQL = Networks(SMALL, ACTOR, network("critic", of_point))
+QFLOW = qflow.Networks(SMALL, ACTOR, CRITIC, network("value", square))
 
 
 def toy_state(name: str, told: Mapping[str, Any] | None = None) -> TrainState:
     known = {"flow.steps": 2, "alpha": 2.0, "critic.rho": 0.5}
     return state_with(config_of(name, {**known, **(told or {})}), PARAMS, SLOW)
-
-
-def found(
-    way: Way, loss: Callable[..., Any], nets: Any, state: TrainState, order: Sequence[str], drawn: Mapping[str, Any],
-    **batch: Any,
-) -> tuple[Any, Any]:  # fmt: skip
-    """A loss with its metrics, and its gradient, at these draws."""
-
-    def run(params: Params, batch: Batch) -> Any:
-        with fed(draws(*order), {name: np.asarray(x, np.float32) for name, x in drawn.items()}) as key:
-            return jax.value_and_grad(lambda p: loss(nets, p, state, batch, key), has_aux=True)(params)
-
-    return way(run)(PARAMS, {**BATCH, **batch})
 
 
 # --------------------------------------------------------------------------------------------------------- paths
@@ -215,12 +183,7 @@ def test_what_moves(name: str, slow: set[str]) -> None:
     state = fresh(name)
     after, metrics = compiled(agent_of(name))(state, transitions(), jax.random.key(1))
     assert set(state.target_params) == slow
-    for network_name in state.params:
-        pairs = (jax.tree.leaves(x.params[network_name]) for x in (state, after))
-        assert any((one != two).any() for one, two in zip(*pairs, strict=True)), network_name
-    # Slow copies begin as the networks and move toward the parameters before the step: they stay.
-    jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-6), after.target_params, state.target_params)
-    assert all(np.isfinite(value) for value in metrics.values())
+    assert_first_step(state, after, metrics)
 
 
 @pytest.mark.parametrize("name", NAMES)

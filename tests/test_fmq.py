@@ -13,7 +13,7 @@ from bandits import actions_of, near_half, trained, two_modes
 from commands import main
 from small_agents import SPEC, A, B, D, assert_same, compiled, config_of, state_with
 from small_agents import transitions as batch_of
-from stub_agents import ACTOR, CRITIC, critics, field
+from stub_agents import ACTOR, CRITIC, critics, drawn_params, field
 from ways import Way, array, each_way
 
 from flowrl import agents
@@ -21,11 +21,11 @@ from flowrl.agents import fmq
 from flowrl.choice import Beam, ascent, beam_search
 from flowrl.config import put
 from flowrl.generative import FlowMap
-from flowrl.networks import Spec
+from flowrl.networks import Networks, Spec
 from flowrl.paths import shrunk
 from flowrl.run_folder import logs
 
-NETS = fmq.Networks(SPEC, ACTOR, CRITIC)
+NETS = Networks(SPEC, ACTOR, CRITIC)
 ONE_STEP = {"horizon.steps": 1, "horizon.chunk": False}
 SMALL = {**ONE_STEP, "hidden_dims": (8,), "choice.num_samples": 2, "choice.target_samples": 2}
 
@@ -37,15 +37,8 @@ def x64() -> Iterator[None]:
 
 
 def stub_state(told: dict[str, Any]) -> Any:
-    rng = np.random.default_rng(3)
-    config = config_of("fmq", {**ONE_STEP, **told})
-    shapes = {"weight": (2, D + A), "curve": (2, A), "bias": (2,)}
-
-    def params() -> Any:
-        actor = {"kernel": rng.normal(0, 1.5, (D + A + 2, A)), "bias": rng.normal(0, 0.3, A)}
-        return {"actor": actor, "critic": {name: rng.normal(0, 0.7, shape) for name, shape in shapes.items()}}
-
-    return state_with(config, *(jax.tree.map(jnp.asarray, params()) for _ in range(2)))
+    rng, config = np.random.default_rng(3), config_of("fmq", {**ONE_STEP, **told})
+    return state_with(config, *(drawn_params(rng, times=2, spread=1.5) for _ in range(2)))
 
 
 # -------------------------------------------------------------------------------------------------------- flow maps

@@ -15,8 +15,9 @@ from ways import Way, array, each_way
 
 from flowrl import agents
 from flowrl.agents import gfp
+from flowrl.networks import Distilled
 
-NETS = gfp.Networks(SPEC, network("flow", lambda params, *inputs: field(jnp, params, *inputs)), ACTOR, CRITIC)
+NETS = Distilled(SPEC, network("flow", lambda params, *inputs: field(jnp, params, *inputs)), ACTOR, CRITIC)
 COMBINED = {"actor": lambda actor, flow: actor, "mean": lambda actor, flow: (actor + flow) / 2, "min": np.minimum}
 
 

@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from bandits import actions_of, anywhere, near_half, trained, two_modes
-from small_agents import SPEC, A, B, D, compiled, config_of, gradients, state_with, with_config
+from small_agents import SPEC, A, B, compiled, config_of, gradients, state_with, with_config
 from small_agents import transitions as batch_of
-from stub_agents import ACTOR, CRITIC, critics, field
+from stub_agents import ACTOR, CRITIC, critics, drawn_params, field
 from ways import Way, array, each_way
 
 from flowrl import agents
@@ -19,10 +19,11 @@ from flowrl.config import check
 from flowrl.encoders import RMSNorm, TimedTransformer
 from flowrl.errors import UserError
 from flowrl.losses import Balance
+from flowrl.networks import Networks
 from flowrl.optim import Clip, CosineDecay
 from flowrl.train_state import TrainState
 
-NETS = meanflow_q.Networks(SPEC, ACTOR, CRITIC)
+NETS = Networks(SPEC, ACTOR, CRITIC)
 TINY = {"hidden_dims": (8,), "width": 8, "depth": 1}
 
 
@@ -33,15 +34,8 @@ def x64() -> Iterator[None]:
 
 
 def stub_state(told: dict[str, Any]) -> Any:
-    rng = np.random.default_rng(3)
-    config = config_of("meanflow_q", {"alpha": 1.7, **told})
-    shapes = {"weight": (2, D + A), "curve": (2, A), "bias": (2,)}
-
-    def params() -> Any:
-        actor = {"kernel": rng.normal(0, 0.6, (D + A + 1, A)), "bias": rng.normal(0, 0.3, A)}
-        return {"actor": actor, "critic": {name: rng.normal(0, 0.7, shape) for name, shape in shapes.items()}}
-
-    own, slow = (jax.tree.map(jnp.asarray, params()) for _ in range(2))
+    rng, config = np.random.default_rng(3), config_of("meanflow_q", {"alpha": 1.7, **told})
+    own, slow = (drawn_params(rng, times=1, spread=0.6) for _ in range(2))
     return state_with(config, own, {"critic": slow["critic"]}, config.balance.start(1.7))
 
 

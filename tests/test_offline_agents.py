@@ -381,8 +381,8 @@ FAULTS = {
     ],
     "agents/sscp.py": [
         (
-            "partial(sample, nets, state.target_params)",
-            "partial(sample, nets, state.params)",
+            "actors=state.target_params)",
+            "actors=state.params)",
             "test_losses_and_gradients_equal_their_references and sscp",
         ),
         (

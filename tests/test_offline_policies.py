@@ -10,6 +10,9 @@ import pytest
 from small_agents import A, D, assert_same
 from stub_agents import agent_of, config_of, critics, field, state_of
 
+from flowrl import agents
+from flowrl.config import put
+
 OBSERVATIONS = np.random.default_rng(0).normal(size=(40, D)).astype(np.float32)
 SLOW = {"sscp": True, "ofql": True, "fql": False, "bc": False}
 """Whether the slow copy of the actor acts."""
@@ -97,6 +100,12 @@ def test_candidates_ask_for_critics_and_an_evaluation(name: str) -> None:
     assert_same(policy.params["critic"], state.target_params["critic"])
 
 
+@pytest.mark.parametrize("name", ["driftql", "fql", "ofql", "sscp"])
+def test_one_step_policies_explore_by_one_draw(name: str) -> None:
+    config = put(agents.default(name), {"choice.num_samples": 4})
+    assert agents.load(name).make.explores(config) == agents.default(name)
+
+
 def test_behaviour_cloning_is_evaluated_by_single_actions() -> None:
     config = config_of("bc", {})
     assert agent_of("bc").evaluations(config) == {"eval": config}
@@ -105,7 +114,7 @@ def test_behaviour_cloning_is_evaluated_by_single_actions() -> None:
 
 FAULTS = {
     "agents/sscp.py": [
-        (", steps=config.completion_steps)", ")", "test_flow_policies_act_by_their_acting_copy and sscp"),
+        (", config.completion_steps)", ")", "test_flow_policies_act_by_their_acting_copy and sscp"),
         (
             "with_critic(state, state.target_params)",
             "with_critic(state, state.params)",
@@ -118,8 +127,8 @@ FAULTS = {
     ],
     "agents/ofql.py": [
         (
-            "scale = 1.0 if config.choice.num_samples == 1 else config.candidate_noise",
-            "scale = config.candidate_noise",
+            "1.0 if config.choice.num_samples == 1 else config.candidate_noise",
+            "config.candidate_noise",
             "test_flow_policies_act_by_their_acting_copy and ofql",
         ),
     ],
@@ -130,6 +139,7 @@ FAULTS = {
             "test_flow_policies_act_by_their_acting_copy and fql",
         ),
     ],
+    "agents/driftql.py": [(", explores=one_draw", "", "test_one_step_policies_explore_by_one_draw and driftql")],
     "agents/bc.py": [
         (
             "unit_gaussian(nets.actor(policy.params, s), key, explore), -1.0, 1.0)",

@@ -194,12 +194,12 @@ def test_each_critic_takes_its_own_best_of_ten_in_the_max_q_backup() -> None:
     nets, s, key = types.SimpleNamespace(critic=critic), jnp.zeros((4, 1)), jax.random.key(3)
     state: Any = types.SimpleNamespace(config=Chooser(), params={"sign": 100.0}, target_params={"sign": 1.0})
 
-    def sample(key: jax.Array) -> jax.Array:
-        return jax.random.normal(key, (4, 2))
+    def sample(nets: Any, config: Chooser, params: Any, s: jax.Array, key: jax.Array) -> jax.Array:
+        return params["sign"] * jax.random.normal(key, (4, 2))
 
     for max_q, count in ((False, 1), (True, 10)):
-        draws = np.stack([sample(own)[:, 0] for own in jax.random.split(key, count)])
-        found = backup_values(nets, state, sample, s, key, max_q=max_q)
+        draws = np.stack([jax.random.normal(own, (4, 2))[:, 0] for own in jax.random.split(key, count)])
+        found = backup_values(sample, nets, state, state.target_params, s, key, max_q=max_q)
         np.testing.assert_allclose(found, [draws.max(axis=0), -draws.min(axis=0)], rtol=1e-6)
 
 
@@ -210,7 +210,7 @@ def test_a_generated_action_has_noise_of_its_own_for_start_and_steps() -> None:
 
     nets = types.SimpleNamespace(spec=Spec.of_sizes(2, 3), actor=lambda params, s, z: params * z + s[..., :1])
     s, (z_key, _) = jnp.full((5, 2), 0.3), jax.random.split(jax.random.key(1))
-    found = generated(nets, Model(), 0.5, s, jax.random.key(1))  # type: ignore[arg-type]
+    found = generated(nets, types.SimpleNamespace(policy=Model()), 0.5, s, jax.random.key(1))  # type: ignore[arg-type]
     np.testing.assert_allclose(found, jnp.clip(0.5 * jax.random.normal(z_key, (5, 3)) + 0.3, -1, 1), rtol=1e-6)
 
 

@@ -1,7 +1,7 @@
 """QAM, its variants, FBRAC and DSRL: every loss by hand for linear networks, what moves, a bandit with answers."""
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -9,8 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from conformance.feeding import fed
-from conformance.mapping import draws
+from linear_agents import ACTOR, CRITIC, SMALL, assert_first_step, found, of_action, times
 from small_agents import SPEC, compiled, compiled_mapped, config_of, gradients, stack, state_with, transitions
 from stub_agents import network
 from ways import Way, array, each_way
@@ -18,8 +17,8 @@ from ways import Way, array, each_way
 from flowrl import agents
 from flowrl.agent import Agent
 from flowrl.agents import dsrl, fbrac, qam
-from flowrl.networks import Spec
-from flowrl.train_state import Batch, Params, TrainState
+from flowrl.networks import Networks, Spec
+from flowrl.train_state import Params, TrainState
 
 NAMES = ("qam", "qam_f", "qam_e", "fbrac", "dsrl")
 TOLD = {"flow.steps": 2, "discount": 0.5, "inverse_temperature": 0.5, "alpha": 2.0, "edit_scale": 0.4}
@@ -31,36 +30,18 @@ PARAMS: dict[str, Params] = {
     "temperature": {"log": jnp.log(2.0)},
 }  # fmt: skip
 SLOW = {"flow": {"w": array(0.5)[0]}, "critic": {"k": array(1, 3)}}
-BATCH: Batch = {
-    "observations": jnp.zeros((2, 1)),
-    "next_observations": jnp.zeros((2, 1)),
-    "actions": array([0.5], [-1.0]),
-    "rewards": array(1, -2),
-    "discounts": array(0.5, 0),
-    "valid": array(1, 1),
-    "actions_valid": jnp.ones((2, 1)),
-}
-
-
-def times(params: Any, s: jax.Array, x: jax.Array, *t: jax.Array) -> jax.Array:
-    return params["w"] * x
 
 
 def edits(params: Any, s: jax.Array, a: jax.Array) -> tuple[jax.Array, jax.Array]:
     return params["w"] + 0 * a, 0 * a
 
 
-def values(params: Any, s: jax.Array, a: jax.Array) -> jax.Array:
-    return params["k"][:, None] * a[..., 0]
-
-
-SMALL, CRITIC, ACTOR = Spec.of_sizes(1, 1), network("critic", values), network("actor", times)
 NETS = qam.Networks(SMALL, network("flow", times), ACTOR, CRITIC, network("one_step", times), network("edit", edits))
 
 
 LATENT = dsrl.Networks(
     SMALL, network("flow", times), network("actor", lambda params, s: edits(params, s, s)), CRITIC,
-    network("latent_critic", values),
+    network("latent_critic", of_action),
 )  # fmt: skip
 
 
@@ -68,19 +49,6 @@ def toy_state(name: str) -> TrainState:
     steps: dict[str, Any] = {"flow.steps": 2}
     told = {"fbrac": steps | {"alpha": 2.0, "flow_alpha": 3.0}, "dsrl": steps | {"latent_scale": 0.4}}
     return state_with(config_of(name, told.get(name, TOLD)), PARAMS, SLOW)
-
-
-def found(
-    way: Way, loss: Callable[..., Any], nets: Any, state: TrainState, order: Sequence[str], drawn: Mapping[str, Any],
-    **batch: Any,
-) -> tuple[Any, Any]:  # fmt: skip
-    """A loss with its metrics, and its gradient, at these draws."""
-
-    def run(params: Params, batch: Batch) -> Any:
-        with fed(draws(*order), {name: np.asarray(x, np.float32) for name, x in drawn.items()}) as key:
-            return jax.value_and_grad(lambda p: loss(nets, p, state, batch, key), has_aux=True)(params)
-
-    return way(run)(PARAMS, {**BATCH, **batch})
 
 
 # ------------------------------------------------------------------------------------------------------- losses
@@ -107,7 +75,7 @@ def test_critic_loss_by_hand(way: Way, name: str, next_draws: dict[str, Any], lo
 
 @each_way
 def test_fbrac_bootstraps_by_its_flow(way: Way) -> None:
-    nets, drawn = fbrac.Networks(SMALL, ACTOR, CRITIC), {"z": [[0.5], [0.5]]}
+    nets, drawn = Networks(SMALL, ACTOR, CRITIC), {"z": [[0.5], [0.5]]}
     (value, _), _ = found(way, fbrac.critic_loss, nets, toy_state("fbrac"), ["normal z"], drawn)
     np.testing.assert_allclose(value, 1.15625, rtol=1e-5)  # as QAM's
 
@@ -206,7 +174,7 @@ def test_dsrl_chooses_latents_of_high_value(way: Way) -> None:
 @each_way
 def test_fbrac_pulls_its_flow_through_all_steps(way: Way) -> None:
     # Cloning as above with v = x: (.75 + ½)²/2, times 3. Q = 3·¼·1½² over 2; by the weight −3·¼·1½/2.
-    nets, order = fbrac.Networks(SMALL, ACTOR, CRITIC), ["uniform t", "normal z", "normal start"]
+    nets, order = Networks(SMALL, ACTOR, CRITIC), ["uniform t", "normal z", "normal start"]
     drawn = {"t": [[0.5], [0.5]], "z": [[1.0], [1.0]], "start": [[0.25], [0.25]]}
     (value, metrics), grads = found(way, fbrac.actor_loss, nets, toy_state("fbrac"), order, drawn, valid=array(1, 0))
     np.testing.assert_allclose(value, 3 * 1.25**2 / 2 - 1.6875 / 2, rtol=1e-5)
@@ -242,12 +210,7 @@ def test_what_moves_and_how_far(name: str) -> None:
     )
     assert set(state.params) == {"actor", "critic", *own, *(() if name == "fbrac" else ("flow",))}
     assert set(state.target_params) == ({"critic"} if name == "fbrac" else {"critic", "flow"})
-    for network_name in state.params:
-        pairs = (jax.tree.leaves(x.params[network_name]) for x in (state, after))
-        assert any((one != two).any() for one, two in zip(*pairs, strict=True)), network_name
-    # Slow copies begin as the networks and move toward the parameters before the step: they stay.
-    jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-6), after.target_params, state.target_params)
-    assert all(np.isfinite(value) for value in metrics.values())
+    assert_first_step(state, after, metrics)
     assert name in ("fbrac", "dsrl") or optax.global_norm(gradients(after)) < 1.01  # clipped together
 
 
@@ -377,8 +340,8 @@ FAULTS = {
         ),
         ("loss - q / config.alpha", "loss + q / config.alpha", "test_fbrac_pulls_its_flow_through_all_steps and plain"),
         (
-            "sample(nets, config.flow, params, s, z_key)",
-            "sample(nets, config.flow, state.params, s, z_key)",
+            "sample(nets, config, params, s, z_key)",
+            "sample(nets, config, state.params, s, z_key)",
             "test_fbrac_pulls_its_flow_through_all_steps and plain",
         ),
         ("polyak(moved, state.params", "polyak(moved, moved.params", "test_what_moves_and_how_far and fbrac"),
