@@ -10,10 +10,10 @@ from flowrl.agent import Maker
 from flowrl.config import MOST_COUNT, config, nested, static, traced
 from flowrl.data.goals import GoalMix
 from flowrl.data.samplers import Goals
-from flowrl.losses import GoalValue, awr_weight, goal_advantage, goal_value_loss, unit_gaussian_log_prob
+from flowrl.losses import GoalValue, goal_advantage, goal_value_loss
 from flowrl.networks import MLP, Network, Spec, Value, ensemble, named
 from flowrl.optim import descend, polyak
-from flowrl.policies import unit_gaussian
+from flowrl.policies import awr_loss, unit_gaussian
 from flowrl.train_state import Batch, Loss, Metrics, Params, Policy, TrainState
 
 
@@ -58,10 +58,8 @@ def actor_loss(nets: Networks, params: Params, state: State, batch: Batch, key: 
     """Advantage-weighted regression: −E min(exp(α (V(s', g) − V(s, g))), 100) log π(a | s, g)."""
     s, a, g = batch["observations"], batch["actions"], batch["actor_goals"]
     advantages = goal_advantage(v, nets, state.params, s, batch["next_observations"], g)
-    weights = awr_weight(advantages, state.config.alpha)
     means = nets.actor(params, s, g)
-    loss = -(weights * unit_gaussian_log_prob(a, means)).mean()
-    return loss, {"actor/loss": loss, "actor/weight": weights.mean(), "actor/mse": jnp.mean((means - a) ** 2)}
+    return awr_loss((means, jnp.zeros_like(means)), a, advantages, state.config.alpha)
 
 
 def update(nets: Networks, state: State, batch: Batch, key: jax.Array) -> tuple[State, Metrics]:
@@ -79,7 +77,4 @@ def act(nets: Networks, policy: Policy[Config], inputs: Batch, key: jax.Array, *
     return jnp.clip(unit_gaussian(means, key, explore), -1.0, 1.0)
 
 
-make = Maker(
-    networks, update, act, targets=("value",),
-    batch=lambda config: Goals(config.actor_goals, config.value_goals, config.discount),
-)  # fmt: skip
+make = Maker(networks, update, act, batch=Goals.of, targets=("value",))

@@ -11,10 +11,10 @@ from flowrl.config import MOST_COUNT, config, nested, static, traced
 from flowrl.data.goals import GoalMix
 from flowrl.data.samplers import Goals
 from flowrl.encoders import GoalRep, length_normalize, represented_value
-from flowrl.losses import GoalValue, awr_weight, goal_advantage, goal_value_loss, unit_gaussian_log_prob
+from flowrl.losses import GoalValue, goal_advantage, goal_value_loss
 from flowrl.networks import MLP, Network, Spec, Value, ensemble, named, vector
 from flowrl.optim import descend, polyak
-from flowrl.policies import unit_gaussian
+from flowrl.policies import awr_loss, unit_gaussian
 from flowrl.train_state import Batch, Loss, Metrics, Params, Policy, TrainState
 
 
@@ -64,21 +64,16 @@ def low_loss(nets: Networks, params: Params, state: State, batch: Batch, key: ja
     """−E exp(α (V(s', w) − V(s, w))) log π_low(a | s, φ([s; w])) for the subgoal w (eq. 7)."""
     s, a, w, config = batch["observations"], batch["actions"], batch["low_actor_goals"], state.config
     advantages = goal_advantage(represented_value, nets, state.params, s, batch["next_observations"], w)
-    weights = awr_weight(advantages, config.low_alpha)
     means = nets.low_actor(params, s, nets.goal_rep(params if config.low_actor_rep_grad else state.params, s, w))
-    loss = -(weights * unit_gaussian_log_prob(a, means)).mean()
-    metrics = {"loss": loss, "weight": weights.mean(), "mse": jnp.mean((means - a) ** 2)}
-    return loss, {f"low_actor/{name}": value for name, value in metrics.items()}
+    return awr_loss((means, jnp.zeros_like(means)), a, advantages, config.low_alpha, name="low_actor")
 
 
 def high_loss(nets: Networks, params: Params, state: State, batch: Batch, key: jax.Array) -> Loss:
     """−E exp(α (V(w, g) − V(s, g))) log π_high(φ([s; w]) | s, g) (eq. 6)."""
     s, g, w = batch["observations"], batch["high_actor_goals"], batch["high_actor_targets"]
-    weights = awr_weight(goal_advantage(represented_value, nets, state.params, s, w, g), state.config.high_alpha)
+    advantages = goal_advantage(represented_value, nets, state.params, s, w, g)
     targets, means = nets.goal_rep(state.params, s, w), nets.high_actor(params, s, g)
-    loss = -(weights * unit_gaussian_log_prob(targets, means)).mean()
-    metrics = {"loss": loss, "weight": weights.mean(), "mse": jnp.mean((means - targets) ** 2)}
-    return loss, {f"high_actor/{name}": value for name, value in metrics.items()}
+    return awr_loss((means, jnp.zeros_like(means)), targets, advantages, state.config.high_alpha, name="high_actor")
 
 
 def update(nets: Networks, state: State, batch: Batch, key: jax.Array) -> tuple[State, Metrics]:

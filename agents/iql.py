@@ -9,12 +9,11 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from flowrl import critics
+from flowrl import critics, policies
 from flowrl.agent import Maker
 from flowrl.config import MOST_COUNT, config, nested, static, traced
 from flowrl.critics import Critic, ImplicitValue, implicit_critic_loss, implicit_value_loss
 from flowrl.data.samplers import Horizon, Transitions
-from flowrl.losses import awr_weight, gaussian_log_prob, mse
 from flowrl.networks import ACTIVATIONS, Network, Spec, glorot, named, orthogonal
 from flowrl.optim import CosineDecay, descend, in_turn, polyak
 from flowrl.policies import Gaussian, act_gaussian
@@ -73,23 +72,15 @@ def awr_loss(nets: Networks, params: Params, state: State, batch: Batch, key: ja
     s, a, config = batch["observations"], batch["actions"], state.config
     ranking = state.target_params if config.advantage == "target" else state.params
     advantages = critics.combine(config.critic, nets.critic(ranking, s, a)) - nets.value(state.params, s)
-    weights = awr_weight(advantages, config.alpha)
-    means, log_stds = nets.actor(params, s, key=key)
-    loss = -(weights * gaussian_log_prob(a, means, log_stds, batch["actions_valid"])).mean()
-    metrics = {"loss": loss, "weight": weights.mean(), "advantage": advantages.mean(), "mse": mse(means, a).mean()}
-    return loss, {f"actor/{name}": value for name, value in metrics.items()}
+    return policies.awr_loss(nets.actor(params, s, key=key), a, advantages, config.alpha, batch["actions_valid"])
 
 
 def ddpgbc_loss(nets: Networks, params: Params, state: State, batch: Batch, key: jax.Array) -> Loss:
     """−E Q(s, clip(μ(s))) / E |Q| − α E log π(a | s), as in FQL's code."""
-    s, a, config = batch["observations"], batch["actions"], state.config
-    means, log_stds = nets.actor(params, s, key=key)
-    q = critics.combine(config.critic, nets.critic(state.params, s, jnp.clip(means, -1.0, 1.0)))
-    q_loss = -q.mean() / jax.lax.stop_gradient(jnp.abs(q).mean())
-    cloning = -config.alpha * gaussian_log_prob(a, means, log_stds, batch["actions_valid"]).mean()
-    metrics = {"loss": q_loss + cloning, "q_loss": q_loss, "bc_loss": cloning, "q_mean": q.mean()}
-    metrics |= {"mse": mse(means, a).mean()}
-    return q_loss + cloning, {f"actor/{name}": value for name, value in metrics.items()}
+    s, config = batch["observations"], state.config
+    gaussian = nets.actor(params, s, key=key)
+    q = critics.combine(config.critic, nets.critic(state.params, s, jnp.clip(gaussian[0], -1.0, 1.0)))
+    return policies.ddpgbc_loss(gaussian, batch["actions"], q, config.alpha, batch["actions_valid"])
 
 
 def update(nets: Networks, state: State, batch: Batch, key: jax.Array) -> tuple[State, Metrics]:

@@ -14,7 +14,7 @@ from flowrl.agent import Maker
 from flowrl.config import MOST_COUNT, config, nested, static, traced
 from flowrl.critics import Critic
 from flowrl.data.samplers import Horizon, Transitions
-from flowrl.losses import mse
+from flowrl.losses import mse, relative
 from flowrl.networks import ACTIVATIONS, MLP, Networks, Spec, fan_in_uniform, glorot, named, uniform_within
 from flowrl.optim import descend, every, polyak
 from flowrl.policies import smoothed, tanh_mean
@@ -84,7 +84,7 @@ def actor_loss(nets: Networks, params: Params, state: State, batch: Batch, key: 
     q = critics.combine(config.critic, nets.critic(state.params, s, a))
     squares = nets.spec.action_dim * mse(a, batch["actions"], batch["actions_valid"]).mean()
     cloning = config.alpha_actor * squares
-    q_loss = -q.mean() / jax.lax.stop_gradient(jnp.abs(q).mean())
+    q_loss = -relative(q)
     loss = cloning + q_loss
     metrics = {"loss": loss, "bc_loss": cloning, "q_loss": q_loss, "q_mean": q.mean(), "mse": squares}
     return loss, {f"actor/{name}": value for name, value in metrics.items()}

@@ -1,5 +1,6 @@
 """Ensembles of critics Q(s, a), and IQL's value V(s): what can be chosen about them, and the functions that read it."""
 
+from collections.abc import Sequence
 from typing import Any, Protocol, TypeVar
 
 import chex
@@ -131,20 +132,25 @@ def value_module(choices: Critic, hidden_dims: tuple[int, ...], **options: Any) 
     return Value(choices.hidden_dims or hidden_dims, ACTIVATIONS[choices.activation], choices.layer_norm, **options)
 
 
-def implicit_value_loss(nets: Any, params: Params, state: TrainState[V], batch: Batch, key: jax.Array) -> Loss:
-    """E L(min Q̄(s, a) − V(s)), L that of the configuration's `value` (IQL, eq. 5)."""
-    s, config = batch["observations"], state.config
-    q = combine(config.critic, nets.critic(state.target_params, s, batch["actions"]))
-    v = nets.value(params, s)
+def implicit_value_loss(
+    nets: Any, params: Params, state: TrainState[V], batch: Batch, key: jax.Array, *, goals: Sequence[str] = ()
+) -> Loss:
+    """E L(min Q̄(s, a) − V(s)), L that of the configuration's `value` (IQL, eq. 5); Q and V also read the `goals`."""
+    s, g, config = batch["observations"], [batch[name] for name in goals], state.config
+    q = combine(config.critic, nets.critic(state.target_params, s, *g, batch["actions"]))
+    v = nets.value(params, s, *g)
     chex.assert_equal_shape([q, v, batch["valid"]])
     loss = (batch["valid"] * config.value.errors(q - v)).mean()
     return loss, {"value/loss": loss, "value/v_mean": v.mean(), "value/v_max": v.max(), "value/v_min": v.min()}
 
 
-def implicit_critic_loss(nets: Any, params: Params, state: TrainState[V], batch: Batch, key: jax.Array) -> Loss:
-    """Σᵢ E (Qᵢ(s, a) − r − γ m V(s'))² (IQL, eq. 6)."""
-    targets = batch["rewards"] + batch["discounts"] * nets.value(state.params, batch["next_observations"])
-    return td_sum(nets.critic(params, batch["observations"], batch["actions"]), targets, batch)
+def implicit_critic_loss(
+    nets: Any, params: Params, state: TrainState[V], batch: Batch, key: jax.Array, *, goals: Sequence[str] = ()
+) -> Loss:
+    """Σᵢ E (Qᵢ(s, a) − r − γ m V(s'))² (IQL, eq. 6); Q and V also read the `goals`."""
+    g = [batch[name] for name in goals]
+    targets = batch["rewards"] + batch["discounts"] * nets.value(state.params, batch["next_observations"], *g)
+    return td_sum(nets.critic(params, batch["observations"], *g, batch["actions"]), targets, batch)
 
 
 def conservative_gap(

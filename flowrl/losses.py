@@ -255,6 +255,11 @@ def q_size(q: jax.Array) -> jax.Array:
     return jax.lax.stop_gradient(jnp.maximum(jnp.abs(q.mean(axis=0)).mean(), 1e-8))
 
 
+def relative(q: jax.Array, constant: float = 0.0) -> jax.Array:
+    """Mean Q in units of its size, mean Q / sg(mean |Q| + c) (TD3+BC, https://arxiv.org/abs/2106.06860): `[B]`."""
+    return q.mean() / jax.lax.stop_gradient(jnp.abs(q).mean() + constant)
+
+
 def coin_q(q: jax.Array, sizes: jax.Array, key: jax.Array) -> jax.Array:
     """Loss of a policy by two critics, −mean Q_i / sg(mean |Q_j|), where a coin says which one i is (DQL's code).
 
@@ -269,3 +274,49 @@ def coin_q(q: jax.Array, sizes: jax.Array, key: jax.Array) -> jax.Array:
     chex.assert_equal_shape([q, sizes])
     i = jax.random.bernoulli(key).astype(jnp.int32)
     return -q[i].mean() / jax.lax.stop_gradient(jnp.abs(sizes[1 - i]).mean() + 1e-8)
+
+
+# ------------------------------------------------------------------------------------------ contrasts and distances
+
+
+def contrastive_errors(logits: jax.Array) -> jax.Array:
+    """Cross-entropy of telling each row's own goal, on the diagonal, from those of the others.
+
+    That is binary noise-contrastive estimation (CRL, https://arxiv.org/abs/2206.07568): f(sᵢ, aᵢ, gⱼ) `[..., B, B]` to
+    errors of the same shape.
+    """
+    chex.assert_equal(*logits.shape[-2:])
+    return jax.nn.softplus(logits) - jnp.eye(logits.shape[-1], dtype=logits.dtype) * logits
+
+
+def iqe(x: jax.Array, y: jax.Array, mean_share: Scalar, size: int = 8) -> jax.Array:
+    """Interval quasimetric embedding (https://arxiv.org/abs/2211.15120): how far it is from x to y.
+
+    In each group of `size` coordinates the length that the intervals [xᵢ, yᵢ] with xᵢ < yᵢ cover together.
+
+    Args:
+        x: Latents `[..., L]`, L a multiple of the groups' size.
+        y: Latents `[..., L]`.
+        mean_share: Share of the mean over groups `[]`; that of the largest group is the rest.
+        size: Coordinates of a group.
+
+    Returns:
+        `[...]`, at least 0, and 0 from x to x.
+    """
+    starts, ends = (z.reshape(*z.shape[:-1], -1, size) for z in jnp.broadcast_arrays(x, y))
+    order = jnp.argsort(starts, axis=-1)
+    starts, ends = (jnp.take_along_axis(z, order, axis=-1) for z in (starts, ends))
+    # What an interval adds to those that begin before it: nothing where it is empty, or ends before one of them.
+    reach = jax.lax.cummax(jnp.concatenate([starts[..., :1], ends[..., :-1]], axis=-1), axis=ends.ndim - 1)
+    covered = jnp.sum(jax.nn.relu(ends - jnp.maximum(starts, reach)), axis=-1)
+    return mean_share * covered.mean(axis=-1) + (1 - mean_share) * covered.max(axis=-1)
+
+
+def mrn(x: jax.Array, y: jax.Array) -> jax.Array:
+    """Metric residual network (https://arxiv.org/abs/2208.08133): how far it is from x to y, each `[..., L]`: `[...]`.
+
+    The Euclidean distance of the first half of coordinates, and the most that x exceeds y by in one of the others.
+    """
+    (x, x_rest), (y, y_rest) = (jnp.split(z, 2, axis=-1) for z in (x, y))
+    symmetric = jnp.sqrt(jnp.maximum(jnp.sum((x - y) ** 2, axis=-1), 1e-12))  # with a slope of 0 where they are equal
+    return symmetric + jax.nn.relu(jnp.max(x_rest - y_rest, axis=-1))

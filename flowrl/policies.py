@@ -9,8 +9,9 @@ import jax
 import jax.numpy as jnp
 
 from flowrl.config import config, static, traced
+from flowrl.losses import awr_weight, gaussian_log_prob, mse, relative
 from flowrl.networks import MLP, Activation, Initializer, glorot, orthogonal, side_by_side
-from flowrl.train_state import Batch, Loss, Params, Scalar, TrainState
+from flowrl.train_state import Batch, Loss, Params, Policy, Scalar, TrainState
 
 LOG_STD_RANGE = (-5.0, 2.0)
 
@@ -47,13 +48,13 @@ class Gaussian(nn.Module):
     final_init: Initializer = glorot(1e-2)
 
     @nn.compact
-    def __call__(self, observations: jax.Array, key: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
-        """Maps `[..., D]` to means and log standard deviations `[..., A]`, the latter clipped to [−5, 2]."""
+    def __call__(self, *inputs: jax.Array, key: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
+        """Maps `[..., D_i]`... to means and log standard deviations `[..., A]`, the latter clipped to [−5, 2]."""
         mlp = MLP(
             self.hidden_dims, self.action_dim, activation=self.activation, kernel_init=self.kernel_init,
             final_init=self.final_init, dropout=self.dropout,
         )  # fmt: skip
-        means = mlp(observations, key=key)
+        means = mlp(*inputs, key=key)
         means = jnp.tanh(means) if self.tanh else means
         zeros = nn.initializers.zeros
         log_stds = self.param("log_stds", zeros, (self.action_dim,)) if self.learnt_std else jnp.zeros(())
@@ -64,6 +65,55 @@ def act_gaussian(gaussian: tuple[jax.Array, jax.Array], key: jax.Array, explore:
     """Returns the mode of Gaussians, or with `explore` a draw, clipped: each μ and log σ `[..., A]`."""
     means, log_stds = gaussian
     return jnp.clip(means + jnp.exp(log_stds) * unit_gaussian(jnp.zeros_like(means), key, explore), -1.0, 1.0)
+
+
+def act_toward_goals(
+    nets: Any, policy: Policy[Any], inputs: Batch, key: jax.Array, *, explore: bool = False
+) -> jax.Array:
+    """Acts for an agent whose network `actor` gives Gaussians: their mode, or with `explore` a draw, clipped."""
+    return act_gaussian(nets.actor(policy.params, inputs["observations"], inputs["goals"]), key, explore)
+
+
+def awr_loss(
+    gaussian: tuple[jax.Array, jax.Array], actions: jax.Array, advantages: jax.Array, alpha: Scalar,
+    valid: Scalar = 1.0, name: str = "actor",
+) -> Loss:  # fmt: skip
+    """−E min(exp(α A), 100) log π(a | s): advantage-weighted regression (IQL, https://arxiv.org/abs/2110.06169, eq. 7).
+
+    Args:
+        gaussian: π(· | s), μ and log σ `[B, A]`.
+        actions: a `[B, A]`.
+        advantages: A `[B]`, without gradient.
+        alpha: α `[]`.
+        valid: Which entries of actions count `[B, A]`.
+        name: What the metrics' names begin with.
+    """
+    weights = awr_weight(advantages, alpha)
+    loss = -(weights * gaussian_log_prob(actions, *gaussian, valid)).mean()
+    metrics = {"loss": loss, "weight": weights.mean(), "advantage": advantages.mean()}
+    metrics |= {"mse": mse(gaussian[0], actions).mean()}
+    return loss, {f"{name}/{metric}": value for metric, value in metrics.items()}
+
+
+def ddpgbc_loss(
+    gaussian: tuple[jax.Array, jax.Array], actions: jax.Array, q: jax.Array, alpha: Scalar, valid: Scalar = 1.0,
+    constant: float = 0.0,
+) -> Loss:  # fmt: skip
+    """−E Q(s, a_π) / sg(E |Q| + c) − α E log π(a | s): DDPG+BC (FQL's and OGBench's code).
+
+    Args:
+        gaussian: π(· | s), μ and log σ `[B, A]`.
+        actions: a `[B, A]`.
+        q: Q(s, a_π) `[B]` of the policy's actions, by constant critics.
+        alpha: α `[]`.
+        valid: Which entries of actions count `[B, A]`.
+        constant: c, 1e-6 in OGBench's code.
+    """
+    q_loss = -relative(q, constant)
+    cloning = -alpha * gaussian_log_prob(actions, *gaussian, valid).mean()
+    metrics = {"loss": q_loss + cloning, "q_loss": q_loss, "bc_loss": cloning, "q_mean": q.mean()}
+    metrics |= {"mse": mse(gaussian[0], actions).mean()}
+    return q_loss + cloning, {f"actor/{metric}": value for metric, value in metrics.items()}
 
 
 class SquashedGaussian(nn.Module):

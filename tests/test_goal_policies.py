@@ -19,18 +19,15 @@ from goal_references import (
     sscp_two_hops,
     state_of,
 )
-from small_agents import AT_LEISURE, compiled, networks_of
+from lines import CELLS, GAMMA, cell_pairs, line, trained
+from small_agents import compiled, networks_of
 from small_agents import goal_transitions as batch_of
 
-from flowrl import agents
 from flowrl.agent import Agent
 from flowrl.agents import gc_sscp, gcivl
-from flowrl.config import as_arrays, check, put
-from flowrl.data.dataset import Dataset, from_arrays
+from flowrl.config import as_arrays, check
 from flowrl.encoders import length_normalize, represented_value
 from flowrl.errors import UserError
-from flowrl.networks import Spec
-from flowrl.random_streams import stream_key
 from flowrl.train_state import Policy, TrainState
 
 each_agent = pytest.mark.parametrize("name", NAMES)
@@ -167,27 +164,6 @@ def test_a_policy_carries_only_what_acting_needs(name: str) -> None:
 
 # --- problems with known answers ---
 
-CELLS, GAMMA = 7, 0.8
-
-
-def line() -> Dataset:
-    """A line of cells, seen as one-hot vectors, walked once to the right and once to the left.
-
-    Both walks end with a row that has no transition; it repeats the last cell, so that every cell is a goal.
-    """
-    right = [*range(CELLS), CELLS - 1]
-    cells = np.array(right + [CELLS - 1 - c for c in right])
-    terminals = np.zeros(2 * (CELLS + 1), bool)
-    terminals[[CELLS, 2 * CELLS + 1]] = True
-    actions = np.repeat([[0.8], [-0.8]], CELLS + 1, axis=0)
-    return from_arrays(
-        {
-            "observations": np.eye(CELLS, dtype=np.float32)[cells],
-            "actions": actions.astype(np.float32),
-            "terminals": terminals,
-        }
-    )
-
 
 @functools.cache
 def trained_on_line(name: str) -> tuple[Agent, TrainState]:
@@ -198,30 +174,9 @@ def trained_on_line(name: str) -> tuple[Agent, TrainState]:
         told |= {"value_goals.p_trajectory": 0.7, "value_goals.p_random": 0.0}
     if name in ("hiql", "gc_sscp"):
         told |= {"subgoal_steps": 2, "low_alpha": 0.3, "high_alpha": 0.3}
-    updates = 600
     if name == "gc_sscp":  # where larger steps reshape the representation, some initial parameters end in no direction
-        told |= {"actor_target_rate": 0.02, "learning_rate": 1e-3}
-        updates = 1500
-    config = put(agents.default(name), told)
-    agent, dataset, key = agents.build(name, config, Spec.of_sizes(CELLS, 1, CELLS)), line(), jax.random.key(0)
-
-    def step(_: int, state: TrainState) -> TrainState:
-        data_key, update_key = (stream_key(key, stream, state.step) for stream in ("data", "update"))
-        return agent.update(state, agent.batch(state.config).sample(data_key, dataset, 128), update_key)[0]
-
-    @functools.partial(jax.jit, compiler_options=AT_LEISURE)
-    def train(state: TrainState, factor: float) -> TrainState:
-        """Updates with a learning rate times `factor`."""
-        rate = state.config.learning_rate * factor
-        return jax.lax.fori_loop(0, updates, step, state.replace(config=put(state.config, {"learning_rate": rate})))
-
-    return agent, train(train(jax.jit(agent.init)(key, config), 1.0), 0.2)
-
-
-def cell_pairs() -> tuple[np.ndarray, np.ndarray]:
-    """All pairs of different cells (s, g)."""
-    s, g = np.divmod(np.arange(CELLS**2), CELLS)
-    return s[s != g], g[s != g]
+        return trained(name, {**told, "actor_target_rate": 0.02, "learning_rate": 1e-3}, line(), updates=1500)
+    return trained(name, told, line())
 
 
 @pytest.mark.parametrize("name", ["gcivl", "hiql", "gc_sscp"])

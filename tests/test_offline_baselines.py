@@ -875,8 +875,8 @@ FAULTS = {
         ("config.value.errors(q - v)", "config.value.errors(v - q)", "test_losses_of_implicit_q_learning_by_hand"),
         ('(batch["valid"] * config.value', "(config.value", "test_losses_of_implicit_q_learning_by_hand"),
         (
-            "nets.critic(state.target_params, s, batch",
-            "nets.critic(state.params, s, batch",
+            "nets.critic(state.target_params, s, *g, batch",
+            "nets.critic(state.params, s, *g, batch",
             "test_losses_and_gradients_equal_their_references and iql",
         ),
         ('batch["discounts"] * nets.value(', "nets.value(", "test_losses_of_implicit_q_learning_by_hand"),
@@ -899,6 +899,11 @@ FAULTS = {
             "test_errors_of_the_implicit_value_by_hand",
         ),
         ("squares + 2 * log_stds", "squares - 2 * log_stds", "test_losses_of_iqls_policy_by_hand"),
+        (
+            "jax.lax.stop_gradient(jnp.abs(q).mean() + constant)",
+            "(jnp.abs(q).mean() + constant)",
+            "test_losses_and_gradients_equal_their_references and rebrac",
+        ),
     ],
     "flowrl/optim.py": [
         ("d + decay * p", "d - decay * p", "test_idqls_policy_decays_and_its_slow_copies_follow"),
@@ -921,6 +926,14 @@ FAULTS = {
             "test_deviations_stay_in_their_range_and_means_in_theirs",
         ),
         ("jnp.exp(log_stds) * unit_gaussian(", "unit_gaussian(", "test_gaussians_and_noise_when_exploring and iql"),
+        ("loss = -(weights *", "loss = (weights *", "test_losses_of_iqls_policy_by_hand"),
+        (
+            "gaussian_log_prob(actions, *gaussian, valid)).mean()",
+            "gaussian_log_prob(actions, *gaussian)).mean()",
+            "test_losses_of_iqls_policy_by_hand",
+        ),
+        ("q_loss = -relative(", "q_loss = relative(", "test_losses_of_iqls_policy_by_hand"),
+        ("cloning = -alpha", "cloning = alpha", "test_losses_of_iqls_policy_by_hand"),
     ],
     "flowrl/networks.py": [
         ("x / (1 - rate), 0.0", "x, 0.0", "test_dropout_by_hand"),
@@ -1002,12 +1015,7 @@ FAULTS = {
             'mse(a, batch["actions"])',
             "test_masked_actions_are_not_cloned and rebrac",
         ),
-        ("q_loss = -q.mean()", "q_loss = q.mean()", "test_losses_of_the_deterministic_policies_by_hand"),
-        (
-            "jax.lax.stop_gradient(jnp.abs(q).mean())",
-            "jnp.abs(q).mean()",
-            "test_losses_and_gradients_equal_their_references and rebrac",
-        ),
+        ("q_loss = -relative(q)", "q_loss = relative(q)", "test_losses_of_the_deterministic_policies_by_hand"),
         (
             "return polyak(moved, state.params, critic=rate, actor=rate), metrics\n\n\ndef move_jointly",
             "return polyak(moved, moved.params, critic=rate, actor=rate), metrics\n\n\ndef move_jointly",
@@ -1027,14 +1035,11 @@ FAULTS = {
     "agents/iql.py": [
         ("- nets.value(state.params, s)", "+ nets.value(state.params, s)", "test_losses_of_iqls_policy_by_hand"),
         ('if config.advantage == "target"', 'if config.advantage == "online"', "test_losses_of_iqls_policy_by_hand"),
-        ("loss = -(weights *", "loss = (weights *", "test_losses_of_iqls_policy_by_hand"),
         (
-            'gaussian_log_prob(a, means, log_stds, batch["actions_valid"])).mean()',
-            "gaussian_log_prob(a, means, log_stds)).mean()",
+            ', config.alpha, batch["actions_valid"])\n\n\ndef ddpgbc',
+            ", config.alpha)\n\n\ndef ddpgbc",
             "test_losses_of_iqls_policy_by_hand",
         ),
-        ("q_loss = -q.mean() /", "q_loss = q.mean() /", "test_losses_of_iqls_policy_by_hand"),
-        ("cloning = -config.alpha", "cloning = config.alpha", "test_losses_of_iqls_policy_by_hand"),
         (
             "toward = state if config.joint else moved",
             "toward = moved",

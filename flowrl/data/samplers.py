@@ -180,6 +180,22 @@ ONE_STEP = Transitions()
 # ----------------------------------------------------------------------------------------------------------- goals
 
 
+class HasGoals(Protocol):
+    """A configuration of an agent that reads goals for its policy and its values."""
+
+    @property
+    def discount(self) -> float:
+        """γ."""
+
+    @property
+    def actor_goals(self) -> GoalMix:
+        """Where the policy's come from."""
+
+    @property
+    def value_goals(self) -> GoalMix:
+        """Where those of values come from."""
+
+
 class Goals(NamedTuple):
     """Transitions with goals drawn in hindsight.
 
@@ -201,6 +217,11 @@ class Goals(NamedTuple):
     value: GoalMix = GoalMix()
     discount: Scalar = 1.0
     subgoal_steps: Scalar | None = None
+
+    @classmethod
+    def of(cls, config: HasGoals) -> "Goals":
+        """Returns what an agent reads whose configuration has a `discount`, `actor_goals` and `value_goals`."""
+        return cls(config.actor_goals, config.value_goals, config.discount)
 
     @property
     def goals(self) -> bool:

@@ -209,6 +209,39 @@ GAUSSIAN = ("actor_net/Dense_0", "actor_net/Dense_1", "mean_net")
 """The layers of the Gaussian policy in OGBench's code."""
 
 
+def gaussian() -> Iterator[Leaf]:
+    """A `flowrl.policies.Gaussian` named `actor`, and OGBench's; with log standard deviations where they are learnt."""
+    yield from mlp("actor/params/MLP_0", "actor", layers=GAUSSIAN)
+    yield Leaf("actor/params/log_stds", ("actor/log_stds",))
+
+
+IMPROVED = {f"actor/{name}": f"actor/{name}" for name in ("mse", "bc_loss", "q_loss", "q_mean")}
+IMPROVED |= {"actor/actor_loss": "actor/loss", "actor/adv": "actor/advantage"}
+"""Losses and metrics of `policies.awr_loss` and `policies.ddpgbc_loss`."""
+NOT_LOGGED = {
+    "loss/actor/std": "not logged here; its logarithm is compared where it is learnt, else it is 1",
+    "loss/actor/bc_log_prob": "not logged here; part of the loss",
+    "loss/actor/q_abs_mean": "not logged here; part of the loss",
+    "loss/grad/*": "gradients themselves are compared",
+}
+
+
+def ogbenchs(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of OGBench's goal-conditioned agents."""
+    return {
+        "hidden_dims": tuple(config["actor_hidden_dims"]),
+        "learning_rate": config["lr"],
+        "discount": config["discount"],
+        "actor_loss": config["actor_loss"],
+        "alpha": config["alpha"],
+        "learnt_std": not config["const_std"],
+    }
+
+
+OGBENCHS_WAYS = {"act": Way(True, draws("normal gaussian_noise")), "act/actions_temperature0": Way()}
+"""How such agents act in the files that have both in one part."""
+
+
 def twins(ours: str, theirs: str, *, norm: bool = True) -> Iterator[Leaf]:
     """Twin values or critics, stacked on the first axis in both codes."""
     return mlp(f"{ours}/params/MLP_0", f"{theirs}/value_net", norm=norm)

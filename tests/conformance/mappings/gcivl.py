@@ -16,12 +16,12 @@ MAPPING = AgentMapping(
         **VALUE_LOSSES,
         "actor/actor_loss": "actor/loss",
         "actor/mse": "actor/mse",
+        "actor/adv": "actor/advantage",
         "total": total("value/loss", "actor/loss"),
     },
     ways={"act": Way(True, draws("normal noise")), "act_mode": Way()},
     left_out={
         "loss/value/v_m[ai]*": "over both heads here, over their mean there",
-        "loss/actor/adv": "not logged here; its exponential is in the loss",
         "loss/actor/bc_log_prob": "not logged here; part of the loss",
         "loss/actor/std": "1 by definition",
     },

@@ -1,6 +1,6 @@
 """IQL, by FQL's code."""
 
-from ..mapping import GAUSSIAN, AgentMapping, Way, draws, mlp, total, twins
+from ..mapping import IMPROVED, NOT_LOGGED, OGBENCHS_WAYS, AgentMapping, gaussian, total, twins
 
 IMPLICIT_LOSSES = {
     "critic/critic_loss": "critic/loss",
@@ -34,27 +34,13 @@ MAPPING = AgentMapping(
     leaves=(
         *twins("critic", "critic"),
         *twins("value", "value"),
-        *mlp("actor/params/MLP_0", "actor", layers=GAUSSIAN),
+        *gaussian(),
     ),
     losses={
         **IMPLICIT_LOSSES,
-        "actor/actor_loss": "actor/loss",
-        "actor/adv": "actor/advantage",
-        "actor/mse": "actor/mse",
-        "actor/bc_loss": "actor/bc_loss",
-        "actor/q_loss": "actor/q_loss",
-        "actor/q_mean": "actor/q_mean",
+        **IMPROVED,
         "total": total("value/loss", "critic/loss", "actor/loss"),
     },
-    ways={
-        "act": Way(True, draws("normal gaussian_noise")),
-        "act/actions_temperature0": Way(),
-    },
-    left_out={
-        **OF_TARGETS,
-        "loss/actor/std": "1 by definition",
-        "loss/actor/bc_log_prob": "not logged here; part of the loss",
-        "loss/actor/q_abs_mean": "not logged here; part of the loss",
-        "loss/grad/*": "gradients themselves are compared",
-    },
+    ways=OGBENCHS_WAYS,
+    left_out={**OF_TARGETS, **NOT_LOGGED},
 )
