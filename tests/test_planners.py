@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from small_agents import AT_LEISURE, config_of, state_with
 from stub_agents import network
+from test_presets import check_builds, settings_of
 from ways import Way, each_way
 
 from flowrl import agents
@@ -19,6 +20,7 @@ from flowrl.config import as_arrays, check, put
 from flowrl.data.dataset import from_arrays
 from flowrl.diffusion import Diffusion, step_sizes
 from flowrl.errors import UserError
+from flowrl.experiment import presets
 from flowrl.networks import Spec
 from flowrl.temporal import PlanValue, TemporalUNet, doubled, neighbours, pinned
 from flowrl.train_state import Batch, Policy, TrainState
@@ -56,7 +58,7 @@ def test_a_transposed_convolution_writes_between_steps(monkeypatch: pytest.Monke
     assert doubled(jnp.ones((3, 2, 1)), 3).shape == (3, 3, 1)
 
 
-@pytest.mark.parametrize("length", [1, 4, 7])
+@pytest.mark.parametrize("length", [4, 7])
 def test_networks_take_plans_of_any_length_and_batch(length: int) -> None:
     """Rows do not see each other, and each condition changes what is said."""
     x, level = jax.random.normal(KEY, (2, 3, length, 5)), jnp.array([[[0.0]], [[3.0]]])
@@ -396,6 +398,34 @@ def test_diffuser_takes_the_better_mode() -> None:
     assert shares[0] < 0.5
     assert shares[1] > shares[0] + 0.1
     assert shares[2] > 0.95
+
+
+# ------------------------------------------------------------------------------------------------------- presets
+
+
+@pytest.mark.parametrize(
+    ("agent", "dataset", "values"),
+    [
+        ("diffuser", "halfcheetah-medium-v2", {"plans.length": 4, "attention": True, "hidden_dims": (32, 128, 256)}),
+        ("diffuser", "halfcheetah-medium-replay-v2", {"guide.scale": 0.001, "guide.stop": 4}),
+        ("diffuser", "hopper-medium-expert-v2", {"plans.length": 32, "guide.scale": 1e-4, "guide.stop": 4}),
+        ("diffuser", "walker2d-medium-v2", {"guide.scale": 0.1, "guide.stop": 2, "plans.discount": 0.997}),
+        ("decision_diffuser", "hopper-medium-expert-v2", {"plans.length": 100, "guidance": 1.2, "return_scale": 400}),
+    ],
+)
+def test_published_values(agent: str, dataset: str, values: dict[str, Any]) -> None:
+    assert values.items() <= settings_of("paper", agent, dataset)[1].items()
+
+
+@pytest.mark.parametrize(("agent", "rows"), [("diffuser", 9), ("decision_diffuser", 1), ("diffuser_goal", 0)])
+def test_every_row_builds_and_takes_a_step(agent: str, rows: int) -> None:
+    known = presets.datasets(agent) if rows else set()
+    assert len(known) == rows
+    made = [settings_of("paper", agent, dataset)[1] for dataset in sorted(known)]
+    for own in (*made, settings_of("quick", agent, "any")[1]):
+        asked = put(agents.default(agent), own)
+        check(asked, "agent.")
+        check_builds(agent, jax.tree.structure(put(asked, {"batch_size": 4})))
 
 
 FAULTS = {
