@@ -85,7 +85,7 @@ def _first_state(
         config=config,
         params=params,
         # Copies, not aliases: a donated state may not hold one buffer twice.
-        target_params={name: jax.tree.map(jnp.copy, params[name]) for name in targets},
+        target_params={name: jax.tree.map(jnp.copy, params[name]) for name in targets if name in params},
         opt_state={name: ADAM.init(params[name]) for name in params},
         extras=extras,
     )
@@ -104,7 +104,7 @@ class Maker(Generic[C]):
         act: `(nets, policy, inputs, key, *, explore) -> actions`.
         batch: What kind of batches `update` reads.
         acting: The parameters that leave training; by default the actor's.
-        targets: The networks that have slow copies.
+        targets: The networks that have slow copies, where the settings have them.
         multipliers: Names of learnt multipliers and the logarithms `[]` that they begin with.
         extras: Other arrays at the beginning.
         evaluations: As what it is evaluated; by default as it is configured.

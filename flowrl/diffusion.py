@@ -1,4 +1,4 @@
-"""Denoising diffusion in discrete time, as a generative model of actions (`flowrl.generative`), and its parts."""
+"""Denoising diffusion in discrete time, as a generative model of actions or plans, and its parts."""
 
 import math
 from collections.abc import Callable
@@ -14,7 +14,9 @@ from flowrl.paths import one_each
 from flowrl.train_state import Scalar
 
 NoiseModel = Callable[[jax.Array, jax.Array], jax.Array]
-"""`(points [..., A], levels [..., 1]) -> the noise that is in them [..., A]`."""
+"""`(points [..., A], levels [..., 1]) -> the noise that is in them [..., A]`, or the data."""
+Nudge = Callable[[jax.Array, Any, Any], jax.Array]
+"""`(points [..., A], level [], variance []) -> points [..., A]`: what is done before a step of that variance."""
 
 
 @config
@@ -31,9 +33,12 @@ class Diffusion:
     clip: str = static(
         "data",
         "What each denoising step cuts to [-1, 1]: the data that it sees; or the points that it leads to, whose noise "
-        "then has the variance of the step, not of the posterior, as in IDQL's code.",
-        choices=("data", "points"),
+        "then has the variance of the step, not of the posterior, as in IDQL's code; or nothing.",
+        choices=("data", "points", "nothing"),
     )
+    bound: float = static(1.0, "Cuts to [-bound, bound] instead, where data are larger than actions.", low=0.001)
+    predicts: str = static("noise", "What the network predicts.", choices=("noise", "data"))
+    temperature: float = static(1.0, "Factor of the noise that steps add.", low=0.0)
 
     def problem(self, prefix: str) -> str:
         """Says that there cannot be more steps than levels, and that DDPM's are many."""
@@ -59,19 +64,30 @@ class Diffusion:
         self, field: NoiseModel, a: jax.Array, key: jax.Array, valid: Scalar = 1.0
     ) -> tuple[jax.Array, jax.Array]:
         """The same errors, and the actions `[B, A]` that are seen in the points by the predicted noise (EDP)."""
+        points, noise, levels = self.noisy(a, key)
+        predicted = field(points, levels)
+        if self.predicts == "data":
+            return mse(predicted, a, valid), jnp.clip(predicted, -self.bound, self.bound)
+        left = jnp.asarray(self.variance_left())[levels]
+        seen = denoised(points, predicted, jnp.sqrt(left), jnp.sqrt(1 - left))
+        return mse(predicted, noise, valid), jnp.clip(seen, -self.bound, self.bound)
+
+    def noisy(self, a: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Draws levels `[B, 1]`; returns points there, the noise in them `[B, A]` both, and the levels."""
         noise_key, level_key = jax.random.split(key)
         noise = jax.random.normal(noise_key, a.shape)
         levels = jax.random.randint(level_key, one_each(a), 0, self.levels)
-        schedule = self.variance_left()
-        points, left = noised(schedule, a, noise, levels), jnp.asarray(schedule)[levels]
-        predicted = field(points, levels)
-        return mse(predicted, noise, valid), jnp.clip(
-            denoised(points, predicted, jnp.sqrt(left), jnp.sqrt(1 - left)), -1.0, 1.0
-        )
+        return noised(self.variance_left(), a, noise, levels), noise, levels
 
-    def sample(self, field: NoiseModel, z: jax.Array, key: jax.Array) -> jax.Array:
-        """Denoises `[..., A]` into actions in [−1, 1]."""
-        return denoise(field, z, key, self.variance_left(), self.steps or self.levels, self.sampler, self.clip)
+    def sample(
+        self, field: NoiseModel, z: jax.Array, key: jax.Array, nudge: Nudge = lambda points, level, variance: points,
+        *, looped: bool = False,
+    ) -> jax.Array:  # fmt: skip
+        """Denoises `[..., A]`, into actions in [−1, 1] where these are cut; last arguments as for `denoise`."""
+        return denoise(
+            field, z, key, self.variance_left(), self.steps or self.levels, self.sampler, self.clip, bound=self.bound,
+            predicts=self.predicts, temperature=self.temperature, nudge=nudge, looped=looped,
+        )  # fmt: skip
 
 
 # ------------------------------------------------------------------------------------------------------- diffusion
@@ -161,14 +177,15 @@ def step_sizes(schedule: np.ndarray, steps: int, sampler: str, clip: str) -> tup
         parts = ((1 - left) * np.sqrt(before) - np.sqrt(left) * rest, rest, 1 - left, 0 * left)
     else:
         beta = 1 - left / before
-        std = np.sqrt(beta * (1 - before) / (1 - left) if clip == "data" else beta * (before < 1))
+        std = np.sqrt(beta * (1 - before) / (1 - left) if clip != "points" else beta * (before < 1))
         parts = (np.sqrt(before) * beta, np.sqrt(left / before) * (1 - before), 1 - left, std)
     return levels, np.stack([np.sqrt(left), np.sqrt(1 - left), *parts], axis=1)
 
 
 def denoise(
     model: NoiseModel, starts: jax.Array, key: jax.Array, schedule: np.ndarray, steps: int, sampler: str = "ancestral",
-    clip: str = "data",
+    clip: str = "data", *, bound: float = 1.0, predicts: str = "noise", temperature: float = 1.0,
+    nudge: Nudge = lambda points, level, variance: points, looped: bool = False,
 ) -> jax.Array:  # fmt: skip
     """Samples by steps toward the data that the model sees (algorithm 2).
 
@@ -176,29 +193,36 @@ def denoise(
     section 4); one step gives the data seen in `starts`, whatever the sampler.
 
     Args:
-        model: Predicts the noise.
+        model: Predicts the noise, or the data.
         starts: Points at the last level `[..., A]`.
         key: Random key.
         schedule: ᾱ `[T]`.
         steps: Evaluations of the model, 1 … T; many are one loop in the program, few are written out.
         sampler: Kind of the steps, as for `step_sizes`.
         clip: What is cut to [−1, 1] in each step: the `data` that the model sees, where the noise has the variance of
-            the posterior; or the `points`, where it has that of the step, β.
+            the posterior; or the `points`, where it has that of the step, β; or `nothing`.
+        bound: Cuts to [−bound, bound] instead.
+        predicts: What the model does, the `noise` or the `data`.
+        temperature: Factor of the noise that steps add.
+        nudge: What happens to points before each step.
+        looped: Whether few steps are a loop too, where the model is large to compile.
 
     Returns:
-        `[..., A]` in [−1, 1].
+        `[..., A]` in [−bound, bound] where it is cut.
     """
     levels, sizes = step_sizes(schedule, steps, sampler, clip)
     draws = jax.random.normal(key, (steps, *starts.shape))
 
     def step(points: jax.Array, level: Any, size: Any, draw: jax.Array) -> jax.Array:
         kept, added, to_data, to_points, whole, std = size
-        data = denoised(points, model(points, jnp.full(one_each(starts), level)), kept, added)
-        data = jnp.clip(data, -1.0, 1.0) if clip == "data" else data
-        points = (to_data * data + to_points * points) / whole + std * draw
-        return points if clip == "data" else jnp.clip(points, -1.0, 1.0)
+        points = nudge(points, level, std**2)
+        found = model(points, jnp.full(one_each(starts), level))
+        data = found if predicts == "data" else denoised(points, found, kept, added)
+        data = jnp.clip(data, -bound, bound) if clip == "data" else data
+        points = (to_data * data + to_points * points) / whole + temperature * std * draw
+        return jnp.clip(points, -bound, bound) if clip == "points" else points
 
-    if steps > WRITTEN_OUT:
+    if looped or steps > WRITTEN_OUT:
         rows = jnp.asarray(levels), jnp.asarray(sizes, starts.dtype), draws
         return jax.lax.scan(lambda points, row: (step(points, *row), None), starts, rows)[0]
     points = starts

@@ -147,15 +147,16 @@ class LinearDecay:
 
 @config
 class LateTarget:
-    """When a slow copy follows: not at first, and then at some of the updates (DQL's code)."""
+    """When a slow copy follows: at first not, or at another rate, then at some of the updates (DQL's code)."""
 
     rate: float = traced(0.005, "Polyak rate of the slow copy of the policy.", high=1.0)
-    start: int = traced(1000, "Updates before that copy first moves.")
+    start: int = traced(1000, "Updates before that copy first moves at this rate.")
     interval: int = traced(5, "Updates between its moves.", low=1)
+    early: float = traced(0.0, "Its rate until then: 0 leaves it as it was, 1 copies.", high=1.0)
 
     def at(self, step: jax.Array) -> jax.Array:
         """Returns the rate `[]` at an update, 0 where it stays."""
-        return jnp.where((step >= self.start) & (step % self.interval == 0), self.rate, 0.0)
+        return jnp.where(step % self.interval == 0, jnp.where(step >= self.start, self.rate, self.early), 0.0)
 
 
 @config

@@ -1,5 +1,6 @@
 """Steps of optimizers, slow copies and schedules, by numbers derived by hand, as written, under jit and vmap."""
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -187,6 +188,9 @@ def test_a_late_target_moves_at_some_updates_after_its_start(way: Way) -> None:
     late = LateTarget(rate=jnp.float32(0.3), start=jnp.int32(7), interval=jnp.int32(3))
     rates = [float(way(lambda late, step: late.at(step))(late, jnp.int32(step))) for step in range(13)]
     np.testing.assert_allclose(rates, [0.3 * (step in (9, 12)) for step in range(13)], rtol=1e-6)
+    copied = dataclasses.replace(late, early=jnp.float32(1))
+    rates = [float(way(lambda late, step: late.at(step))(copied, jnp.int32(step))) for step in range(13)]
+    np.testing.assert_allclose(rates, [1, 0, 0, 1, 0, 0, 1, 0, 0, 0.3, 0, 0, 0.3], rtol=1e-6)
 
 
 @each_way

@@ -45,6 +45,13 @@ def test_returns_by_hand(rewards: list[float], masks: list[float], expected: Any
     np.testing.assert_array_equal(found["horizons"], [*horizons, 0])
 
 
+def test_a_termination_may_have_a_price() -> None:
+    """γ = ½: 1 + ½ (2 − 8) and 2 − 8 where the episode terminates; out of time as it was."""
+    terminated, out_of_time = (returns.of_dataset(laid_out(([1, 2], [1, m])), 0.5, -8.0)["returns"] for m in (0, 1))
+    np.testing.assert_array_equal(terminated, [-2, -6, 0])
+    np.testing.assert_array_equal(out_of_time, [2, 2, 0])
+
+
 def test_episodes_do_not_touch() -> None:
     found = returns.of_dataset(laid_out(([1, 2], [1, 1]), ([-1, -1, -1], [1, 1, 1]), ([], []), ([8], [0])), 0.5)
     np.testing.assert_array_equal(found["returns"], [2, 2, 0, -2, -2, -2, 0, 0, 8, 0])

@@ -7,7 +7,9 @@ import pytest
 
 from flowrl.data.dataset import Dataset, from_arrays, longest_episode
 from flowrl.data.goals import GoalMix
-from flowrl.data.samplers import Goals, Horizon, Segments, Transitions, require
+from flowrl.data.samplers import Goals, Horizon, Transitions, require
+from flowrl.data.segments import Plans, Segments
+from flowrl.data.stretches import of_episodes, sums
 from flowrl.errors import UserError
 
 GAMMA = 0.5
@@ -27,14 +29,20 @@ def dataset() -> Dataset:
             "rewards": np.array([1, 2, 4, 8, 99, 16, 32, 99], np.float32),
             "masks": np.array([1, 1, 0, 1, 1, 1, 1, 1], np.float32),
             "terminals": np.array([0, 0, 0, 0, 1, 0, 0, 1], bool),
+            "returns": np.arange(0, 80, 10, dtype=np.float32),
         }
     )
 
 
 def at(dataset: Dataset, length: int, *rows: int) -> dict[str, np.ndarray]:
-    kind = Segments(length, jnp.float32(GAMMA))
-    found = jax.jit(lambda rows: kind.at(dataset, rows))(jnp.array(rows, jnp.int32))
-    return {name: np.asarray(x) for name, x in found.items()}
+    """Segments, and what is summed along them."""
+    kind = Segments(Plans(length=length))
+
+    def look(rows: jax.Array) -> dict[str, jax.Array]:
+        along = sums(dataset.fields, of_episodes(dataset, rows, length), jnp.float32(GAMMA), stops=True)
+        return along | kind.with_returns(dataset, rows)
+
+    return {name: np.asarray(x) for name, x in jax.jit(look)(jnp.array(rows, jnp.int32)).items()}
 
 
 def test_a_segment_within_an_episode(dataset: Dataset) -> None:
@@ -42,7 +50,7 @@ def test_a_segment_within_an_episode(dataset: Dataset) -> None:
     np.testing.assert_array_equal(found["observations"], [[0], [5]])
     np.testing.assert_array_equal(found["states"], [[[0], [1]], [[5], [6]]])
     np.testing.assert_array_equal(found["actions"], [[[0], [-1]], [[-5], [-6]]])
-    np.testing.assert_array_equal(found["next_observations"], [[2], [7]])
+    np.testing.assert_array_equal(found["returns"], [0, 50])
     np.testing.assert_array_equal(found["rewards"], [1 + 2 / 2, 16 + 32 / 2])
     np.testing.assert_array_equal(found["discounts"], [0.25, 0.25])  # γ²
     np.testing.assert_array_equal(found["valid"], [1, 1])
@@ -61,7 +69,6 @@ def test_nothing_counts_after_a_termination(dataset: Dataset) -> None:
 def test_a_segment_stays_in_its_episode_and_has_no_value_where_that_only_ended(dataset: Dataset) -> None:
     found = at(dataset, 3, 3, 5, 6)
     np.testing.assert_array_equal(found["states"][:, :, 0], [[3, 3, 3], [5, 6, 6], [6, 6, 6]])
-    np.testing.assert_array_equal(found["next_observations"], [[4], [7], [7]])
     np.testing.assert_array_equal(found["actions_valid"], [[1, 0, 0], [1, 1, 0], [1, 0, 0]])
     np.testing.assert_array_equal(found["rewards"], [8, 16 + 32 / 2, 32])  # each once
     np.testing.assert_array_equal(found["valid"], [0, 0, 0])  # what lies three steps ahead is not known
@@ -85,7 +92,26 @@ def test_segments_of_one_step_are_transitions(dataset: Dataset) -> None:
         np.testing.assert_array_equal(segments[name], transitions[name])
     np.testing.assert_array_equal(segments["actions"][:, 0], transitions["actions"])
     np.testing.assert_array_equal(transitions["discounts"], [0.5, 0, 0.5, 0.5])
-    np.testing.assert_array_equal(segments["next_observations"], whole["observations"] + 1)
+
+
+def test_a_segment_ends_in_its_goal_and_stays_there(dataset: Dataset) -> None:
+    """Goals lie 3, 1 and 2 steps ahead; the last one would be beyond the episode."""
+    kind, rows, reach = Segments(Plans(length=4), goals=True), jnp.array([0, 1, 6]), jnp.array([3, 1, 2])
+    found = jax.jit(lambda rows, reach: kind.with_goals(dataset, rows, reach))(rows, reach)
+    np.testing.assert_array_equal(found["states"][:, :, 0], [[0, 1, 2, 3], [1, 2, 2, 2], [6, 6, 6, 6]])
+    np.testing.assert_array_equal(found["actions_valid"], [[1, 1, 1, 0], [1, 0, 0, 0], [0, 0, 0, 0]])
+    np.testing.assert_array_equal(found["valid"], [1, 1, 0])
+    assert "returns" not in found
+
+
+@pytest.mark.parametrize(("early", "reached"), [(False, {3}), (True, {1, 2, 3})])
+def test_goals_lie_at_the_end_of_segments_or_anywhere_in_them(dataset: Dataset, early: bool, reached: set[int]) -> None:
+    kind = Segments(Plans(length=4), goals=True, early=early)
+    batch = jax.jit(lambda key: kind.sample(key, dataset, 500))(jax.random.key(0))
+    steps = np.asarray(batch["states"][:, -1] - batch["states"][:, 0])[np.asarray(batch["valid"]) > 0]
+    assert {*steps[:, 0].tolist()} == reached
+    assert kind.goals
+    assert [Segments(Plans(played=n)).chunk for n in (1, 2)] == [0, 2]
 
 
 def ahead(dataset: Dataset, horizon: Horizon, *rows: int) -> dict[str, np.ndarray]:
@@ -130,14 +156,14 @@ def test_n_steps_have_the_first_action(dataset: Dataset) -> None:
 def test_looking_beyond_every_episode_is_refused() -> None:
     fields = ("observations", "actions", "rewards", "masks")
     require(Transitions(0.9, Horizon(steps=4)), fields, longest=4)
-    require(Segments(9), fields, longest=4)
+    require(Segments(Plans(length=9)), (*fields, "returns"), longest=4)
     with pytest.raises(UserError, match="looks 5 steps ahead, but the longest episode of the data has 4; give a small"):
         require(Transitions(0.9, Horizon(steps=5)), fields, longest=4)
     assert longest_episode(np.array([0, 0, 0, 0, 1, 0, 0, 1], bool)) == 4
 
 
 def test_batches_come_from_rows_with_a_transition(dataset: Dataset) -> None:
-    for kind in (Transitions(GAMMA), Segments(2, GAMMA)):
+    for kind in (Transitions(GAMMA), Segments(Plans(length=2))):
         batch = jax.jit(lambda key, kind=kind: kind.sample(key, dataset, 500))(jax.random.key(0))
         assert {*np.asarray(batch["observations"])[:, 0].tolist()} == {0, 1, 2, 3, 5, 6}
         assert not kind.goals
@@ -146,10 +172,13 @@ def test_batches_come_from_rows_with_a_transition(dataset: Dataset) -> None:
 def test_what_data_lack_is_named() -> None:
     require(Transitions(), ("observations", "actions", "rewards", "masks", "more"))
     require(Goals(GoalMix()), ("observations", "actions"))
+    require(Segments(Plans(), goals=True), ("observations", "actions"))
+    with pytest.raises(UserError, match="the data lack goals that are states, which"):
+        require(Segments(Plans(), goals=True), ("observations", "actions", "oracle_reps"))
     for kind, lacking in (
         (Transitions(), "rewards, masks"),
         (Transitions(returns=True), "rewards, masks, returns"),
-        (Segments(2), "rewards, masks"),
+        (Segments(Plans()), "rewards, masks, returns"),
     ):
         with pytest.raises(UserError, match=f"the data lack {lacking}, which this agent reads; they have actions, obs"):
             require(kind, ("observations", "actions"))
@@ -164,13 +193,19 @@ FAULTS = {
             "test_a_chunk_is_one_action_and_counts_as_in_qc",
         ),
         ("kind.steps > longest", "kind.steps > longest + 1", "test_looking_beyond_every_episode_is_refused"),
-        ("states[stretch.rows[:, -1] + 1]", "states[stretch.rows[:, -1]]", "test_a_segment_within_an_episode"),
         (
             '"discounts": self.discount * rows["masks"]',
             '"discounts": self.discount * jnp.ones_like(rows["masks"])',
             "test_segments_of_one_step_are_transitions",
         ),
         ('("returns",) if self.returns else ()', "()", "test_what_data_lack_is_named"),
+    ],
+    "flowrl/data/segments.py": [
+        ('fields["returns"][rows]', 'fields["rewards"][rows]', "test_a_segment_within_an_episode"),
+        ("1, most + 1) if self.early", "1, most) if self.early", "test_goals_lie_at_the_end_of_segments_or_anywhere"),
+        ("jnp.minimum(ahead, last[:, None])", "ahead", "test_a_segment_ends_in_its_goal_and_stays_there"),
+        ("ahead < last[:, None]", "ahead <= last[:, None]", "test_a_segment_ends_in_its_goal_and_stays_there"),
+        ("(rows + reach == last)", "(rows < last)", "test_a_segment_ends_in_its_goal_and_stays_there"),
     ],
     "flowrl/data/stretches.py": [
         (

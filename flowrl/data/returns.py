@@ -18,20 +18,21 @@ import numpy as np
 from flowrl.errors import UserError
 
 
-def of_dataset(arrays: Mapping[str, np.ndarray], discount: float) -> dict[str, np.ndarray]:
+def of_dataset(arrays: Mapping[str, np.ndarray], discount: float, penalty: float = 0.0) -> dict[str, np.ndarray]:
     """Returns `returns` and `horizons` float32 `[N]`, 0 in rows without a transition.
 
     Args:
         arrays: `rewards` and `masks` `[N]`, and `terminals` bool `[N]`, true on the last row of each episode, which has
             no transition.
         discount: γ < 1.
+        penalty: Added to the reward of each termination.
 
     Raises:
         UserError: A return is not finite in 32 bits.
     """
     terminals = np.asarray(arrays["terminals"], bool)
     rewards, masks = np.asarray(arrays["rewards"], np.float64), np.asarray(arrays["masks"], np.float64)
-    steps = np.where(terminals, 0.0, 1.0)
+    steps, rewards = np.where(terminals, 0.0, 1.0), rewards + penalty * (masks == 0)
     factors = discount * masks * steps  # 0 in an episode's last row, so that no sum crosses it
     unsolved = _unsolved(rewards, masks, terminals)
     found = {}

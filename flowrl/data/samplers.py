@@ -1,4 +1,4 @@
-"""Kinds of batches: transitions of one step or of several, transitions with goals, and segments of episodes.
+"""Kinds of batches: transitions of one step or of several, and transitions with goals; of segments see `segments`.
 
 An agent says which kind it reads. Whatever the kind, the line `r + batch["discounts"] * next_q` is the right target:
 `discounts` are γⁿ · mask for the n steps that `rewards` sum and `next_observations` lie ahead. `valid` says which rows
@@ -274,62 +274,3 @@ class Goals(NamedTuple):
         missing = [name for name in ("observations", "actions") if name not in known]
         hierarchical = self.subgoal_steps is not None and "oracle_reps" in known
         return [*missing, *(("low_actor_goals", "high_actor_goals", "high_actor_targets") if hierarchical else ())]
-
-
-# -------------------------------------------------------------------------------------------------- several steps
-
-
-class Segments(NamedTuple):
-    """Stretches of H steps with all states, for models of trajectories.
-
-    A segment begins at any transition. Where its episode ends before H steps are over, it stays in the last row:
-    `actions_valid` is 0 from there on. `valid` is 1 where the value of what lies H steps ahead is known, or not needed
-    because an episode terminated on the way.
-
-    - `observations` `[B, ...]` at the first step, `next_observations` `[B, ...]` after the last;
-    - `states` `[B, H, ...]`;
-    - `actions` `[B, H, A]` and `actions_valid` `[B, H]`;
-    - `rewards` `[B]`: Σ γᵏ rₖ until the first termination; `discounts` `[B]`: γ^H, or 0 after a termination;
-      `valid` `[B]`.
-
-    Attributes:
-        length: H.
-        discount: γ `[]`.
-    """
-
-    length: int
-    discount: Scalar = 1.0
-
-    @property
-    def goals(self) -> bool:
-        """Whether batches have goals."""
-        return False
-
-    @property
-    def steps(self) -> int:
-        """A segment may go beyond the end of its episode."""
-        return 1
-
-    @property
-    def chunk(self) -> int:
-        """What is played is the agent's matter."""
-        return 0
-
-    def sample(self, key: jax.Array, dataset: Dataset, batch_size: int) -> Rows:
-        """Draws segments uniformly by their first row."""
-        return self.at(dataset, sample_rows(key, dataset, (batch_size,)))
-
-    def at(self, dataset: Dataset, rows: jax.Array) -> Rows:
-        """Returns the segments that begin in `rows` `[B]`."""
-        stretch, states = of_episodes(dataset, rows, self.length), dataset.fields["observations"]
-        return {
-            "observations": states[rows],
-            "states": states[stretch.rows],
-            "next_observations": states[stretch.rows[:, -1] + 1],
-            "actions": dataset.fields["actions"][stretch.rows],
-            **sums(dataset.fields, stretch, self.discount, stops=True),
-        }
-
-    def lacking(self, fields: Iterable[str]) -> list[str]:
-        """Returns which fields a dataset lacks."""
-        return [name for name in ("observations", "actions", "rewards", "masks") if name not in fields]

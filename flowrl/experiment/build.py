@@ -12,6 +12,7 @@ from flowrl.agent import Agent
 from flowrl.data import replay, returns
 from flowrl.data.dataset import Dataset, from_arrays, longest_episode
 from flowrl.data.samplers import Transitions, require
+from flowrl.data.segments import Segments
 from flowrl.errors import UserError
 from flowrl.experiment.settings import Plan
 from flowrl.machine import devices
@@ -65,6 +66,8 @@ def prepare(plan: Plan, source: sources.Source, layout: devices.Layout = devices
     kind = agent.batch(plan.config)
     if isinstance(kind, Transitions) and kind.returns:
         arrays |= returns.of_dataset(arrays, float(kind.discount))
+    if isinstance(kind, Segments) and not kind.goals:
+        arrays |= returns.of_dataset(arrays, kind.plans.discount, kind.plans.termination_penalty)
     normalizer = fit(plan, arrays)
     arrays = arrays if normalizer is None else normalizer.arrays(arrays)
     arrays = {name: array for name, array in arrays.items() if name != "horizons"}
