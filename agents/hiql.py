@@ -4,18 +4,17 @@ from functools import partial
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 
 from flowrl.agent import Maker
 from flowrl.config import MOST_COUNT, config, nested, static, traced
 from flowrl.data.goals import GoalMix
 from flowrl.data.samplers import Goals
-from flowrl.encoders import GoalRep, length_normalize, represented_value
-from flowrl.losses import GoalValue, goal_advantage, goal_value_loss
+from flowrl.encoders import GoalRep, represented_value
+from flowrl.losses import GoalValue, goal_value_loss
 from flowrl.networks import MLP, Network, Spec, Value, ensemble, named, vector
 from flowrl.optim import descend, polyak
-from flowrl.policies import awr_loss, unit_gaussian
-from flowrl.train_state import Batch, Loss, Metrics, Params, Policy, TrainState
+from flowrl.policies import act_by_levels, both_levels, high_actor_loss, low_actor_loss
+from flowrl.train_state import Batch, Metrics, Params, TrainState
 
 
 @config
@@ -60,41 +59,23 @@ def networks(config: Config, spec: Spec) -> Networks:
     ))  # fmt: skip
 
 
-def low_loss(nets: Networks, params: Params, state: State, batch: Batch, key: jax.Array) -> Loss:
-    """−E exp(α (V(s', w) − V(s, w))) log π_low(a | s, φ([s; w])) for the subgoal w (eq. 7)."""
-    s, a, w, config = batch["observations"], batch["actions"], batch["low_actor_goals"], state.config
-    advantages = goal_advantage(represented_value, nets, state.params, s, batch["next_observations"], w)
-    means = nets.low_actor(params, s, nets.goal_rep(params if config.low_actor_rep_grad else state.params, s, w))
-    return awr_loss((means, jnp.zeros_like(means)), a, advantages, config.low_alpha, name="low_actor")
-
-
-def high_loss(nets: Networks, params: Params, state: State, batch: Batch, key: jax.Array) -> Loss:
-    """−E exp(α (V(w, g) − V(s, g))) log π_high(φ([s; w]) | s, g) (eq. 6)."""
-    s, g, w = batch["observations"], batch["high_actor_goals"], batch["high_actor_targets"]
-    advantages = goal_advantage(represented_value, nets, state.params, s, w, g)
-    targets, means = nets.goal_rep(state.params, s, w), nets.high_actor(params, s, g)
-    return awr_loss((means, jnp.zeros_like(means)), targets, advantages, state.config.high_alpha, name="high_actor")
+def rep(nets: Networks, params: Params, s: jax.Array, g: jax.Array) -> jax.Array:
+    """φ([s; g]) `[B, R]`."""
+    return nets.goal_rep(params, s, g)
 
 
 def update(nets: Networks, state: State, batch: Batch, key: jax.Array) -> tuple[State, Metrics]:
     """One joint step of all losses at the same parameters, then the target value."""
     config = state.config
-    losses = (partial(goal_value_loss, represented_value), low_loss, high_loss)
+    v = represented_value
+    losses = (partial(goal_value_loss, v), partial(low_actor_loss, v, rep), partial(high_actor_loss, v, rep))
     rates = dict.fromkeys(("goal_rep", "value", "low_actor", "high_actor"), config.learning_rate)
     moved, metrics = descend(nets, state, batch, key, losses, rates)
     toward = state if config.lagging_targets else moved
     return polyak(moved, toward.params, value=config.value.target_rate), metrics
 
 
-def act(nets: Networks, policy: Policy[Config], inputs: Batch, key: jax.Array, *, explore: bool = False) -> jax.Array:
-    """High level a subgoal's representation, low level an action; modes, or with `explore` samples."""
-    (high_key, low_key), s, params = jax.random.split(key), inputs["observations"], policy.params
-    rep = length_normalize(unit_gaussian(nets.high_actor(params, s, inputs["goals"]), high_key, explore))
-    return jnp.clip(unit_gaussian(nets.low_actor(params, s, rep), low_key, explore), -1.0, 1.0)
-
-
 make = Maker(
-    networks, update, act, targets=("value",),
+    networks, update, act_by_levels, targets=("value",), acting=both_levels,
     batch=lambda config: Goals(config.actor_goals, config.value_goals, config.discount, config.subgoal_steps),
-    acting=lambda state: {name: state.params[name] for name in ("low_actor", "high_actor")},
 )  # fmt: skip

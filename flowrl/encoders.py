@@ -25,7 +25,7 @@ def length_normalize(x: jax.Array) -> jax.Array:
 
 
 class GoalRep(nn.Module):
-    """Representation φ([s; g]) of a goal seen from a state, of length √rep_dim (HIQL in OGBench).
+    """Representation of a goal, φ(g), or of one seen from a state, φ([s; g]), of length √rep_dim (HIQL in OGBench).
 
     Attributes:
         hidden_dims: Sizes of the hidden layers.
@@ -36,9 +36,9 @@ class GoalRep(nn.Module):
     rep_dim: int
 
     @nn.compact
-    def __call__(self, observations: jax.Array, goals: jax.Array) -> jax.Array:
-        """Maps `[B, D]` and `[B, G]` to `[B, R]`."""
-        return length_normalize(MLP(self.hidden_dims, self.rep_dim, layer_norm=True)(observations, goals))
+    def __call__(self, *inputs: jax.Array) -> jax.Array:
+        """Maps `[B, D]` and `[B, G]`, or `[B, G]` alone, to `[B, R]`."""
+        return length_normalize(MLP(self.hidden_dims, self.rep_dim, layer_norm=True)(*inputs))
 
 
 class Pair(NamedTuple):

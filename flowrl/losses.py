@@ -193,8 +193,8 @@ def goal_value_loss(
     """Action-free expectile regression of twin goal-conditioned values (HIQL, https://arxiv.org/abs/2307.11949, eq. 4).
 
     With q = r + γ m min V̄(s', g) and adv = q − mean V̄(s, g), the loss is
-    Σ_i mean |κ − 1{adv < 0}| · (r + γ m V̄_i(s', g) − V_i(s, g))². Only the trained parameters receive gradients; the
-    targets differ from them in the entry `value` alone, so a goal representation has no slow copy.
+    Σ_i mean |κ − 1{adv < 0}| · (r + γ m V̄_i(s', g) − V_i(s, g))². Only the trained parameters receive gradients; V̄ is
+    of the networks' slow copies, as far as they have any.
 
     Args:
         value: The twin value function.
@@ -207,7 +207,7 @@ def goal_value_loss(
     Returns:
         The loss `[]`, and metrics.
     """
-    g, slow = batch["value_goals"], {**state.params, "value": state.target_params["value"]}
+    g, slow = batch["value_goals"], {**state.params, **state.target_params}
     v = value(nets, params, batch["observations"], g)
     target_v = value(nets, slow, batch["observations"], g)
     next_v = value(nets, slow, batch["next_observations"], g)

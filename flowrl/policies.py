@@ -1,15 +1,16 @@
 """Policies that agents share: Gaussian heads, squashed or not, and deterministic ones with noise."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from flowrl.config import config, static, traced
-from flowrl.losses import awr_weight, gaussian_log_prob, mse, relative
+from flowrl.encoders import length_normalize
+from flowrl.losses import GoalValueFn, awr_weight, gaussian_log_prob, goal_advantage, mse, relative
 from flowrl.networks import MLP, Activation, Initializer, glorot, orthogonal, side_by_side
 from flowrl.train_state import Batch, Loss, Params, Policy, Scalar, TrainState
 
@@ -76,7 +77,7 @@ def act_toward_goals(
 
 def awr_loss(
     gaussian: tuple[jax.Array, jax.Array], actions: jax.Array, advantages: jax.Array, alpha: Scalar,
-    valid: Scalar = 1.0, name: str = "actor",
+    valid: Scalar = 1.0, name: str = "actor", relative_to_batch: bool = False,
 ) -> Loss:  # fmt: skip
     """−E min(exp(α A), 100) log π(a | s): advantage-weighted regression (IQL, https://arxiv.org/abs/2110.06169, eq. 7).
 
@@ -87,8 +88,11 @@ def awr_loss(
         alpha: α `[]`.
         valid: Which entries of actions count `[B, A]`.
         name: What the metrics' names begin with.
+        relative_to_batch: Weights are divided by their mean over the batch, + 0.001 (LAVL).
     """
     weights = awr_weight(advantages, alpha)
+    if relative_to_batch:
+        weights = weights / (weights.mean() + 1e-3)
     loss = -(weights * gaussian_log_prob(actions, *gaussian, valid)).mean()
     metrics = {"loss": loss, "weight": weights.mean(), "advantage": advantages.mean()}
     metrics |= {"mse": mse(gaussian[0], actions).mean()}
@@ -114,6 +118,59 @@ def ddpgbc_loss(
     metrics = {"loss": q_loss + cloning, "q_loss": q_loss, "bc_loss": cloning, "q_mean": q.mean()}
     metrics |= {"mse": mse(gaussian[0], actions).mean()}
     return q_loss + cloning, {f"actor/{metric}": value for metric, value in metrics.items()}
+
+
+class HasLevels(Protocol):
+    """A configuration of an agent with two levels of policies."""
+
+    low_alpha: float
+    high_alpha: float
+    low_actor_rep_grad: bool
+
+
+L = TypeVar("L", bound=HasLevels)
+Rep = Callable[[Any, Params, jax.Array, jax.Array], jax.Array]
+"""What stands for a goal before a state: `(nets, params, s [B, D], g [B, G]) -> [B, R]`."""
+
+
+def low_actor_loss(
+    value: GoalValueFn, rep: Rep, nets: Any, params: Params, state: TrainState[L], batch: Batch, key: jax.Array, *,
+    relative_to_batch: bool = False,
+) -> Loss:  # fmt: skip
+    """−E exp(α (V(s', w) − V(s, w))) log π_low(a | s, φ(s, w)) for the subgoal w (HIQL, eq. 7)."""
+    s, a, w, config = batch["observations"], batch["actions"], batch["low_actor_goals"], state.config
+    advantages = goal_advantage(value, nets, state.params, s, batch["next_observations"], w)
+    means = nets.low_actor(params, s, rep(nets, params if config.low_actor_rep_grad else state.params, s, w))
+    return awr_loss(
+        (means, jnp.zeros_like(means)), a, advantages, config.low_alpha, name="low_actor",
+        relative_to_batch=relative_to_batch,
+    )  # fmt: skip
+
+
+def high_actor_loss(
+    value: GoalValueFn, rep: Rep, nets: Any, params: Params, state: TrainState[L], batch: Batch, key: jax.Array, *,
+    rep_grad: bool = False, relative_to_batch: bool = False,
+) -> Loss:  # fmt: skip
+    """−E exp(α (V(w, g) − V(s, g))) log π_high(φ(s, w) | s, g) (HIQL, eq. 6)."""
+    s, g, w = batch["observations"], batch["high_actor_goals"], batch["high_actor_targets"]
+    advantages = goal_advantage(value, nets, state.params, s, w, g)
+    targets, means = rep(nets, params if rep_grad else state.params, s, w), nets.high_actor(params, s, g)
+    return awr_loss(
+        (means, jnp.zeros_like(means)), targets, advantages, state.config.high_alpha, name="high_actor",
+        relative_to_batch=relative_to_batch,
+    )  # fmt: skip
+
+
+def act_by_levels(nets: Any, policy: Policy[Any], inputs: Batch, key: jax.Array, *, explore: bool = False) -> jax.Array:
+    """The high level gives a subgoal's representation, the low level an action; modes, or with `explore` samples."""
+    (high_key, low_key), s, params = jax.random.split(key), inputs["observations"], policy.params
+    rep = length_normalize(unit_gaussian(nets.high_actor(params, s, inputs["goals"]), high_key, explore))
+    return jnp.clip(unit_gaussian(nets.low_actor(params, s, rep), low_key, explore), -1.0, 1.0)
+
+
+def both_levels(state: TrainState[Any]) -> Params:
+    """Returns the parameters that act."""
+    return {name: state.params[name] for name in ("low_actor", "high_actor")}
 
 
 class SquashedGaussian(nn.Module):
