@@ -47,7 +47,7 @@ def cell_pairs() -> tuple[np.ndarray, np.ndarray]:
 def trained(
     name: str, told: Mapping[str, Any], dataset: Dataset, updates: int = 600, first: Mapping[str, Any] | None = None
 ) -> tuple[Agent, TrainState]:
-    """An agent after its updates, and as many with a fifth of its learning rate, from parameters `first` if given."""
+    """An agent after its updates and as many with a fifth of its learning rate; it begins with `first` if given."""
     config, fields = config_of(name, told), dataset.fields
     cells = fields["observations"].shape[-1]
     agent = agents.build(name, config, Spec.of_sizes(cells, fields["actions"].shape[-1], cells))
