@@ -95,7 +95,7 @@ def total(params: Any, x: jax.Array, level: jax.Array) -> jax.Array:
 
 
 def told_linear(params: Any, x: jax.Array, level: jax.Array, returns: jax.Array, told: jax.Array) -> jax.Array:
-    return params * x + 0.1 * level[..., None] + (told * returns)[..., None]
+    return params * x + x[..., :1, :] + 0.1 * level[..., None] + (told * returns)[..., None]
 
 
 DIFFUSER = diffuser.Networks(SPEC, network("plan", linear), network("value", total))
@@ -162,7 +162,7 @@ def test_decision_diffusers_losses_by_hand(way: Way) -> None:
     assert 0 < told[:3].sum() < 3
     points, noise, levels = drawn(state.config.diffusion, np.asarray(batch["states"]), noise_key)
     points[:, 0] = batch["observations"]
-    seen = 0.3 * points + 0.1 * levels + (told * np.asarray(batch["returns"])[:, None] / 4)[..., None]
+    seen = 0.3 * points + points[:, :1] + 0.1 * levels + (told * np.asarray(batch["returns"])[:, None] / 4)[..., None]
     errors = ((seen - noise) ** 2)[:, 1:].sum(axis=(1, 2)) / (H * D)
     found = way(lambda p, b: decision_diffuser.plan_loss(DECISION, p, state, b, KEY)[0])(PARAMS, batch)
     np.testing.assert_allclose(found, 0.5 * errors[:3].sum() / B, rtol=1e-4)
@@ -339,8 +339,8 @@ def trained(name: str, told: Mapping[str, Any], data: Mapping[str, np.ndarray], 
 @pytest.mark.parametrize("gate", [False, True])
 def test_plans_reach_the_goal(gate: bool) -> None:
     """The actions lead there from the start, in steps as the data have them, and with a wall around it."""
-    told = {"hidden_dims": (24, 32), "plans.length": 16, "diffusion.levels": 10}
-    agent, state = trained("diffuser_goal", told, walks(gate), 1200)
+    told = {"hidden_dims": (32, 48), "plans.length": 16, "diffusion.levels": 10}
+    agent, state = trained("diffuser_goal", told, walks(gate), 2000)
     s, g = np.array([[-0.5, 0.3]] * 20), np.array([[0.5, 0.3] if gate else [0.6, -0.4]] * 20)
     nets = agent.act.args[-1]  # type: ignore[attr-defined]
     plan = jax.jit(functools.partial(diffuser.plan, nets))
