@@ -417,7 +417,7 @@ FAULTS = {
     ],
     "flowrl/diffusion.py": [
         ('data = jnp.clip(data, -bound, bound) if clip == "data" else data', "pass", "test_samples_stay_in_the_box"),
-        ("+ std * draw\n", "+ std * draws[0]\n", "test_a_gaussian_is_sampled"),
+        ("* std * draw\n", "* std * draws[0]\n", "test_a_gaussian_is_sampled"),
         ("mse(predicted, noise, valid)", "mse(predicted, -noise, valid)", "test_errors_of_a_known_prediction_by_hand"),
         ("jnp.sqrt(left) * data + ", "jnp.sqrt(left) * data - ", "test_schedule_and_noise_by_hand"),
         (

@@ -39,7 +39,7 @@ def test_lengths() -> None:
     found = house.measure(ROOT)
     assert found[f"files over {house.LONG_FILE} lines"] == []
     assert found[f"functions over {house.LONG_FUNCTION} lines"] == []
-    assert found["modules at the root"] <= 18
+    assert found["modules at the root"] <= 19
 
 
 @pytest.mark.parametrize("path", house.agents(ROOT).values(), ids=lambda path: path.stem)

@@ -1098,7 +1098,7 @@ FAULTS = {
         ("4.95 * (2 * t - 1)", "4.95 * (2 * t)", "test_the_variance_preserving_schedule_by_hand"),
         ("else beta * (before < 1)", "else beta", "test_steps_whose_points_are_cut_by_hand"),
         (
-            'points if clip == "data" else jnp.clip(points, -1.0, 1.0)',
+            'jnp.clip(points, -bound, bound) if clip == "points" else points',
             "points",
             "test_steps_whose_points_are_cut_by_hand",
         ),

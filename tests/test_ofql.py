@@ -131,7 +131,7 @@ FAULTS = {
         ("jax.lax.stop_gradient(errors) +", "errors +", "test_ofql_adaptive_weights_scale_each_row"),
     ],
     "flowrl/optim.py": [
-        ("(step >= self.start)", "(step > self.start)", "test_ofql_slow_policy_moves_at_due_steps_only"),
+        ("step >= self.start", "step > self.start", "test_ofql_slow_policy_moves_at_due_steps_only"),
         ("step % self.interval == 0", "step % self.interval == 1", "test_ofql_slow_policy_moves_at_due_steps_only"),
     ],
 }

@@ -202,7 +202,11 @@ FAULTS = {
     ],
     "flowrl/data/segments.py": [
         ('fields["returns"][rows]', 'fields["rewards"][rows]', "test_a_segment_within_an_episode"),
-        ("1, most + 1) if self.early", "1, most) if self.early", "test_goals_lie_at_the_end_of_segments_or_anywhere"),
+        (
+            "1, most + 1) if self.early",
+            "1, most) if self.early",
+            "test_goals_lie_at_the_end_of_segments_or_anywhere_in_them",
+        ),
         ("jnp.minimum(ahead, last[:, None])", "ahead", "test_a_segment_ends_in_its_goal_and_stays_there"),
         ("ahead < last[:, None]", "ahead <= last[:, None]", "test_a_segment_ends_in_its_goal_and_stays_there"),
         ("(rows + reach == last)", "(rows < last)", "test_a_segment_ends_in_its_goal_and_stays_there"),
