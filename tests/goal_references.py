@@ -21,6 +21,7 @@ from flowrl.config import values
 from flowrl.encoders import represented_value
 from flowrl.losses import goal_value_loss
 from flowrl.networks import Network
+from flowrl.policies import high_actor_loss, low_actor_loss
 from flowrl.train_state import Batch, Loss, Params, TrainState
 
 NAMES = ("gcbc", "gcivl", "hiql", "gc_sscp")
@@ -227,8 +228,8 @@ def losses_of(name: str, told: dict[str, Any] | None = None) -> dict[str, tuple[
     if name == "hiql":
         return {
             "value": value,
-            "low_actor": (bound(hiql.low_loss), hiql_low),
-            "high_actor": (bound(hiql.high_loss), hiql_high),
+            "low_actor": (bound(functools.partial(low_actor_loss, v, hiql.rep)), hiql_low),
+            "high_actor": (bound(functools.partial(high_actor_loss, v, hiql.rep)), hiql_high),
         }
     noises = pair_of(1), pair_of(2)
     return {

@@ -374,7 +374,7 @@ FAULTS = {
             "test_targets_move_toward_the_parameters_before_the_step_or_after_it and gcivl",
         ),
     ],
-    "agents/hiql.py": [
+    "flowrl/policies.py": [
         (
             "params if config.low_actor_rep_grad else state.params",
             "params",
@@ -386,13 +386,13 @@ FAULTS = {
             "test_losses_and_gradients_equal_their_references and hiql-high",
         ),
         (
-            "nets.goal_rep(state.params, s, w), nets.high_actor",
-            "nets.goal_rep(params, s, w), nets.high_actor",
+            "params if rep_grad else state.params",
+            "params",
             "test_gradients_reach_the_right_networks and hiql-high",
         ),
         (
-            "represented_value, nets, state.params, s, w, g)",
-            "represented_value, nets, state.params, w, s, g)",
+            "goal_advantage(value, nets, state.params, s, w, g)",
+            "goal_advantage(value, nets, state.params, w, s, g)",
             "test_losses_and_gradients_equal_their_references and hiql-high",
         ),
     ],

@@ -227,15 +227,6 @@ FAULTS = {
             "means + jax.random.normal(key, means.shape) if not explore",
             "test_gaussian_policies_act_by_their_mode_or_a_unit_sample and gcbc",
         ),
-    ],
-    "agents/gcbc.py": [
-        (
-            "unit_gaussian(means, key, explore), -1.0, 1.0)",
-            "unit_gaussian(means, key, explore), -1.0, 2.0)",
-            "test_actions_have_the_shape_of_the_observations_and_stay_in_bounds and gcbc",
-        ),
-    ],
-    "agents/hiql.py": [
         (
             'rep = length_normalize(unit_gaussian(nets.high_actor(params, s, inputs["goals"]), high_key, explore))',
             'rep = unit_gaussian(nets.high_actor(params, s, inputs["goals"]), high_key, explore)',
@@ -245,6 +236,13 @@ FAULTS = {
             "(high_key, low_key), s, params = jax.random.split(key),",
             "(high_key, low_key), s, params = (key, key),",
             "test_hiql_explores_at_both_levels",
+        ),
+    ],
+    "agents/gcbc.py": [
+        (
+            "unit_gaussian(means, key, explore), -1.0, 1.0)",
+            "unit_gaussian(means, key, explore), -1.0, 2.0)",
+            "test_actions_have_the_shape_of_the_observations_and_stay_in_bounds and gcbc",
         ),
     ],
     "agents/gc_sscp.py": [
