@@ -139,28 +139,28 @@ def test_policies_on_a_line_go_toward_the_goal() -> None:
 
 FAULTS = {
     "agents/lavl.py": [
-        ("return -nets.value(params, s, rep", "return nets.value(params, s, rep", "test_the_value_is_regressed"),
-        ("1 - (1 - config.discount) *", "1 + (1 - config.discount) *", "test_the_value_may_change"),
-        ("(change**2 - bound**2)", "(change**2 - bound)", "test_the_value_may_change"),
-        ("return config.smoothness * smoothness", "return smoothness", "test_the_value_may_change"),
+        ("return -nets.value(params, s, rep", "return nets.value(params, s, rep", "test_the_value_is_regressed_on_slow_copies_of_both_its_networks"),
+        ("1 - (1 - config.discount) *", "1 + (1 - config.discount) *", "test_the_value_may_change_in_a_step_by_what_one_is_worth"),
+        ("(change**2 - bound**2)", "(change**2 - bound)", "test_the_value_may_change_in_a_step_by_what_one_is_worth"),
+        ("return config.smoothness * smoothness", "return smoothness", "test_the_value_may_change_in_a_step_by_what_one_is_worth"),
         (
             "moved, metrics = descend(nets, state, batch, key, losses",
             "moved, metrics = descend(nets, state, batch, key, losses[:1] + losses[2:]",
-            "test_slow_copies",
+            "test_slow_copies_and_the_mean_value_follow_what_was_before_the_step",
         ),
-        ("state.params, value=rate, goal_rep=rate", "state.params, value=rate", "test_slow_copies"),
-        ("polyak(moved, state.params", "polyak(moved, moved.params", "test_slow_copies"),
-        ("rate * (metrics", "-rate * (metrics", "test_slow_copies"),
-        ("rep_grad=config.high_actor_rep_grad", "rep_grad=False", "test_policies_train_the_representation"),
+        ("state.params, value=rate, goal_rep=rate", "state.params, value=rate", "test_slow_copies_and_the_mean_value_follow_what_was_before_the_step"),
+        ("polyak(moved, state.params", "polyak(moved, moved.params", "test_slow_copies_and_the_mean_value_follow_what_was_before_the_step"),
+        ("rate * (metrics", "-rate * (metrics", "test_slow_copies_and_the_mean_value_follow_what_was_before_the_step"),
+        ("rep_grad=config.high_actor_rep_grad", "rep_grad=False", "test_policies_train_the_representation_or_not"),
     ],
     "flowrl/losses.py": [
         (
             "slow = batch[\"value_goals\"], {**state.params, **state.target_params}",
             "slow = batch[\"value_goals\"], {**state.params, \"value\": state.target_params[\"value\"]}",
-            "test_the_value_is_regressed",
+            "test_the_value_is_regressed_on_slow_copies_of_both_its_networks",
         ),
     ],
     "flowrl/policies.py": [
-        ("(weights.mean() + 1e-3)", "(weights.sum() + 1e-3)", "test_weights_of_policies"),
+        ("(weights.mean() + 1e-3)", "(weights.sum() + 1e-3)", "test_weights_of_policies_are_relative_to_the_batch"),
     ],
 }  # fmt: skip
