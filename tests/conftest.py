@@ -1,4 +1,5 @@
 import os
+import shutil
 import signal
 from collections.abc import Iterator
 
@@ -15,6 +16,12 @@ IN_HASTE = (
 if jax.__version_info__ < (0, 11):  # later ones do not know it, and a flag that XLA does not know ends the process
     IN_HASTE += " --xla_cpu_use_fusion_emitters=false"
 """What XLA leaves out: most of the tests' time is compilation, and what runs a few times need not run fast."""
+COMPILED = ".pytest_cache/d/compiled"
+"""Where compiled programs are kept, which `--cache-clear` empties."""
+MOST = 2**30
+"""Bytes of them that are kept."""
+LONG = 0.05
+"""Seconds of compilation from which a program is kept: what is compiled sooner costs as much to write as to compile."""
 
 
 def pytest_configure() -> None:
@@ -29,19 +36,27 @@ def pytest_configure() -> None:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def compilation_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Programs that several tests build, in whichever process, are compiled once."""
+def compilation_cache(pytestconfig: pytest.Config) -> None:
+    """Programs that several tests build, in whichever process, are compiled once, and not again by the next run.
+
+    A program that a change touches has another key. What is not whole, since its writer was killed, is compiled anew.
+    """
     if "JAX_COMPILATION_CACHE_DIR" in os.environ:
         return
-    folder = tmp_path_factory.getbasetemp()
-    folder = folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder  # which all workers share
     settings = {
-        "jax_compilation_cache_dir": str(folder / "compiled"),
-        "jax_persistent_cache_min_compile_time_secs": 0.2,
+        "jax_compilation_cache_dir": str(pytestconfig.rootpath / COMPILED),
+        "jax_persistent_cache_min_compile_time_secs": LONG,
     }
     for name, value in settings.items():
         jax.config.update(name, value)
         os.environ[name.upper()] = str(value)  # for the command lines that tests start
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Drops all compiled programs where changes of the product have left more than `MOST` behind."""
+    folder = session.config.rootpath / COMPILED
+    if "PYTEST_XDIST_WORKER" not in os.environ and sum(file.stat().st_size for file in folder.glob("*")) > MOST:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -34,6 +34,10 @@ import pytest
 from tqdm import tqdm
 
 ROOT = Path(__file__).parent.parent
+COMPILED = ROOT / ".pytest_cache" / "d" / "compiled"
+"""Programs that a run of the tests has compiled (conftest.py): most are the same with a fault."""
+SLOTS = (os.cpu_count() or 1) + 1
+"""Faults that are tried at a time: one more than there are cores, since tests of processes mostly wait."""
 PASSED = "--passed"
 TYPES = "mypy"
 """What stands for a test where a fault is one of types."""
@@ -187,7 +191,7 @@ def spoiled(base: Path, faults: Sequence[Fault]) -> list[str]:
         status, output = run_types(folder) if tests == TYPES else run(folder, [tests], chosen)
         return f"{tests} fails without a fault:\n{output[-3000:]}" if status else None
 
-    with ThreadPoolExecutor(2) as pool:
+    with ThreadPoolExecutor(SLOTS) as pool:
         return [*filter(None, pool.map(fails, selections))]
 
 
@@ -198,7 +202,9 @@ def main(arguments: Sequence[str]) -> int:
     if not wanted:
         print(f"no faults are known of {', '.join(names)}", file=sys.stderr)
         return 2
-    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(2) as pool:
+    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(SLOTS) as pool:
+        if COMPILED.is_dir():
+            shutil.copytree(COMPILED, Path(folder) / "cache")
         problems = [] if PASSED in arguments else spoiled(Path(folder), wanted)
         whole = len(problems)
         tried = pool.map(lambda pair: attempt(Path(folder), *pair), enumerate(wanted))
