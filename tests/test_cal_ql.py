@@ -53,7 +53,7 @@ agent_of, state_of = functools.partial(stub_agent, "cal_ql"), functools.partial(
 
 
 def update_of(told: dict[str, Any]) -> Callable[..., Any]:
-    return compiled(agent_of(told), optimised=True)
+    return compiled(agent_of(told))
 
 
 def with_returns(seed: int = 0) -> Batch:
@@ -278,7 +278,7 @@ def test_critics_have_a_step_size_of_their_own_and_slow_copies_follow() -> None:
 
 def test_mapped_updates_equal_single_ones() -> None:
     states, keys = [state_of(seed) for seed in (0, 1)], jax.random.split(jax.random.key(3))
-    after, _ = compiled_mapped(agent_of({}), optimised=True)(stack(states), with_returns(), keys)
+    after, _ = compiled_mapped(agent_of({}))(stack(states), with_returns(), keys)
     for i, state in enumerate(states):
         alone, _ = update_of({})(state, with_returns(), keys[i])
         assert_close(jax.tree.map(lambda x, i=i: x[i], after.params), alone.params, rtol=1e-9)
