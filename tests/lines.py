@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from small_agents import AT_LEISURE, config_of
+from small_agents import config_of
 
 from flowrl import agents
 from flowrl.agent import Agent
@@ -45,9 +45,19 @@ def cell_pairs() -> tuple[np.ndarray, np.ndarray]:
 
 
 def trained(
-    name: str, told: Mapping[str, Any], dataset: Dataset, updates: int = 600, first: Mapping[str, Any] | None = None
-) -> tuple[Agent, TrainState]:
-    """An agent after its updates and as many with a fifth of its learning rate; it begins with `first` if given."""
+    name: str, told: Mapping[str, Any], dataset: Dataset, updates: int = 600, *,
+    first: Mapping[str, Any] | None = None, options: Any = None,
+) -> tuple[Agent, TrainState]:  # fmt: skip
+    """An agent after its updates, and as many with a fifth of its learning rate.
+
+    Args:
+        name: Its name.
+        told: What of its configuration differs.
+        dataset: What it learns from; goals are states.
+        updates: How many.
+        first: Parameters that it begins with in place of its own.
+        options: Those of the compiler; by default it compiles in haste, which most of the time goes to.
+    """
     config, fields = config_of(name, told), dataset.fields
     cells = fields["observations"].shape[-1]
     agent = agents.build(name, config, Spec.of_sizes(cells, fields["actions"].shape[-1], cells))
@@ -57,7 +67,7 @@ def trained(
         data_key, update_key = (stream_key(key, stream, state.step) for stream in ("data", "update"))
         return agent.update(state, agent.batch(state.config).sample(data_key, dataset, 128), update_key)[0]
 
-    @functools.partial(jax.jit, compiler_options=AT_LEISURE)
+    @functools.partial(jax.jit, compiler_options=options)
     def train(state: TrainState, factor: float) -> TrainState:
         """Updates with a learning rate times `factor`."""
         rate = state.config.learning_rate * factor

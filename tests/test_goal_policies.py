@@ -20,7 +20,7 @@ from goal_references import (
     state_of,
 )
 from lines import CELLS, GAMMA, cell_pairs, line, trained
-from small_agents import compiled, networks_of
+from small_agents import AT_LEISURE, compiled, networks_of
 from small_agents import goal_transitions as batch_of
 
 from flowrl.agent import Agent
@@ -175,8 +175,10 @@ def trained_on_line(name: str) -> tuple[Agent, TrainState]:
     if name in ("hiql", "gc_sscp"):
         told |= {"subgoal_steps": 2, "low_alpha": 0.3, "high_alpha": 0.3}
     if name == "gc_sscp":  # where larger steps reshape the representation, some initial parameters end in no direction
-        return trained(name, {**told, "actor_target_rate": 0.02, "learning_rate": 1e-3}, line(), updates=1500)
-    return trained(name, told, line())
+        return trained(
+            name, {**told, "actor_target_rate": 0.02, "learning_rate": 1e-3}, line(), updates=1500, options=AT_LEISURE
+        )
+    return trained(name, told, line(), options=AT_LEISURE)
 
 
 @pytest.mark.parametrize("name", ["gcivl", "hiql", "gc_sscp"])

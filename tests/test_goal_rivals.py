@@ -501,3 +501,101 @@ def test_every_row_builds_and_takes_a_step(name: str) -> None:
             check(config, "agent.")
         for structure in {jax.tree.structure(config) for config in made}:
             check_builds(name, structure)
+
+
+FAULTS = {
+    "flowrl/losses.py": [
+        ("- jnp.eye(", "+ jnp.eye(", "test_contrasts_by_hand and jit"),
+        ("jax.lax.cummax(jnp", "(jnp", "test_quasimetrics_by_hand and jit"),
+        ("(1 - mean_share) * covered.max", "mean_share * covered.max", "test_quasimetrics_by_hand and jit"),
+        ("jnp.max(x_rest - y_rest", "jnp.max(y_rest - x_rest", "test_quasimetrics_by_hand and jit"),
+        (
+            "jnp.maximum(jnp.sum((x - y) ** 2, axis=-1), 1e-12)",
+            "jnp.sum((x - y) ** 2, axis=-1)",
+            "test_quasimetrics_by_hand and jit",
+        ),
+        ("jnp.abs(q).mean() + constant)", "jnp.abs(q).mean())", "test_q_in_units_of_its_size and jit"),
+    ],
+    "flowrl/critics.py": [
+        (
+            "v = nets.value(params, s, *g)",
+            "v = nets.value(params, *g, s)",
+            "test_gciqls_value_and_critics_by_hand and jit",
+        ),
+        (
+            'batch["next_observations"], *g)',
+            'batch["observations"], *g)',
+            "test_gciqls_value_and_critics_by_hand and jit",
+        ),
+    ],
+    "flowrl/policies.py": [
+        (
+            'act_gaussian(nets.actor(policy.params, inputs["observations"], inputs["goals"]), key, explore)',
+            'act_gaussian(nets.actor(policy.params, inputs["observations"], inputs["goals"]), key, False)',
+            "test_an_update_trains_what_the_loss_of_the_policy_needs and crl-awr",
+        ),
+    ],
+    "flowrl/data/samplers.py": [
+        (
+            "cls(config.actor_goals, config.value_goals, config.discount)",
+            "cls(config.value_goals, config.actor_goals, config.discount)",
+            "test_defaults_are_ogbenchs",
+        ),
+    ],
+    "agents/gciql.py": [
+        ('("value_goals",)', '("actor_goals",)', "test_gciqls_value_and_critics_by_hand and jit"),
+        (
+            "nets.critic(state.params, s, g, a))",
+            "nets.critic(state.target_params, s, g, a))",
+            "test_gciqls_policy_by_hand and jit",
+        ),
+        ("- nets.value(state.params, s, g)", "+ nets.value(state.params, s, g)", "test_gciqls_policy_by_hand and jit"),
+        ("explore=config.learnt_std", "explore=False", "test_a_policy_with_learnt_deviations_is_improved_at_a_draw"),
+        (
+            "implicit_value_loss, goals=GOALS), ",
+            "implicit_critic_loss, goals=GOALS), ",
+            "test_an_update_trains_what_the_loss_of_the_policy_needs and gciql-awr",
+        ),
+    ],
+    "agents/crl.py": [
+        (
+            "return jnp.sum(phi * psi, axis=-1) / phi.shape[-1] ** 0.5",
+            "return jnp.sum(phi * psi, axis=-1)",
+            "test_crls_policy_by_hand",
+        ),
+        ("psi) / phi.shape[-1] ** 0.5\n    loss", "psi)\n    loss", "test_crls_contrasts_by_hand and jit"),
+        (".min(axis=0)", ".mean(axis=0)", "test_crls_policy_by_hand"),
+        ("q(nets, state, s, g, a) - v", "v - q(nets, state, s, g, a)", "test_crls_policy_by_hand"),
+        (
+            'nets.value_psi(params, batch["value_goals"])',
+            'nets.value_psi(params, batch["actor_goals"])',
+            "test_crls_contrasts_by_hand and jit",
+        ),
+        (
+            "(critic_loss, value_loss, actor_loss) if awr",
+            "(critic_loss, actor_loss) if awr",
+            "test_an_update_trains_what_the_loss_of_the_policy_needs and crl-awr",
+        ),
+    ],
+    "agents/qrl.py": [
+        ("jax.nn.relu(near - 1)", "(near - 1)", "test_qrls_distances_by_hand and jit"),
+        ("softplus(5 - far / 100)", "softplus(5 + far / 100)", "test_qrls_distances_by_hand and jit"),
+        ("stop(weight) * excess", "weight * excess", "test_qrls_distances_by_hand and jit"),
+        ("config.slack - stop(excess)", "config.slack - excess", "test_qrls_distances_by_hand and jit"),
+        ("d(state.config, params, next_x, guess) + ", "", "test_qrls_dynamics_by_hand and jit"),
+        ("return x + nets.dynamics(", "return nets.dynamics(", "test_qrls_dynamics_by_hand and jit"),
+        (
+            "advantages = d(config, now, x, goal) - ",
+            "advantages = -d(config, now, x, goal) + ",
+            "test_qrls_policy_by_hand and jit",
+        ),
+        ("q = -d(config, now, moved(", "q = d(config, now, moved(", "test_qrls_policy_by_hand and jit"),
+        ("moved(nets, now, x, improved)", "moved(nets, params, x, improved)", "test_qrls_policy_by_hand and jit"),
+        ("iqe(x, y,", "iqe(y, x,", "test_qrls_distances_by_hand and jit"),
+        (
+            "if spec.goal is not None and",
+            "if False and",
+            "test_qrl_refuses_goals_that_are_no_states_and_groups_that_are_not_whole",
+        ),
+    ],
+}
