@@ -39,14 +39,14 @@ def by_hand(told: dict[str, Any] | None = None) -> TrainState:
 
 
 @each_way
-def test_the_value_is_regressed_on_slow_copies_of_both_its_networks(way: Way) -> None:
+def test_the_value_has_slow_copies_of_both_networks(way: Way) -> None:
     # The first row: V = −2, V̄ = −|1 − 1.5|, V̄' = −|2 − 1.5|, so q = −1.45, adv < 0 and the error is 0.55.
     loss = way(lambda params, batch: goal_value_loss(lavl.v, NETS, params, by_hand(), batch, KEY)[0])(ONES, BATCH)
     np.testing.assert_allclose(loss, 0.2 * 0.55**2 / 2, rtol=1e-5)
 
 
 @each_way
-def test_the_value_may_change_in_a_step_by_what_one_is_worth(way: Way) -> None:
+def test_the_bound_of_a_step(way: Way) -> None:
     # c = 1 − 0.1 · (−1); to the random goals the value changes by −1 and by 0.
     terms = [math.log1p(math.exp(10 * (change**2 - 1.1**2))) / 10 for change in (1.0, 0.0)]
     state = by_hand({"smoothness": 3.0})
@@ -55,7 +55,7 @@ def test_the_value_may_change_in_a_step_by_what_one_is_worth(way: Way) -> None:
 
 
 @each_way
-def test_weights_of_policies_are_relative_to_the_batch(way: Way) -> None:
+def test_weights_relative_to_the_batch(way: Way) -> None:
     # exp(A) = 1 and 3, whose mean is 2; −log π = (a² + log 2π) / 2.
     gaussian, actions = (jnp.zeros((2, 1)), jnp.zeros((2, 1))), array([1.0], [2.0])
     loss = way(lambda a, adv: awr_loss(gaussian, a, adv, 1.0, relative_to_batch=True)[0])(
@@ -77,7 +77,7 @@ def drawn_batch() -> dict[str, jax.Array]:
     return {name: jnp.asarray(value, jnp.float32) for name, value in fields.items()}
 
 
-def test_slow_copies_and_the_mean_value_follow_what_was_before_the_step() -> None:
+def test_what_follows_a_step() -> None:
     config = config_of("lavl", {**TOLD, "discount": 0.9})
     agent = agents.build("lavl", config, Spec.of_sizes(D, A, D))
     state = agent.init(KEY, config)
@@ -92,7 +92,7 @@ def test_slow_copies_and_the_mean_value_follow_what_was_before_the_step() -> Non
 
 
 @pytest.mark.parametrize("level", ["low_actor_rep_grad", "high_actor_rep_grad"])
-def test_policies_train_the_representation_or_not(level: str) -> None:
+def test_what_trains_the_representation(level: str) -> None:
     # A value of weight zero, so that only the policies are left to move the representation.
     moves = []
     for on in (True, False):
@@ -139,28 +139,28 @@ def test_policies_on_a_line_go_toward_the_goal() -> None:
 
 FAULTS = {
     "agents/lavl.py": [
-        ("return -nets.value(params, s, rep", "return nets.value(params, s, rep", "test_the_value_is_regressed_on_slow_copies_of_both_its_networks"),
-        ("1 - (1 - config.discount) *", "1 + (1 - config.discount) *", "test_the_value_may_change_in_a_step_by_what_one_is_worth"),
-        ("(change**2 - bound**2)", "(change**2 - bound)", "test_the_value_may_change_in_a_step_by_what_one_is_worth"),
-        ("return config.smoothness * smoothness", "return smoothness", "test_the_value_may_change_in_a_step_by_what_one_is_worth"),
         (
-            "moved, metrics = descend(nets, state, batch, key, losses",
-            "moved, metrics = descend(nets, state, batch, key, losses[:1] + losses[2:]",
-            "test_slow_copies_and_the_mean_value_follow_what_was_before_the_step",
+            "return -nets.value(params, s, rep",
+            "return nets.value(params, s, rep",
+            "test_the_value_has_slow_copies_of_both_networks",
         ),
-        ("state.params, value=rate, goal_rep=rate", "state.params, value=rate", "test_slow_copies_and_the_mean_value_follow_what_was_before_the_step"),
-        ("polyak(moved, state.params", "polyak(moved, moved.params", "test_slow_copies_and_the_mean_value_follow_what_was_before_the_step"),
-        ("rate * (metrics", "-rate * (metrics", "test_slow_copies_and_the_mean_value_follow_what_was_before_the_step"),
-        ("rep_grad=config.high_actor_rep_grad", "rep_grad=False", "test_policies_train_the_representation_or_not"),
+        ("1 - (1 - config.discount) *", "1 + (1 - config.discount) *", "test_the_bound_of_a_step"),
+        ("(change**2 - bound**2)", "(change**2 - bound)", "test_the_bound_of_a_step"),
+        ("return config.smoothness * smoothness", "return smoothness", "test_the_bound_of_a_step"),
+        ("state, batch, key, losses", "state, batch, key, losses[:1] + losses[2:]", "test_what_follows_a_step"),
+        ("state.params, value=rate, goal_rep=rate", "state.params, value=rate", "test_what_follows_a_step"),
+        ("polyak(moved, state.params", "polyak(moved, moved.params", "test_what_follows_a_step"),
+        ("rate * (metrics", "-rate * (metrics", "test_what_follows_a_step"),
+        ("rep_grad=config.high_actor_rep_grad", "rep_grad=False", "test_what_trains_the_representation"),
     ],
     "flowrl/losses.py": [
         (
-            "slow = batch[\"value_goals\"], {**state.params, **state.target_params}",
-            "slow = batch[\"value_goals\"], {**state.params, \"value\": state.target_params[\"value\"]}",
-            "test_the_value_is_regressed_on_slow_copies_of_both_its_networks",
+            "{**state.params, **state.target_params}",
+            '{**state.params, "value": state.target_params["value"]}',
+            REGRESSED,
         ),
     ],
     "flowrl/policies.py": [
-        ("(weights.mean() + 1e-3)", "(weights.sum() + 1e-3)", "test_weights_of_policies_are_relative_to_the_batch"),
+        ("(weights.mean() + 1e-3)", "(weights.sum() + 1e-3)", "test_weights_relative_to_the_batch"),
     ],
-}  # fmt: skip
+}

@@ -242,8 +242,8 @@ FAULTS = {
             "test_each_head_has_its_own_target",
         ),
         (
-            '{**state.params, "value": state.target_params["value"]}',
-            '{**params, "value": state.target_params["value"]}',
+            "{**state.params, **state.target_params}",
+            "{**params, **state.target_params}",
             "test_gradients_of_goal_value_loss_pass_through_the_online_values_only",
         ),
         (
