@@ -157,7 +157,7 @@ FAULTS = {
         (
             "{**state.params, **state.target_params}",
             '{**state.params, "value": state.target_params["value"]}',
-            REGRESSED,
+            "test_the_value_has_slow_copies_of_both_networks",
         ),
     ],
     "flowrl/policies.py": [
