@@ -46,6 +46,7 @@ def compilation_cache(pytestconfig: pytest.Config) -> None:
     settings = {
         "jax_compilation_cache_dir": str(pytestconfig.rootpath / COMPILED),
         "jax_persistent_cache_min_compile_time_secs": LONG,
+        "jax_persistent_cache_enable_xla_caches": "none",  # of GPUs: their folder would be part of every key
     }
     for name, value in settings.items():
         jax.config.update(name, value)

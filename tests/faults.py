@@ -150,6 +150,7 @@ def run_here(folder: Path, arguments: list[str]) -> None:
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_compilation_cache_dir", str(folder.parent / "cache"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    jax.config.update("jax_persistent_cache_enable_xla_caches", "none")  # as in conftest.py, whose programs it reads
     os._exit(int(pytest.main(arguments)))
 
 

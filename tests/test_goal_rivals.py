@@ -506,7 +506,7 @@ def test_every_row_builds_and_takes_a_step(name: str) -> None:
 FAULTS = {
     "flowrl/losses.py": [
         ("- jnp.eye(", "+ jnp.eye(", "test_contrasts_by_hand and jit"),
-        ("jax.lax.cummax(jnp", "(jnp", "test_quasimetrics_by_hand and jit"),
+        ("jax.lax.cummax(", "(lambda z, axis: z)(", "test_quasimetrics_by_hand and jit"),
         ("(1 - mean_share) * covered.max", "mean_share * covered.max", "test_quasimetrics_by_hand and jit"),
         ("jnp.max(x_rest - y_rest", "jnp.max(y_rest - x_rest", "test_quasimetrics_by_hand and jit"),
         (
