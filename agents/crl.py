@@ -1,7 +1,8 @@
 """CRL: contrastive reinforcement learning (Eysenbach et al. 2022, https://arxiv.org/abs/2206.07568), as in OGBench.
 
 f(s, a, g) learns to tell the goals that lie ahead of (s, a) in its episode from those of other rows. Where it has
-learnt, it is log p(g | s, a) / p(g), p the density of states that follow, each step ahead γ times as likely.
+learnt, it is log p(g | s, a) / p(g) − log(B − 1), p the density of states ahead, each step γ times as likely, and B the
+size of the batch.
 """
 
 from typing import NamedTuple
