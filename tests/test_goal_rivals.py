@@ -411,6 +411,21 @@ def test_policies_on_a_line_go_toward_the_goal(name: str) -> None:
     np.testing.assert_allclose(toward.mean(), 0.8, atol=0.3)
 
 
+def test_gciqls_policy_follows_q_where_cloning_goes_nowhere() -> None:
+    # With goals from anywhere either walk is as likely for each of them, so that the data's mean action is 0.
+    goals = {
+        f"{kind}_goals.{share}": float(share == "p_random")
+        for kind in ("value", "actor")
+        for share in ("p_random", "p_trajectory")
+    }
+    told = {"hidden_dims": (32, 32), "learning_rate": 4e-3, "discount": GAMMA, "critic.target_rate": 0.05, "alpha": 0.3}
+    agent, state = trained("gciql", told | goals, line(), updates=450)
+    (s, g), eye = cell_pairs(), jnp.eye(CELLS)
+    actions = agent.act(agent.policy(state), {"observations": eye[s], "goals": eye[g]}, jax.random.key(5))
+    toward = np.asarray(actions)[:, 0] * np.sign(g - s)
+    assert (toward > 0).mean() > 0.9
+
+
 # -------------------------------------------------------------------------------------- what is built, read and acts
 
 
