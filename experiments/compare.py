@@ -4,8 +4,8 @@ Trains each agent in each environment, with all seeds in one program, each pair 
 main.py --resume, plot.py and report.py know; what is finished there is kept, what was broken off goes on. Then it
 writes comparison.md, comparison.csv and the learning curves beside them. Further flags are those of main.py, for all
 runs: --steps=20000. --agent.NAME=VALUE is for all agents, which must all have it, --fql.NAME=VALUE for one of them.
---list shows what would be run and how long that takes. --suite=ogbench-singletask adds the results to the rows in
-experiments/results/ogbench_singletask/.
+--list shows what would be run and how long that takes. --suite=ogbench-singletask and --suite=ogbench-goals add the
+results to the rows in experiments/results/ogbench_singletask/ and ogbench_goals/.
 """
 
 if __name__ == "__main__":

@@ -282,6 +282,10 @@ def assert_error(message: str, *arguments: object) -> None:
         ]),
         ("leave --fql.alpha out", ["--agents=fql", "--suite=ogbench-singletask", "--fql.alpha=3"]),
         ("leave --preset=none out", ["--agents=fql", "--suite=ogbench-singletask", "--preset=none"]),
+        (
+            "-singletask is no set of goals",
+            ["--agents=gcbc", "--suite=ogbench-goals", "--envs=pointmaze-medium-navigate-singletask"],
+        ),
         ("Pendulum-v1 is no single task of OGBench", [
             "--agents=fql", "--suite=ogbench-singletask", "--envs=Pendulum-v1", "--preset=quick",
         ]),
@@ -347,9 +351,15 @@ def test_a_suite_adds_its_rows_once(tmp_path: Path, tiny_preset: dict[str, str])
 
 
 def test_a_suite_is_fifty_tasks() -> None:
-    names = cells.SUITES["ogbench-singletask"]
+    names = cells.SUITES["ogbench-singletask"].names
     assert len(set(names)) == 50
     assert set(names) <= presets.datasets("fql")
+
+
+def test_the_suite_of_goals_is_all_published_sets_of_states() -> None:
+    names = cells.SUITES["ogbench-goals"].names
+    published = {name for name in presets.datasets("hiql") if not name.startswith(("visual", "powderworld"))}
+    assert sorted(names) == sorted(published)
 
 
 FAULTS = {
@@ -360,6 +370,8 @@ FAULTS = {
         ("held[entry.name] != entry.value:", "False:", "test_a_folder_with_runs_of_another_size_is_refused"),
         ("comparison.of_agents.get(name, {})", "{}", "test_settings_of_all_agents_and_of_one"),
         ("suites.require_new(comp", "str(comp", "test_a_suite_adds_its_rows_once"),
+        ("if tasks_of and (", "if False and (", "test_what_cannot_be_is_one_line and goals"),
+        ('("play", "noisy"): (', '("play", "loud"): (', "test_the_suite_of_goals_is_all_published_sets_of_states"),
     ],
     "flowrl/experiment/comparing.py": [
         (

@@ -17,13 +17,52 @@ from flowrl.run_folder import logs
 from flowrl.run_folder.layout import CONFIG, SUMMARY
 from flowrl.tasks import Task
 
+
+class Suite(NamedTuple):
+    """Tasks whose results are kept as rows.
+
+    Attributes:
+        names: Those that are compared where none are given.
+        like: A regular expression of all that may be given.
+        what: What one of them is.
+    """
+
+    names: Sequence[str]
+    like: str
+    what: str
+
+
 DOMAINS = (
     "antmaze-large-navigate", "antmaze-giant-navigate", "humanoidmaze-medium-navigate", "humanoidmaze-large-navigate",
     "antsoccer-arena-navigate", "cube-single-play", "cube-double-play", "scene-play", "puzzle-3x3-play",
     "puzzle-4x4-play",
 )  # fmt: skip
 """OGBench's ten domains of single tasks, five tasks each, as Flow Q-Learning (arXiv 2502.02538) compares them."""
-SUITES = {"ogbench-singletask": [f"{name}-singletask-task{task}" for name in DOMAINS for task in range(1, 6)]}
+GOALS = {
+    ("navigate", "stitch"): (
+        *(f"{body}maze-{size}" for body in ("point", "ant") for size in ("medium", "large", "giant", "teleport")),
+        *(f"humanoidmaze-{size}" for size in ("medium", "large", "giant")),
+        *(f"antsoccer-{field}" for field in ("arena", "medium")),
+    ),
+    ("explore",): tuple(f"antmaze-{size}" for size in ("medium", "large", "teleport")),
+    ("play", "noisy"): (
+        *(f"cube-{count}" for count in ("single", "double", "triple", "quadruple")), "scene",
+        *(f"puzzle-{size}" for size in ("3x3", "4x4", "4x5", "4x6")),
+    ),
+}  # fmt: skip
+"""The sets of OGBench's table of goals (arXiv 2410.20092) whose observations are states, by kind."""
+SUITES = {
+    "ogbench-singletask": Suite(
+        [f"{name}-singletask-task{task}" for name in DOMAINS for task in range(1, 6)],
+        r".+-singletask-task\d",
+        "single task of OGBench",
+    ),
+    "ogbench-goals": Suite(
+        [f"{name}-{kind}" for kinds, names in GOALS.items() for name in names for kind in kinds],
+        rf"[^:]+-({'|'.join(kind for kinds in GOALS for kind in kinds)})",
+        "set of goals of OGBench",
+    ),
+}
 _OURS = ("agent", "env", "resume")
 """Settings of a run that the program sets."""
 _OF_A_SUITE = ("env", "agent", "preset", "seed", "num_seeds")
@@ -36,7 +75,7 @@ class CompareSettings:
     agents: str = static("", "Algorithms to compare, separated by commas.")
     envs: str = static("", "Environments to compare them in, separated by commas; of a suite all where none is given.")
     suite: str = static(
-        "", "A suite, ogbench-singletask, to whose rows the results are added.", choices=("", *SUITES)
+        "", f"A suite, {' or '.join(SUITES)}, to whose rows the results are added.", choices=("", *SUITES)
     )  # fmt: skip
     results: str = static("experiments/results", "Where the folder with the rows of a suite lies.")
     list: bool = static(False, "Only show what would be run, and how long it takes, from a short measurement.")
@@ -157,13 +196,12 @@ def _environments(comparison: Comparison) -> list[Task]:
     suite = comparison.options.suite
     if suite and (wrong := _beyond_a_preset(comparison)):
         raise UserError(f"--suite={suite} takes a preset, quick or paper, as it stands; leave --{wrong} out")
-    names = comparison.options.envs or ",".join(SUITES.get(suite, ()))
+    tasks_of = SUITES.get(suite)
+    names = comparison.options.envs or ",".join(tasks_of.names if tasks_of else ())
     found = [tasks.parse(name) for name in listed("envs", names)]
     listed("envs", ",".join(canonical(env.name) for env in found))
-    if suite and (
-        other := [env.name for env in found if not re.fullmatch(r".+-singletask-task\d", canonical(env.name))]
-    ):
-        raise UserError(f"{other[0]} is no single task of OGBench; leave it out, or give no --suite")
+    if tasks_of and (other := [env.name for env in found if not re.fullmatch(tasks_of.like, canonical(env.name))]):
+        raise UserError(f"{other[0]} is no {tasks_of.what}; leave it out, or give no --suite")
     goals = {env.goals != "none": env for env in reversed(found)}
     if len(goals) > 1:
         raise UserError(
