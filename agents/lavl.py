@@ -33,6 +33,7 @@ class Config:
     value: GoalValue = nested(GoalValue(expectile=0.9))
     value_goals: GoalMix = nested(GoalMix(p_trajectory=0.5, p_random=0.3, geometric=True))
     actor_goals: GoalMix = nested(GoalMix(p_trajectory=0.5, p_random=0.5))
+    smooth_goals: GoalMix = nested(GoalMix(p_trajectory=0.0, p_random=1.0))
     hidden_dims: tuple[int, ...] = static((512, 512, 512), "Hidden layers of every network.")
     batch_size: int = static(1024, "Transitions per update.", high=MOST_COUNT)
     learning_rate: float = traced(3e-4, "Adam's step size, for every network.")
@@ -107,7 +108,7 @@ def smoothness_loss(nets: Networks, params: Params, state: State, batch: Batch, 
 
     c is what one step is worth to a goal of the mean value, of which a running mean is kept.
     """
-    config, g = state.config, batch["random_goals"]
+    config, g = state.config, batch["more_goals"]
     change = v(nets, params, batch["next_observations"], g) - v(nets, params, batch["observations"], g)
     bound = 1 - (1 - config.discount) * state.extras["v_mean"]
     smoothness = jax.nn.softplus(SHARPNESS * (change**2 - bound**2)).mean() / SHARPNESS
@@ -130,5 +131,7 @@ def update(nets: Networks, state: State, batch: Batch, key: jax.Array) -> tuple[
 make = Maker(
     networks, update, act_by_levels, targets=("value", "goal_rep"), acting=both_levels,
     extras=lambda config: {"v_mean": -1 / (1 - config.discount)},
-    batch=lambda config: Goals(config.actor_goals, config.value_goals, config.discount, config.subgoal_steps, True),
+    batch=lambda config: Goals(
+        config.actor_goals, config.value_goals, config.discount, config.subgoal_steps, config.smooth_goals
+    ),
 )  # fmt: skip

@@ -28,7 +28,7 @@ NETS: Any = SimpleNamespace(
 ONES, SLOW = {"goal_rep": array(1.0), "value": array(1.0)}, {"goal_rep": array(0.5), "value": array(1.0)}
 BATCH = {
     "observations": array([1.0], [0.0]), "next_observations": array([2.0], [0.0]), "value_goals": array([3.0], [0.0]),
-    "random_goals": array([0.0], [4.0]), "rewards": array(-1.0, 0.0), "discounts": array(0.9, 0.0),
+    "more_goals": array([0.0], [4.0]), "rewards": array(-1.0, 0.0), "discounts": array(0.9, 0.0),
 }  # fmt: skip
 KEY = jax.random.key(0)
 
@@ -70,7 +70,7 @@ TOLD = {"hidden_dims": (16,), "rep_dim": 4, "latent_dim": 8, "learning_rate": 1e
 
 def drawn_batch() -> dict[str, jax.Array]:
     rng = np.random.default_rng(0)
-    states = ("observations", "next_observations", "value_goals", "random_goals", "low_actor_goals")
+    states = ("observations", "next_observations", "value_goals", "more_goals", "low_actor_goals")
     states += ("high_actor_goals", "high_actor_targets")
     fields = {name: rng.normal(size=(B, D)) for name in states} | {"actions": rng.uniform(-1, 1, (B, A))}
     fields |= {"rewards": -np.ones(B), "discounts": np.full(B, 0.9)}

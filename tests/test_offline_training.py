@@ -81,6 +81,7 @@ def test_defaults_are_the_published_ones() -> None:
     ofql = {"hidden_dims": (256,) * 3, "critic.activation": "mish", "critic.layer_norm": False, "q_alpha": 0.1}
     ofql |= {"max_q_backup": False, "q_scale": "policy", "max_grad_norm": 0.0, "candidate_noise": 0.5}
     ofql |= {"actor_target.rate": 0.005, "actor_target.start": 1000, "actor_target.interval": 5}
+    ofql |= {"actor_target.early": 0.0}
     ofql |= {"flow.steps": 1, "flow.divide_steps": True, "flow.time_sampler": "logit_normal", "flow.flow_ratio": 0.5}
     ofql |= {"flow.adaptive_power": 0.0, "flow.adaptive_constant": 1e-3}
     published = {

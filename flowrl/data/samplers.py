@@ -211,14 +211,14 @@ class Goals(NamedTuple):
         value: The goals of values.
         discount: γ `[]`.
         subgoal_steps: Steps to a subgoal `[]`; without them there are no goals of levels.
-        random: Whether there are `random_goals` as well, from anywhere in the data.
+        more: The goals of `more_goals`, which nothing else depends on; without it there are none.
     """
 
     actor: GoalMix
     value: GoalMix = GoalMix()
     discount: Scalar = 1.0
     subgoal_steps: Scalar | None = None
-    random: bool = False
+    more: GoalMix | None = None
 
     @classmethod
     def of(cls, config: HasGoals) -> "Goals":
@@ -250,7 +250,7 @@ class Goals(NamedTuple):
         """Returns the fields `[B, ...]` that depend on goals, for the transitions at `rows` `[B]`."""
         states = dataset.fields["observations"]
         as_goals = dataset.fields.get("oracle_reps", states)
-        value_key, actor_key, high_key, random_key = jax.random.split(key, 4)
+        value_key, actor_key, high_key, more_key = jax.random.split(key, 4)
         value = draw(value_key, dataset, rows, self.value, self.discount).rows
         masks = jnp.where(value == rows, 0.0, 1.0)
         fields = {
@@ -268,8 +268,8 @@ class Goals(NamedTuple):
             fields["low_actor_goals"] = states[jnp.minimum(ahead, ends)]
             fields["high_actor_goals"] = states[high.rows]
             fields["high_actor_targets"] = states[jnp.minimum(ahead, limits)]
-        if self.random:
-            fields["random_goals"] = as_goals[sample_rows(random_key, dataset, rows.shape)]
+        if self.more is not None:
+            fields["more_goals"] = as_goals[draw(more_key, dataset, rows, self.more, self.discount).rows]
         return fields
 
     def lacking(self, fields: Iterable[str]) -> list[str]:
