@@ -95,12 +95,12 @@ def test_segments_of_one_step_are_transitions(dataset: Dataset) -> None:
 
 
 def test_a_segment_ends_in_its_goal_and_stays_there(dataset: Dataset) -> None:
-    """Goals lie 3, 1 and 2 steps ahead; the last one would be beyond the episode."""
-    kind, rows, reach = Segments(Plans(length=4), goals=True), jnp.array([0, 1, 6]), jnp.array([3, 1, 2])
+    """Goals lie 3, 1, 2 and 3 steps ahead; the last two would be beyond the episode."""
+    kind, rows, reach = Segments(Plans(length=4), goals=True), jnp.array([0, 1, 6, 5]), jnp.array([3, 1, 2, 3])
     found = jax.jit(lambda rows, reach: kind.with_goals(dataset, rows, reach))(rows, reach)
-    np.testing.assert_array_equal(found["states"][:, :, 0], [[0, 1, 2, 3], [1, 2, 2, 2], [6, 6, 6, 6]])
-    np.testing.assert_array_equal(found["actions_valid"], [[1, 1, 1, 0], [1, 0, 0, 0], [0, 0, 0, 0]])
-    np.testing.assert_array_equal(found["valid"], [1, 1, 0])
+    np.testing.assert_array_equal(found["states"][:, :, 0], [[0, 1, 2, 3], [1, 2, 2, 2], [6, 6, 6, 6], [5, 6, 6, 6]])
+    np.testing.assert_array_equal(found["actions_valid"], [[1, 1, 1, 0], [1, 0, 0, 0], [0] * 4, [1, 0, 0, 0]])
+    np.testing.assert_array_equal(found["valid"], [1, 1, 0, 0])
     assert "returns" not in found
 
 
