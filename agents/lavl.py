@@ -24,6 +24,8 @@ from flowrl.train_state import Batch, Loss, Metrics, Params, TrainState
 
 SHARPNESS = 10.0
 """How suddenly the bound on a step's difference sets in."""
+ANYWHERE = GoalMix(p_trajectory=0.0, p_random=1.0)
+"""Goals to which the value may not change by more in a step."""
 
 
 @config
@@ -33,7 +35,6 @@ class Config:
     value: GoalValue = nested(GoalValue(expectile=0.9))
     value_goals: GoalMix = nested(GoalMix(p_trajectory=0.5, p_random=0.3, geometric=True))
     actor_goals: GoalMix = nested(GoalMix(p_trajectory=0.5, p_random=0.5))
-    smooth_goals: GoalMix = nested(GoalMix(p_trajectory=0.0, p_random=1.0))
     hidden_dims: tuple[int, ...] = static((512, 512, 512), "Hidden layers of every network.")
     batch_size: int = static(1024, "Transitions per update.", high=MOST_COUNT)
     learning_rate: float = traced(3e-4, "Adam's step size, for every network.")
@@ -132,6 +133,6 @@ make = Maker(
     networks, update, act_by_levels, targets=("value", "goal_rep"), acting=both_levels,
     extras=lambda config: {"v_mean": -1 / (1 - config.discount)},
     batch=lambda config: Goals(
-        config.actor_goals, config.value_goals, config.discount, config.subgoal_steps, config.smooth_goals
+        config.actor_goals, config.value_goals, config.discount, config.subgoal_steps, more=ANYWHERE
     ),
 )  # fmt: skip
