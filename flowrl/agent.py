@@ -129,6 +129,8 @@ class Maker(Generic[C]):
         """Builds the networks for a configuration, of which only the structure counts, and the agent around them."""
         chunk = self.batch(config).chunk
         nets = self.networks(config, spec.chunk(chunk) if chunk else spec)
+        if unknown := sorted(set(self.targets) - set(nets._fields)):
+            raise ValueError(f"targets name no networks: {', '.join(unknown)}")
         structure: Any = jax.tree.structure(config)
         trained = [net for name, net in nets._asdict().items() if isinstance(net, Network) and net.name == name]
 

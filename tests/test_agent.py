@@ -118,6 +118,12 @@ def test_what_is_chosen_as_one_action_is_taken_apart() -> None:
         np.testing.assert_array_equal(found, np.array([[[0, 1], [2, 3], [4, 5]]]) + explore)
 
 
+def test_a_target_that_is_no_network_is_refused() -> None:
+    kind = Transitions(0.9)
+    with pytest.raises(ValueError, match="targets name no networks: oen"):
+        Maker(networks, update, act, batch=lambda config: kind, targets=("one", "oen"))(Config(), SPEC)
+
+
 def test_a_configuration_of_other_structure_is_refused() -> None:
     agent = make(Config())
     agent.init(KEY, Config(rate=0.9))
@@ -182,6 +188,7 @@ def test_every_agent_starts_from_its_defaults(name: str) -> None:
 
 FAULTS = {
     "flowrl/agent.py": [
+        ("if unknown := sorted(", "if False and sorted(", "test_a_target_that_is_no_network_is_refused"),
         (
             "chunks.reshape(*chunks.shape[:-1], length, -1)",
             "chunks.reshape(*chunks.shape[:-1], -1, length).swapaxes(-1, -2)",
