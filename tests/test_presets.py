@@ -269,8 +269,15 @@ def test_a_task_of_its_own_is_evaluated_on_more_episodes() -> None:
 
 
 def test_an_agent_without_a_row_of_its_own_has_quick_settings() -> None:
-    preset = presets.lookup("quick", "of_ones_own", "Pendulum-v1")
+    preset = presets.lookup("quick", "iql", "Pendulum-v1")
     assert (preset.run["steps"], preset.agent["hidden_dims"]) == ("20000", "256,256,256")
+
+
+@pytest.mark.parametrize(("agent", "slow"), [("bc", None), ("iql", "0.02"), ("qam", "0.02")])
+def test_quick_settings_of_any_agent_are_those_that_it_has(agent: str, slow: str | None) -> None:
+    preset = presets.lookup("quick", agent, "Pendulum-v1")
+    assert preset.agent.get("critic.target_rate") == slow
+    assert "actor_learning_rate" not in preset.agent
 
 
 @pytest.mark.parametrize("agent", ["fpmd_r", "fpmd_m", "dpmd"])
@@ -313,6 +320,7 @@ def test_experts_have_ogbenchs_settings() -> None:
 FAULTS = {
     "flowrl/experiment/presets/__init__.py": [
         ('("offline_to_online",) * online + ', "", "test_fql_goes_online_with_every_published_row"),
+        ("if flag in has or not", "if not", "test_quick_settings_of_any_agent_are_those_that_it_has"),
     ],
     "flowrl/experiment/settings.py": [
         (

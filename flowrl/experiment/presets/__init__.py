@@ -1,8 +1,9 @@
 """Sets of settings to start from, each row with its source: `paper`, the published ones, `quick`, for two CPU cores.
 
-A folder for each preset, a file for each agent in it, and `any.csv` for agents without a file. A row holds for a
-dataset, or for all where none is named, and for one way of learning (`offline`, `offline_to_online`, `online`), or all.
-Its other columns are flags, and what stands there is written as on the command line.
+A folder for each preset, a file for each agent in it, and `any.csv` for agents without a file, of which each takes what
+it has settings for. A row holds for a dataset, or for all where none is named, and for one way of learning (`offline`,
+`offline_to_online`, `online`), or all. Its other columns are flags, and what stands there is written as on the command
+line.
 """
 
 import csv
@@ -11,6 +12,7 @@ from collections.abc import Sequence
 from importlib import resources
 from typing import NamedTuple
 
+from flowrl import agents, config
 from flowrl.errors import UserError
 
 NAMES = ("paper", "quick", "none")
@@ -75,9 +77,18 @@ def lookup(name: str, agent: str, dataset: str, *, online: bool = False) -> Pres
 
 def _rows(name: str, agent: str, dataset: str, settings: Sequence[str]) -> list[Row]:
     """Returns the rows that hold, the later over the earlier, for the first of some ways of learning that has any."""
-    rows = [row for row in table(name, agent) or table(name, _ANY) if row["dataset"] in ("", dataset)]
+    rows = [row for row in table(name, agent) or _of_any(name, agent) if row["dataset"] in ("", dataset)]
     setting = next((setting for setting in settings if any(row["setting"] == setting for row in rows)), "")
     return sorted((row for row in rows if row["setting"] in ("", setting)), key=lambda row: row["dataset"] != "")
+
+
+def _of_any(name: str, agent: str) -> list[Row]:
+    """Returns the rows for agents without a file, of the agent's settings those that this one has."""
+    has = {entry.name for entry in config.flatten(agents.default(agent), "agent.")} if table(name, _ANY) else set()
+    return [
+        {flag: text for flag, text in row.items() if flag in has or not flag.startswith("agent.")}
+        for row in table(name, _ANY)
+    ]
 
 
 @functools.cache
