@@ -8,7 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from flowrl.networks import MLP, Activation, Initializer, SplitDense, dropout, glorot, mish
+from flowrl.networks import MLP, Activation, Initializer, SplitDense, dropout, glorot, mish, side_by_side
 from flowrl.train_state import Params
 
 Features = Callable[[jax.Array, int], jax.Array]
@@ -190,6 +190,33 @@ class ResidualMLP(nn.Module):
             h = self.activation(nn.Dense(4 * width)(nn.LayerNorm()(h)))
             x = x + nn.Dense(width)(h)
         return nn.Dense(self.out_dim, kernel_init=glorot())(self.activation(x))
+
+
+class Hazards(nn.Module):
+    """Logits of the hazards of bins of time: the first by a head of its own, the others in a few bases (HSVL).
+
+    Attributes:
+        hidden_dims: Sizes of the hidden layers.
+        bins: Number K of bins after the first.
+        bases: Number of bases, among which it chooses softly.
+        basis_dim: Size of each.
+    """
+
+    hidden_dims: Sequence[int]
+    bins: int
+    bases: int
+    basis_dim: int
+
+    @nn.compact
+    def __call__(self, *parts: jax.Array) -> jax.Array:
+        """Maps the concatenation of `[..., D_i]` to `[..., 1 + K]`."""
+        sizes = (1, self.bases, self.basis_dim)
+        heads = MLP(self.hidden_dims, sum(sizes), layer_norm=True, final_init=side_by_side(sizes, glorot()))(*parts)
+        first, chosen, coefficients = jnp.split(heads, (1, 1 + self.bases), axis=-1)
+        bases = self.param("bases", nn.initializers.normal(0.02), (self.bases, self.bins, self.basis_dim))
+        bias = self.param("bias", nn.initializers.zeros, (self.bins,))
+        later = jnp.einsum("...s,...k,shk->...h", jax.nn.softmax(chosen), coefficients, bases, optimize="optimal")
+        return jnp.concatenate((first, later + bias), axis=-1)
 
 
 class FeaturesMLP(nn.Module):

@@ -118,11 +118,12 @@ def glorot(scale: float = 1.0) -> Initializer:
     return nn.initializers.variance_scaling(scale, "fan_avg", "uniform")
 
 
-def side_by_side(heads: int, one: Initializer) -> Initializer:
-    """Initialises a kernel as those of `heads` layers of equal sizes side by side."""
+def side_by_side(sizes: Sequence[int], one: Initializer) -> Initializer:
+    """Initialises a kernel as those of layers of some sizes side by side."""
 
     def init(key: jax.Array, shape: tuple[int, int], *dtype: Any) -> jax.Array:
-        blocks = [one(k, (shape[0], shape[1] // heads), *dtype) for k in jax.random.split(key, heads)]
+        keys = jax.random.split(key, len(sizes))
+        blocks = [one(k, (shape[0], size), *dtype) for k, size in zip(keys, sizes, strict=True)]
         return jnp.concatenate(blocks, axis=-1)
 
     return init
@@ -257,6 +258,32 @@ class MLP(nn.Module):
         inputs = jnp.concatenate(parts, axis=-1) if x is None else x
         final_init = self.final_init or glorot(self.final_scale)
         return nn.Dense(self.out_dim, kernel_init=final_init, bias_init=self.final_bias_init)(inputs)
+
+
+class PreNormMLP(nn.Module):
+    """Residual blocks of dense layers behind LayerNorm, and a last LayerNorm (HSVL).
+
+    Attributes:
+        hidden_dims: Sizes of a block's layers; the first is also that of what passes by the blocks.
+        out_dim: Output size.
+        blocks: Their number.
+        final_scale: Scale of the last kernel's initial variance.
+    """
+
+    hidden_dims: Sequence[int]
+    out_dim: int
+    blocks: int = 2
+    final_scale: float = 1e-2
+
+    @nn.compact
+    def __call__(self, *parts: jax.Array) -> jax.Array:
+        """Maps the concatenation of `[..., D_i]` to `[..., out_dim]`."""
+        width = self.hidden_dims[0]
+        x = jnp.concatenate(parts, axis=-1)
+        x = x if x.shape[-1] == width else nn.Dense(width, kernel_init=glorot())(x)
+        for _ in range(self.blocks):
+            x = x + MLP(self.hidden_dims[:-1], width)(nn.LayerNorm()(x))
+        return nn.Dense(self.out_dim, kernel_init=glorot(self.final_scale))(nn.LayerNorm()(x))
 
 
 class Value(nn.Module):

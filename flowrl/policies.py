@@ -195,7 +195,7 @@ class SquashedGaussian(nn.Module):
     @nn.compact
     def __call__(self, *inputs: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Maps `[..., D_i]`... to means and log standard deviations `[..., A]`."""
-        heads = side_by_side(2, glorot(self.final_scale))
+        heads = side_by_side((self.action_dim,) * 2, glorot(self.final_scale))
         mlp = MLP(self.hidden_dims, 2 * self.action_dim, activation=self.activation, final_init=heads)
         means, log_stds = jnp.split(mlp(*inputs), 2, axis=-1)
         return means, jnp.clip(log_stds, *self.log_std_range)

@@ -22,6 +22,7 @@ from flowrl.data.samplers import Goals
 
 GOALS = ("value_goals", "actor_goals", "low_actor_goals", "high_actor_goals", "high_actor_targets")
 SCALARS = ("rewards", "masks", "discounts", "valid")
+TIMES = ("value_steps", "value_reached")
 FALSE_ALARM = 1e-6
 LENGTHS = (1, 4, 9, 2, 1, 6, 1)
 Pmf = dict[Any, float]
@@ -275,7 +276,7 @@ def test_goals_keep_to_their_episodes(
     rows = np.random.default_rng(seed).choice(valid, BATCH)
     kind = kind_of(mix(*shares), mix(*shares, geometric=True), subgoal_steps=steps)
     fields = relabel(jax.random.key(seed), dataset, jnp.asarray(rows, jnp.int32), kind)
-    assert set(fields) == {*GOALS, *SCALARS}
+    assert set(fields) == {*GOALS, *SCALARS, *TIMES}
     assert {fields[name].dtype for name in SCALARS} == {jnp.dtype(jnp.float32)}
     assert {fields[name].shape for name in GOALS} == {(BATCH, 1)}
     np.testing.assert_allclose(fields["discounts"], 0.8 * fields["masks"])
@@ -286,6 +287,9 @@ def test_goals_keep_to_their_episodes(
         low, target = int(numbers["low_actor_goals"][i]), int(numbers["high_actor_targets"][i])
         # The reward is 0, and nothing follows, exactly where the goal is the row itself.
         assert (numbers["rewards"][i], numbers["masks"][i]) == ((0, 0) if value == row else (-1, 1))
+        reached = row <= value <= ends[row]
+        expected = (reached, (value if reached else ends[row]) - row)
+        assert (bool(fields["value_reached"][i]), int(fields["value_steps"][i])) == expected
         assert low == min(row + steps, ends[row])
         for goal in (value, actor, high):
             assert goal in valid
@@ -441,6 +445,12 @@ FAULTS = {
         ),
     ],
     "flowrl/data/samplers.py": [
+        ("(value >= rows) & (value <= ends)", "value >= rows", "test_goals_keep_to_their_episodes"),
+        (
+            "jnp.where(reached, value, ends) - rows",
+            "jnp.where(reached, value, ends)",
+            "test_goals_keep_to_their_episodes",
+        ),
         (
             "jnp.where(value == rows, 0.0, -1.0)",
             "jnp.where(value == rows, -1.0, 0.0)",

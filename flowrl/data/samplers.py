@@ -201,6 +201,8 @@ class Goals(NamedTuple):
 
     - `value_goals`, with `rewards` and `masks`: reward 0 and mask 0 exactly where the goal is the row itself, else −1
       and 1; and `discounts` and `valid`.
+    - `value_steps`, and whether they lead to the value goal, `value_reached`: in the same episode and not behind; else
+      they are those that the episode still takes.
     - `actor_goals`; they and the value goals are OGBench's compact `oracle_reps` where the dataset has them.
     - `low_actor_goals`: the state `subgoal_steps` ahead, or the episode's end.
     - `high_actor_goals`, and `high_actor_targets` `subgoal_steps` ahead but not beyond the goal (for goals from
@@ -252,17 +254,20 @@ class Goals(NamedTuple):
         as_goals = dataset.fields.get("oracle_reps", states)
         value_key, actor_key, high_key, more_key = jax.random.split(key, 4)
         value = draw(value_key, dataset, rows, self.value, self.discount).rows
-        masks = jnp.where(value == rows, 0.0, 1.0)
+        masks, ends = jnp.where(value == rows, 0.0, 1.0), dataset.ends[rows]
+        reached = (value >= rows) & (value <= ends)
         fields = {
             "value_goals": as_goals[value],
             "rewards": jnp.where(value == rows, 0.0, -1.0),
             "masks": masks,
             "discounts": self.discount * masks,
             "valid": jnp.ones_like(masks),
+            "value_reached": reached,
+            "value_steps": jnp.where(reached, value, ends) - rows,
             "actor_goals": as_goals[draw(actor_key, dataset, rows, self.actor, self.discount).rows],
         }
         if self.subgoal_steps is not None:
-            ends, ahead = dataset.ends[rows], rows + self.subgoal_steps
+            ahead = rows + self.subgoal_steps
             high = draw(high_key, dataset, rows, self.actor, self.discount)
             limits = jnp.where(high.is_random, ends, high.rows)
             fields["low_actor_goals"] = states[jnp.minimum(ahead, ends)]
