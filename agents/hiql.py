@@ -1,7 +1,6 @@
 """HIQL: hierarchical implicit Q-learning (Park et al. 2023, https://arxiv.org/abs/2307.11949), as in OGBench."""
 
 from functools import partial
-from typing import NamedTuple
 
 import jax
 
@@ -9,12 +8,12 @@ from flowrl.agent import Maker
 from flowrl.config import MOST_COUNT, config, nested, static, traced
 from flowrl.data.goals import GoalMix
 from flowrl.data.samplers import Goals
-from flowrl.encoders import GoalRep, represented_value
+from flowrl.encoders import GoalRep, represented, represented_value
 from flowrl.losses import GoalValue, goal_value_loss
-from flowrl.networks import MLP, Network, Spec, Value, ensemble, named, vector
+from flowrl.networks import MLP, Spec, Value, ensemble, named, vector
 from flowrl.optim import descend, polyak
-from flowrl.policies import act_by_levels, both_levels, high_actor_loss, low_actor_loss
-from flowrl.train_state import Batch, Metrics, Params, TrainState
+from flowrl.policies import Levels, act_by_levels, both_levels, high_actor_loss, low_actor_loss
+from flowrl.train_state import Batch, Metrics, TrainState
 
 
 @config
@@ -39,19 +38,10 @@ class Config:
 State = TrainState[Config]
 
 
-class Networks(NamedTuple):
-    """Shared goal representation, twin values, and the means of two Gaussian policies of unit standard deviation."""
-
-    goal_rep: Network  # s [B, D], g [B, G] -> [B, R]
-    value: Network  # s [B, D], φ [B, R] -> [2, B]
-    low_actor: Network  # s [B, D], φ [B, R] -> [B, A]
-    high_actor: Network  # s [B, D], g [B, G] -> [B, R]
-
-
-def networks(config: Config, spec: Spec) -> Networks:
+def networks(config: Config, spec: Spec) -> Levels:
     """Builds the networks."""
     (s, _, g, _), rep, layers = spec.inputs(), vector(1, config.rep_dim), config.hidden_dims
-    return Networks(**named(
+    return Levels(**named(
         goal_rep=(GoalRep(layers, config.rep_dim), s, g),
         value=(ensemble(Value)(layers), s, rep),
         low_actor=(MLP(layers, spec.action_dim, final_scale=1e-2), s, rep),
@@ -59,17 +49,12 @@ def networks(config: Config, spec: Spec) -> Networks:
     ))  # fmt: skip
 
 
-def rep(nets: Networks, params: Params, s: jax.Array, g: jax.Array) -> jax.Array:
-    """φ([s; g]) `[B, R]`."""
-    return nets.goal_rep(params, s, g)
-
-
-def update(nets: Networks, state: State, batch: Batch, key: jax.Array) -> tuple[State, Metrics]:
+def update(nets: Levels, state: State, batch: Batch, key: jax.Array) -> tuple[State, Metrics]:
     """One joint step of all losses at the same parameters, then the target value."""
     config = state.config
-    v = represented_value
-    losses = (partial(goal_value_loss, v), partial(low_actor_loss, v, rep), partial(high_actor_loss, v, rep))
-    rates = dict.fromkeys(("goal_rep", "value", "low_actor", "high_actor"), config.learning_rate)
+    policies = [partial(loss, represented_value, represented) for loss in (low_actor_loss, high_actor_loss)]
+    losses = (partial(goal_value_loss, represented_value), *policies)
+    rates = dict.fromkeys(nets._fields, config.learning_rate)
     moved, metrics = descend(nets, state, batch, key, losses, rates)
     toward = state if config.lagging_targets else moved
     return polyak(moved, toward.params, value=config.value.target_rate), metrics

@@ -5,7 +5,6 @@ ends before it has reached the goal says that it took longer. The value follows 
 """
 
 from functools import cache, partial
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,10 +14,10 @@ from flowrl.agent import Maker
 from flowrl.config import MOST_COUNT, config, nested, static, traced
 from flowrl.data.goals import GoalMix
 from flowrl.data.samplers import Goals
-from flowrl.encoders import GoalRep, Hazards, represented_value
-from flowrl.networks import Network, PreNormMLP, Spec, ensemble, named, vector
+from flowrl.encoders import GoalRep, Hazards, represented, represented_value
+from flowrl.networks import PreNormMLP, Spec, ensemble, named, vector
 from flowrl.optim import descend
-from flowrl.policies import act_by_levels, both_levels, high_actor_loss, low_actor_loss
+from flowrl.policies import Levels, act_by_levels, both_levels, high_actor_loss, low_actor_loss
 from flowrl.train_state import Batch, Loss, Metrics, Params, Scalar, TrainState
 
 
@@ -47,15 +46,6 @@ class Config:
 State = TrainState[Config]
 
 
-class Networks(NamedTuple):
-    """Shared goal representation, twin hazards, and the means of two Gaussian policies of unit standard deviation."""
-
-    goal_rep: Network  # s [B, D], g [B, G] -> [B, R]
-    value: Network  # s [B, D], φ [B, R] -> logits [2, B, 1 + K]
-    low_actor: Network  # s [B, D], φ [B, R] -> [B, A]
-    high_actor: Network  # s [B, D], g [B, G] -> [B, R]
-
-
 @cache
 def edges(longest: int, num_bins: int) -> np.ndarray:
     """Returns where bins begin, and the end of the last: 0 = b_0 < ... < b_K = H, int32 `[K + 1]`.
@@ -66,21 +56,16 @@ def edges(longest: int, num_bins: int) -> np.ndarray:
     return np.unique([0, *np.round(spaced), longest]).astype(np.int32)
 
 
-def networks(config: Config, spec: Spec) -> Networks:
+def networks(config: Config, spec: Spec) -> Levels:
     """Builds the networks."""
     (s, _, g, _), rep, layers = spec.inputs(), vector(1, config.rep_dim), config.hidden_dims
     bins = len(edges(config.longest, config.num_bins)) - 1
-    return Networks(**named(
+    return Levels(**named(
         goal_rep=(GoalRep(layers, config.rep_dim), s, g),
         value=(ensemble(Hazards)(layers, bins, config.bases, config.basis_dim), s, rep),
         low_actor=(PreNormMLP(layers, spec.action_dim), s, rep),
         high_actor=(PreNormMLP(layers, config.rep_dim), s, g),
     ))  # fmt: skip
-
-
-def rep(nets: Networks, params: Params, s: jax.Array, g: jax.Array) -> jax.Array:
-    """φ([s; g]) `[B, R]`."""
-    return nets.goal_rep(params, s, g)
 
 
 def log_survival(logits: jax.Array) -> jax.Array:
@@ -107,14 +92,14 @@ def log_likelihood(logits: jax.Array, bins: np.ndarray, steps: jax.Array, reache
     return survived + event * logit  # log h = log(1 − h) + logit
 
 
-def v(config: Config, nets: Networks, params: Params, s: jax.Array, g: jax.Array) -> jax.Array:
+def v(config: Config, nets: Levels, params: Params, s: jax.Array, g: jax.Array) -> jax.Array:
     """V(s, g) `[1, B]`, as of an ensemble of one: the lower of two, or their mean."""
     logits = represented_value(nets, params, s, g)
     both = values(logits, edges(config.longest, config.num_bins), config.discount)
     return (both.min(axis=0) if config.aggregate == "min" else both.mean(axis=0))[None]
 
 
-def value_loss(nets: Networks, params: Params, state: State, batch: Batch, key: jax.Array) -> Loss:
+def value_loss(nets: Levels, params: Params, state: State, batch: Batch, key: jax.Array) -> Loss:
     """−Σ_i E log P_i(when g is reached, or that it is not before the episode ends | s, g)."""
     config, steps, reached = state.config, batch["value_steps"], batch["value_reached"]
     bins = edges(config.longest, config.num_bins)
@@ -125,9 +110,9 @@ def value_loss(nets: Networks, params: Params, state: State, batch: Batch, key: 
     return loss, {f"value/{name}": x for name, x in metrics.items()} | {"value/reached": reached.mean()}
 
 
-def update(nets: Networks, state: State, batch: Batch, key: jax.Array) -> tuple[State, Metrics]:
+def update(nets: Levels, state: State, batch: Batch, key: jax.Array) -> tuple[State, Metrics]:
     """One joint step of all losses at the same parameters; nothing has a slow copy."""
-    both = [partial(loss, partial(v, state.config), rep) for loss in (low_actor_loss, high_actor_loss)]
+    both = [partial(loss, partial(v, state.config), represented) for loss in (low_actor_loss, high_actor_loss)]
     rates = dict.fromkeys(nets._fields, state.config.learning_rate)
     return descend(nets, state, batch, key, (value_loss, *both), rates)
 

@@ -5,7 +5,6 @@ by more than one step is worth between a state and the next, for whichever goal.
 """
 
 from functools import partial
-from typing import NamedTuple
 
 import flax.linen as nn
 import jax
@@ -17,9 +16,9 @@ from flowrl.data.goals import GoalMix
 from flowrl.data.samplers import Goals
 from flowrl.encoders import GoalRep
 from flowrl.losses import GoalValue, goal_value_loss
-from flowrl.networks import MLP, Network, Spec, named, vector
+from flowrl.networks import MLP, Spec, named, vector
 from flowrl.optim import Clip, descend, polyak
-from flowrl.policies import act_by_levels, both_levels, high_actor_loss, low_actor_loss
+from flowrl.policies import Levels, act_by_levels, both_levels, high_actor_loss, low_actor_loss
 from flowrl.train_state import Batch, Loss, Metrics, Params, TrainState
 
 SHARPNESS = 10.0
@@ -74,19 +73,10 @@ class Distance(nn.Module):
         return jnp.sqrt(jnp.sum((state - goal) ** 2, axis=-1) + 1e-6)
 
 
-class Networks(NamedTuple):
-    """The representation of goals alone, the distance to it, and the means of two Gaussian policies."""
-
-    goal_rep: Network  # g [B, G] -> [B, R]
-    value: Network  # s [B, D], φ [B, R] -> [B], a distance
-    low_actor: Network  # s [B, D], φ [B, R] -> [B, A]
-    high_actor: Network  # s [B, D], g [B, G] -> [B, R]
-
-
-def networks(config: Config, spec: Spec) -> Networks:
+def networks(config: Config, spec: Spec) -> Levels:
     """Builds the networks."""
     (s, _, g, _), represented, layers = spec.inputs(), vector(1, config.rep_dim), config.hidden_dims
-    return Networks(**named(
+    return Levels(**named(
         goal_rep=(GoalRep(layers, config.rep_dim), g),
         value=(Distance(layers, config.latent_dim), s, represented),
         low_actor=(MLP(layers, spec.action_dim, final_scale=1e-2), s, represented),
@@ -94,17 +84,17 @@ def networks(config: Config, spec: Spec) -> Networks:
     ))  # fmt: skip
 
 
-def rep(nets: Networks, params: Params, s: jax.Array, g: jax.Array) -> jax.Array:
+def rep(nets: Levels, params: Params, s: jax.Array, g: jax.Array) -> jax.Array:
     """φ(g) `[B, R]`, the same from every state."""
     return nets.goal_rep(params, g)
 
 
-def v(nets: Networks, params: Params, s: jax.Array, g: jax.Array) -> jax.Array:
+def v(nets: Levels, params: Params, s: jax.Array, g: jax.Array) -> jax.Array:
     """V(s, g) = −d(s, φ(g)) `[1, B]`, as of an ensemble of one."""
     return -nets.value(params, s, rep(nets, params, s, g))[None]
 
 
-def smoothness_loss(nets: Networks, params: Params, state: State, batch: Batch, key: jax.Array) -> Loss:
+def smoothness_loss(nets: Levels, params: Params, state: State, batch: Batch, key: jax.Array) -> Loss:
     """w E softplus(10 (ΔV² − c²)) / 10, ΔV = V(s', g) − V(s, g) for any goal g, c = 1 − (1 − γ) mean V.
 
     c is what one step is worth to a goal of the mean value, of which a running mean is kept.
@@ -116,7 +106,7 @@ def smoothness_loss(nets: Networks, params: Params, state: State, batch: Batch, 
     return config.smoothness * smoothness, {"value/smoothness": smoothness, "value/bound": bound}
 
 
-def update(nets: Networks, state: State, batch: Batch, key: jax.Array) -> tuple[State, Metrics]:
+def update(nets: Levels, state: State, batch: Batch, key: jax.Array) -> tuple[State, Metrics]:
     """One joint step of all losses at the same parameters; slow copies and running mean follow those before it."""
     config, rate = state.config, state.config.value.target_rate
     low = partial(low_actor_loss, v, rep, relative_to_batch=True)

@@ -242,9 +242,14 @@ class FeaturesMLP(nn.Module):
         return MLP(self.hidden_dims, self.out_dim)(*parts, *features)
 
 
+def represented(nets: Any, params: Params, s: jax.Array, g: jax.Array) -> jax.Array:
+    """Returns φ([s; g]) `[B, R]`, of agents with a network `goal_rep` that sees both."""
+    return nets.goal_rep(params, s, g)
+
+
 def represented_value(nets: Any, params: Params, s: jax.Array, g: jax.Array) -> jax.Array:
     """Returns the twin values V(s, φ([s; g])) `[2, B]`, of agents with networks `goal_rep` and `value`."""
-    return nets.value(params, s, nets.goal_rep(params, s, g))
+    return nets.value(params, s, represented(nets, params, s, g))
 
 
 # ------------------------------------------------------------------------------------------------------ transformers

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import flax.linen as nn
 import jax
@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from flowrl.config import config, static, traced
 from flowrl.encoders import length_normalize
 from flowrl.losses import GoalValueFn, awr_weight, gaussian_log_prob, goal_advantage, mse, relative
-from flowrl.networks import MLP, Activation, Initializer, glorot, orthogonal, side_by_side
+from flowrl.networks import MLP, Activation, Initializer, Network, glorot, orthogonal, side_by_side
 from flowrl.train_state import Batch, Loss, Params, Policy, Scalar, TrainState
 
 LOG_STD_RANGE = (-5.0, 2.0)
@@ -118,6 +118,15 @@ def ddpgbc_loss(
     metrics = {"loss": q_loss + cloning, "q_loss": q_loss, "bc_loss": cloning, "q_mean": q.mean()}
     metrics |= {"mse": mse(gaussian[0], actions).mean()}
     return q_loss + cloning, {f"actor/{metric}": value for metric, value in metrics.items()}
+
+
+class Levels(NamedTuple):
+    """A goal's representation, values of reaching it, and policies that aim and act, means of unit Gaussians."""
+
+    goal_rep: Network  # s [B, D], g [B, G], or g alone -> [B, R]
+    value: Network  # s [B, D], φ [B, R] -> what values are made of
+    low_actor: Network  # s [B, D], φ [B, R] -> [B, A]
+    high_actor: Network  # s [B, D], g [B, G] -> [B, R]
 
 
 class HasLevels(Protocol):

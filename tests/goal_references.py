@@ -16,9 +16,9 @@ from small_agents import config_of as told_config
 
 from flowrl import agents
 from flowrl.agent import Agent
-from flowrl.agents import gc_sscp, gcbc, gcivl, hiql
+from flowrl.agents import gc_sscp, gcbc, gcivl
 from flowrl.config import values
-from flowrl.encoders import represented_value
+from flowrl.encoders import represented, represented_value
 from flowrl.losses import goal_value_loss
 from flowrl.networks import Network
 from flowrl.policies import high_actor_loss, low_actor_loss
@@ -228,8 +228,8 @@ def losses_of(name: str, told: dict[str, Any] | None = None) -> dict[str, tuple[
     if name == "hiql":
         return {
             "value": value,
-            "low_actor": (bound(functools.partial(low_actor_loss, v, hiql.rep)), hiql_low),
-            "high_actor": (bound(functools.partial(high_actor_loss, v, hiql.rep)), hiql_high),
+            "low_actor": (bound(functools.partial(low_actor_loss, v, represented)), hiql_low),
+            "high_actor": (bound(functools.partial(high_actor_loss, v, represented)), hiql_high),
         }
     noises = pair_of(1), pair_of(2)
     return {

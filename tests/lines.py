@@ -75,3 +75,12 @@ def trained(
 
     start = jax.jit(agent.init)(key, config)
     return agent, train(train(start.replace(params={**start.params, **(first or {})}), 1.0), 0.2)
+
+
+def steps_toward(agent: Agent, state: TrainState) -> np.ndarray:
+    """First actions in all cells for all goals at least two cells away, positive where they lead toward the goal."""
+    s, g = cell_pairs()
+    s, g = s[np.abs(s - g) >= 2], g[np.abs(s - g) >= 2]
+    eye = np.eye(CELLS, dtype=np.float32)
+    actions = agent.act(agent.policy(state), {"observations": eye[s], "goals": eye[g]}, jax.random.key(0))
+    return np.asarray(actions)[:, 0] * np.sign(g - s)
