@@ -11,6 +11,7 @@ from commands import load, status
 from run_dirs import make_run, make_sweep
 
 from flowrl.errors import UserError
+from flowrl.reports import drawing
 from flowrl.run_folder import statistics
 
 plot = load("experiments/plot.py")
@@ -123,6 +124,14 @@ def test_many_configurations_with_odd_names_are_drawn(tmp_path: Path) -> None:
     folders = [make_run(tmp_path / str(i), {0: [0.5], 1: [0.1]}, target=f"$x^{{{i}_<b>") for i in range(7)]
     for kind in ("curves", "final", "profile", "improvement", "sensitivity"):
         record(*folders, f"--kind={kind}", f"--out={tmp_path / 'c.png'}")
+
+
+def test_of_many_groups_the_best_are_told_apart() -> None:
+    few = drawing.styles([0.5, 0.2])
+    assert few == [drawing.style(0), drawing.style(1)]
+    found = drawing.styles([0.1 * index for index in range(10)])
+    assert found[:2] == [drawing.FAINT] * 2
+    assert found[2:] == [drawing.style(7 - index) for index in range(8)]
 
 
 def assert_error(message: str, *arguments: Path | str) -> None:
@@ -262,6 +271,9 @@ def test_the_program_exits_with_one_line(tmp_path: Path, capfd: pytest.CaptureFi
 
 
 FAULTS = {
+    "flowrl/reports/drawing.py": [
+        ("key=lambda index: -scores[index]", "key=lambda index: index", "test_of_many_groups_the_best_are_told_apart"),
+    ],
     "flowrl/run_folder/evaluations.py": [
         (
             "        if counts[step] != each:\n",

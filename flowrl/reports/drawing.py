@@ -13,6 +13,8 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 CROSS: dict[str, Any] = {"marker": "x", "linestyle": "", "color": "red", "markersize": 8, "zorder": 4}
 """How the score of a seed is drawn that diverged."""
+FAINT: dict[str, Any] = {"color": "0.7", "marker": "", "linewidth": 0.8}
+"""How groups are drawn beside those that are told apart."""
 
 
 def figure(width: float, height: float) -> Any:
@@ -25,6 +27,14 @@ def figure(width: float, height: float) -> Any:
 def style(index: int) -> dict[str, Any]:
     """Returns the colour and the marker of a group."""
     return {"color": COLOURS[index % len(COLOURS)], "marker": MARKERS[index % len(MARKERS)]}
+
+
+def styles(scores: Sequence[float]) -> list[dict[str, Any]]:
+    """Returns the styles of groups with these scores; of more than can be told apart, the best have their own."""
+    if len(scores) <= len(MARKERS):
+        return [style(index) for index in range(len(scores))]
+    best = sorted(range(len(scores)), key=lambda index: -scores[index])[: len(MARKERS)]
+    return [style(best.index(index)) if index in best else FAINT for index in range(len(scores))]
 
 
 def bare(axes: Any, grid: str) -> None:

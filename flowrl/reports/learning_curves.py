@@ -33,18 +33,21 @@ def draw(groups: Sequence[Group], x: str, released: Mapping[str, Sequence[Curve]
         origins = dict.fromkeys(data_name(run.config) for group in row for run in group.runs)
         curves.set_title(f"{environment}\ndata: {'; '.join(origins)}", loc="left", fontsize=10)
         finals.set_title("Final", fontsize=10)
-        for index, (group, text) in enumerate(zip(row, texts, strict=True)):
-            _draw_curves(curves, group, x, text, drawing.style(index))
-            _draw_final(finals, group, index)
+        styles = drawing.styles([group.final_interval[0] for group in row])
+        for index, (group, text, style) in enumerate(zip(row, texts, styles, strict=True)):
+            _draw_curves(curves, group, x, text, style)
+            _draw_final(finals, group, index, style)
         for index, curve in enumerate(behind.get(environment, ()), len(row)):
             _draw_released(curves, curve, index)
         _dress(curves, finals, row, x)
+    many = max(map(len, rows.values())) > len(drawing.MARKERS)
+    grey = f"Grey: all but the best {len(drawing.MARKERS)}, without their seeds. " if many else ""
     theirs = "Dashed with a band: curves that other authors have released, as the legend says. " if any(others) else ""
     drawing.explain(
         figure,
         "Thick line: mean over seeds. Band, bar and [brackets]: 95 % percentile bootstrap interval of that mean over "
         f"seeds; none for one seed. Thin lines and dots: single seeds, those that diverged crossed out. "
-        f"{theirs}{drawing.caption(groups)}",
+        f"{grey}{theirs}{drawing.caption(groups)}",
     )
     return figure
 
@@ -60,8 +63,8 @@ def _draw_curves(axes: Any, group: Group, x: str, text: str, style: dict[str, An
 
     along = positions(group.steps, group.runs)
     means, lows, highs = scale(group.metric) * np.array(group.intervals).T
-    axes.plot(along, means, label=text, linewidth=2, markersize=5, zorder=3, **style)
-    if len(group.curves) == 1:
+    axes.plot(along, means, label=text, **{"linewidth": 2, "markersize": 5, "zorder": 3, **style})
+    if len(group.curves) == 1 or style == drawing.FAINT:
         return
     axes.fill_between(along, lows, highs, color=style["color"], alpha=0.18, linewidth=0, zorder=1)
     for run in group.runs:
@@ -80,8 +83,7 @@ def _draw_released(axes: Any, curve: Curve, index: int) -> None:
         axes.errorbar(curve.updates, means, [means - lows, highs - means], color=colour, capsize=4, zorder=1)
 
 
-def _draw_final(axes: Any, group: Group, index: int) -> None:
-    style = drawing.style(index)
+def _draw_final(axes: Any, group: Group, index: int, style: dict[str, Any]) -> None:
     mean, low, high = scale(group.metric) * np.array(group.final_interval)
     if len(group.final) > 1:
         axes.errorbar([index], [mean], [[mean - low], [high - mean]], color=style["color"], capsize=4, linewidth=1.5)
@@ -89,7 +91,7 @@ def _draw_final(axes: Any, group: Group, index: int) -> None:
         axes.plot(np.full(len(seeds), index + 0.25), seeds, ".", color=style["color"], markersize=4, alpha=0.6)
     broken = [scale(group.metric) * group.final[seed] for seed in group.diverged if seed in group.final]
     axes.plot(np.full(len(broken), index + 0.25), broken, **CROSS)
-    axes.plot([index], [mean], markersize=7, zorder=3, **style)
+    axes.plot([index], [mean], **{"markersize": 7, "zorder": 3, **style, "marker": style["marker"] or "."})
 
 
 def _dress(curves: Any, finals: Any, row: Sequence[Group], x: str) -> None:
