@@ -280,7 +280,7 @@ class PreNormMLP(nn.Module):
         """Maps the concatenation of `[..., D_i]` to `[..., out_dim]`."""
         width = self.hidden_dims[0]
         x = jnp.concatenate(parts, axis=-1)
-        x = x if x.shape[-1] == width else nn.Dense(width, kernel_init=glorot())(x)
+        x = x if x.shape[-1] == width else nn.Dense(width, kernel_init=glorot())(x)  # so in HSVL's code
         for _ in range(self.blocks):
             x = x + MLP(self.hidden_dims[:-1], width)(nn.LayerNorm()(x))
         return nn.Dense(self.out_dim, kernel_init=glorot(self.final_scale))(nn.LayerNorm()(x))

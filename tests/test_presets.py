@@ -280,6 +280,13 @@ def test_quick_settings_of_any_agent_are_those_that_it_has(agent: str, slow: str
     assert "actor_learning_rate" not in preset.agent
 
 
+def test_target_critics_of_agents_that_learn_from_data_follow_fast_in_quick_runs() -> None:
+    for name in agents.names():
+        config = settings_of("quick", name, "cube-single-play")[1]
+        if "critic.target_rate" in config and not table(name, "online"):
+            assert config["critic.target_rate"] == 0.02, name
+
+
 @pytest.mark.parametrize("agent", ["fpmd_r", "fpmd_m", "dpmd"])
 def test_the_warm_up_of_mirror_descent_comes_on_top_of_its_million(agent: str) -> None:
     run = published_run(agent, "HalfCheetah-v5")

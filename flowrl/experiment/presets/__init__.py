@@ -84,7 +84,7 @@ def _rows(name: str, agent: str, dataset: str, settings: Sequence[str]) -> list[
 
 def _of_any(name: str, agent: str) -> list[Row]:
     """Returns the rows for agents without a file, of the agent's settings those that this one has."""
-    has = {entry.name for entry in config.flatten(agents.default(agent), "agent.")} if table(name, _ANY) else set()
+    has = {entry.name for entry in config.flatten(agents.default(agent), "agent.")}
     return [
         {flag: text for flag, text in row.items() if flag in has or not flag.startswith("agent.")}
         for row in table(name, _ANY)
