@@ -178,6 +178,12 @@ def train(
     return loop.train(advance, schedule, recorder.hooks(), states, totals, step=0, chunk_seconds=chunk_seconds)[0]
 
 
+def test_a_schedule_tells_the_next_step_at_which_something_happens() -> None:
+    schedule = loop.Schedule(steps=60, log_interval=5, eval_interval=7, checkpoint_interval=11)
+    assert [schedule.next_stop(step) for step in (0, 5, 8, 56)] == [5, 7, 10, 60]
+    assert [schedule.next_stop(step, schedule.eval_interval) for step in (0, 7, 8, 56)] == [7, 14, 14, 60]
+
+
 def test_intervals_do_not_change_training(walks: Dataset) -> None:
     agent, often, seldom = make(), Recorder(), Recorder()
     one = train(agent, walks, loop.Schedule(60, 5, 7, 11), often, chunk_seconds=1e-6)
@@ -358,6 +364,11 @@ FAULTS = {
         ("step=step + updates)", "step=step + 1)", "test_chunks_do_not_change_states_or_metrics"),
     ],
     "flowrl/training/loop.py": [
+        (
+            "intervals = intervals or (self",
+            "intervals = (self",
+            "test_a_schedule_tells_the_next_step_at_which_something_happens",
+        ),
         ("self.totals = clear(self.totals)", "pass", "test_intervals_do_not_change_training"),
         (
             "if self._saved != (self.step, self._evaluated):",

@@ -178,7 +178,9 @@ class Runner:
         if not self._announced and (self._collector is None or self._warm_chunks > 1):
             self._announced = True
             counted = "updates" if self._collector is None else "steps"
-            tqdm.write(estimate(steps / seconds, runs, schedule.steps - step, counted))
+            evaluated = self.parts.plan.settings.eval.episodes
+            first = schedule.next_stop(step, schedule.eval_interval) if evaluated else schedule.steps
+            tqdm.write(estimate(steps / seconds, runs, schedule.steps - step, first - step, counted))
 
     # ------------------------------------------------------------------------------------ evaluation and checkpoints
 

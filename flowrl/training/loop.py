@@ -89,9 +89,9 @@ class Schedule(NamedTuple):
         """Whether what happens every `interval` steps happens after `step`."""
         return step > 0 and (step % interval == 0 or step == self.steps)
 
-    def next_stop(self, step: int) -> int:
-        """Returns the first step after `step` at which something happens."""
-        intervals = (self.log_interval, self.eval_interval, self.checkpoint_interval)
+    def next_stop(self, step: int, *intervals: int) -> int:
+        """Returns the first step after `step` at which what happens at some intervals does, at any if none is given."""
+        intervals = intervals or (self.log_interval, self.eval_interval, self.checkpoint_interval)
         return min(self.steps, *((step // interval + 1) * interval for interval in intervals))
 
 

@@ -1,0 +1,185 @@
+"""How well a goal-conditioned run's values know its maze: python experiments/evidence/maze_values.py --run_dir=DIR.
+
+For each checkpoint, of a state in each cell and a goal in each other one: how often the neighbouring cell with the
+highest value is really one step nearer to the goal (`nearer`; a cell is as wide as a corridor), and from how many cells
+one arrives by always going to that neighbour (`arrives`). Values that leak through walls have local maxima, before
+which policies dither: this tells them from policies that cannot walk. Neither data nor episodes are needed.
+
+The numbers go to --out, FILE.json, and the newest checkpoint's values of the five tasks' goals beside it as a picture.
+"""
+
+if __name__ == "__main__":
+    import flowrl.cli.start  # noqa: F401 - before the other imports, which take seconds
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import jax
+import jax.numpy as jnp
+import numpy as np
+import ogbench  # noqa: F401 - registers its environments
+from tqdm import tqdm
+
+from flowrl import agents
+from flowrl.agents import gc_sscp, gcivl, hiql, lavl
+from flowrl.cli import flags
+from flowrl.config import record, stacked, static
+from flowrl.encoders import represented_value
+from flowrl.errors import UserError
+from flowrl.experiment.loading import load_states, stored_spec
+from flowrl.experiment.stored import read_plan
+from flowrl.machine.provenance import git_commit, hardware, versions
+from flowrl.run_folder import logs
+from flowrl.run_folder.layout import CHECKPOINTS
+from flowrl.training.checkpoint import Checkpoints
+
+VALUES: dict[str, tuple[Any, Any]] = {
+    "gc_sscp": (gc_sscp, represented_value), "hiql": (hiql, represented_value), "gcivl": (gcivl, gcivl.v),
+    "lavl": (lavl, lavl.v),
+}  # fmt: skip
+"""For each agent its module, and its values V(s, g), `(nets, params, s, g) -> [heads, B]`."""
+Cell = tuple[int, int]
+
+
+@record
+class Settings:
+    """Which run, and where the numbers go."""
+
+    run_dir: str = static("", "Folder of the run.")
+    states: int = static(8, "States in each cell.", low=1, high=1000)
+    out: str = static("", "JSON file for the numbers, with a picture beside it.")
+
+
+def distances(maze: np.ndarray) -> tuple[list[Cell], np.ndarray, list[list[int]]]:
+    """Returns the open cells (row, column) of a maze, the steps between them `[cells, cells]`, and their neighbours.
+
+    Args:
+        maze: 0 where it is open, 1 where there is a wall, `[rows, columns]`.
+    """
+    cells = [(int(i), int(j)) for i, j in np.argwhere(np.asarray(maze) == 0)]
+    known = {cell: index for index, cell in enumerate(cells)}
+    around = [
+        [known[near] for near in ((i + 1, j), (i - 1, j), (i, j + 1), (i, j - 1)) if near in known] for i, j in cells
+    ]
+    steps = np.full((len(cells), len(cells)), np.inf)
+    for start in range(len(cells)):
+        steps[start, start], reached = 0, [start]
+        for cell in reached:
+            new = [near for near in around[cell] if np.isinf(steps[start, near])]
+            steps[start, new] = steps[start, cell] + 1
+            reached += new
+    return cells, steps, around
+
+
+def measure(found: np.ndarray, steps: np.ndarray, around: Sequence[Sequence[int]]) -> dict[str, float]:
+    """Returns how well values `[goals, cells]` rank neighbours, over all pairs of a cell and a goal elsewhere.
+
+    Args:
+        found: V(s, g) for a goal in each cell and a state in each cell.
+        steps: Between cells `[cells, cells]`.
+        around: The neighbours of each cell.
+    """
+    nearer, arrives = list[bool](), list[bool]()
+    for goal, own in enumerate(found):
+        best = [max(near, key=own.__getitem__, default=cell) for cell, near in enumerate(around)]
+        for start in range(len(steps)):
+            if start == goal or np.isinf(steps[start, goal]):
+                continue
+            nearer.append(bool(steps[best[start], goal] < steps[start, goal]))
+            cell = start
+            for _ in range(len(steps)):
+                cell = best[cell] if cell != goal else cell
+            arrives.append(cell == goal)
+    return {"nearer": float(np.mean(nearer)), "arrives": float(np.mean(arrives))}
+
+
+def states_and_goals(env_id: str, cells: Sequence[Cell], number: int) -> tuple[np.ndarray, np.ndarray]:
+    """Returns states `[number, cells, D]` and goals `[cells, D]`, as the environment begins in and asks for cells."""
+    env = gymnasium.make(env_id, disable_env_checker=True)
+    states, goals = [], []
+    for seed in range(number):
+        for cell in cells:
+            s, info = env.reset(seed=seed, options={"task_info": {"init_ij": cell, "goal_ij": cell}})
+            states.append(s)
+            goals.append(info["goal"])
+    env.close()
+    return np.reshape(states, (number, len(cells), -1)), np.stack(goals[: len(cells)])
+
+
+def maps(value: Callable[[Any, jax.Array, jax.Array], jax.Array], params: Any, s: Any, goals: Any) -> np.ndarray:
+    """Returns the mean value `[goals, cells]` of states `[number, cells, D]` for each of some goals `[goals, D]`."""
+
+    def of_goal(g: jax.Array) -> jax.Array:
+        flat = s.reshape(-1, s.shape[-1])
+        return value(params, flat, jnp.broadcast_to(g, (len(flat), *g.shape))).mean(axis=0).reshape(s.shape[:2]).mean(0)
+
+    return np.asarray(jax.lax.map(of_goal, goals))
+
+
+def draw(found: np.ndarray, goals: Sequence[Cell], cells: Sequence[Cell], shape: tuple[int, ...], path: Path) -> None:
+    """Draws values `[goals, cells]` over the maze, with the goals as stars."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(3.2 * len(goals), 2.8), layout="constrained")
+    for panel, own, goal in zip(figure.subplots(1, len(goals), squeeze=False)[0], found, goals, strict=True):
+        picture = np.full(shape, np.nan)
+        picture[tuple(zip(*cells, strict=True))] = own
+        figure.colorbar(panel.imshow(picture, cmap="viridis"), ax=panel, shrink=0.7)
+        panel.plot(goal[1], goal[0], "*", color="red", markersize=12)
+        panel.set(xticks=[], yticks=[], facecolor="#dddddd")
+    figure.suptitle("V(s, g) of states in each cell, to the goal of each task")
+    figure.savefig(path, dpi=110)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Runs the program and returns its exit status."""
+    settings = flags.read(Settings(), arguments, __doc__ or "")
+    if settings is None:
+        return 0
+    if not settings.run_dir:
+        raise UserError("which run? give --run_dir=DIR")
+    folder = Path(settings.run_dir).expanduser()
+    plan, stored = read_plan(folder)
+    name, env_id = plan.settings.agent, plan.env.env_id
+    if name not in VALUES:
+        raise UserError(f"{name} has no values that this program knows; choose a run of {', '.join(VALUES)}")
+    if plan.env.goals != "state" or "maze" not in plan.env.name or "teleport" in plan.env.name or env_id is None:
+        raise UserError(f"{plan.env.name} is no maze with states as goals whose cells touch only their neighbours")
+    base: Any = gymnasium.make(env_id, disable_env_checker=True).unwrapped
+    cells, steps, around = distances(base.maze_map)
+    places = (base.xy_to_ij(info["goal_xy"]) for info in base.task_infos)
+    tasks = [(int(i), int(j)) for i, j in places]
+    s, goals = (jnp.asarray(x, jnp.float32) for x in states_and_goals(env_id, cells, settings.states))
+    (module, v), spec = VALUES[name], stored_spec(stored)
+    nets, agent = module.networks(plan.config, spec), agents.build(name, plan.config, spec)
+    value = jax.jit(lambda params, s, g: v(nets, params, s, g))
+    configs, results = stacked(plan.config, [run.values for run in plan.runs]), list[dict[str, Any]]()
+    for step in tqdm(Checkpoints(folder / CHECKPOINTS, read_only=True).steps(), unit="checkpoint", disable=None):
+        _, states, normalizer = load_states(
+            folder, name, agent, configs, len(plan.runs), goals_are_states=True, step=step
+        )
+        if normalizer is not None:
+            raise UserError(f"the run in {folder} normalises observations, which this program does not")
+        for index, run in enumerate(plan.runs):
+            params = jax.tree.map(lambda x, index=index: x[index], states.params)
+            found = maps(value, params, s, goals)
+            results.append({"step": step, **run.labels, **measure(found, steps, around), "lowest": float(found.min())})
+            tqdm.write(
+                "  ".join(f"{key} {x:.3f}" if isinstance(x, float) else f"{key} {x}" for key, x in results[-1].items())
+            )
+    if settings.out:
+        out = Path(settings.out)
+        logs.write_json(out, {
+            "command": " ".join(["python", "experiments/evidence/maze_values.py", *arguments[1:]]),
+            "git_commit": git_commit(), "hardware": hardware(), "versions": versions("jax", "jaxlib", "ogbench"),
+            "run": stored["settings"], "agent_config": stored["agent_config"], "results": results,
+        })  # fmt: skip
+        aims = [cells.index(cell) for cell in tasks]
+        draw(found[aims], tasks, cells, np.shape(base.maze_map), out.with_suffix(".png"))
+    return 0
+
+
+if __name__ == "__main__":
+    flags.run(main)
