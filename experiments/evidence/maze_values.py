@@ -5,7 +5,8 @@ highest value is really one step nearer to the goal (`nearer`; a cell is as wide
 one arrives by always going to that neighbour (`arrives`). Values that leak through walls have local maxima, before
 which policies dither: this tells them from policies that cannot walk. Neither data nor episodes are needed.
 
-The numbers go to --out, FILE.json, and the newest checkpoint's values of the five tasks' goals beside it as a picture.
+The numbers go to --out, FILE.json, with the run's own success at the same steps, and the newest checkpoint's values of
+the five tasks' goals beside it as a picture.
 """
 
 if __name__ == "__main__":
@@ -15,11 +16,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import gymnasium
 import jax
 import jax.numpy as jnp
 import numpy as np
-import ogbench  # noqa: F401 - registers its environments
 from tqdm import tqdm
 
 from flowrl import agents
@@ -27,12 +26,14 @@ from flowrl.agents import gc_sscp, gcivl, hiql, lavl
 from flowrl.cli import flags
 from flowrl.config import record, stacked, static
 from flowrl.encoders import represented_value
+from flowrl.envs.episodes import SeededEpisodes
 from flowrl.errors import UserError
 from flowrl.experiment.loading import load_states, stored_spec
 from flowrl.experiment.stored import read_plan
 from flowrl.machine.provenance import git_commit, hardware, versions
 from flowrl.run_folder import logs
 from flowrl.run_folder.layout import CHECKPOINTS
+from flowrl.run_folder.summary import SINGLE
 from flowrl.training.checkpoint import Checkpoints
 
 VALUES: dict[str, tuple[Any, Any]] = {
@@ -95,16 +96,14 @@ def measure(found: np.ndarray, steps: np.ndarray, around: Sequence[Sequence[int]
     return {"nearer": float(np.mean(nearer)), "arrives": float(np.mean(arrives))}
 
 
-def states_and_goals(env_id: str, cells: Sequence[Cell], number: int) -> tuple[np.ndarray, np.ndarray]:
+def states_and_goals(env: SeededEpisodes, cells: Sequence[Cell], number: int) -> tuple[np.ndarray, np.ndarray]:
     """Returns states `[number, cells, D]` and goals `[cells, D]`, as the environment begins in and asks for cells."""
-    env = gymnasium.make(env_id, disable_env_checker=True)
     states, goals = [], []
     for seed in range(number):
         for cell in cells:
             s, info = env.reset(seed=seed, options={"task_info": {"init_ij": cell, "goal_ij": cell}})
             states.append(s)
             goals.append(info["goal"])
-    env.close()
     return np.reshape(states, (number, len(cells), -1)), np.stack(goals[: len(cells)])
 
 
@@ -142,19 +141,21 @@ def main(arguments: Sequence[str]) -> int:
         raise UserError("which run? give --run_dir=DIR")
     folder = Path(settings.run_dir).expanduser()
     plan, stored = read_plan(folder)
-    name, env_id = plan.settings.agent, plan.env.env_id
+    name = plan.settings.agent
     if name not in VALUES:
         raise UserError(f"{name} has no values that this program knows; choose a run of {', '.join(VALUES)}")
-    if plan.env.goals != "state" or "maze" not in plan.env.name or "teleport" in plan.env.name or env_id is None:
+    if plan.env.goals != "state" or "maze" not in plan.env.name or "teleport" in plan.env.name:
         raise UserError(f"{plan.env.name} is no maze with states as goals whose cells touch only their neighbours")
-    base: Any = gymnasium.make(env_id, disable_env_checker=True).unwrapped
+    env = plan.env.make()
+    base: Any = env.unwrapped
     cells, steps, around = distances(base.maze_map)
     places = (base.xy_to_ij(info["goal_xy"]) for info in base.task_infos)
     tasks = [(int(i), int(j)) for i, j in places]
-    s, goals = (jnp.asarray(x, jnp.float32) for x in states_and_goals(env_id, cells, settings.states))
+    s, goals = (jnp.asarray(x, jnp.float32) for x in states_and_goals(env, cells, settings.states))
     (module, v), spec = VALUES[name], stored_spec(stored)
     nets, agent = module.networks(plan.config, spec), agents.build(name, plan.config, spec)
     value = jax.jit(lambda params, s, g: v(nets, params, s, g))
+    lines = [line for line in logs.read_lines(folder / "eval.jsonl") if line["mode"] == SINGLE]
     configs, results = stacked(plan.config, [run.values for run in plan.runs]), list[dict[str, Any]]()
     for step in tqdm(Checkpoints(folder / CHECKPOINTS, read_only=True).steps(), unit="checkpoint", disable=None):
         _, states, normalizer = load_states(
@@ -165,7 +166,9 @@ def main(arguments: Sequence[str]) -> int:
         for index, run in enumerate(plan.runs):
             params = jax.tree.map(lambda x, index=index: x[index], states.params)
             found = maps(value, params, s, goals)
-            results.append({"step": step, **run.labels, **measure(found, steps, around), "lowest": float(found.min())})
+            told = {"step": step, **run.labels, **measure(found, steps, around), "lowest": float(found.min())}
+            scores = [line["success"] for line in lines if (line["step"], line["run"]) == (step, index)]
+            results.append(told | ({"success": float(np.mean(scores))} if scores else {}))
             tqdm.write(
                 "  ".join(f"{key} {x:.3f}" if isinstance(x, float) else f"{key} {x}" for key, x in results[-1].items())
             )
@@ -174,7 +177,9 @@ def main(arguments: Sequence[str]) -> int:
         logs.write_json(out, {
             "command": " ".join(["python", "experiments/evidence/maze_values.py", *arguments[1:]]),
             "git_commit": git_commit(), "hardware": hardware(), "versions": versions("jax", "jaxlib", "ogbench"),
-            "run": stored["settings"], "agent_config": stored["agent_config"], "results": results,
+            "run": {key: stored["settings"][key] for key in ("agent", "env", "preset", "steps")},
+            "data": {key: stored["data"][key] for key in ("origin", "sha256")},
+            "agent_config": stored["agent_config"], "results": results,
         })  # fmt: skip
         aims = [cells.index(cell) for cell in tasks]
         draw(found[aims], tasks, cells, np.shape(base.maze_map), out.with_suffix(".png"))
