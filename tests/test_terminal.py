@@ -18,7 +18,7 @@ import sys
 from flowrl.cli import flags
 from flowrl.errors import UserError
 def main(arguments):
-    for index in range(2000):
+    for index in range(4000):  # more than a pipe holds
         print(f"line {index}: 3 × α … β̂")
     print("said", file=sys.stderr)
     if "bad" in arguments:
