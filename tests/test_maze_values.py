@@ -1,12 +1,16 @@
 """The program that tells how well values know a maze, on mazes of a few cells."""
 
+import json
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from commands import load
+from commands import load, main, save_walks
+from small_agents import GOAL_SPEC, B, D
 
+from flowrl import agents
 from flowrl.errors import UserError
 
 program = load("experiments/evidence/maze_values.py")
@@ -45,9 +49,43 @@ def test_states_of_a_cell_count_by_their_mean() -> None:
     np.testing.assert_allclose(found, np.array([[10, 10], [8, 6]]))
 
 
-def test_which_run_must_be_said(tmp_path: Path) -> None:
+def test_a_run_without_values_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="--run_dir"):
         program.main(["maze_values.py"])
+    data, folder = save_walks(tmp_path / "tiny.npz"), tmp_path / "run"
+    tiny = ("--agent.hidden_dims=4", "--agent.batch_size=4", "--steps=1", "--eval.episodes=0", "--preset=none")
+    assert main("--agent=gcbc", "--env=pointmaze-medium-navigate", f"--data={data}", *tiny, f"--run_dir={folder}") == 0
+    with pytest.raises(UserError, match="gcbc has no values"):
+        program.main(["maze_values.py", f"--run_dir={folder}"])
+
+
+@pytest.mark.parametrize("name", sorted(program.VALUES))
+def test_agents_have_the_values_that_are_asked_for(name: str) -> None:
+    (module, v), config = program.VALUES[name], agents.default(name)
+    nets, agent = module.networks(config, GOAL_SPEC), agents.build(name, config, GOAL_SPEC)
+    params = jax.eval_shape(agent.init, jax.random.key(0), config).params
+    s = jax.ShapeDtypeStruct((B, D), jnp.float32)
+    found = jax.eval_shape(lambda params, s, g: v(nets, params, s, g), params, s, s)
+    assert found.shape in ((1, B), (2, B))
+
+
+def test_the_checkpoints_of_a_run_are_measured(tmp_path: Path) -> None:
+    data, folder, out = save_walks(tmp_path / "tiny.npz"), tmp_path / "run", tmp_path / "out.json"
+    tiny = ("--agent.hidden_dims=4", "--agent.batch_size=4", "--steps=2", "--checkpoint.interval=1", "--num_seeds=2")
+    where = (
+        "--env=pointmaze-medium-navigate",
+        "--preset=none",
+        f"--data={data}",
+        "--eval.episodes=0",
+        f"--run_dir={folder}",
+    )
+    assert main("--agent=gcivl", *tiny, *where) == 0
+    assert program.main(["maze_values.py", f"--run_dir={folder}", "--states=1", f"--out={out}"]) == 0
+    report = json.loads(out.read_text())
+    assert [(row["step"], row["seed"]) for row in report["results"]] == [(1, 0), (1, 1), (2, 0), (2, 1)]
+    assert all(0 <= row[name] <= 1 for row in report["results"] for name in ("nearer", "arrives"))
+    assert len({row["lowest"] for row in report["results"]}) == 4  # each of its own parameters
+    assert out.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
 
 
 FAULTS = {
@@ -63,6 +101,7 @@ FAULTS = {
             "cell = goal",
             "test_values_that_leak_through_a_wall_stop_on_the_way",
         ),
+        ("x[index], params)", "x[0], params)", "test_the_checkpoints_of_a_run_are_measured"),
         (".mean(0)", ".max(0)", "test_states_of_a_cell_count_by_their_mean"),
     ],
 }

@@ -63,18 +63,22 @@ def test_on_a_terminal_there_is_a_bar_alone(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_the_time_to_the_first_numbers_is_told_with_that_to_the_end() -> None:
-    told = estimate(20.0, 3, left=120_000, first=6000, unit="updates")
+    told = estimate(20.0, 3, left=120_000, to_evaluation=6000, unit="updates")
     assert told == (
         "20.0 updates/s of each run, 60.0 in all; the next evaluation in about 5.0 minutes, "
         "about 1.7 hours of training to go, evaluations apart"
     )
-    assert "evaluation in" not in estimate(20.0, 3, left=6000, first=6000, unit="updates")
+    assert "evaluation in" not in estimate(20.0, 3, left=6000, to_evaluation=6000, unit="updates")
 
 
 FAULTS = {
     "flowrl/experiment/recorder.py": [
-        ("if first < left", "if first <= left", "test_the_time_to_the_first_numbers_is_told_with_that_to_the_end"),
-        ("first / rate", "left / rate", "test_the_time_to_the_first_numbers_is_told_with_that_to_the_end"),
+        (
+            "if to_evaluation < left",
+            "if to_evaluation <= left",
+            "test_the_time_to_the_first_numbers_is_told_with_that_to_the_end",
+        ),
+        ("to_evaluation / rate", "left / rate", "test_the_time_to_the_first_numbers_is_told_with_that_to_the_end"),
     ],
     "flowrl/machine/progress.py": [
         ("now - self._told >= EVERY", "False", "test_without_a_terminal_a_line_is_printed_every_thirty_seconds"),

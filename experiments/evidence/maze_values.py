@@ -12,25 +12,28 @@ the five tasks' goals beside it as a picture.
 if __name__ == "__main__":
     import flowrl.cli.start  # noqa: F401 - before the other imports, which take seconds
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from tqdm import tqdm
 
 from flowrl import agents
 from flowrl.agents import gc_sscp, gcivl, hiql, lavl
 from flowrl.cli import flags
+from flowrl.collection.mazes import Cell, free_cells
 from flowrl.config import record, stacked, static
 from flowrl.encoders import represented_value
 from flowrl.envs.episodes import SeededEpisodes
 from flowrl.errors import UserError
 from flowrl.experiment.loading import load_states, stored_spec
+from flowrl.experiment.settings import Plan
 from flowrl.experiment.stored import read_plan
+from flowrl.machine.files import replacing
 from flowrl.machine.provenance import git_commit, hardware, versions
+from flowrl.networks import Spec
 from flowrl.run_folder import logs
 from flowrl.run_folder.layout import CHECKPOINTS
 from flowrl.run_folder.summary import SINGLE
@@ -41,7 +44,6 @@ VALUES: dict[str, tuple[Any, Any]] = {
     "lavl": (lavl, lavl.v),
 }  # fmt: skip
 """For each agent its module, and its values V(s, g), `(nets, params, s, g) -> [heads, B]`."""
-Cell = tuple[int, int]
 
 
 @record
@@ -59,7 +61,7 @@ def distances(maze: np.ndarray) -> tuple[list[Cell], np.ndarray, list[list[int]]
     Args:
         maze: 0 where it is open, 1 where there is a wall, `[rows, columns]`.
     """
-    cells = [(int(i), int(j)) for i, j in np.argwhere(np.asarray(maze) == 0)]
+    cells = free_cells(maze)
     known = {cell: index for index, cell in enumerate(cells)}
     around = [
         [known[near] for near in ((i + 1, j), (i - 1, j), (i, j + 1), (i, j - 1)) if near in known] for i, j in cells
@@ -129,7 +131,38 @@ def draw(found: np.ndarray, goals: Sequence[Cell], cells: Sequence[Cell], shape:
         panel.plot(goal[1], goal[0], "*", color="red", markersize=12)
         panel.set(xticks=[], yticks=[], facecolor="#dddddd")
     figure.suptitle("V(s, g) of states in each cell, to the goal of each task")
-    figure.savefig(path, dpi=110)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=110)
+
+
+def readable(settings: Settings) -> tuple[Plan, dict[str, Any]]:
+    """Returns the plan of the run, and its `config.json`.
+
+    Raises:
+        UserError: There is none, or its values or its maze are of a kind that this program does not know.
+    """
+    if not settings.run_dir:
+        raise UserError("which run? give --run_dir=DIR")
+    plan, stored = read_plan(Path(settings.run_dir).expanduser())
+    name, env = plan.settings.agent, plan.env
+    if name not in VALUES:
+        raise UserError(f"{name} has no values that this program knows; choose a run of {', '.join(VALUES)}")
+    if env.goals != "state" or "maze" not in env.name or "teleport" in env.name:
+        raise UserError(f"{env.name} is no maze with states as goals whose cells touch only their neighbours")
+    if plan.settings.normalize.observations:
+        raise UserError(f"the run in {plan.folder} normalises observations, which this program does not")
+    return plan, stored
+
+
+def checkpoints(plan: Plan, spec: Spec) -> Iterator[tuple[int, Any, Callable[..., jax.Array]]]:
+    """Yields of each checkpoint its step, the parameters `[R, ...]` of its runs, and their values V(s, g)."""
+    name = plan.settings.agent
+    (module, v), agent = VALUES[name], agents.build(name, plan.config, spec)
+    nets, configs = module.networks(plan.config, spec), stacked(plan.config, [run.values for run in plan.runs])
+    value = jax.jit(lambda params, s, g: v(nets, params, s, g))
+    for step in Checkpoints(plan.folder / CHECKPOINTS, read_only=True).steps():
+        _, states, _ = load_states(plan.folder, name, agent, configs, len(plan.runs), goals_are_states=True, step=step)
+        yield step, states.params, value
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -137,39 +170,20 @@ def main(arguments: Sequence[str]) -> int:
     settings = flags.read(Settings(), arguments, __doc__ or "")
     if settings is None:
         return 0
-    if not settings.run_dir:
-        raise UserError("which run? give --run_dir=DIR")
-    folder = Path(settings.run_dir).expanduser()
-    plan, stored = read_plan(folder)
-    name = plan.settings.agent
-    if name not in VALUES:
-        raise UserError(f"{name} has no values that this program knows; choose a run of {', '.join(VALUES)}")
-    if plan.env.goals != "state" or "maze" not in plan.env.name or "teleport" in plan.env.name:
-        raise UserError(f"{plan.env.name} is no maze with states as goals whose cells touch only their neighbours")
+    plan, stored = readable(settings)
     env = plan.env.make()
-    base: Any = env.unwrapped
-    cells, steps, around = distances(base.maze_map)
-    places = (base.xy_to_ij(info["goal_xy"]) for info in base.task_infos)
-    tasks = [(int(i), int(j)) for i, j in places]
+    maze: Any = env.unwrapped
+    cells, steps, around = distances(maze.maze_map)
     s, goals = (jnp.asarray(x, jnp.float32) for x in states_and_goals(env, cells, settings.states))
-    (module, v), spec = VALUES[name], stored_spec(stored)
-    nets, agent = module.networks(plan.config, spec), agents.build(name, plan.config, spec)
-    value = jax.jit(lambda params, s, g: v(nets, params, s, g))
-    lines = [line for line in logs.read_lines(folder / "eval.jsonl") if line["mode"] == SINGLE]
-    configs, results = stacked(plan.config, [run.values for run in plan.runs]), list[dict[str, Any]]()
-    for step in tqdm(Checkpoints(folder / CHECKPOINTS, read_only=True).steps(), unit="checkpoint", disable=None):
-        _, states, normalizer = load_states(
-            folder, name, agent, configs, len(plan.runs), goals_are_states=True, step=step
-        )
-        if normalizer is not None:
-            raise UserError(f"the run in {folder} normalises observations, which this program does not")
+    lines = [line for line in logs.read_lines(plan.folder / "eval.jsonl") if line["mode"] == SINGLE]
+    results = list[dict[str, Any]]()
+    for step, params, value in checkpoints(plan, stored_spec(stored)):
         for index, run in enumerate(plan.runs):
-            params = jax.tree.map(lambda x, index=index: x[index], states.params)
-            found = maps(value, params, s, goals)
-            told = {"step": step, **run.labels, **measure(found, steps, around), "lowest": float(found.min())}
+            found = maps(value, jax.tree.map(lambda x, index=index: x[index], params), s, goals)
             scores = [line["success"] for line in lines if (line["step"], line["run"]) == (step, index)]
+            told = {"step": step, **run.labels, **measure(found, steps, around), "lowest": float(found.min())}
             results.append(told | ({"success": float(np.mean(scores))} if scores else {}))
-            tqdm.write(
+            print(
                 "  ".join(f"{key} {x:.3f}" if isinstance(x, float) else f"{key} {x}" for key, x in results[-1].items())
             )
     if settings.out:
@@ -181,8 +195,9 @@ def main(arguments: Sequence[str]) -> int:
             "data": {key: stored["data"][key] for key in ("origin", "sha256")},
             "agent_config": stored["agent_config"], "results": results,
         })  # fmt: skip
-        aims = [cells.index(cell) for cell in tasks]
-        draw(found[aims], tasks, cells, np.shape(base.maze_map), out.with_suffix(".png"))
+        places = (maze.xy_to_ij(info["goal_xy"]) for info in maze.task_infos)
+        aims = [cells.index((int(i), int(j))) for i, j in places]
+        draw(found[aims], [cells[aim] for aim in aims], cells, np.shape(maze.maze_map), out.with_suffix(".png"))
     return 0
 
 

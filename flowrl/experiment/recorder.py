@@ -132,18 +132,20 @@ class Recorder:
         self._sinks.close()
 
 
-def estimate(rate: float, runs: int, left: int, first: int, unit: str) -> str:
+def estimate(rate: float, runs: int, left: int, to_evaluation: int, unit: str) -> str:
     """Says how long the rest of the training takes, and how long it is to the next numbers.
 
     Args:
         rate: Steps per second of each run.
         runs: How many.
         left: Steps to go.
-        first: Steps to the next evaluation; as many as are left if there is none before the end.
+        to_evaluation: Steps to the next evaluation; as many as are left if there is none before the end.
         unit: What steps are called.
     """
     time_left = progress.duration(left / rate)
-    numbers = f"the next evaluation in about {progress.duration(first / rate)}, " if first < left else ""
+    numbers = (
+        f"the next evaluation in about {progress.duration(to_evaluation / rate)}, " if to_evaluation < left else ""
+    )
     advice = "; --preset=quick is made for small machines" if left / rate > 3600 * SLOW_HOURS else ""
     every = f" of each run, {runs * rate:.1f} in all" if runs > 1 else ""
     return f"{rate:.1f} {unit}/s{every}; {numbers}about {time_left} of training to go, evaluations apart{advice}"

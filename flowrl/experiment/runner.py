@@ -178,9 +178,10 @@ class Runner:
         if not self._announced and (self._collector is None or self._warm_chunks > 1):
             self._announced = True
             counted = "updates" if self._collector is None else "steps"
+            left = schedule.steps - step
             evaluated = self.parts.plan.settings.eval.episodes
-            first = schedule.next_stop(step, schedule.eval_interval) if evaluated else schedule.steps
-            tqdm.write(estimate(steps / seconds, runs, schedule.steps - step, first - step, counted))
+            to_evaluation = schedule.next_stop(step, schedule.eval_interval) - step if evaluated else left
+            tqdm.write(estimate(steps / seconds, runs, left, to_evaluation, counted))
 
     # ------------------------------------------------------------------------------------ evaluation and checkpoints
 
