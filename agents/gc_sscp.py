@@ -145,5 +145,5 @@ make = Maker(
         "goal_rep": state.params["goal_rep"],
         "actor": (state.params if state.config.hops == 2 else state.target_params)["actor"],
     },
-    batch=lambda config: Goals(config.actor_goals, config.value_goals, config.discount, config.subgoal_steps),
+    batch=lambda c: Goals(c.actor_goals, c.value_goals, c.discount, c.subgoal_steps, c.value.horizon),
 )  # fmt: skip

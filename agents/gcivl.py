@@ -77,4 +77,7 @@ def act(nets: Networks, policy: Policy[Config], inputs: Batch, key: jax.Array, *
     return jnp.clip(unit_gaussian(means, key, explore), -1.0, 1.0)
 
 
-make = Maker(networks, update, act, batch=Goals.of, targets=("value",))
+make = Maker(
+    networks, update, act, targets=("value",),
+    batch=lambda config: Goals.of(config)._replace(horizon=config.value.horizon),
+)  # fmt: skip

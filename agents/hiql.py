@@ -62,5 +62,5 @@ def update(nets: Levels, state: State, batch: Batch, key: jax.Array) -> tuple[St
 
 make = Maker(
     networks, update, act_by_levels, targets=("value",), acting=both_levels,
-    batch=lambda config: Goals(config.actor_goals, config.value_goals, config.discount, config.subgoal_steps),
+    batch=lambda c: Goals(c.actor_goals, c.value_goals, c.discount, c.subgoal_steps, c.value.horizon),
 )  # fmt: skip

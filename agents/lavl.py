@@ -123,6 +123,6 @@ make = Maker(
     networks, update, act_by_levels, targets=("value", "goal_rep"), acting=both_levels,
     extras=lambda config: {"v_mean": -1 / (1 - config.discount)},
     batch=lambda config: Goals(
-        config.actor_goals, config.value_goals, config.discount, config.subgoal_steps, more=ANYWHERE
+        config.actor_goals, config.value_goals, config.discount, config.subgoal_steps, config.value.horizon, ANYWHERE
     ),
 )  # fmt: skip

@@ -174,6 +174,7 @@ class GoalValue:
 
     expectile: float = traced(0.7, "Expectile of the value loss; 0.5 is the mean.", high=1.0)
     target_rate: float = traced(0.005, "Polyak rate of the target value network.", high=1.0)
+    horizon: int = static(1, "Steps after which values bootstrap, fewer where the goal or the episode's end is nearer.")
 
 
 class HasGoalValue(Protocol):
@@ -192,7 +193,7 @@ def goal_value_loss(
 ) -> Loss:
     """Action-free expectile regression of twin goal-conditioned values (HIQL, https://arxiv.org/abs/2307.11949, eq. 4).
 
-    With q = r + γ m min V̄(s', g) and adv = q − mean V̄(s, g), the loss is
+    With s' one step ahead, or `horizon` of them, q = r + γ m min V̄(s', g) and adv = q − mean V̄(s, g), the loss is
     Σ_i mean |κ − 1{adv < 0}| · (r + γ m V̄_i(s', g) − V_i(s, g))². Only the trained parameters receive gradients; V̄ is
     of the networks' slow copies, as far as they have any.
 
@@ -201,7 +202,7 @@ def goal_value_loss(
         nets: Its networks.
         params: Parameters to differentiate.
         state: Gives the targets.
-        batch: `observations`, `next_observations`, `value_goals`, `rewards` and `discounts`.
+        batch: `observations`, `value_next_observations`, `value_goals`, `rewards` and `discounts`.
         key: Unused; the loss is deterministic.
 
     Returns:
@@ -210,7 +211,7 @@ def goal_value_loss(
     g, slow = batch["value_goals"], {**state.params, **state.target_params}
     v = value(nets, params, batch["observations"], g)
     target_v = value(nets, slow, batch["observations"], g)
-    next_v = value(nets, slow, batch["next_observations"], g)
+    next_v = value(nets, slow, batch["value_next_observations"], g)
     chex.assert_equal_shape([v, target_v, next_v])
     chex.assert_equal_shape([v[0], batch["rewards"], batch["discounts"]])
 

@@ -126,7 +126,7 @@ class Reference:
     def value_loss(self, params: Params) -> jax.Array:
         slow = [self.state.params, self.state.target_params["value"]]
         now = double(self.values(*slow, "observations", "value_goals"))
-        then = double(self.values(*slow, "next_observations", "value_goals"))
+        then = double(self.values(*slow, "value_next_observations", "value_goals"))
         gamma, kappa, rewards = self.hyper["discount"], self.hyper["value.expectile"], self.hand["rewards"]
         weights, targets = np.zeros(B), np.zeros((2, B))
         for j, (r, m) in enumerate(zip(rewards, self.hand["masks"], strict=True)):

@@ -94,7 +94,8 @@ def transitions(seed: int = 0, discount: float = 0.9, rows: int = B) -> Batch:
 def goal_transitions(seed: int = 0, discount: float = 0.9) -> Batch:
     """Transitions with goals of all kinds, their rewards of any size, so that advantages have both signs."""
     rng = np.random.default_rng(seed)
-    fields = {name: rng.normal(size=(B, D)) for name in ("observations", "next_observations")}
+    states = ("observations", "next_observations", "value_next_observations")
+    fields = {name: rng.normal(size=(B, D)) for name in states}
     goals = ("value_goals", "actor_goals", "low_actor_goals", "high_actor_goals", "high_actor_targets")
     fields |= {name: rng.normal(size=(B, D)) for name in goals}
     masks = np.array([1, 0, 1, 1, 1, 0])

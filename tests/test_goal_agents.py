@@ -83,7 +83,7 @@ def test_the_fixed_batches_reach_all_branches() -> None:
     # Both signs of the advantage, both masks, clipped and unclipped actions: else the references would prove less.
     ref = Reference("gc_sscp", state_of("gc_sscp"), batch_of())
     slow = ref.state.params, ref.state.target_params["value"]
-    now, then = (double(ref.values(*slow, s, "value_goals")) for s in ("observations", "next_observations"))
+    now, then = (double(ref.values(*slow, s, "value_goals")) for s in ("observations", "value_next_observations"))
     advantages = ref.hand["rewards"] + 0.9 * ref.hand["masks"] * then.min(axis=0) - now.mean(axis=0)
     assert (advantages < 0).any()
     assert (advantages > 0).any()
@@ -297,6 +297,7 @@ def test_an_update_reads_what_its_batches_hold(name: str) -> None:
         "gcbc": {"observations", "actions", "actor_goals"},
         "gcivl": {"observations", "next_observations", "actions", "rewards", "discounts", "value_goals", "actor_goals"},
     }
+    reads["gcivl"].add("value_next_observations")
     levels = {"low_actor_goals", "high_actor_goals", "high_actor_targets"}
     reads["hiql"] = reads["gc_sscp"] = reads["gcivl"] - {"actor_goals"} | levels
     assert kind.goals
@@ -310,8 +311,8 @@ def test_an_update_reads_what_its_batches_hold(name: str) -> None:
 def test_goals_are_drawn_as_the_configuration_says() -> None:
     value, actor = GoalMix(p_trajectory=0.5, p_random=0.3, geometric=True), GoalMix(p_trajectory=1.0, p_random=0.0)
     for name in NAMES:
-        config = put(agents.default(name), {} if name == "gcbc" else {"discount": 0.7})
-        expected = Goals(actor) if name == "gcbc" else Goals(actor, value, 0.7)
+        config = put(agents.default(name), {} if name == "gcbc" else {"discount": 0.7, "value.horizon": 3})
+        expected = Goals(actor) if name == "gcbc" else Goals(actor, value, 0.7, horizon=3)
         subgoals = {"subgoal_steps": 25} if name in ("hiql", "gc_sscp") else {}
         assert agent_of(name).batch(config) == expected._replace(**subgoals)
 
@@ -319,7 +320,7 @@ def test_goals_are_drawn_as_the_configuration_says() -> None:
 def test_defaults_are_the_published_ones() -> None:
     shared = {"learning_rate": 3e-4, "batch_size": 1024, "hidden_dims": (512, 512, 512)}
     shared |= {"actor_goals.p_trajectory": 1.0, "actor_goals.p_random": 0.0, "actor_goals.geometric": False}
-    value = {"discount": 0.99, "value.target_rate": 0.005, "lagging_targets": True}
+    value = {"discount": 0.99, "value.target_rate": 0.005, "value.horizon": 1, "lagging_targets": True}
     value |= {"value_goals.p_trajectory": 0.5, "value_goals.p_random": 0.3, "value_goals.geometric": True}
     hierarchy = {"subgoal_steps": 25, "rep_dim": 10, "value.expectile": 0.7}
     weights = {"low_alpha": 3.0, "high_alpha": 3.0}

@@ -166,11 +166,11 @@ def test_a_policy_carries_only_what_acting_needs(name: str) -> None:
 
 
 @functools.cache
-def trained_on_line(name: str) -> tuple[Agent, TrainState]:
+def trained_on_line(name: str, horizon: int = 1) -> tuple[Agent, TrainState]:
     """A small agent after its updates on the line; goals come from the same walk, so that values are exact."""
     told: dict[str, Any] = {"hidden_dims": (64, 64), "learning_rate": 3e-3}
     if name != "gcbc":
-        told |= {"discount": GAMMA, "value.expectile": 0.95, "value.target_rate": 0.05}
+        told |= {"discount": GAMMA, "value.expectile": 0.95, "value.target_rate": 0.05, "value.horizon": horizon}
         told |= {"value_goals.p_trajectory": 0.7, "value_goals.p_random": 0.0}
     if name in ("hiql", "gc_sscp"):
         told |= {"subgoal_steps": 2, "low_alpha": 0.3, "high_alpha": 0.3}
@@ -181,10 +181,10 @@ def trained_on_line(name: str) -> tuple[Agent, TrainState]:
     return trained(name, told, line(), options=AT_LEISURE)
 
 
-@pytest.mark.parametrize("name", ["gcivl", "hiql", "gc_sscp"])
-def test_values_on_a_line_are_those_of_the_distance(name: str) -> None:
+@pytest.mark.parametrize(("name", "horizon"), [("gcivl", 1), ("gcivl", 3), ("hiql", 1), ("gc_sscp", 1)])
+def test_values_on_a_line_are_those_of_the_distance(name: str, horizon: int) -> None:
     # Reward −1 until the goal is reached in k steps, and nothing after: −(1 − γ^k)/(1 − γ), from 0 to −3.7.
-    agent, state = trained_on_line(name)
+    agent, state = trained_on_line(name, horizon)
     networks = networks_of(agent)
     s, g = cell_pairs()
     eye = jnp.eye(CELLS)

@@ -4,6 +4,7 @@ Observations are row numbers, so that a goal shows where it came from. Statistic
 level of 1e-6 for all their rows together.
 """
 
+import functools
 from collections import Counter
 from typing import Any
 
@@ -23,6 +24,7 @@ from flowrl.data.samplers import Goals
 GOALS = ("value_goals", "actor_goals", "low_actor_goals", "high_actor_goals", "high_actor_targets")
 SCALARS = ("rewards", "masks", "discounts", "valid")
 TIMES = ("value_steps", "value_reached")
+AHEAD = "value_next_observations"
 FALSE_ALARM = 1e-6
 LENGTHS = (1, 4, 9, 2, 1, 6, 1)
 Pmf = dict[Any, float]
@@ -132,9 +134,13 @@ def p_value(draws: list[Any], pmf: Pmf) -> float:
 DRAWS = 10_000
 
 
-@jax.jit
+@functools.partial(jax.jit, static_argnames="horizon")
+def relabel_over(key: jax.Array, dataset: Dataset, rows: jax.Array, kind: Goals, horizon: int) -> dict[str, jax.Array]:
+    return kind._replace(horizon=horizon).relabel(key, dataset, rows)
+
+
 def relabel(key: jax.Array, dataset: Dataset, rows: jax.Array, kind: Goals) -> dict[str, jax.Array]:
-    return kind.relabel(key, dataset, rows)
+    return relabel_over(key, dataset, rows, kind, kind.horizon)
 
 
 def sampled(kind: Goals, seed: int) -> tuple[list[int], dict[str, np.ndarray]]:
@@ -276,7 +282,7 @@ def test_goals_keep_to_their_episodes(
     rows = np.random.default_rng(seed).choice(valid, BATCH)
     kind = kind_of(mix(*shares), mix(*shares, geometric=True), subgoal_steps=steps)
     fields = relabel(jax.random.key(seed), dataset, jnp.asarray(rows, jnp.int32), kind)
-    assert set(fields) == {*GOALS, *SCALARS, *TIMES}
+    assert set(fields) == {*GOALS, *SCALARS, *TIMES, AHEAD}
     assert {fields[name].dtype for name in SCALARS} == {jnp.dtype(jnp.float32)}
     assert {fields[name].shape for name in GOALS} == {(BATCH, 1)}
     np.testing.assert_allclose(fields["discounts"], 0.8 * fields["masks"])
@@ -287,6 +293,7 @@ def test_goals_keep_to_their_episodes(
         low, target = int(numbers["low_actor_goals"][i]), int(numbers["high_actor_targets"][i])
         # The reward is 0, and nothing follows, exactly where the goal is the row itself.
         assert (numbers["rewards"][i], numbers["masks"][i]) == ((0, 0) if value == row else (-1, 1))
+        assert numbers[AHEAD][i] == row + (value != row)
         reached = row <= value <= ends[row]
         expected = (reached, (value if reached else ends[row]) - row)
         assert (bool(fields["value_reached"][i]), int(fields["value_steps"][i])) == expected
@@ -303,6 +310,25 @@ def test_goals_keep_to_their_episodes(
             assert target == within
         else:
             assert target in (within, beyond)
+
+
+@pytest.mark.parametrize("horizon", [2, 3, 50])
+def test_values_over_a_horizon_stop_at_the_goal_and_at_the_end(horizon: int) -> None:
+    valid, ends = layout(LENGTHS)
+    rows, kind = np.repeat(valid, 50), kind_of()._replace(horizon=horizon)
+    found = relabel(jax.random.key(3), dataset_of(LENGTHS), jnp.asarray(rows), kind)
+    met = Counter()
+    for i, row in enumerate(rows):
+        # One step after another: the goal ends the return, the last stored row only the horizon.
+        at, reward, power = row, 0.0, 1.0
+        while at != found["value_goals"][i, 0] and at - row < horizon and at <= ends[row]:
+            at, reward, power = at + 1, reward - power, power * 0.8
+        at_goal = at == found["value_goals"][i, 0] and at - row < horizon
+        assert (found[AHEAD][i, 0], found["masks"][i]) == (at, 1 - at_goal)
+        np.testing.assert_allclose(found["rewards"][i], reward, rtol=1e-6)
+        np.testing.assert_allclose(found["discounts"][i], 0 if at_goal else power, rtol=1e-6)
+        met[bool(at_goal), at - row == horizon] += 1
+    assert len(met) == 2 + (horizon < 9)  # the goal, the end and, where episodes are long enough, the horizon
 
 
 def test_a_batch_is_drawn_and_relabelled_by_its_key() -> None:
@@ -452,16 +478,37 @@ FAULTS = {
             "test_goals_keep_to_their_episodes",
         ),
         (
-            "jnp.where(value == rows, 0.0, -1.0)",
-            "jnp.where(value == rows, -1.0, 0.0)",
-            "test_goals_keep_to_their_episodes",
+            "reached & (value < rows + steps)",
+            "value < rows + steps",
+            "test_goals_keep_to_their_episodes or test_values_over_a_horizon_stop_at_the_goal_and_at_the_end",
+        ),
+        (
+            "reached & (value < rows + steps)",
+            "reached & (value <= rows + steps)",
+            "test_goals_keep_to_their_episodes or test_values_over_a_horizon_stop_at_the_goal_and_at_the_end",
+        ),
+        (
+            "jnp.minimum(self.horizon, ends + 1 - rows)",
+            "jnp.minimum(self.horizon, ends - rows)",
+            "test_goals_keep_to_their_episodes or test_values_over_a_horizon_stop_at_the_goal_and_at_the_end",
+        ),
+        (
+            "steps = jnp.where(masks == 0, value - rows, steps)",
+            "steps = steps",
+            "test_goals_keep_to_their_episodes or test_values_over_a_horizon_stop_at_the_goal_and_at_the_end",
+        ),
+        ("-jnp.sum(powers[:-1]", "-jnp.sum(powers[1:]", "test_goals_keep_to_their_episodes"),
+        (
+            '"value_next_observations": states[rows + steps]',
+            '"value_next_observations": states[rows + 1]',
+            "test_goals_keep_to_their_episodes or test_values_over_a_horizon_stop_at_the_goal_and_at_the_end",
         ),
         ("jnp.where(high.is_random, ends, high.rows)", "ends", "test_actor_goals_and_high_targets"),
         ("jnp.where(high.is_random, ends, high.rows)", "high.rows", "test_actor_goals_and_high_targets"),
         ("states[jnp.minimum(ahead, ends)]", "states[ahead]", "test_goals_keep_to_their_episodes"),
         (
-            '"discounts": self.discount * masks',
-            '"discounts": self.discount * jnp.ones_like(masks)',
+            '"discounts": powers[steps] * masks',
+            '"discounts": powers[steps]',
             "test_goals_keep_to_their_episodes",
         ),
     ],

@@ -70,8 +70,8 @@ TOLD = {"hidden_dims": (16,), "rep_dim": 4, "latent_dim": 8, "learning_rate": 1e
 
 def drawn_batch() -> dict[str, jax.Array]:
     rng = np.random.default_rng(0)
-    states = ("observations", "next_observations", "value_goals", "more_goals", "low_actor_goals")
-    states += ("high_actor_goals", "high_actor_targets")
+    states = ("observations", "next_observations", "value_next_observations", "value_goals", "more_goals")
+    states += ("low_actor_goals", "high_actor_goals", "high_actor_targets")
     fields = {name: rng.normal(size=(B, D)) for name in states} | {"actions": rng.uniform(-1, 1, (B, A))}
     fields |= {"rewards": -np.ones(B), "discounts": np.full(B, 0.9)}
     return {name: jnp.asarray(value, jnp.float32) for name, value in fields.items()}

@@ -139,7 +139,7 @@ STATE = TrainState(
 )
 BATCH = {
     "observations": array([1], [0], [2]),
-    "next_observations": array([5], [4], [9]),
+    "value_next_observations": array([5], [4], [9]),
     "value_goals": array([1], [2], [-5]),
     "rewards": array(-1, -1, 0),
     "discounts": array(0.5, 0.5, 0),

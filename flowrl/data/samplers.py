@@ -200,7 +200,9 @@ class Goals(NamedTuple):
     """Transitions with goals drawn in hindsight.
 
     - `value_goals`, with `rewards` and `masks`: reward 0 and mask 0 exactly where the goal is the row itself, else −1
-      and 1; and `discounts` and `valid`.
+      and 1; and `discounts` and `valid`. Over a horizon of n steps rewards are −Σ γᵏ over the steps up to the goal, the
+      episode's end or n of them, and masks 0 where the goal is nearer than that.
+    - `value_next_observations`: where those steps lead.
     - `value_steps`, and whether they lead to the value goal, `value_reached`: in the same episode and not behind; else
       they are those that the episode still takes.
     - `actor_goals`; they and the value goals are OGBench's compact `oracle_reps` where the dataset has them.
@@ -213,6 +215,7 @@ class Goals(NamedTuple):
         value: The goals of values.
         discount: γ `[]`.
         subgoal_steps: Steps to a subgoal `[]`; without them there are no goals of levels.
+        horizon: Steps n after which values bootstrap.
         more: The goals of `more_goals`, which nothing else depends on; without it there are none.
     """
 
@@ -220,6 +223,7 @@ class Goals(NamedTuple):
     value: GoalMix = GoalMix()
     discount: Scalar = 1.0
     subgoal_steps: Scalar | None = None
+    horizon: int = 1
     more: GoalMix | None = None
 
     @classmethod
@@ -254,13 +258,18 @@ class Goals(NamedTuple):
         as_goals = dataset.fields.get("oracle_reps", states)
         value_key, actor_key, high_key, more_key = jax.random.split(key, 4)
         value = draw(value_key, dataset, rows, self.value, self.discount).rows
-        masks, ends = jnp.where(value == rows, 0.0, 1.0), dataset.ends[rows]
+        ends = dataset.ends[rows]
         reached = (value >= rows) & (value <= ends)
+        steps = jnp.minimum(self.horizon, ends + 1 - rows)
+        masks = jnp.where(reached & (value < rows + steps), 0.0, 1.0)
+        steps = jnp.where(masks == 0, value - rows, steps)
+        powers = jnp.cumprod(jnp.full(self.horizon + 1, self.discount).at[0].set(1.0))  # γᵏ, k = 0 to n
         fields = {
             "value_goals": as_goals[value],
-            "rewards": jnp.where(value == rows, 0.0, -1.0),
+            "rewards": -jnp.sum(powers[:-1] * (jnp.arange(self.horizon) < steps[:, None]), axis=-1),
             "masks": masks,
-            "discounts": self.discount * masks,
+            "discounts": powers[steps] * masks,
+            "value_next_observations": states[rows + steps],
             "valid": jnp.ones_like(masks),
             "value_reached": reached,
             "value_steps": jnp.where(reached, value, ends) - rows,

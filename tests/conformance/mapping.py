@@ -139,6 +139,11 @@ def chunks(batch: Arrays, config: Mapping[str, Any]) -> Arrays:
     return {**found, "actions": actions.reshape(len(actions), -1), "actions_valid": valid.reshape(len(actions), -1)}
 
 
+def goal_values(batch: Arrays, config: Mapping[str, Any]) -> Arrays:
+    """A batch with goals whose values bootstrap after one step."""
+    return {**batch, "value_next_observations": batch["next_observations"]}
+
+
 def horizon(config: Mapping[str, Any]) -> dict[str, Any]:
     """The settings of such batches."""
     return {"horizon.steps": config["horizon_length"], "horizon.chunk": config["action_chunking"]}

@@ -1,6 +1,17 @@
 """GC-SSCP, by its authors' code."""
 
-from ..mapping import VALUE_LOSSES, AgentMapping, Way, draws, goal_representation, mlp, time_pair, total, twins
+from ..mapping import (
+    VALUE_LOSSES,
+    AgentMapping,
+    Way,
+    draws,
+    goal_representation,
+    goal_values,
+    mlp,
+    time_pair,
+    total,
+    twins,
+)
 
 MAPPING = AgentMapping(
     config=lambda there: {
@@ -21,6 +32,7 @@ MAPPING = AgentMapping(
         *mlp("actor/params/MLP_0", "high_actor/mlp", norm=True),
         *time_pair("actor/params/TimePairEmbedding_0", "high_actor", norm=True),
     ),
+    batch=goal_values,
     losses={
         **VALUE_LOSSES,
         "low_actor/actor_loss": "low/loss",

@@ -1,6 +1,6 @@
 """GCIVL, by OGBench's code."""
 
-from ..mapping import GAUSSIAN, VALUE_LOSSES, AgentMapping, Way, draws, mlp, total, twins
+from ..mapping import GAUSSIAN, VALUE_LOSSES, AgentMapping, Way, draws, goal_values, mlp, total, twins
 
 MAPPING = AgentMapping(
     config=lambda there: {
@@ -12,6 +12,7 @@ MAPPING = AgentMapping(
         "alpha": there["alpha"],
     },
     leaves=(*twins("value", "value"), *mlp("actor/params", "actor", layers=GAUSSIAN)),
+    batch=goal_values,
     losses={
         **VALUE_LOSSES,
         "actor/actor_loss": "actor/loss",

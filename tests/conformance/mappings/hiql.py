@@ -1,6 +1,17 @@
 """HIQL, by OGBench's code."""
 
-from ..mapping import GAUSSIAN, VALUE_LOSSES, AgentMapping, Way, draws, goal_representation, mlp, total, twins
+from ..mapping import (
+    GAUSSIAN,
+    VALUE_LOSSES,
+    AgentMapping,
+    Way,
+    draws,
+    goal_representation,
+    goal_values,
+    mlp,
+    total,
+    twins,
+)
 
 MAPPING = AgentMapping(
     config=lambda there: {
@@ -20,6 +31,7 @@ MAPPING = AgentMapping(
         *mlp("low_actor/params", "low_actor", layers=GAUSSIAN),
         *mlp("high_actor/params", "high_actor", layers=GAUSSIAN),
     ),
+    batch=goal_values,
     losses={
         **VALUE_LOSSES,
         "low_actor/actor_loss": "low_actor/loss",
