@@ -67,6 +67,13 @@ def forgotten() -> Iterator[None]:
     jax.clear_caches()
 
 
+@pytest.fixture
+def x64() -> Iterator[None]:
+    """Computes in float64, for comparisons that leave no room for an error of formulas."""
+    with jax.enable_x64(True):
+        yield
+
+
 @pytest.fixture(scope="session")
 def walks() -> Dataset:
     """Random walks in the plane: 20 episodes of 30 rows, actions in [−1, 1]."""

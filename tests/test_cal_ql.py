@@ -1,7 +1,7 @@
 """Cal-QL: the conservative term by hand, updates against a reference in numpy, and a bandit."""
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -42,12 +42,7 @@ from flowrl.train_state import Batch, Params, TrainState
 N = 3
 """Proposals of each kind."""
 
-
-@pytest.fixture(autouse=True)
-def x64() -> Iterator[None]:
-    with jax.enable_x64(True):
-        yield
-
+pytestmark = pytest.mark.usefixtures("x64")
 
 agent_of, state_of = functools.partial(stub_agent, "cal_ql"), functools.partial(stub_state, "cal_ql")
 

@@ -5,7 +5,7 @@ Networks are tiny stand-ins with known derivatives; losses are compared in float
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -62,12 +62,7 @@ TOLD: dict[str, dict[str, Any]] = {
     },
 }  # fmt: skip
 
-
-@pytest.fixture(autouse=True)
-def x64() -> Iterator[None]:
-    with jax.enable_x64(True):
-        yield
-
+pytestmark = pytest.mark.usefixtures("x64")
 
 # ----------------------------------------------------------------------------------------------------- stand-ins
 

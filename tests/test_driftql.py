@@ -1,6 +1,5 @@
 """DriftQL: its drift and losses by hand, and a bandit with a known answer."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -20,11 +19,7 @@ from flowrl.networks import Spec
 NETS = driftql.Networks(SPEC, SPEC, ACTOR, CRITIC)
 each_kernel = pytest.mark.parametrize("kernel", ["laplace", "gaussian"])
 
-
-@pytest.fixture(autouse=True)
-def x64() -> Iterator[None]:
-    with jax.enable_x64(True):
-        yield
+pytestmark = pytest.mark.usefixtures("x64")
 
 
 def state_of(told: dict[str, Any]) -> Any:

@@ -1,7 +1,6 @@
 """FMQ: its curriculum and losses by hand, its two phases, its search, and a bandit."""
 
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +27,6 @@ from flowrl.run_folder import logs
 NETS = Networks(SPEC, ACTOR, CRITIC)
 ONE_STEP = {"horizon.steps": 1, "horizon.chunk": False}
 SMALL = {**ONE_STEP, "hidden_dims": (8,), "choice.num_samples": 2, "choice.target_samples": 2}
-
-
-@pytest.fixture
-def x64() -> Iterator[None]:
-    with jax.enable_x64(True):
-        yield
 
 
 def stub_state(told: dict[str, Any]) -> Any:

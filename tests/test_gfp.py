@@ -1,6 +1,5 @@
 """GFP: its weights and losses by hand, who acts, and a bandit on which guidance shows."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -19,12 +18,6 @@ from flowrl.networks import Distilled
 
 NETS = Distilled(SPEC, network("flow", lambda params, *inputs: field(jnp, params, *inputs)), ACTOR, CRITIC)
 COMBINED = {"actor": lambda actor, flow: actor, "mean": lambda actor, flow: (actor + flow) / 2, "min": np.minimum}
-
-
-@pytest.fixture
-def x64() -> Iterator[None]:
-    with jax.enable_x64(True):
-        yield
 
 
 def state_of(told: dict[str, Any]) -> Any:

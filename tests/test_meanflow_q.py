@@ -1,6 +1,5 @@
 """MeanFlowQL: its target on a linear field, its loss, its weight and its step size by hand, and a bandit."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -25,12 +24,6 @@ from flowrl.train_state import TrainState
 
 NETS = Networks(SPEC, ACTOR, CRITIC)
 TINY = {"hidden_dims": (8,), "width": 8, "depth": 1}
-
-
-@pytest.fixture
-def x64() -> Iterator[None]:
-    with jax.enable_x64(True):
-        yield
 
 
 def stub_state(told: dict[str, Any]) -> Any:

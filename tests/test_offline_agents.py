@@ -5,7 +5,6 @@ reference decide which gradients pass.
 """
 
 import functools
-from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -52,11 +51,7 @@ each_q_agent = pytest.mark.parametrize("name", Q_AGENTS)
 KEY = 5
 RATES = {"critic": 0.2, "actor": 0.3}
 
-
-@pytest.fixture(autouse=True)
-def x64() -> Iterator[None]:
-    with jax.enable_x64(True):
-        yield
+pytestmark = pytest.mark.usefixtures("x64")
 
 
 def run(

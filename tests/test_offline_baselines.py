@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -47,12 +47,6 @@ from flowrl.run_folder import texts
 from flowrl.train_state import Batch, Params, TrainState
 
 NAMES = ("td3_bc", "rebrac", "iql", "ifql", "idql")
-
-
-@pytest.fixture
-def x64() -> Iterator[None]:
-    with jax.enable_x64(True):
-        yield
 
 
 # ------------------------------------------------------------------------------------------------ tiny networks

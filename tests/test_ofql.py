@@ -1,6 +1,5 @@
 """OFQL's own: MeanFlow in its loss, its coin, and when its slow policy moves."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -27,11 +26,7 @@ from flowrl.train_state import TrainState
 
 KEY = 5
 
-
-@pytest.fixture(autouse=True)
-def x64() -> Iterator[None]:
-    with jax.enable_x64(True):
-        yield
+pytestmark = pytest.mark.usefixtures("x64")
 
 
 def run(state: TrainState) -> tuple[TrainState, Any]:

@@ -1,7 +1,7 @@
 """SAC and TD3: their parts by hand, their updates against references in numpy, and a bandit with a known answer."""
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -23,12 +23,7 @@ NAMES = ("sac", "td3")
 # Unoptimised, XLA gives NaN for a gradient of SAC's here.
 update_of, mapped_update_of = (functools.partial(f, optimised=True) for f in (compiled, compiled_mapped))
 
-
-@pytest.fixture(autouse=True)
-def x64() -> Iterator[None]:
-    with jax.enable_x64(True):
-        yield
-
+pytestmark = pytest.mark.usefixtures("x64")
 
 # ----------------------------------------------------------------------------------------------------- updates
 

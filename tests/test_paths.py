@@ -16,12 +16,6 @@ MEAN, STD = 0.7, 0.4
 """Data N(MEAN, STD²) at time 1, unit noise at time 0."""
 
 
-@pytest.fixture
-def x64() -> Any:
-    with jax.enable_x64(True):
-        yield
-
-
 def column(*values: float) -> jax.Array:
     return jnp.asarray(values)[:, None]
 
