@@ -88,6 +88,22 @@ def test_the_checkpoints_of_a_run_are_measured(tmp_path: Path) -> None:
     assert out.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_normalised_runs_see_what_they_were_trained_on(tmp_path: Path) -> None:
+    data, folder = save_walks(tmp_path / "tiny.npz"), tmp_path / "run"
+    tiny = ("--agent.hidden_dims=4", "--agent.batch_size=4", "--steps=1", "--eval.episodes=0", "--preset=none")
+    where = ("--env=pointmaze-medium-navigate", f"--data={data}", f"--run_dir={folder}")
+    assert main("--agent=gcivl", *tiny, *where, "--normalize.observations=True") == 0
+    plan, stored = program.readable(program.Settings(run_dir=str(folder)))
+    *_, (_, params, value) = program.checkpoints(plan, program.stored_spec(stored))
+    observations = np.load(data)["observations"]
+    s = observations[:5]
+    seen = (s - observations.mean(axis=0)) / (observations.std(axis=0) + 1e-3)
+    module, v = program.VALUES["gcivl"]
+    own = jax.tree.map(lambda x: x[0], params)
+    expected = v(module.networks(plan.config, program.stored_spec(stored)), own, seen, seen[::-1])
+    np.testing.assert_allclose(value(own, s, s[::-1]), expected, rtol=1e-4, atol=1e-5)
+
+
 FAULTS = {
     "experiments/evidence/maze_values.py": [
         ("steps[start, cell] + 1", "steps[start, cell] + 2", "test_steps_go_around_walls"),
@@ -102,6 +118,7 @@ FAULTS = {
             "test_values_that_leak_through_a_wall_stop_on_the_way",
         ),
         ("x[index], params)", "x[0], params)", "test_the_checkpoints_of_a_run_are_measured"),
+        ("seen = shown if", "seen = shown if True or", "test_normalised_runs_see_what_they_were_trained_on"),
         (".mean(0)", ".max(0)", "test_states_of_a_cell_count_by_their_mean"),
     ],
 }

@@ -13,6 +13,7 @@ if __name__ == "__main__":
     import flowrl.cli.start  # noqa: F401 - before the other imports, which take seconds
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ from flowrl.experiment.stored import read_plan
 from flowrl.machine.files import replacing
 from flowrl.machine.provenance import git_commit, hardware, versions
 from flowrl.networks import Spec
+from flowrl.normalize import Normalizer
 from flowrl.run_folder import logs
 from flowrl.run_folder.layout import CHECKPOINTS
 from flowrl.run_folder.summary import SINGLE
@@ -149,20 +151,26 @@ def readable(settings: Settings) -> tuple[Plan, dict[str, Any]]:
         raise UserError(f"{name} has no values that this program knows; choose a run of {', '.join(VALUES)}")
     if env.goals != "state" or "maze" not in env.name or "teleport" in env.name:
         raise UserError(f"{env.name} is no maze with states as goals whose cells touch only their neighbours")
-    if plan.settings.normalize.observations:
-        raise UserError(f"the run in {plan.folder} normalises observations, which this program does not")
     return plan, stored
 
 
 def checkpoints(plan: Plan, spec: Spec) -> Iterator[tuple[int, Any, Callable[..., jax.Array]]]:
-    """Yields of each checkpoint its step, the parameters `[R, ...]` of its runs, and their values V(s, g)."""
+    """Yields of each checkpoint its step, its parameters `[R, ...]` of runs, and V(s, g) of what is not normalised."""
     name = plan.settings.agent
     (module, v), agent = VALUES[name], agents.build(name, plan.config, spec)
     nets, configs = module.networks(plan.config, spec), stacked(plan.config, [run.values for run in plan.runs])
-    value = jax.jit(lambda params, s, g: v(nets, params, s, g))
+
+    @jax.jit
+    def value(normalizer: Normalizer | None, params: Any, s: jax.Array, g: jax.Array) -> jax.Array:
+        shown = {"observations": s, "goals": g}
+        seen = shown if normalizer is None else normalizer.inputs(shown)
+        return v(nets, params, seen["observations"], seen["goals"])
+
     for step in Checkpoints(plan.folder / CHECKPOINTS, read_only=True).steps():
-        _, states, _ = load_states(plan.folder, name, agent, configs, len(plan.runs), goals_are_states=True, step=step)
-        yield step, states.params, value
+        _, states, normalizer = load_states(
+            plan.folder, name, agent, configs, len(plan.runs), goals_are_states=True, step=step
+        )
+        yield step, states.params, partial(value, normalizer)
 
 
 def main(arguments: Sequence[str]) -> int:
