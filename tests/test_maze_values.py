@@ -49,6 +49,20 @@ def test_states_of_a_cell_count_by_their_mean() -> None:
     np.testing.assert_allclose(found, np.array([[10, 10], [8, 6]]))
 
 
+def test_subgoals_point_to_the_cell_that_is_most_like_them() -> None:
+    # Cells at angles 0, 1 and 2, two states in each; the subgoal is one cell beyond the state, toward no goal at all.
+    s = jnp.array([[[0.0], [1.0], [2.0]], [[0.1], [1.1], [2.1]]])
+
+    def rep(params: float, s: jax.Array, g: jax.Array) -> jax.Array:
+        return jnp.concatenate([jnp.cos(g), jnp.sin(g)], axis=-1)
+
+    found: np.ndarray = program.pointed(lambda p, s, g: rep(p, s, s + p), rep, 1.0, s, s[0])
+    assert found.tolist() == [[[1] * 3, [2] * 3, [2] * 3]] * 2
+    steps = np.array([[0, 1, 2], [1, 0, 1], [2, 1, 0]])
+    # From 0 to 1 and to 2, and from 1 to 2 it is nearer; from 1 to 0 and from 2 it is not.
+    assert program.lead(found, steps) == pytest.approx(3 / 6)
+
+
 def test_a_run_without_values_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="--run_dir"):
         program.main(["maze_values.py"])
@@ -79,11 +93,11 @@ def test_the_checkpoints_of_a_run_are_measured(tmp_path: Path) -> None:
         "--eval.episodes=0",
         f"--run_dir={folder}",
     )
-    assert main("--agent=gcivl", *tiny, *where) == 0
+    assert main("--agent=hiql", "--agent.rep_dim=3", *tiny, *where) == 0
     assert program.main(["maze_values.py", f"--run_dir={folder}", "--states=1", f"--out={out}"]) == 0
     report = json.loads(out.read_text())
     assert [(row["step"], row["seed"]) for row in report["results"]] == [(1, 0), (1, 1), (2, 0), (2, 1)]
-    assert all(0 <= row[name] <= 1 for row in report["results"] for name in ("nearer", "arrives"))
+    assert all(0 <= row[name] <= 1 for row in report["results"] for name in ("nearer", "arrives", "subgoals"))
     assert len({row["lowest"] for row in report["results"]}) == 4  # each of its own parameters
     assert out.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
 
@@ -94,14 +108,14 @@ def test_normalised_runs_see_what_they_were_trained_on(tmp_path: Path) -> None:
     where = ("--env=pointmaze-medium-navigate", f"--data={data}", f"--run_dir={folder}")
     assert main("--agent=gcivl", *tiny, *where, "--normalize.observations=True") == 0
     plan, stored = program.readable(program.Settings(run_dir=str(folder)))
-    *_, (_, params, value) = program.checkpoints(plan, program.stored_spec(stored))
+    *_, (_, params, told_by) = program.checkpoints(plan, program.stored_spec(stored))
     observations = np.load(data)["observations"]
     s = observations[:5]
     seen = (s - observations.mean(axis=0)) / (observations.std(axis=0) + 1e-3)
     module, v = program.VALUES["gcivl"]
     own = jax.tree.map(lambda x: x[0], params)
     expected = v(module.networks(plan.config, program.stored_spec(stored)), own, seen, seen[::-1])
-    np.testing.assert_allclose(value(own, s, s[::-1]), expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(told_by["value"](own, s, s[::-1]), expected, rtol=1e-4, atol=1e-5)
 
 
 FAULTS = {
@@ -118,7 +132,13 @@ FAULTS = {
             "test_values_that_leak_through_a_wall_stop_on_the_way",
         ),
         ("x[index], params)", "x[0], params)", "test_the_checkpoints_of_a_run_are_measured"),
-        ("seen = shown if", "seen = shown if True or", "test_normalised_runs_see_what_they_were_trained_on"),
+        ("inputs = shown if", "inputs = shown if True or", "test_normalised_runs_see_what_they_were_trained_on"),
+        ("(steps > 0)", "(steps >= 0)", "test_subgoals_point_to_the_cell_that_is_most_like_them"),
+        (
+            ", axis=-1) % s.shape[1]",
+            ", axis=-1) // s.shape[1]",
+            "test_subgoals_point_to_the_cell_that_is_most_like_them",
+        ),
         (".mean(0)", ".max(0)", "test_states_of_a_cell_count_by_their_mean"),
     ],
 }

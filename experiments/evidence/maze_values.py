@@ -3,7 +3,9 @@
 For each checkpoint, of a state in each cell and a goal in each other one: how often the neighbouring cell with the
 highest value is really one step nearer to the goal (`nearer`; a cell is as wide as a corridor), and from how many cells
 one arrives by always going to that neighbour (`arrives`). Values that leak through walls have local maxima, before
-which policies dither: this tells them from policies that cannot walk. Neither data nor episodes are needed.
+which policies dither: this tells them from policies that cannot walk. Of agents with two levels also how often the
+cell whose representation is most like the proposed subgoal is really nearer (`subgoals`). Neither data nor episodes are
+needed.
 
 The numbers go to --out, FILE.json, with the run's own success at the same steps, and the newest checkpoint's values of
 the five tasks' goals beside it as a picture.
@@ -26,7 +28,7 @@ from flowrl.agents import gc_sscp, gcivl, hiql, lavl
 from flowrl.cli import flags
 from flowrl.collection.mazes import Cell, free_cells
 from flowrl.config import record, stacked, static
-from flowrl.encoders import represented_value
+from flowrl.encoders import length_normalize, represented, represented_value
 from flowrl.envs.episodes import SeededEpisodes
 from flowrl.errors import UserError
 from flowrl.experiment.loading import load_states, stored_spec
@@ -46,6 +48,19 @@ VALUES: dict[str, tuple[Any, Any]] = {
     "lavl": (lavl, lavl.v),
 }  # fmt: skip
 """For each agent its module, and its values V(s, g), `(nets, params, s, g) -> [heads, B]`."""
+
+
+def proposed_hop(nets: Any, params: Any, s: jax.Array, g: jax.Array) -> jax.Array:
+    """Returns the representation of GC-SSCP's subgoal `[B, R]`, from one draw of noise."""
+    noise = gc_sscp.noise(nets, s, jax.random.key(0))
+    return gc_sscp.jump(nets, params, s, represented(nets, params, s, g), noise, 0, 1).bounded().rep
+
+
+SUBGOALS: dict[str, Any] = {
+    "gc_sscp": proposed_hop,
+    "hiql": lambda nets, params, s, g: length_normalize(nets.high_actor(params, s, g)),
+}
+"""For each agent with two levels the subgoal's representation, `(nets, params, s, g) -> [B, R]`, to compare with φ."""
 
 
 @record
@@ -98,6 +113,26 @@ def measure(found: np.ndarray, steps: np.ndarray, around: Sequence[Sequence[int]
                 cell = best[cell] if cell != goal else cell
             arrives.append(cell == goal)
     return {"nearer": float(np.mean(nearer)), "arrives": float(np.mean(arrives))}
+
+
+def pointed(
+    subgoal: Callable[..., jax.Array], rep: Callable[..., jax.Array], params: Any, s: jax.Array, goals: jax.Array
+) -> np.ndarray:
+    """Returns the cells that subgoals are most like, of states `[number, cells, D]`: int `[number, cells, goals]`."""
+    flat = s.reshape(-1, s.shape[-1])
+
+    def of_state(x: jax.Array) -> jax.Array:
+        found = subgoal(params, jnp.broadcast_to(x, (len(goals), len(x))), goals)
+        return jnp.argmax(found @ rep(params, jnp.broadcast_to(x, flat.shape), flat).T, axis=-1) % s.shape[1]
+
+    return np.asarray(jax.lax.map(of_state, flat)).reshape(*s.shape[:2], len(goals))
+
+
+def lead(points: np.ndarray, steps: np.ndarray) -> float:
+    """Returns how often a subgoal's cell `[number, cells, goals]` is nearer to the goal, from all cells but its own."""
+    goal = np.arange(len(steps))
+    counts = np.isfinite(steps) & (steps > 0)
+    return float((steps[points, goal] < steps)[:, counts].mean())
 
 
 def states_and_goals(env: SeededEpisodes, cells: Sequence[Cell], number: int) -> tuple[np.ndarray, np.ndarray]:
@@ -154,23 +189,27 @@ def readable(settings: Settings) -> tuple[Plan, dict[str, Any]]:
     return plan, stored
 
 
-def checkpoints(plan: Plan, spec: Spec) -> Iterator[tuple[int, Any, Callable[..., jax.Array]]]:
-    """Yields of each checkpoint its step, its parameters `[R, ...]` of runs, and V(s, g) of what is not normalised."""
+def checkpoints(plan: Plan, spec: Spec) -> Iterator[tuple[int, Any, dict[str, Callable[..., jax.Array]]]]:
+    """Yields of each checkpoint its step, its parameters `[R, ...]` of runs, and functions of them and what envs show.
+
+    They are `(params, s, g)`: the `value`, and where there are subgoals their representation, and `rep`, a goal's.
+    """
     name = plan.settings.agent
     (module, v), agent = VALUES[name], agents.build(name, plan.config, spec)
     nets, configs = module.networks(plan.config, spec), stacked(plan.config, [run.values for run in plan.runs])
 
-    @jax.jit
-    def value(normalizer: Normalizer | None, params: Any, s: jax.Array, g: jax.Array) -> jax.Array:
+    @partial(jax.jit, static_argnums=0)
+    def seen(f: Any, normalizer: Normalizer | None, params: Any, s: jax.Array, g: jax.Array) -> jax.Array:
         shown = {"observations": s, "goals": g}
-        seen = shown if normalizer is None else normalizer.inputs(shown)
-        return v(nets, params, seen["observations"], seen["goals"])
+        inputs = shown if normalizer is None else normalizer.inputs(shown)
+        return jnp.asarray(f(nets, params, inputs["observations"], inputs["goals"]))
 
+    levels = {"subgoal": SUBGOALS[name], "rep": represented} if name in SUBGOALS else {}
     for step in Checkpoints(plan.folder / CHECKPOINTS, read_only=True).steps():
         _, states, normalizer = load_states(
             plan.folder, name, agent, configs, len(plan.runs), goals_are_states=True, step=step
         )
-        yield step, states.params, partial(value, normalizer)
+        yield step, states.params, {key: partial(seen, f, normalizer) for key, f in {"value": v, **levels}.items()}
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -185,11 +224,14 @@ def main(arguments: Sequence[str]) -> int:
     s, goals = (jnp.asarray(x, jnp.float32) for x in states_and_goals(env, cells, settings.states))
     lines = [line for line in logs.read_lines(plan.folder / "eval.jsonl") if line["mode"] == SINGLE]
     results = list[dict[str, Any]]()
-    for step, params, value in checkpoints(plan, stored_spec(stored)):
+    for step, params, told_by in checkpoints(plan, stored_spec(stored)):
         for index, run in enumerate(plan.runs):
-            found = maps(value, jax.tree.map(lambda x, index=index: x[index], params), s, goals)
+            own = jax.tree.map(lambda x, index=index: x[index], params)
+            found = maps(told_by["value"], own, s, goals)
             scores = [line["success"] for line in lines if (line["step"], line["run"]) == (step, index)]
             told = {"step": step, **run.labels, **measure(found, steps, around), "lowest": float(found.min())}
+            if "subgoal" in told_by:
+                told["subgoals"] = lead(pointed(told_by["subgoal"], told_by["rep"], own, s, goals), steps)
             results.append(told | ({"success": float(np.mean(scores))} if scores else {}))
             print(
                 "  ".join(f"{key} {x:.3f}" if isinstance(x, float) else f"{key} {x}" for key, x in results[-1].items())
