@@ -27,7 +27,8 @@ NETS: Any = SimpleNamespace(
 )
 ONES, SLOW = {"goal_rep": array(1.0), "value": array(1.0)}, {"goal_rep": array(0.5), "value": array(1.0)}
 BATCH = {
-    "observations": array([1.0], [0.0]), "next_observations": array([2.0], [0.0]), "value_goals": array([3.0], [0.0]),
+    "observations": array([1.0], [0.0]), "next_observations": array([2.0], [0.0]),
+    "value_next_observations": array([2.0], [0.0]), "value_goals": array([3.0], [0.0]),
     "more_goals": array([0.0], [4.0]), "rewards": array(-1.0, 0.0), "discounts": array(0.9, 0.0),
 }  # fmt: skip
 KEY = jax.random.key(0)
