@@ -176,7 +176,7 @@ def trained_on_line(name: str, horizon: int = 1) -> tuple[Agent, TrainState]:
         told |= {"subgoal_steps": 2, "low_alpha": 0.3, "high_alpha": 0.3}
     if name == "gc_sscp":  # where larger steps reshape the representation, some initial parameters end in no direction
         return trained(
-            name, {**told, "actor_target_rate": 0.02, "learning_rate": 1e-3}, line(), updates=1500, options=AT_LEISURE
+            name, {**told, "actor_target_rate": 0.02, "learning_rate": 1e-3}, line(), updates=2500, options=AT_LEISURE
         )
     return trained(name, told, line(), options=AT_LEISURE)
 
@@ -217,8 +217,7 @@ def test_policies_on_a_line_go_toward_the_goal(name: str) -> None:
     act = jax.jit(jax.vmap(lambda key: agent.act(policy, inputs, key)))
     actions = act(jax.random.split(jax.random.key(5), draws))
     toward = double(actions)[..., 0] * np.sign(g - s)
-    # Rounding, which differs between processors, decides where a representation ends: one of 30 pairs may go wrong.
-    assert (toward > 0).mean() > (0.93 if name == "gc_sscp" else 0.97)
+    assert (toward > 0).mean() > 0.97
     # The data's action is ±0.8 toward the goal; a flow policy's is spread around it and clipped.
     np.testing.assert_allclose(toward.mean(axis=None if name == "gc_sscp" else 0), 0.8, atol=0.3)
 
