@@ -493,11 +493,12 @@ FAULTS = {
             "test_goals_keep_to_their_episodes or test_values_over_a_horizon_stop_at_the_goal_and_at_the_end",
         ),
         (
-            "steps = jnp.where(masks == 0, value - rows, steps)",
-            "steps = steps",
+            "jnp.where(at_goal, value - rows, steps)",
+            "steps",
             "test_goals_keep_to_their_episodes or test_values_over_a_horizon_stop_at_the_goal_and_at_the_end",
         ),
         ("-jnp.sum(powers[:-1]", "-jnp.sum(powers[1:]", "test_goals_keep_to_their_episodes"),
+        ("-jnp.sum(powers[:-1]", "jnp.sum(powers[:-1]", "test_goals_keep_to_their_episodes"),
         (
             '"value_next_observations": states[rows + steps]',
             '"value_next_observations": states[rows + 1]',

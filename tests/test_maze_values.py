@@ -81,6 +81,10 @@ def test_agents_have_the_values_that_are_asked_for(name: str) -> None:
     s = jax.ShapeDtypeStruct((B, D), jnp.float32)
     found = jax.eval_shape(lambda params, s, g: v(nets, params, s, g), params, s, s)
     assert found.shape in ((1, B), (2, B))
+    if name in program.SUBGOALS:
+        reps = [jax.eval_shape(lambda params, s, f=f: f(nets, params, s, s), params, s)  # compared by their products
+                for f in (program.SUBGOALS[name], program.represented)]  # fmt: skip
+        assert [rep.shape for rep in reps] == [(B, config.rep_dim)] * 2
 
 
 def test_the_checkpoints_of_a_run_are_measured(tmp_path: Path) -> None:

@@ -261,8 +261,8 @@ class Goals(NamedTuple):
         ends = dataset.ends[rows]
         reached = (value >= rows) & (value <= ends)
         steps = jnp.minimum(self.horizon, ends + 1 - rows)
-        masks = jnp.where(reached & (value < rows + steps), 0.0, 1.0)
-        steps = jnp.where(masks == 0, value - rows, steps)
+        at_goal = reached & (value < rows + steps)
+        steps, masks = jnp.where(at_goal, value - rows, steps), jnp.where(at_goal, 0.0, 1.0)
         powers = jnp.cumprod(jnp.full(self.horizon + 1, self.discount).at[0].set(1.0))  # γᵏ, k = 0 to n
         fields = {
             "value_goals": as_goals[value],
