@@ -18,8 +18,8 @@ from flowrl.data.samplers import Goals
 from flowrl.encoders import GoalRep, JumpMLP, Pair, represented_value
 from flowrl.losses import GoalValue, awr_weight, goal_advantage, goal_value_loss, mse
 from flowrl.networks import Network, Spec, Value, ensemble, named, vector
-from flowrl.optim import descend, polyak
-from flowrl.train_state import Batch, Loss, Metrics, Params, Policy, TrainState
+from flowrl.optim import descend_until, polyak
+from flowrl.train_state import Batch, Loss, Metrics, Params, Policy, Scalar, TrainState
 
 
 @config
@@ -40,6 +40,7 @@ class Config:
     subgoal_steps: int = traced(25, "Environment steps to a subgoal.", low=1)
     low_alpha: float = traced(5.0, "Inverse temperature of the advantage weights at the subgoal.")
     high_alpha: float = traced(5.0, "Inverse temperature of the advantage weights at the goal.")
+    noise_scale: float = traced(1.0, "Deviation of the noise that jumps begin in.")
     actor_target_rate: float = traced(0.001, "Polyak rate of the acting copy of the actor.", high=1.0)
 
 
@@ -68,11 +69,11 @@ def networks(config: Config, spec: Spec) -> Networks:
     ))  # fmt: skip
 
 
-def noise(nets: Networks, s: jax.Array, key: jax.Array) -> Pair:
-    """Unit Gaussian noise for each observation of `s` `[..., D]`."""
+def noise(nets: Networks, s: jax.Array, key: jax.Array, scale: Scalar = 1.0) -> Pair:
+    """Gaussian noise of deviation `scale` for each observation of `s` `[..., D]`."""
     a_key, rep_key = jax.random.split(key)
     a = nets.spec.noise(a_key, s)
-    return Pair(a, jax.random.normal(rep_key, (*a.shape[:-1], nets.rep_dim)))
+    return Pair(scale * a, scale * jax.random.normal(rep_key, (*a.shape[:-1], nets.rep_dim)))
 
 
 def jump(nets: Networks, params: Params, s: jax.Array, goal_rep: jax.Array, x: Pair, t: int, d: int) -> Pair:
@@ -120,22 +121,22 @@ def shortcut_loss(nets: Networks, params: Params, state: State, batch: Batch, ke
 def update(nets: Networks, state: State, batch: Batch, key: jax.Array) -> tuple[State, Metrics]:
     """One joint step of all losses at the same parameters, then the target value and the slow actor."""
     config = state.config
-    hop, first, second = (noise(nets, batch["observations"], k) for k in jax.random.split(key, 3))
+    hop, first, second = (noise(nets, batch["observations"], k, config.noise_scale) for k in jax.random.split(key, 3))
     value, low, high = partial(goal_value_loss, represented_value), partial(low_loss, x=hop), partial(high_loss, x=hop)
-    losses = (value, low, high, partial(shortcut_loss, x=(first, second)))
+    losses = (value,), (low, high, partial(shortcut_loss, x=(first, second)))
     rates = dict.fromkeys(("goal_rep", "value", "actor"), config.learning_rate)
-    moved, metrics = descend(nets, state, batch, key, losses, rates)
+    moved, metrics = descend_until(config.value.steps, nets, state, batch, key, losses, rates)
     toward = state if config.lagging_targets else moved
     return polyak(moved, toward.params, value=config.value.target_rate, actor=config.actor_target_rate), metrics
 
 
 def act(nets: Networks, policy: Policy[Config], inputs: Batch, key: jax.Array, *, explore: bool = False) -> jax.Array:
     """One draw of noise, which explores by itself, in one jump of the slow actor or (`hops=2`) by the subgoal."""
-    s, params = inputs["observations"], policy.params
-    goal_rep, (first_key, second_key) = nets.goal_rep(params, s, inputs["goals"]), jax.random.split(key)
-    first = noise(nets, s, first_key)
-    if policy.config.hops == 2:
-        return two_hops(nets, params, s, goal_rep, (first, noise(nets, s, second_key))).a
+    s, params, config = inputs["observations"], policy.params, policy.config
+    goal_rep = nets.goal_rep(params, s, inputs["goals"])
+    first, second = (noise(nets, s, k, config.noise_scale) for k in jax.random.split(key))
+    if config.hops == 2:
+        return two_hops(nets, params, s, goal_rep, (first, second)).a
     return jump(nets, params, s, goal_rep, first, 0, 2).bounded().a
 
 

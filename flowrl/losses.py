@@ -7,7 +7,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from flowrl.config import config, static, traced
+from flowrl.config import MOST_COUNT, config, static, traced
 from flowrl.train_state import Batch, Loss, Params, Scalar, TrainState
 
 GoalValueFn = Callable[[Any, Params, jax.Array, jax.Array], jax.Array]
@@ -175,6 +175,10 @@ class GoalValue:
     expectile: float = traced(0.7, "Expectile of the value loss; 0.5 is the mean.", high=1.0)
     target_rate: float = traced(0.005, "Polyak rate of the target value network.", high=1.0)
     horizon: int = static(1, "Steps after which values bootstrap, fewer where the goal or the episode's end is nearer.")
+    steps: int = static(
+        0, "Updates after which values and goal representations stay, and policies alone learn; 0: never.",
+        low=0, high=MOST_COUNT,
+    )  # fmt: skip
 
 
 class HasGoalValue(Protocol):

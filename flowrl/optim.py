@@ -11,6 +11,8 @@ from flowrl.config import config, traced
 from flowrl.train_state import Batch, C, Loss, Metrics, Params, Scalar, TrainState
 
 ADAM = optax.scale_by_adam()
+VALUES = ("value", "goal_rep")
+"""Networks of goal-conditioned values: they and what they make of goals."""
 LossFn = Callable[[Any, Params, TrainState[C], Batch, jax.Array], Loss]
 """`(nets, params, state, batch, key) -> (loss, metrics)`: `params` are differentiated, all of `state` is constant."""
 
@@ -65,6 +67,45 @@ def in_turn(
         state, more = descend(nets, state, batch, own, (loss,), {name: rates[name]}, decays=decays)
         metrics |= more
     return state, metrics
+
+
+def descend_until(
+    steps: int,
+    nets: Any,
+    state: TrainState[C],
+    batch: Batch,
+    key: jax.Array,
+    losses: tuple[Sequence[LossFn[C]], Sequence[LossFn[C]]],
+    rates: Mapping[str, Scalar],
+    clip: "Clip | None" = None,
+) -> tuple[TrainState[C], Metrics]:
+    """Descends the losses of values and of policies jointly, and after some updates those of policies alone.
+
+    Policies then learn with weights and goal representations that stay, and updates cost less: the step counter is
+    shared by mapped runs. The metrics of values are 0 from then on.
+
+    Args:
+        steps: Updates after which the networks in `VALUES` stay as they are; 0: never.
+        losses: Of values, and of policies.
+
+    The other arguments, and the results, are those of `descend`.
+    """
+    several, values = (*losses[0], *losses[1]), len(losses[0])
+    if not steps:
+        return descend(nets, state, batch, key, several, rates, clip)
+    keys = [*jax.random.split(key, len(several))]
+
+    def together(state: TrainState[C]) -> tuple[TrainState[C], Metrics]:
+        return descend(nets, state, batch, keys, several, rates, clip)
+
+    resting = {name: jnp.zeros(x.shape, x.dtype) for name, x in jax.eval_shape(together, state)[1].items()}
+
+    def policies(state: TrainState[C]) -> tuple[TrainState[C], Metrics]:
+        own = {name: rate for name, rate in rates.items() if name not in VALUES}
+        moved, metrics = descend(nets, state, batch, keys[values:], losses[1], own, clip)
+        return moved, resting | metrics
+
+    return jax.lax.cond(state.step < steps, together, policies, state)
 
 
 def gradients(

@@ -177,10 +177,12 @@ def update_with_noise(name: str, monkeypatch: pytest.MonkeyPatch) -> Callable[..
     return lambda *arguments: (*update(*arguments), record)
 
 
-def test_gc_sscp_draws_its_noise_as_the_paper_does(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("scale", [1.0, 0.5])
+def test_gc_sscp_draws_its_noise_as_the_paper_does(scale: float, monkeypatch: pytest.MonkeyPatch) -> None:
     many = {name: jnp.tile(field, (500, *[1] * (field.ndim - 1))) for name, field in batch_of().items()}
     update = update_with_noise("gc_sscp", monkeypatch)
-    record = jax.jit(lambda *arguments: update(*arguments)[-1])(state_of("gc_sscp"), many, jax.random.key(0))
+    state = with_config(state_of("gc_sscp"), {"noise_scale": scale})
+    record = jax.jit(lambda *arguments: update(*arguments)[-1])(state, many, jax.random.key(0))
     first, second = record["shortcut_loss"]
     assert_close(record["low_loss"], record["high_loss"], rtol=0, atol=0)
     arrays = [double(array) for pair in (record["low_loss"], first, second) for array in pair]
@@ -188,7 +190,7 @@ def test_gc_sscp_draws_its_noise_as_the_paper_does(monkeypatch: pytest.MonkeyPat
         assert array.shape == (500 * B, 2 if i % 2 == 0 else REP)
         # Standard errors with 6000 numbers or more: 0.013 for the mean, 0.009 for the deviation.
         assert abs(array.mean()) < 0.08
-        assert abs(array.std() - 1) < 0.06
+        assert abs(array.std() / scale - 1) < 0.06
     # Eighteen columns of noise without correlation (standard error 0.018): the hop's, the two of the shortcut.
     correlations = np.corrcoef(np.concatenate(arrays, axis=1).T) - np.eye(3 * (2 + REP))
     assert np.abs(correlations).max() < 0.12
@@ -320,7 +322,8 @@ def test_goals_are_drawn_as_the_configuration_says() -> None:
 def test_defaults_are_the_published_ones() -> None:
     shared = {"learning_rate": 3e-4, "batch_size": 1024, "hidden_dims": (512, 512, 512)}
     shared |= {"actor_goals.p_trajectory": 1.0, "actor_goals.p_random": 0.0, "actor_goals.geometric": False}
-    value = {"discount": 0.99, "value.target_rate": 0.005, "value.horizon": 1, "lagging_targets": True}
+    value = {"discount": 0.99, "value.target_rate": 0.005, "value.horizon": 1, "value.steps": 0}
+    value["lagging_targets"] = True
     value |= {"value_goals.p_trajectory": 0.5, "value_goals.p_random": 0.3, "value_goals.geometric": True}
     hierarchy = {"subgoal_steps": 25, "rep_dim": 10, "value.expectile": 0.7}
     weights = {"low_alpha": 3.0, "high_alpha": 3.0}
@@ -330,7 +333,7 @@ def test_defaults_are_the_published_ones() -> None:
         "hiql": {**shared, **value, **hierarchy, **weights, "low_actor_rep_grad": False},
         "gc_sscp": {
             **shared, **value, **hierarchy, "low_alpha": 5.0, "high_alpha": 5.0, "actor_target_rate": 0.001, "hops": 1,
-            "time_dim": 128,
+            "time_dim": 128, "noise_scale": 1.0,
         },
     }  # fmt: skip
     for name, expected in published.items():

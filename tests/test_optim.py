@@ -13,7 +13,7 @@ from small_agents import state_with
 from ways import Way, array, each_way
 
 from flowrl.config import config, traced
-from flowrl.optim import Clip, LateTarget, LinearDecay, descend, every, gradients, polyak, step
+from flowrl.optim import Clip, LateTarget, LinearDecay, descend, descend_until, every, gradients, polyak, step
 from flowrl.train_state import Loss, Params, TrainState
 
 
@@ -104,6 +104,53 @@ def test_each_loss_has_a_key_of_its_own() -> None:
     # And keys may be told, the same one twice too.
     _, metrics = descend(None, toy_state(), {}, [second, second], losses, rates)
     assert metrics == {"first": jax.random.uniform(second), "second": jax.random.uniform(second)}
+
+
+PARTS = ("value", "goal_rep", "actor")
+"""Networks, of which two are values; a policy's losses have a slope of 5 in all."""
+
+
+def sloped(name: str, slope: float) -> Callable[..., Loss]:
+    """A loss with this slope by all networks, which tells its key."""
+
+    def loss(nets: Any, params: Params, state: TrainState, batch: Any, key: jax.Array) -> Loss:
+        return slope * sum(params[network].sum() for network in PARTS), {name: 1 + jax.random.uniform(key)}
+
+    return loss
+
+
+@pytest.mark.parametrize("mapped", [False, True])
+@pytest.mark.parametrize("at", [0, 1, 2, 9])
+def test_values_stay_after_their_updates_and_policies_go_on(at: int, mapped: bool) -> None:
+    losses, key = ((sloped("values", 2.0),), (sloped("one", 4.0), sloped("two", 1.0))), jax.random.key(3)
+    state = state_with(Settings(), {name: jnp.full(2, 3.0) for name in PARTS}, {}).replace(step=jnp.int32(at))
+    axes = jax.tree.map(lambda _: 0, state).replace(step=None)  # the step counter is shared by mapped runs
+
+    def update(state: TrainState) -> tuple[TrainState, dict[str, jax.Array]]:
+        return descend_until(2, None, state, {}, key, losses, dict.fromkeys(PARTS, 0.1))
+
+    if mapped:
+        several = jax.tree.map(lambda x: jnp.stack([x, x]), state).replace(step=state.step)
+        update = jax.vmap(update, in_axes=(axes,), out_axes=(axes, 0))
+        after, metrics = jax.tree.map(lambda x: x[1] if x.ndim else x, jax.jit(update)(several))
+    else:
+        after, metrics = update(state)
+    for name in PARTS:  # Adam's first mean is a tenth of the slope, 2 + 4 + 1 or 4 + 1
+        trained = at < 2 or name == "actor"
+        np.testing.assert_allclose(after.opt_state[name].mu, (0.7 if at < 2 else 0.5) * trained, rtol=1e-6)
+        np.testing.assert_allclose(after.params[name], 2.9 if trained else 3, rtol=1e-5)
+    drawn = 1 + jax.vmap(jax.random.uniform)(jax.random.split(key, 3))
+    expected = drawn * jnp.array([at < 2, 1, 1])
+    np.testing.assert_allclose([metrics[name] for name in ("values", "one", "two")], expected, rtol=1e-6)
+
+
+def test_values_and_policies_learn_together_where_values_never_stay() -> None:
+    losses, rates = ((sloped("values", 2.0),), (sloped("one", 4.0),)), dict.fromkeys(PARTS, 0.1)
+    state = state_with(Settings(), {name: jnp.full(2, 3.0) for name in PARTS}, {})
+    found = descend_until(0, None, state, {}, jax.random.key(3), losses, rates)
+    expected = descend(None, state, {}, jax.random.key(3), (*losses[0], *losses[1]), rates)
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
+    np.testing.assert_allclose(found[0].opt_state["value"].mu, 0.6, rtol=1e-6)
 
 
 def test_a_gradient_may_be_stepped_along_again() -> None:
@@ -273,6 +320,9 @@ FAULTS = {
             ),
         ),
         ("batch, keys[i])", "batch, keys[0])", "test_each_loss_has_a_key_of_its_own"),
+        ("if name not in VALUES}", "}", "test_values_stay_after_their_updates_and_policies_go_on"),
+        ("state.step < steps", "state.step <= steps", "test_values_stay_after_their_updates_and_policies_go_on"),
+        ("keys[values:], losses", "keys[:-values], losses", "test_values_stay_after_their_updates_and_policies_go_on"),
         (
             "sum((value for value, _ in found[1:]), found[0][0])",
             "found[0][0]",
