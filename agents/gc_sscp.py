@@ -132,11 +132,11 @@ def update(nets: Networks, state: State, batch: Batch, key: jax.Array) -> tuple[
 
 def act(nets: Networks, policy: Policy[Config], inputs: Batch, key: jax.Array, *, explore: bool = False) -> jax.Array:
     """One draw of noise, which explores by itself, in one jump of the slow actor or (`hops=2`) by the subgoal."""
-    s, params, config = inputs["observations"], policy.params, policy.config
-    goal_rep = nets.goal_rep(params, s, inputs["goals"])
-    first, second = (noise(nets, s, k, config.noise_scale) for k in jax.random.split(key))
-    if config.hops == 2:
-        return two_hops(nets, params, s, goal_rep, (first, second)).a
+    s, params, scale = inputs["observations"], policy.params, policy.config.noise_scale
+    goal_rep, (first_key, second_key) = nets.goal_rep(params, s, inputs["goals"]), jax.random.split(key)
+    first = noise(nets, s, first_key, scale)
+    if policy.config.hops == 2:
+        return two_hops(nets, params, s, goal_rep, (first, noise(nets, s, second_key, scale))).a
     return jump(nets, params, s, goal_rep, first, 0, 2).bounded().a
 
 

@@ -140,6 +140,7 @@ def test_gc_sscp_draws_noise_when_acting(scale: float) -> None:
     zeroed = jax.tree.map(jnp.zeros_like, state.target_params["actor"])
     params = {"goal_rep": state.params["goal_rep"], "actor": zeroed}
     s = jax.random.normal(jax.random.key(2), (20_000, 3))
+    drawn = list[np.ndarray]()
     for hops in (1, 2):
         config = with_config(with_hops(hops), {"noise_scale": scale}).config
         act = functools.partial(agent_of("gc_sscp").act, Policy(config, params))
@@ -148,6 +149,8 @@ def test_gc_sscp_draws_noise_when_acting(scale: float) -> None:
             assert abs((one < x).mean() - 0.5 * (1 + float(jax.lax.erf(x / scale / np.sqrt(2))))) < 0.015
         assert abs(np.corrcoef(one.ravel(), other.ravel())[0, 1]) < 0.05
         assert abs(np.corrcoef(one[:, 0], one[:, 1])[0, 1]) < 0.05
+        drawn.append(one)
+    assert abs(np.corrcoef(drawn[0].ravel(), drawn[1].ravel())[0, 1]) < 0.05  # the second hop's noise is another
 
 
 def test_gc_sscp_refuses_other_numbers_of_hops() -> None:
