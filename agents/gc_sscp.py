@@ -69,7 +69,7 @@ def networks(config: Config, spec: Spec) -> Networks:
     ))  # fmt: skip
 
 
-def noise(nets: Networks, s: jax.Array, key: jax.Array, scale: Scalar = 1.0) -> Pair:
+def noise(nets: Networks, s: jax.Array, key: jax.Array, scale: Scalar) -> Pair:
     """Gaussian noise of deviation `scale` for each observation of `s` `[..., D]`."""
     a_key, rep_key = jax.random.split(key)
     a = nets.spec.noise(a_key, s)

@@ -438,6 +438,7 @@ FAULTS = {
             "test_a_step_is_adam_on_the_sum_of_all_gradients_at_the_same_parameters and gc_sscp",
         ),
         ("partial(high_loss, x=hop)", "partial(high_loss, x=first)", "test_gc_sscp_draws_its_noise_as_the_paper_does"),
+        ("config.noise_scale) for k", "1.0) for k", "test_gc_sscp_draws_its_noise_as_the_paper_does"),
         ("jax.random.normal(rep_key", "jax.random.normal(a_key", "test_gc_sscp_draws_its_noise_as_the_paper_does"),
     ],
 }

@@ -302,7 +302,7 @@ FAULTS = {
             "test_gc_sscp_acts_by_the_slow_actor_in_one_hop_and_by_the_trained_one_in_two",
         ),
         ("noise(nets, s, second_key", "noise(nets, s, first_key", "test_gc_sscp_draws_noise_when_acting"),
-        ("noise(nets, s, first_key, scale)", "noise(nets, s, first_key)", "test_gc_sscp_draws_noise_when_acting"),
+        ("noise(nets, s, first_key, scale)", "noise(nets, s, first_key, 1.0)", "test_gc_sscp_draws_noise_when_acting"),
         (
             "state.params if state.config.hops == 2 else state.target_params",
             "state.params",

@@ -8,9 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from commands import load, main, save_walks
-from small_agents import GOAL_SPEC, B, D
+from small_agents import GOAL_SPEC, A, B, D, config_of, with_config
 
 from flowrl import agents
+from flowrl.agents import gc_sscp
 from flowrl.errors import UserError
 from flowrl.train_state import Policy
 
@@ -89,6 +90,20 @@ def test_agents_have_the_values_that_are_asked_for(name: str) -> None:
         assert [rep.shape for rep in reps] == [(B, config.rep_dim)] * 2
 
 
+def test_subgoals_of_gc_sscp_begin_in_noise_of_its_own_scale() -> None:
+    config = config_of("gc_sscp", {"hidden_dims": (8,)})
+    nets, agent = gc_sscp.networks(config, GOAL_SPEC), agents.build("gc_sscp", config, GOAL_SPEC)
+    state, s = agent.init(jax.random.key(0), config), jnp.ones((B, D))
+    params, zero = state.params, gc_sscp.Pair(jnp.zeros((B, A)), jnp.zeros((B, config.rep_dim)))
+    silent, loud = (
+        program.proposed_hop(nets, Policy(with_config(state, {"noise_scale": scale}).config, params), s, 2 * s)
+        for scale in (0.0, 1.0)
+    )
+    expected = gc_sscp.jump(nets, params, s, nets.goal_rep(params, s, 2 * s), zero, 0, 1).bounded().rep
+    np.testing.assert_allclose(silent, expected, rtol=1e-5, atol=1e-6)
+    assert not np.allclose(loud, expected, atol=0.1)
+
+
 def test_the_checkpoints_of_a_run_are_measured(tmp_path: Path) -> None:
     data, folder, out = save_walks(tmp_path / "tiny.npz"), tmp_path / "run", tmp_path / "out.json"
     tiny = ("--agent.hidden_dims=4", "--agent.batch_size=4", "--steps=2", "--checkpoint.interval=1", "--num_seeds=2")
@@ -139,6 +154,7 @@ FAULTS = {
         ),
         ("x[index], policies)", "x[0], policies)", "test_the_checkpoints_of_a_run_are_measured"),
         ("inputs = shown if", "inputs = shown if True or", "test_normalised_runs_see_what_they_were_trained_on"),
+        ("policy.config.noise_scale", "1.0", "test_subgoals_of_gc_sscp_begin_in_noise_of_its_own_scale"),
         ("(steps > 0)", "(steps >= 0)", "test_subgoals_point_to_the_cell_that_is_most_like_them"),
         (
             ", axis=-1) % s.shape[1]",
