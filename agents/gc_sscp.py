@@ -16,10 +16,10 @@ from flowrl.config import MOST_COUNT, config, nested, static, traced
 from flowrl.data.goals import GoalMix
 from flowrl.data.samplers import Goals
 from flowrl.encoders import GoalRep, JumpMLP, Pair, represented_value
-from flowrl.losses import GoalValue, awr_weight, goal_advantage, goal_value_loss, mse
+from flowrl.losses import GoalValue, awr_weight, goal_advantage, goal_value_loss, mse, value_params
 from flowrl.networks import Network, Spec, Value, ensemble, named, vector
-from flowrl.optim import descend_until, polyak
-from flowrl.train_state import Batch, Loss, Metrics, Params, Policy, Scalar, TrainState
+from flowrl.optim import anew_at, descend_until, polyak
+from flowrl.train_state import Batch, Loss, Metrics, Params, Policy, TrainState
 
 
 @config
@@ -40,7 +40,6 @@ class Config:
     subgoal_steps: int = traced(25, "Environment steps to a subgoal.", low=1)
     low_alpha: float = traced(5.0, "Inverse temperature of the advantage weights at the subgoal.")
     high_alpha: float = traced(5.0, "Inverse temperature of the advantage weights at the goal.")
-    noise_scale: float = traced(1.0, "Deviation of the noise that jumps begin in.")
     actor_target_rate: float = traced(0.001, "Polyak rate of the acting copy of the actor.", high=1.0)
 
 
@@ -69,11 +68,11 @@ def networks(config: Config, spec: Spec) -> Networks:
     ))  # fmt: skip
 
 
-def noise(nets: Networks, s: jax.Array, key: jax.Array, scale: Scalar) -> Pair:
-    """Gaussian noise of deviation `scale` for each observation of `s` `[..., D]`."""
+def noise(nets: Networks, s: jax.Array, key: jax.Array) -> Pair:
+    """Unit Gaussian noise for each observation of `s` `[..., D]`."""
     a_key, rep_key = jax.random.split(key)
     a = nets.spec.noise(a_key, s)
-    return Pair(scale * a, scale * jax.random.normal(rep_key, (*a.shape[:-1], nets.rep_dim)))
+    return Pair(a, jax.random.normal(rep_key, (*a.shape[:-1], nets.rep_dim)))
 
 
 def jump(nets: Networks, params: Params, s: jax.Array, goal_rep: jax.Array, x: Pair, t: int, d: int) -> Pair:
@@ -90,20 +89,20 @@ def two_hops(nets: Networks, params: Params, s: jax.Array, goal_rep: jax.Array, 
 
 def low_loss(nets: Networks, params: Params, state: State, batch: Batch, key: jax.Array, *, x: Pair) -> Loss:
     """A hop (t=1, d=1) from the subgoal w to the action and φ([s; s']), weighted by V(s', w) − V(s, w)."""
-    s, next_s, w = batch["observations"], batch["next_observations"], batch["low_actor_goals"]
-    weights = awr_weight(goal_advantage(represented_value, nets, state.params, s, next_s, w), state.config.low_alpha)
-    hop = jump(nets, params, s, nets.goal_rep(state.params, s, w), x, 1, 1)
+    s, next_s, w, own = batch["observations"], batch["next_observations"], batch["low_actor_goals"], value_params(state)
+    weights = awr_weight(goal_advantage(represented_value, nets, own, s, next_s, w), state.config.low_alpha)
+    hop = jump(nets, params, s, nets.goal_rep(own, s, w), x, 1, 1)
     a_errors = mse(hop.a, batch["actions"])
-    loss = (weights * (a_errors + mse(hop.rep, nets.goal_rep(state.params, s, next_s)))).mean()
+    loss = (weights * (a_errors + mse(hop.rep, nets.goal_rep(own, s, next_s)))).mean()
     return loss, {"low/loss": loss, "low/weight": weights.mean(), "low/action_mse": a_errors.mean()}
 
 
 def high_loss(nets: Networks, params: Params, state: State, batch: Batch, key: jax.Array, *, x: Pair) -> Loss:
     """A hop (t=0, d=1) from the goal g to the action and φ([s; w]), weighted by V(w, g) − V(s, g)."""
-    s, g, w = batch["observations"], batch["high_actor_goals"], batch["high_actor_targets"]
-    weights = awr_weight(goal_advantage(represented_value, nets, state.params, s, w, g), state.config.high_alpha)
+    s, g, w, own = batch["observations"], batch["high_actor_goals"], batch["high_actor_targets"], value_params(state)
+    weights = awr_weight(goal_advantage(represented_value, nets, own, s, w, g), state.config.high_alpha)
     hop = jump(nets, params, s, nets.goal_rep(params, s, g), x, 0, 1)
-    rep_errors = mse(hop.rep, nets.goal_rep(state.params, s, w))
+    rep_errors = mse(hop.rep, nets.goal_rep(own, s, w))
     loss = (weights * (mse(hop.a, batch["actions"]) + rep_errors)).mean()
     return loss, {"high/loss": loss, "high/weight": weights.mean(), "high/rep_mse": rep_errors.mean()}
 
@@ -119,29 +118,30 @@ def shortcut_loss(nets: Networks, params: Params, state: State, batch: Batch, ke
 
 
 def update(nets: Networks, state: State, batch: Batch, key: jax.Array) -> tuple[State, Metrics]:
-    """One joint step of all losses at the same parameters, then the target value and the slow actor."""
-    config = state.config
-    hop, first, second = (noise(nets, batch["observations"], k, config.noise_scale) for k in jax.random.split(key, 3))
-    value, low, high = partial(goal_value_loss, represented_value), partial(low_loss, x=hop), partial(high_loss, x=hop)
-    losses = (value,), (low, high, partial(shortcut_loss, x=(first, second)))
-    rates = dict.fromkeys(("goal_rep", "value", "actor"), config.learning_rate)
-    moved, metrics = descend_until(config.value.steps, nets, state, batch, key, losses, rates)
+    """One joint step of all losses at the same parameters, then the slow copies; that of φ, the values', is as fast."""
+    config, steps = state.config, state.config.value.steps
+    state = anew_at(steps, nets, state, key, ("actor",))
+    hop, first, second = (noise(nets, batch["observations"], k) for k in jax.random.split(key, 3))
+    low, high, leap = partial(low_loss, x=hop), partial(high_loss, x=hop), partial(shortcut_loss, x=(first, second))
+    losses = (partial(goal_value_loss, represented_value),), (low, high, leap)
+    rates = dict.fromkeys(state.params, config.learning_rate)
+    moved, metrics = descend_until(steps, nets, state, batch, key, losses, rates, ("goal_rep", "actor"))
     toward = state if config.lagging_targets else moved
-    return polyak(moved, toward.params, value=config.value.target_rate, actor=config.actor_target_rate), metrics
+    moved = polyak(moved, toward.params, value=config.value.target_rate, actor=config.actor_target_rate)
+    return polyak(moved, moved.params, goal_rep=jnp.float32(not steps or state.step < steps)), metrics
 
 
 def act(nets: Networks, policy: Policy[Config], inputs: Batch, key: jax.Array, *, explore: bool = False) -> jax.Array:
     """One draw of noise, which explores by itself, in one jump of the slow actor or (`hops=2`) by the subgoal."""
-    s, params, scale = inputs["observations"], policy.params, policy.config.noise_scale
-    goal_rep, (first_key, second_key) = nets.goal_rep(params, s, inputs["goals"]), jax.random.split(key)
-    first = noise(nets, s, first_key, scale)
+    s, goal_rep = inputs["observations"], nets.goal_rep(policy.params, inputs["observations"], inputs["goals"])
+    first, second = (noise(nets, s, k) for k in jax.random.split(key))
     if policy.config.hops == 2:
-        return two_hops(nets, params, s, goal_rep, (first, noise(nets, s, second_key, scale))).a
-    return jump(nets, params, s, goal_rep, first, 0, 2).bounded().a
+        return two_hops(nets, policy.params, s, goal_rep, (first, second)).a
+    return jump(nets, policy.params, s, goal_rep, first, 0, 2).bounded().a
 
 
 make = Maker(
-    networks, update, act, targets=("value", "actor"),
+    networks, update, act, targets=("goal_rep", "value", "actor"),
     acting=lambda state: {  # the shortcut is the slow actor's, two hops are the trained one's, as in the authors' code
         "goal_rep": state.params["goal_rep"],
         "actor": (state.params if state.config.hops == 2 else state.target_params)["actor"],

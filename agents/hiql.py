@@ -11,8 +11,8 @@ from flowrl.data.samplers import Goals
 from flowrl.encoders import GoalRep, represented, represented_value
 from flowrl.losses import GoalValue, goal_value_loss
 from flowrl.networks import MLP, Spec, Value, ensemble, named, vector
-from flowrl.optim import descend_until, polyak
-from flowrl.policies import Levels, act_by_levels, both_levels, high_actor_loss, low_actor_loss
+from flowrl.optim import anew_at, descend_until, polyak
+from flowrl.policies import LEVELS, Levels, act_by_levels, both_levels, high_actor_loss, low_actor_loss
 from flowrl.train_state import Batch, Metrics, TrainState
 
 
@@ -51,11 +51,11 @@ def networks(config: Config, spec: Spec) -> Levels:
 
 def update(nets: Levels, state: State, batch: Batch, key: jax.Array) -> tuple[State, Metrics]:
     """One joint step of all losses at the same parameters, then the target value."""
-    config = state.config
+    config, state = state.config, anew_at(state.config.value.steps, nets, state, key, LEVELS)
     policies = [partial(loss, represented_value, represented) for loss in (low_actor_loss, high_actor_loss)]
     losses = (partial(goal_value_loss, represented_value),), policies
     rates = dict.fromkeys(nets._fields, config.learning_rate)
-    moved, metrics = descend_until(config.value.steps, nets, state, batch, key, losses, rates)
+    moved, metrics = descend_until(config.value.steps, nets, state, batch, key, losses, rates, LEVELS)
     toward = state if config.lagging_targets else moved
     return polyak(moved, toward.params, value=config.value.target_rate), metrics
 

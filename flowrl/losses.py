@@ -176,7 +176,7 @@ class GoalValue:
     target_rate: float = traced(0.005, "Polyak rate of the target value network.", high=1.0)
     horizon: int = static(1, "Steps after which values bootstrap, fewer where the goal or the episode's end is nearer.")
     steps: int = static(
-        0, "Updates after which values and goal representations stay, and policies alone learn; 0: never.",
+        0, "Updates after which values and goal representations stay, and policies begin anew on them; 0: never.",
         low=0, high=MOST_COUNT,
     )  # fmt: skip
 
@@ -229,6 +229,14 @@ def goal_value_loss(
         "value/v_min": v.min(),
         "value/advantage": advantages.mean(),
     }
+
+
+def value_params(state: TrainState[V]) -> Params:
+    """Returns the trained parameters, but of the goal representation the copy that the values have.
+
+    It is the same while both learn; where values stay, policies train theirs further (`GoalValue.steps`).
+    """
+    return {**state.params, "goal_rep": state.target_params["goal_rep"]}
 
 
 def goal_advantage(

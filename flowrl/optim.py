@@ -11,8 +11,6 @@ from flowrl.config import config, traced
 from flowrl.train_state import Batch, C, Loss, Metrics, Params, Scalar, TrainState
 
 ADAM = optax.scale_by_adam()
-VALUES = ("value", "goal_rep")
-"""Networks of goal-conditioned values: they and what they make of goals."""
 LossFn = Callable[[Any, Params, TrainState[C], Batch, jax.Array], Loss]
 """`(nets, params, state, batch, key) -> (loss, metrics)`: `params` are differentiated, all of `state` is constant."""
 
@@ -77,16 +75,18 @@ def descend_until(
     key: jax.Array,
     losses: tuple[Sequence[LossFn[C]], Sequence[LossFn[C]]],
     rates: Mapping[str, Scalar],
+    policies: Sequence[str],
     clip: "Clip | None" = None,
 ) -> tuple[TrainState[C], Metrics]:
     """Descends the losses of values and of policies jointly, and after some updates those of policies alone.
 
-    Policies then learn with weights and goal representations that stay, and updates cost less: the step counter is
-    shared by mapped runs. The metrics of values are 0 from then on.
+    Policies then learn with values that stay (`anew_at` lets them begin again), and updates cost less: the step counter
+    is shared by mapped runs. The metrics of values are 0 from then on.
 
     Args:
-        steps: Updates after which the networks in `VALUES` stay as they are; 0: never.
+        steps: Updates after which values stay as they are; 0: never.
         losses: Of values, and of policies.
+        policies: Networks that go on.
 
     The other arguments, and the results, are those of `descend`.
     """
@@ -100,12 +100,40 @@ def descend_until(
 
     resting = {name: jnp.zeros(x.shape, x.dtype) for name, x in jax.eval_shape(together, state)[1].items()}
 
-    def policies(state: TrainState[C]) -> tuple[TrainState[C], Metrics]:
-        own = {name: rate for name, rate in rates.items() if name not in VALUES}
+    def alone(state: TrainState[C]) -> tuple[TrainState[C], Metrics]:
+        own = {name: rates[name] for name in policies}
         moved, metrics = descend(nets, state, batch, keys[values:], losses[1], own, clip)
         return moved, resting | metrics
 
-    return jax.lax.cond(state.step < steps, together, policies, state)
+    return jax.lax.cond(state.step < steps, together, alone, state)
+
+
+def anew_at(steps: int, nets: Any, state: TrainState[C], key: jax.Array, policies: Sequence[str]) -> TrainState[C]:
+    """Makes policies, their slow copies and Adam's moments of them anew, once, at the update where values come to stay.
+
+    A policy that has followed representations while they moved is worse at it than a new one.
+
+    Args:
+        steps: Updates before; 0: never.
+        nets: The networks.
+        state: State before an update.
+        key: Random key of that update; others may split it, here it is folded.
+        policies: Networks that begin again.
+    """
+    if not steps:
+        return state
+
+    def anew(state: TrainState[C]) -> TrainState[C]:
+        keys = jax.random.split(jax.random.fold_in(key, steps), len(policies))
+        fresh = {name: getattr(nets, name).init(k) for name, k in zip(policies, keys, strict=True)}
+        slow = {name: params for name, params in fresh.items() if name in state.target_params}
+        return state.replace(
+            params={**state.params, **fresh},
+            target_params={**state.target_params, **slow},
+            opt_state={**state.opt_state, **{name: ADAM.init(params) for name, params in fresh.items()}},
+        )
+
+    return jax.lax.cond(state.step == steps, anew, lambda state: state, state)
 
 
 def gradients(

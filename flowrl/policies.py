@@ -129,6 +129,10 @@ class Levels(NamedTuple):
     high_actor: Network  # s [B, D], g [B, G] -> [B, R]
 
 
+LEVELS = ("low_actor", "high_actor")
+"""The policies among them."""
+
+
 class HasLevels(Protocol):
     """A configuration of an agent with two levels of policies."""
 

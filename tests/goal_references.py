@@ -42,8 +42,11 @@ TRAINED = {
     "gc_sscp": {"goal_rep", "value", "actor"},
 }
 RATES: dict[str, dict[str, float]] = {
-    "gcbc": {}, "gcivl": {"value": 0.1}, "hiql": {"value": 0.1}, "gc_sscp": {"value": 0.1, "actor": 0.3},
-}  # fmt: skip
+    "gcbc": {},
+    "gcivl": {"value": 0.1},
+    "hiql": {"value": 0.1},
+    "gc_sscp": {"goal_rep": 1.0, "value": 0.1, "actor": 0.3},
+}
 """The slow copies and their rates."""
 
 
@@ -102,6 +105,8 @@ class Reference:
 
     def __init__(self, name: str, state: TrainState, batch: Batch) -> None:
         self.networks, self.state, self.batch = networks_of(agent_of(name)), state, batch
+        self.valued = {**state.params, **{k: x for k, x in state.target_params.items() if k == "goal_rep"}}
+        """The parameters of the values, with a representation of their own where they have one."""
         self.hand = {field: double(array) for field, array in batch.items()}
         self.hyper = {
             name: float(value) for name, value in values(state.config).items() if isinstance(value, jax.Array)
@@ -117,14 +122,14 @@ class Reference:
         return apply(self.networks.value)(value_params, s, given)
 
     def mean_value(self, s: str, g: str) -> np.ndarray:
-        return double(self.values(self.state.params, self.state.params["value"], s, g)).mean(axis=0)
+        return double(self.values(self.valued, self.state.params["value"], s, g)).mean(axis=0)
 
     def weight(self, alpha: str, after: str, goals: str) -> np.ndarray:
         advantages = self.mean_value(after, goals) - self.mean_value("observations", goals)
         return np.exp(np.minimum(self.hyper[alpha] * advantages, np.log(100.0)))
 
     def value_loss(self, params: Params) -> jax.Array:
-        slow = [self.state.params, self.state.target_params["value"]]
+        slow = [self.valued, self.state.target_params["value"]]
         now = double(self.values(*slow, "observations", "value_goals"))
         then = double(self.values(*slow, "value_next_observations", "value_goals"))
         gamma, kappa, rewards = self.hyper["discount"], self.hyper["value.expectile"], self.hand["rewards"]
@@ -176,8 +181,8 @@ def jump(ref: Reference, actor: Any, reps: Any, noise: gc_sscp.Pair, t: int, d: 
 def sscp_low(ref: Reference, params: Params) -> jax.Array:
     weights = ref.weight("low_alpha", "next_observations", "low_actor_goals")
     s = ref.batch["observations"]
-    psi = double(ref.rep(ref.state.params, s, ref.batch["low_actor_goals"]))
-    target = double(ref.rep(ref.state.params, s, ref.batch["next_observations"]))
+    psi = double(ref.rep(ref.valued, s, ref.batch["low_actor_goals"]))
+    target = double(ref.rep(ref.valued, s, ref.batch["next_observations"]))
     hop = jump(ref, params["actor"], psi, pair_of(1), 1, 1)
     errors = ((hop.a - ref.hand["actions"]) ** 2).mean(axis=-1) + ((hop.rep - target) ** 2).mean(axis=-1)
     return (weights * errors).mean()
@@ -186,7 +191,7 @@ def sscp_low(ref: Reference, params: Params) -> jax.Array:
 def sscp_high(ref: Reference, params: Params) -> jax.Array:
     weights = ref.weight("high_alpha", "high_actor_targets", "high_actor_goals")
     s = ref.batch["observations"]
-    target = double(ref.rep(ref.state.params, s, ref.batch["high_actor_targets"]))
+    target = double(ref.rep(ref.valued, s, ref.batch["high_actor_targets"]))
     hop = jump(ref, params["actor"], ref.rep(params, s, ref.batch["high_actor_goals"]), pair_of(1), 0, 1)
     errors = ((hop.a - ref.hand["actions"]) ** 2).mean(axis=-1) + ((hop.rep - target) ** 2).mean(axis=-1)
     return (weights * errors).mean()

@@ -154,9 +154,14 @@ def test_targets_move_toward_the_parameters_before_the_step_or_after_it(name: st
     told = {"lagging_targets": lagging}
     state = state_of(name).replace(config=as_arrays(config_of(name, told)))
     after, _ = compiled(agent_of(name, told))(state, batch_of(), jax.random.key(0))
-    toward = state if lagging else after
-    expected = followed(state.target_params, toward.params, RATES[name])
+    toward = toward_params(state if lagging else after, after)
+    expected = followed(state.target_params, toward, RATES[name])
     assert_close(after.target_params, expected, rtol=1e-6, atol=1e-6)
+
+
+def toward_params(state: TrainState, after: TrainState) -> Params:
+    """What slow copies move toward; that of a representation, which only values have, is as fast as the trained one."""
+    return {**state.params, **{network: params for network, params in after.params.items() if network == "goal_rep"}}
 
 
 NOISE = {"low_loss": "x", "high_loss": "x", "shortcut_loss": "x"}
@@ -177,12 +182,10 @@ def update_with_noise(name: str, monkeypatch: pytest.MonkeyPatch) -> Callable[..
     return lambda *arguments: (*update(*arguments), record)
 
 
-@pytest.mark.parametrize("scale", [1.0, 0.5])
-def test_gc_sscp_draws_its_noise_as_the_paper_does(scale: float, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gc_sscp_draws_its_noise_as_the_paper_does(monkeypatch: pytest.MonkeyPatch) -> None:
     many = {name: jnp.tile(field, (500, *[1] * (field.ndim - 1))) for name, field in batch_of().items()}
     update = update_with_noise("gc_sscp", monkeypatch)
-    state = with_config(state_of("gc_sscp"), {"noise_scale": scale})
-    record = jax.jit(lambda *arguments: update(*arguments)[-1])(state, many, jax.random.key(0))
+    record = jax.jit(lambda *arguments: update(*arguments)[-1])(state_of("gc_sscp"), many, jax.random.key(0))
     first, second = record["shortcut_loss"]
     assert_close(record["low_loss"], record["high_loss"], rtol=0, atol=0)
     arrays = [double(array) for pair in (record["low_loss"], first, second) for array in pair]
@@ -190,7 +193,7 @@ def test_gc_sscp_draws_its_noise_as_the_paper_does(scale: float, monkeypatch: py
         assert array.shape == (500 * B, 2 if i % 2 == 0 else REP)
         # Standard errors with 6000 numbers or more: 0.013 for the mean, 0.009 for the deviation.
         assert abs(array.mean()) < 0.08
-        assert abs(array.std() / scale - 1) < 0.06
+        assert abs(array.std() - 1) < 0.06
     # Eighteen columns of noise without correlation (standard error 0.018): the hop's, the two of the shortcut.
     correlations = np.corrcoef(np.concatenate(arrays, axis=1).T) - np.eye(3 * (2 + REP))
     assert np.abs(correlations).max() < 0.12
@@ -240,7 +243,9 @@ def test_a_step_is_adam_on_the_sum_of_all_gradients_at_the_same_parameters(
         }
         assert moved == TRAINED[name] == set(state.params)
         # Slow copies move toward the parameters before the step, each at its own rate.
-        assert_close(after.target_params, followed(state.target_params, state.params, RATES[name]), atol=1e-6)
+        assert_close(
+            after.target_params, followed(state.target_params, toward_params(state, after), RATES[name]), atol=1e-6
+        )
         assert int(after.step) == step + 1
         assert after.step.dtype == jnp.int32
         assert_same(after.config, state.config)
@@ -333,7 +338,7 @@ def test_defaults_are_the_published_ones() -> None:
         "hiql": {**shared, **value, **hierarchy, **weights, "low_actor_rep_grad": False},
         "gc_sscp": {
             **shared, **value, **hierarchy, "low_alpha": 5.0, "high_alpha": 5.0, "actor_target_rate": 0.001, "hops": 1,
-            "time_dim": 128, "noise_scale": 1.0,
+            "time_dim": 128,
         },
     }  # fmt: skip
     for name, expected in published.items():
@@ -438,7 +443,6 @@ FAULTS = {
             "test_a_step_is_adam_on_the_sum_of_all_gradients_at_the_same_parameters and gc_sscp",
         ),
         ("partial(high_loss, x=hop)", "partial(high_loss, x=first)", "test_gc_sscp_draws_its_noise_as_the_paper_does"),
-        ("config.noise_scale) for k", "1.0) for k", "test_gc_sscp_draws_its_noise_as_the_paper_does"),
         ("jax.random.normal(rep_key", "jax.random.normal(a_key", "test_gc_sscp_draws_its_noise_as_the_paper_does"),
     ],
 }

@@ -8,12 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from commands import load, main, save_walks
-from small_agents import GOAL_SPEC, A, B, D, config_of, with_config
+from small_agents import GOAL_SPEC, B, D
 
 from flowrl import agents
-from flowrl.agents import gc_sscp
 from flowrl.errors import UserError
-from flowrl.train_state import Policy
 
 program = load("experiments/evidence/maze_values.py")
 # A corridor bent around a wall, of five cells in a row: (0, 0) (0, 1) (0, 2) (1, 2) (2, 2), and one that stands alone.
@@ -79,29 +77,14 @@ def test_a_run_without_values_is_refused(tmp_path: Path) -> None:
 def test_agents_have_the_values_that_are_asked_for(name: str) -> None:
     (module, v), config = program.VALUES[name], agents.default(name)
     nets, agent = module.networks(config, GOAL_SPEC), agents.build(name, config, GOAL_SPEC)
-    state = jax.eval_shape(agent.init, jax.random.key(0), config)
-    policy = Policy(state.config, state.params)
+    params = jax.eval_shape(agent.init, jax.random.key(0), config).params
     s = jax.ShapeDtypeStruct((B, D), jnp.float32)
-    found = jax.eval_shape(lambda params, s, g: v(nets, params, s, g), policy.params, s, s)
+    found = jax.eval_shape(lambda params, s, g: v(nets, params, s, g), params, s, s)
     assert found.shape in ((1, B), (2, B))
     if name in program.SUBGOALS:
-        reps = [jax.eval_shape(lambda policy, s, f=f: f(nets, policy, s, s), policy, s)  # compared by their products
-                for f in (program.SUBGOALS[name], program.of_params(program.represented))]  # fmt: skip
+        reps = [jax.eval_shape(lambda params, s, f=f: f(nets, params, s, s), params, s)  # compared by their products
+                for f in (program.SUBGOALS[name], program.represented)]  # fmt: skip
         assert [rep.shape for rep in reps] == [(B, config.rep_dim)] * 2
-
-
-def test_subgoals_of_gc_sscp_begin_in_noise_of_its_own_scale() -> None:
-    config = config_of("gc_sscp", {"hidden_dims": (8,)})
-    nets, agent = gc_sscp.networks(config, GOAL_SPEC), agents.build("gc_sscp", config, GOAL_SPEC)
-    state, s = agent.init(jax.random.key(0), config), jnp.ones((B, D))
-    params, zero = state.params, gc_sscp.Pair(jnp.zeros((B, A)), jnp.zeros((B, config.rep_dim)))
-    silent, loud = (
-        program.proposed_hop(nets, Policy(with_config(state, {"noise_scale": scale}).config, params), s, 2 * s)
-        for scale in (0.0, 1.0)
-    )
-    expected = gc_sscp.jump(nets, params, s, nets.goal_rep(params, s, 2 * s), zero, 0, 1).bounded().rep
-    np.testing.assert_allclose(silent, expected, rtol=1e-5, atol=1e-6)
-    assert not np.allclose(loud, expected, atol=0.1)
 
 
 def test_the_checkpoints_of_a_run_are_measured(tmp_path: Path) -> None:
@@ -129,13 +112,13 @@ def test_normalised_runs_see_what_they_were_trained_on(tmp_path: Path) -> None:
     where = ("--env=pointmaze-medium-navigate", f"--data={data}", f"--run_dir={folder}")
     assert main("--agent=gcivl", *tiny, *where, "--normalize.observations=True") == 0
     plan, stored = program.readable(program.Settings(run_dir=str(folder)))
-    *_, (_, policies, told_by) = program.checkpoints(plan, program.stored_spec(stored))
+    *_, (_, params, told_by) = program.checkpoints(plan, program.stored_spec(stored))
     observations = np.load(data)["observations"]
     s = observations[:5]
     seen = (s - observations.mean(axis=0)) / (observations.std(axis=0) + 1e-3)
     module, v = program.VALUES["gcivl"]
-    own = jax.tree.map(lambda x: x[0], policies)
-    expected = v(module.networks(plan.config, program.stored_spec(stored)), own.params, seen, seen[::-1])
+    own = jax.tree.map(lambda x: x[0], params)
+    expected = v(module.networks(plan.config, program.stored_spec(stored)), own, seen, seen[::-1])
     np.testing.assert_allclose(told_by["value"](own, s, s[::-1]), expected, rtol=1e-4, atol=1e-5)
 
 
@@ -152,9 +135,8 @@ FAULTS = {
             "cell = goal",
             "test_values_that_leak_through_a_wall_stop_on_the_way",
         ),
-        ("x[index], policies)", "x[0], policies)", "test_the_checkpoints_of_a_run_are_measured"),
+        ("x[index], params)", "x[0], params)", "test_the_checkpoints_of_a_run_are_measured"),
         ("inputs = shown if", "inputs = shown if True or", "test_normalised_runs_see_what_they_were_trained_on"),
-        ("policy.config.noise_scale", "1.0", "test_subgoals_of_gc_sscp_begin_in_noise_of_its_own_scale"),
         ("(steps > 0)", "(steps >= 0)", "test_subgoals_point_to_the_cell_that_is_most_like_them"),
         (
             ", axis=-1) % s.shape[1]",

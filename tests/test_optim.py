@@ -3,8 +3,9 @@
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,7 +14,20 @@ from small_agents import state_with
 from ways import Way, array, each_way
 
 from flowrl.config import config, traced
-from flowrl.optim import Clip, LateTarget, LinearDecay, descend, descend_until, every, gradients, polyak, step
+from flowrl.networks import Network, vector
+from flowrl.optim import (
+    ADAM,
+    Clip,
+    LateTarget,
+    LinearDecay,
+    anew_at,
+    descend,
+    descend_until,
+    every,
+    gradients,
+    polyak,
+    step,
+)
 from flowrl.train_state import Loss, Params, TrainState
 
 
@@ -142,6 +156,32 @@ def test_values_stay_after_their_updates_and_policies_go_on(at: int, mapped: boo
     drawn = 1 + jax.vmap(jax.random.uniform)(jax.random.split(key, 3))
     expected = drawn * jnp.array([at < 2, 1, 1])
     np.testing.assert_allclose([metrics[name] for name in ("values", "one", "two")], expected, rtol=1e-6)
+
+
+class Nets(NamedTuple):
+    """Networks, of which the policy alone may begin anew."""
+
+    actor: Network = Network("actor", nn.Dense(2), (vector(1, 4),))
+
+
+@each_way
+@pytest.mark.parametrize(("at", "steps"), [(1, 2), (2, 2), (3, 2), (0, 0)])
+def test_policies_begin_anew_once_where_values_come_to_stay(way: Way, at: int, steps: int) -> None:
+    before = Nets().actor.init(jax.random.key(0))
+    params = {"value": {"x": array(1, 2)}, "actor": before}
+    state = state_with(Settings(), params, params).replace(step=jnp.int32(at))
+    used = ADAM.update(before, state.opt_state["actor"])[1]
+    state = state.replace(opt_state={"value": used, "actor": used})
+    begin = way(lambda data: anew_at(steps, Nets(), state, jax.random.wrap_key_data(data)))
+    after = begin(jax.random.key_data(jax.random.key(5)))
+    anew = at == steps > 0
+    (own,) = jax.random.split(jax.random.fold_in(jax.random.key(5), steps), 1)
+    expected = Nets().actor.init(own) if anew else before
+    same = functools.partial(jax.tree.map, np.testing.assert_array_equal)
+    same(after.params, {"value": params["value"], "actor": expected})
+    same(after.target_params, after.params)
+    same(after.opt_state, {"value": used, "actor": ADAM.init(expected) if anew else used})
+    assert (int(after.step), int(after.opt_state["actor"].count)) == (at, not anew)
 
 
 def test_values_and_policies_learn_together_where_values_never_stay() -> None:
@@ -321,6 +361,27 @@ FAULTS = {
         ),
         ("batch, keys[i])", "batch, keys[0])", "test_each_loss_has_a_key_of_its_own"),
         ("if name not in VALUES}", "}", "test_values_stay_after_their_updates_and_policies_go_on"),
+        (
+            "state.step == steps, anew",
+            "state.step >= steps, anew",
+            "test_policies_begin_anew_once_where_values_come_to_stay",
+        ),
+        (
+            "state.params.keys() - set(VALUES)",
+            "state.params.keys()",
+            "test_policies_begin_anew_once_where_values_come_to_stay",
+        ),
+        ("fold_in(key, steps)", "fold_in(key, 0)", "test_policies_begin_anew_once_where_values_come_to_stay"),
+        (
+            "**state.target_params, **slow",
+            "**state.target_params",
+            "test_policies_begin_anew_once_where_values_come_to_stay",
+        ),
+        (
+            "ADAM.init(params) for name, params in fresh.items()",
+            "state.opt_state[name] for name in fresh",
+            "test_policies_begin_anew_once_where_values_come_to_stay",
+        ),
         ("state.step < steps", "state.step <= steps", "test_values_stay_after_their_updates_and_policies_go_on"),
         ("keys[values:], losses", "keys[:-values], losses", "test_values_stay_after_their_updates_and_policies_go_on"),
         (

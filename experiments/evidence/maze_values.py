@@ -41,7 +41,6 @@ from flowrl.normalize import Normalizer
 from flowrl.run_folder import logs
 from flowrl.run_folder.layout import CHECKPOINTS
 from flowrl.run_folder.summary import SINGLE
-from flowrl.train_state import Policy
 from flowrl.training.checkpoint import Checkpoints
 
 VALUES: dict[str, tuple[Any, Any]] = {
@@ -51,23 +50,17 @@ VALUES: dict[str, tuple[Any, Any]] = {
 """For each agent its module, and its values V(s, g), `(nets, params, s, g) -> [heads, B]`."""
 
 
-def proposed_hop(nets: Any, policy: Policy[gc_sscp.Config], s: jax.Array, g: jax.Array) -> jax.Array:
+def proposed_hop(nets: Any, params: Any, s: jax.Array, g: jax.Array) -> jax.Array:
     """Returns the representation of GC-SSCP's subgoal `[B, R]`, from one draw of noise."""
-    noise = gc_sscp.noise(nets, s, jax.random.key(0), policy.config.noise_scale)
-    rep = represented(nets, policy.params, s, g)
-    return gc_sscp.jump(nets, policy.params, s, rep, noise, 0, 1).bounded().rep
+    noise = gc_sscp.noise(nets, s, jax.random.key(0))
+    return gc_sscp.jump(nets, params, s, represented(nets, params, s, g), noise, 0, 1).bounded().rep
 
 
 SUBGOALS: dict[str, Any] = {
     "gc_sscp": proposed_hop,
-    "hiql": lambda nets, policy, s, g: length_normalize(nets.high_actor(policy.params, s, g)),
+    "hiql": lambda nets, params, s, g: length_normalize(nets.high_actor(params, s, g)),
 }
-"""For each agent with two levels the subgoal's representation, `(nets, policy, s, g) -> [B, R]`, to compare with φ."""
-
-
-def of_params(f: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
-    """Returns `f(nets, params, s, g)` as a function of a policy instead of its parameters."""
-    return lambda nets, policy, s, g: f(nets, policy.params, s, g)
+"""For each agent with two levels the subgoal's representation, `(nets, params, s, g) -> [B, R]`, to compare with φ."""
 
 
 @record
@@ -123,14 +116,14 @@ def measure(found: np.ndarray, steps: np.ndarray, around: Sequence[Sequence[int]
 
 
 def pointed(
-    subgoal: Callable[..., jax.Array], rep: Callable[..., jax.Array], policy: Any, s: jax.Array, goals: jax.Array
+    subgoal: Callable[..., jax.Array], rep: Callable[..., jax.Array], params: Any, s: jax.Array, goals: jax.Array
 ) -> np.ndarray:
     """Returns the cells that subgoals are most like, of states `[number, cells, D]`: int `[number, cells, goals]`."""
     flat = s.reshape(-1, s.shape[-1])
 
     def of_state(x: jax.Array) -> jax.Array:
-        found = subgoal(policy, jnp.broadcast_to(x, (len(goals), len(x))), goals)
-        return jnp.argmax(found @ rep(policy, jnp.broadcast_to(x, flat.shape), flat).T, axis=-1) % s.shape[1]
+        found = subgoal(params, jnp.broadcast_to(x, (len(goals), len(x))), goals)
+        return jnp.argmax(found @ rep(params, jnp.broadcast_to(x, flat.shape), flat).T, axis=-1) % s.shape[1]
 
     return np.asarray(jax.lax.map(of_state, flat)).reshape(*s.shape[:2], len(goals))
 
@@ -153,12 +146,12 @@ def states_and_goals(env: SeededEpisodes, cells: Sequence[Cell], number: int) ->
     return np.reshape(states, (number, len(cells), -1)), np.stack(goals[: len(cells)])
 
 
-def maps(value: Callable[[Any, jax.Array, jax.Array], jax.Array], policy: Any, s: Any, goals: Any) -> np.ndarray:
+def maps(value: Callable[[Any, jax.Array, jax.Array], jax.Array], params: Any, s: Any, goals: Any) -> np.ndarray:
     """Returns the mean value `[goals, cells]` of states `[number, cells, D]` for each of some goals `[goals, D]`."""
 
     def of_goal(g: jax.Array) -> jax.Array:
         flat = s.reshape(-1, s.shape[-1])
-        return value(policy, flat, jnp.broadcast_to(g, (len(flat), *g.shape))).mean(axis=0).reshape(s.shape[:2]).mean(0)
+        return value(params, flat, jnp.broadcast_to(g, (len(flat), *g.shape))).mean(axis=0).reshape(s.shape[:2]).mean(0)
 
     return np.asarray(jax.lax.map(of_goal, goals))
 
@@ -197,30 +190,26 @@ def readable(settings: Settings) -> tuple[Plan, dict[str, Any]]:
 
 
 def checkpoints(plan: Plan, spec: Spec) -> Iterator[tuple[int, Any, dict[str, Callable[..., jax.Array]]]]:
-    """Yields of each checkpoint its step, policies of all trained networks `[R, ...]`, and functions of one of them.
+    """Yields of each checkpoint its step, its parameters `[R, ...]` of runs, and functions of them and what envs show.
 
-    They are `(policy, s, g)` of what environments show: the `value`, and where there are subgoals their representation,
-    and `rep`, a goal's.
+    They are `(params, s, g)`: the `value`, and where there are subgoals their representation, and `rep`, a goal's.
     """
     name = plan.settings.agent
     (module, v), agent = VALUES[name], agents.build(name, plan.config, spec)
     nets, configs = module.networks(plan.config, spec), stacked(plan.config, [run.values for run in plan.runs])
 
     @partial(jax.jit, static_argnums=0)
-    def seen(f: Any, normalizer: Normalizer | None, policy: Policy[Any], s: jax.Array, g: jax.Array) -> jax.Array:
+    def seen(f: Any, normalizer: Normalizer | None, params: Any, s: jax.Array, g: jax.Array) -> jax.Array:
         shown = {"observations": s, "goals": g}
         inputs = shown if normalizer is None else normalizer.inputs(shown)
-        return jnp.asarray(f(nets, policy, inputs["observations"], inputs["goals"]))
+        return jnp.asarray(f(nets, params, inputs["observations"], inputs["goals"]))
 
-    told: dict[str, Any] = {"value": of_params(v)}
-    if name in SUBGOALS:
-        told |= {"subgoal": SUBGOALS[name], "rep": of_params(represented)}
+    levels = {"subgoal": SUBGOALS[name], "rep": represented} if name in SUBGOALS else {}
     for step in Checkpoints(plan.folder / CHECKPOINTS, read_only=True).steps():
         _, states, normalizer = load_states(
             plan.folder, name, agent, configs, len(plan.runs), goals_are_states=True, step=step
         )
-        policies = Policy(states.config, states.params)
-        yield step, policies, {key: partial(seen, f, normalizer) for key, f in told.items()}
+        yield step, states.params, {key: partial(seen, f, normalizer) for key, f in {"value": v, **levels}.items()}
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -235,9 +224,9 @@ def main(arguments: Sequence[str]) -> int:
     s, goals = (jnp.asarray(x, jnp.float32) for x in states_and_goals(env, cells, settings.states))
     lines = [line for line in logs.read_lines(plan.folder / "eval.jsonl") if line["mode"] == SINGLE]
     results = list[dict[str, Any]]()
-    for step, policies, told_by in checkpoints(plan, stored_spec(stored)):
+    for step, params, told_by in checkpoints(plan, stored_spec(stored)):
         for index, run in enumerate(plan.runs):
-            own = jax.tree.map(lambda x, index=index: x[index], policies)
+            own = jax.tree.map(lambda x, index=index: x[index], params)
             found = maps(told_by["value"], own, s, goals)
             scores = [line["success"] for line in lines if (line["step"], line["run"]) == (step, index)]
             told = {"step": step, **run.labels, **measure(found, steps, around), "lowest": float(found.min())}
