@@ -1,8 +1,7 @@
 """GC-SSCP: one flat goal-conditioned policy that skips the hierarchy in one step (https://arxiv.org/abs/2506.21427).
 
-One actor jumps down a two-level hierarchy, from noise to an action and the goal representation one hop below. The level
-`t` says where a jump starts (0: at the goal, 1: at a subgoal), the depth `d` how many levels it takes. Jumps of depth 1
-are regressed on data; that of depth 2 is regressed on two hops of the slow actor, and is what acts.
+One actor jumps from noise to an action and the goal representation one hop below, from level `t` (0: the goal, 1: a
+subgoal) by depth `d`: of depth 1 it is regressed on data, of depth 2, as which it acts, on two hops of the slow actor.
 """
 
 from functools import partial
@@ -18,7 +17,7 @@ from flowrl.data.samplers import Goals
 from flowrl.encoders import GoalRep, JumpMLP, Pair, represented_value
 from flowrl.losses import GoalValue, awr_weight, goal_advantage, goal_value_loss, mse, value_params
 from flowrl.networks import Network, Spec, Value, ensemble, named, vector
-from flowrl.optim import anew_at, descend_until, polyak
+from flowrl.optim import CosineDecay, anew_at, descend_until, polyak, stage
 from flowrl.train_state import Batch, Loss, Metrics, Params, Policy, TrainState
 
 
@@ -34,6 +33,7 @@ class Config:
     time_dim: int = static(128, "Size of the embedding of levels and depths.")
     batch_size: int = static(1024, "Transitions per update.", high=MOST_COUNT)
     learning_rate: float = traced(3e-4, "Adam's step size, for every network.")
+    decay: CosineDecay = nested(CosineDecay(final=0.0, warmup=0.0, steps=0), "The step size, in each stage.")
     discount: float = traced(0.99, "Discount per environment step.", high=1.0)
     lagging_targets: bool = static(True, "Targets move toward the parameters before each step, as the authors' do.")
     hops: int = static(1, "Calls of the actor per action; 2 go by a subgoal.", choices=(1, 2), acting=True)
@@ -59,12 +59,12 @@ class Networks(NamedTuple):
 
 def networks(config: Config, spec: Spec) -> Networks:
     """Builds the networks."""
-    (s, a, g, _), rep, layers = spec.inputs(), vector(1, config.rep_dim), config.hidden_dims
+    (s, a, g, _), rep, one, layers = spec.inputs(), vector(1, config.rep_dim), vector(1), config.hidden_dims
     actor = JumpMLP(layers, spec.action_dim + config.rep_dim, config.time_dim, layer_norm=True)
     return Networks(spec, config.rep_dim, **named(
         goal_rep=(GoalRep(layers, config.rep_dim), s, g),
         value=(ensemble(Value)(layers), s, rep),
-        actor=(actor, s, rep, a, rep, vector(1), vector(1)),
+        actor=(actor, s, rep, a, rep, one, one),
     ))  # fmt: skip
 
 
@@ -120,15 +120,15 @@ def shortcut_loss(nets: Networks, params: Params, state: State, batch: Batch, ke
 def update(nets: Networks, state: State, batch: Batch, key: jax.Array) -> tuple[State, Metrics]:
     """One joint step of all losses at the same parameters, then the slow copies; that of φ, the values', is as fast."""
     config, steps = state.config, state.config.value.steps
-    state = anew_at(steps, nets, state, key, ("actor",))
+    state, (values_learn, done) = anew_at(steps, nets, state, key, ("actor",)), stage(steps, state.step)
     hop, first, second = (noise(nets, batch["observations"], k) for k in jax.random.split(key, 3))
     low, high, leap = partial(low_loss, x=hop), partial(high_loss, x=hop), partial(shortcut_loss, x=(first, second))
     losses = (partial(goal_value_loss, represented_value),), (low, high, leap)
-    rates = dict.fromkeys(state.params, config.learning_rate)
+    rates = dict.fromkeys(state.params, config.decay(config.learning_rate, done))
     moved, metrics = descend_until(steps, nets, state, batch, key, losses, rates, ("goal_rep", "actor"))
     toward = state if config.lagging_targets else moved
     moved = polyak(moved, toward.params, value=config.value.target_rate, actor=config.actor_target_rate)
-    return polyak(moved, moved.params, goal_rep=jnp.float32(not steps or state.step < steps)), metrics
+    return polyak(moved, moved.params, goal_rep=values_learn), metrics
 
 
 def act(nets: Networks, policy: Policy[Config], inputs: Batch, key: jax.Array, *, explore: bool = False) -> jax.Array:

@@ -108,6 +108,17 @@ def descend_until(
     return jax.lax.cond(state.step < steps, together, alone, state)
 
 
+def stage(steps: int, step: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Returns whether values learn at an update `step` `[]`, 1 or 0 `[]`, and the updates since that became so `[]`.
+
+    Args:
+        steps: Updates after which values stay; 0: never.
+        step: Updates before.
+    """
+    learn = jnp.logical_or(steps == 0, step < steps)
+    return learn.astype(jnp.float32), jnp.where(learn, step, step - steps)
+
+
 def anew_at(steps: int, nets: Any, state: TrainState[C], key: jax.Array, policies: Sequence[str]) -> TrainState[C]:
     """Makes policies, their slow copies and Adam's moments of them anew, once, at the update where values come to stay.
 
