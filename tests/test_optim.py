@@ -3,9 +3,8 @@
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,15 +13,11 @@ from small_agents import state_with
 from ways import Way, array, each_way
 
 from flowrl.config import config, traced
-from flowrl.networks import Network, vector
 from flowrl.optim import (
-    ADAM,
     Clip,
     LateTarget,
     LinearDecay,
-    anew_at,
     descend,
-    descend_until,
     every,
     gradients,
     polyak,
@@ -118,79 +113,6 @@ def test_each_loss_has_a_key_of_its_own() -> None:
     # And keys may be told, the same one twice too.
     _, metrics = descend(None, toy_state(), {}, [second, second], losses, rates)
     assert metrics == {"first": jax.random.uniform(second), "second": jax.random.uniform(second)}
-
-
-PARTS = ("value", "goal_rep", "actor")
-"""Networks, of which two are values; a policy's losses have a slope of 5 in all."""
-
-
-def sloped(name: str, slope: float) -> Callable[..., Loss]:
-    """A loss with this slope by all networks, which tells its key."""
-
-    def loss(nets: Any, params: Params, state: TrainState, batch: Any, key: jax.Array) -> Loss:
-        return slope * sum(params[network].sum() for network in PARTS), {name: 1 + jax.random.uniform(key)}
-
-    return loss
-
-
-@pytest.mark.parametrize("mapped", [False, True])
-@pytest.mark.parametrize("at", [0, 1, 2, 9])
-def test_values_stay_after_their_updates_and_policies_go_on(at: int, mapped: bool) -> None:
-    losses, key = ((sloped("values", 2.0),), (sloped("one", 4.0), sloped("two", 1.0))), jax.random.key(3)
-    state = state_with(Settings(), {name: jnp.full(2, 3.0) for name in PARTS}, {}).replace(step=jnp.int32(at))
-    axes = jax.tree.map(lambda _: 0, state).replace(step=None)  # the step counter is shared by mapped runs
-
-    def update(state: TrainState) -> tuple[TrainState, dict[str, jax.Array]]:
-        return descend_until(2, None, state, {}, key, losses, dict.fromkeys(PARTS, 0.1))
-
-    if mapped:
-        several = jax.tree.map(lambda x: jnp.stack([x, x]), state).replace(step=state.step)
-        update = jax.vmap(update, in_axes=(axes,), out_axes=(axes, 0))
-        after, metrics = jax.tree.map(lambda x: x[1] if x.ndim else x, jax.jit(update)(several))
-    else:
-        after, metrics = update(state)
-    for name in PARTS:  # Adam's first mean is a tenth of the slope, 2 + 4 + 1 or 4 + 1
-        trained = at < 2 or name == "actor"
-        np.testing.assert_allclose(after.opt_state[name].mu, (0.7 if at < 2 else 0.5) * trained, rtol=1e-6)
-        np.testing.assert_allclose(after.params[name], 2.9 if trained else 3, rtol=1e-5)
-    drawn = 1 + jax.vmap(jax.random.uniform)(jax.random.split(key, 3))
-    expected = drawn * jnp.array([at < 2, 1, 1])
-    np.testing.assert_allclose([metrics[name] for name in ("values", "one", "two")], expected, rtol=1e-6)
-
-
-class Nets(NamedTuple):
-    """Networks, of which the policy alone may begin anew."""
-
-    actor: Network = Network("actor", nn.Dense(2), (vector(1, 4),))
-
-
-@each_way
-@pytest.mark.parametrize(("at", "steps"), [(1, 2), (2, 2), (3, 2), (0, 0)])
-def test_policies_begin_anew_once_where_values_come_to_stay(way: Way, at: int, steps: int) -> None:
-    before = Nets().actor.init(jax.random.key(0))
-    params = {"value": {"x": array(1, 2)}, "actor": before}
-    state = state_with(Settings(), params, params).replace(step=jnp.int32(at))
-    used = ADAM.update(before, state.opt_state["actor"])[1]
-    state = state.replace(opt_state={"value": used, "actor": used})
-    begin = way(lambda data: anew_at(steps, Nets(), state, jax.random.wrap_key_data(data)))
-    after = begin(jax.random.key_data(jax.random.key(5)))
-    anew = at == steps > 0
-    (own,) = jax.random.split(jax.random.fold_in(jax.random.key(5), steps), 1)
-    expected = Nets().actor.init(own) if anew else before
-    same = functools.partial(jax.tree.map, np.testing.assert_array_equal)
-    same(after.params, {"value": params["value"], "actor": expected})
-    same(after.target_params, after.params)
-    same(after.opt_state, {"value": used, "actor": ADAM.init(expected) if anew else used})
-    assert (int(after.step), int(after.opt_state["actor"].count)) == (at, not anew)
-
-
-def test_values_and_policies_learn_together_where_values_never_stay() -> None:
-    losses, rates = ((sloped("values", 2.0),), (sloped("one", 4.0),)), dict.fromkeys(PARTS, 0.1)
-    state = state_with(Settings(), {name: jnp.full(2, 3.0) for name in PARTS}, {})
-    found = descend_until(0, None, state, {}, jax.random.key(3), losses, rates)
-    expected = descend(None, state, {}, jax.random.key(3), (*losses[0], *losses[1]), rates)
-    jax.tree.map(np.testing.assert_array_equal, found, expected)
-    np.testing.assert_allclose(found[0].opt_state["value"].mu, 0.6, rtol=1e-6)
 
 
 def test_a_gradient_may_be_stepped_along_again() -> None:
@@ -360,30 +282,6 @@ FAULTS = {
             ),
         ),
         ("batch, keys[i])", "batch, keys[0])", "test_each_loss_has_a_key_of_its_own"),
-        ("if name not in VALUES}", "}", "test_values_stay_after_their_updates_and_policies_go_on"),
-        (
-            "state.step == steps, anew",
-            "state.step >= steps, anew",
-            "test_policies_begin_anew_once_where_values_come_to_stay",
-        ),
-        (
-            "state.params.keys() - set(VALUES)",
-            "state.params.keys()",
-            "test_policies_begin_anew_once_where_values_come_to_stay",
-        ),
-        ("fold_in(key, steps)", "fold_in(key, 0)", "test_policies_begin_anew_once_where_values_come_to_stay"),
-        (
-            "**state.target_params, **slow",
-            "**state.target_params",
-            "test_policies_begin_anew_once_where_values_come_to_stay",
-        ),
-        (
-            "ADAM.init(params) for name, params in fresh.items()",
-            "state.opt_state[name] for name in fresh",
-            "test_policies_begin_anew_once_where_values_come_to_stay",
-        ),
-        ("state.step < steps", "state.step <= steps", "test_values_stay_after_their_updates_and_policies_go_on"),
-        ("keys[values:], losses", "keys[:-values], losses", "test_values_stay_after_their_updates_and_policies_go_on"),
         (
             "sum((value for value, _ in found[1:]), found[0][0])",
             "found[0][0]",
