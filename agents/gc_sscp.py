@@ -133,10 +133,10 @@ def update(nets: Networks, state: State, batch: Batch, key: jax.Array) -> tuple[
 
 def act(nets: Networks, policy: Policy[Config], inputs: Batch, key: jax.Array, *, explore: bool = False) -> jax.Array:
     """One draw of noise, which explores by itself, in one jump of the slow actor or (`hops=2`) by the subgoal."""
-    s, goal_rep = inputs["observations"], nets.goal_rep(policy.params, inputs["observations"], inputs["goals"])
-    first, second = (noise(nets, s, k) for k in jax.random.split(key))
+    s, keys = inputs["observations"], jax.random.split(key)
+    goal_rep, first = nets.goal_rep(policy.params, s, inputs["goals"]), noise(nets, s, keys[0])
     if policy.config.hops == 2:
-        return two_hops(nets, policy.params, s, goal_rep, (first, second)).a
+        return two_hops(nets, policy.params, s, goal_rep, (first, noise(nets, s, keys[1]))).a
     return jump(nets, policy.params, s, goal_rep, first, 0, 2).bounded().a
 
 

@@ -262,8 +262,8 @@ FAULTS = {
             "test_gc_sscp_acts_by_the_slow_actor_in_one_hop_and_by_the_trained_one_in_two",
         ),
         (
-            "for k in jax.random.split(key))\n    if",
-            "for k in (key, key))\n    if",
+            "noise(nets, s, keys[1])",
+            "noise(nets, s, keys[0])",
             "test_gc_sscp_draws_noise_when_acting",
         ),
         (
