@@ -190,6 +190,6 @@ FAULTS = {
             ", axis=-1) // s.shape[1]",
             "test_subgoals_point_to_the_cell_that_is_most_like_them",
         ),
-        (".mean(0)", ".max(0)", "test_states_of_a_cell_count_by_their_mean"),
+        (".mean(axis=1)", ".max(axis=1)", "test_states_of_a_cell_count_by_their_mean"),
     ],
 }
