@@ -4,9 +4,8 @@ For each checkpoint, of a state in each cell and a goal in each other one: how o
 highest value is really one step nearer to the goal (`nearer`; a cell is as wide as a corridor), and from how many cells
 one arrives by always going to that neighbour (`arrives`). Values that leak through walls have local maxima, before
 which policies dither: this tells them from policies that cannot walk. Of agents with two levels also how often the
-cell whose representation is most like the proposed subgoal is really nearer (`subgoals`). Of GC-SSCP what the goal
-changes in the actions of two hops (`goal_part`, a variance), and how much of that its one jump explains (`jump`, R²; 1:
-all, 0: no more than without a goal). Neither data nor episodes are needed.
+cell whose representation is most like the proposed subgoal is really nearer (`subgoals`). Neither data nor episodes are
+needed.
 
 The numbers go to --out, FILE.json, with the run's own success at the same steps, and the newest checkpoint's values of
 the five tasks' goals beside it as a picture.
@@ -56,14 +55,6 @@ def proposed_hop(nets: Any, params: Any, s: jax.Array, g: jax.Array) -> jax.Arra
     """Returns the representation of GC-SSCP's subgoal `[B, R]`, from one draw of noise."""
     noise = gc_sscp.noise(nets, s, jax.random.key(0))
     return gc_sscp.jump(nets, params, s, represented(nets, params, s, g), noise, 0, 1).bounded().rep
-
-
-def acting(nets: Any, params: Any, s: jax.Array, g: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Returns GC-SSCP's actions `[B, A]` in one jump, and in two hops from the same noise: means over the second's."""
-    rep, keys = represented(nets, params, s, g), jax.random.split(jax.random.key(0), 9)
-    first, seconds = gc_sscp.noise(nets, s, keys[0]), jax.vmap(lambda key: gc_sscp.noise(nets, s, key))(keys[1:])
-    hops = jax.vmap(lambda second: gc_sscp.two_hops(nets, params, s, rep, (first, second)).a)(seconds)
-    return gc_sscp.jump(nets, params, s, rep, first, 0, 2).bounded().a, hops.mean(axis=0)
 
 
 SUBGOALS: dict[str, Any] = {
@@ -156,23 +147,14 @@ def states_and_goals(env: SeededEpisodes, cells: Sequence[Cell], number: int) ->
     return np.reshape(states, (number, len(cells), -1)), np.stack(goals[: len(cells)])
 
 
-def to_each(f: Callable[[jax.Array, jax.Array], Any], s: jax.Array, goals: jax.Array) -> Any:
-    """Returns arrays `[goals, number · cells, ...]`, of states `[number, cells, D]` to each of `goals` `[goals, D]`."""
-    flat = s.reshape(-1, s.shape[-1])
-    return jax.tree.map(np.asarray, jax.lax.map(lambda g: f(flat, jnp.broadcast_to(g, (len(flat), *g.shape))), goals))
-
-
 def maps(value: Callable[[jax.Array, jax.Array], jax.Array], s: jax.Array, goals: jax.Array) -> np.ndarray:
     """Returns the mean value `[goals, cells]` of states `[number, cells, D]` for each of some goals `[goals, D]`."""
-    found: np.ndarray = to_each(lambda s, g: value(s, g).mean(axis=0), s, goals)
-    return found.reshape(len(goals), *s.shape[:2]).mean(axis=1)
 
+    def of_goal(g: jax.Array) -> jax.Array:
+        flat = s.reshape(-1, s.shape[-1])
+        return value(flat, jnp.broadcast_to(g, (len(flat), *g.shape))).mean(axis=0).reshape(s.shape[:2]).mean(0)
 
-def explained(jumps: np.ndarray, hops: np.ndarray) -> dict[str, float]:
-    """Returns what goals change in actions of hops `[goals, states, A]`, and how much of it those of jumps explain."""
-    own, expected = (actions - actions.mean(axis=0) for actions in (jumps, hops))
-    part = np.square(expected).mean()
-    return {"goal_part": float(part), "jump": float(1 - np.square(own - expected).mean() / part)}
+    return np.asarray(jax.lax.map(of_goal, goals))
 
 
 def draw(found: np.ndarray, goals: Sequence[Cell], cells: Sequence[Cell], shape: tuple[int, ...], path: Path) -> None:
@@ -208,31 +190,28 @@ def readable(settings: Settings) -> tuple[Plan, dict[str, Any]]:
     return plan, stored
 
 
-def checkpoints(plan: Plan, spec: Spec) -> Iterator[tuple[int, Any, dict[str, Callable[..., Any]]]]:
+def checkpoints(plan: Plan, spec: Spec) -> Iterator[tuple[int, Any, dict[str, Callable[..., jax.Array]]]]:
     """Yields of each checkpoint its step, and functions of what envs show, with parameters `[R, ...]` of runs for each.
 
-    They are `(params, s, g)`: the `value`, and where there are subgoals their representation, and `rep`, a goal's; of
-    GC-SSCP also `actions`.
+    They are `(params, s, g)`: the `value`, and where there are subgoals their representation, and `rep`, a goal's.
     """
     name = plan.settings.agent
     (module, v), agent = VALUES[name], agents.build(name, plan.config, spec)
     nets, configs = module.networks(plan.config, spec), stacked(plan.config, [run.values for run in plan.runs])
 
     @partial(jax.jit, static_argnums=0)
-    def seen(f: Any, normalizer: Normalizer | None, params: Any, s: jax.Array, g: jax.Array) -> Any:
+    def seen(f: Any, normalizer: Normalizer | None, params: Any, s: jax.Array, g: jax.Array) -> jax.Array:
         shown = {"observations": s, "goals": g}
         inputs = shown if normalizer is None else normalizer.inputs(shown)
-        return f(nets, params, inputs["observations"], inputs["goals"])
+        return jnp.asarray(f(nets, params, inputs["observations"], inputs["goals"]))
 
     levels = {"subgoal": SUBGOALS[name], "rep": represented} if name in SUBGOALS else {}
-    levels |= {"actions": acting} if module is gc_sscp else {}
     for step in Checkpoints(plan.folder / CHECKPOINTS, read_only=True).steps():
         _, states, normalizer = load_states(
             plan.folder, name, agent, configs, len(plan.runs), goals_are_states=True, step=step
         )
         valued = value_params(states) if module is gc_sscp else states.params  # its policy may read goals otherwise
-        acts = agent.policy(states).params
-        params = {"value": valued, "rep": valued, "subgoal": states.params, "actions": acts}
+        params = {"value": valued, "rep": valued, "subgoal": states.params}
         yield step, params, {key: partial(seen, f, normalizer) for key, f in {"value": v, **levels}.items()}
 
 
@@ -257,8 +236,6 @@ def main(arguments: Sequence[str]) -> int:
             told = {"step": step, **run.labels, **measure(found, steps, around), "lowest": float(found.min())}
             if "subgoal" in told_by:
                 told["subgoals"] = lead(pointed(functions["subgoal"], functions["rep"], s, goals), steps)
-            if "actions" in told_by:
-                told |= explained(*to_each(functions["actions"], s, goals))
             results.append(told | ({"success": float(np.mean(scores))} if scores else {}))
             print(
                 "  ".join(f"{key} {x:.3f}" if isinstance(x, float) else f"{key} {x}" for key, x in results[-1].items())
