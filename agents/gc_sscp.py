@@ -1,7 +1,7 @@
 """GC-SSCP: one flat goal-conditioned policy that skips the hierarchy in one step (https://arxiv.org/abs/2506.21427).
 
-One actor jumps from noise to an action and the goal representation one hop below, from level `t` (0: the goal, 1: a
-subgoal) by depth `d`: of depth 1 it is regressed on data, of depth 2, as which it acts, on two hops of the slow actor.
+One actor jumps from noise to an action and the goal representation below, from level `t` (0: the goal, 1: a subgoal) by
+depth `d`. Jumps of depth 1 are regressed on data; that of depth 2, which acts, on two hops of the slow actor.
 """
 
 from functools import partial
@@ -59,12 +59,12 @@ class Networks(NamedTuple):
 
 def networks(config: Config, spec: Spec) -> Networks:
     """Builds the networks."""
-    (s, a, g, _), rep, one, layers = spec.inputs(), vector(1, config.rep_dim), vector(1), config.hidden_dims
+    (s, a, g, _), rep, layers = spec.inputs(), vector(1, config.rep_dim), config.hidden_dims
     actor = JumpMLP(layers, spec.action_dim + config.rep_dim, config.time_dim, layer_norm=True)
     return Networks(spec, config.rep_dim, **named(
         goal_rep=(GoalRep(layers, config.rep_dim), s, g),
         value=(ensemble(Value)(layers), s, rep),
-        actor=(actor, s, rep, a, rep, one, one),
+        actor=(actor, s, rep, a, rep, vector(1), vector(1)),
     ))  # fmt: skip
 
 
@@ -118,7 +118,7 @@ def shortcut_loss(nets: Networks, params: Params, state: State, batch: Batch, ke
 
 
 def update(nets: Networks, state: State, batch: Batch, key: jax.Array) -> tuple[State, Metrics]:
-    """One joint step of all losses at the same parameters, then the slow copies; that of φ, the values', is as fast."""
+    """One joint step of all losses at the same parameters, then the slow copies; values' φ is no slower."""
     config, steps = state.config, state.config.value.steps
     state, (values_learn, done) = anew_at(steps, nets, state, key, ("actor",)), stage(steps, state.step)
     hop, first, second = (noise(nets, batch["observations"], k) for k in jax.random.split(key, 3))

@@ -122,7 +122,7 @@ def stage(steps: int, step: jax.Array) -> tuple[jax.Array, jax.Array]:
 def anew_at(steps: int, nets: Any, state: TrainState[C], key: jax.Array, policies: Sequence[str]) -> TrainState[C]:
     """Makes policies, their slow copies and Adam's moments of them anew, once, at the update where values come to stay.
 
-    A policy that has followed representations while they moved is worse at it than a new one.
+    GC-SSCP's actor, having followed representations while they moved, did worse than a new one once they stayed.
 
     Args:
         steps: Updates before; 0: never.

@@ -13,16 +13,7 @@ from small_agents import state_with
 from ways import Way, array, each_way
 
 from flowrl.config import config, traced
-from flowrl.optim import (
-    Clip,
-    LateTarget,
-    LinearDecay,
-    descend,
-    every,
-    gradients,
-    polyak,
-    step,
-)
+from flowrl.optim import Clip, LateTarget, LinearDecay, descend, every, gradients, polyak, step
 from flowrl.train_state import Loss, Params, TrainState
 
 
