@@ -17,7 +17,7 @@ from flowrl.data.samplers import Goals
 from flowrl.encoders import GoalRep, JumpMLP, Pair, represented_value
 from flowrl.losses import GoalValue, awr_weight, goal_advantage, goal_value_loss, mse, value_params
 from flowrl.networks import Network, Spec, Value, ensemble, named, vector
-from flowrl.optim import CosineDecay, anew_at, descend_until, polyak, stage
+from flowrl.optim import CosineDecay, Stage, in_stages, polyak, stage
 from flowrl.train_state import Batch, Loss, Metrics, Params, Policy, TrainState
 
 
@@ -119,13 +119,13 @@ def shortcut_loss(nets: Networks, params: Params, state: State, batch: Batch, ke
 
 def update(nets: Networks, state: State, batch: Batch, key: jax.Array) -> tuple[State, Metrics]:
     """One joint step of all losses at the same parameters, then the slow copies; values' φ is no slower."""
-    config, steps = state.config, state.config.value.steps
-    state, (values_learn, done) = anew_at(steps, nets, state, key, ("actor",)), stage(steps, state.step)
+    config, (values_learn, done) = state.config, stage(state.config.value.steps, state.step)
     hop, first, second = (noise(nets, batch["observations"], k) for k in jax.random.split(key, 3))
     low, high, leap = partial(low_loss, x=hop), partial(high_loss, x=hop), partial(shortcut_loss, x=(first, second))
-    losses = (partial(goal_value_loss, represented_value),), (low, high, leap)
+    values = Stage([partial(goal_value_loss, represented_value)], ("goal_rep", "value"))
+    stages = values, Stage([low, high, leap], ("goal_rep", "actor"))
     rates = dict.fromkeys(state.params, config.decay(config.learning_rate, done))
-    moved, metrics = descend_until(steps, nets, state, batch, key, losses, rates, ("goal_rep", "actor"))
+    moved, metrics = in_stages(config.value.steps, nets, state, batch, key, stages, rates)
     toward = state if config.lagging_targets else moved
     moved = polyak(moved, toward.params, value=config.value.target_rate, actor=config.actor_target_rate)
     return polyak(moved, moved.params, goal_rep=values_learn), metrics

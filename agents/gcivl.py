@@ -12,7 +12,7 @@ from flowrl.data.goals import GoalMix
 from flowrl.data.samplers import Goals
 from flowrl.losses import GoalValue, goal_advantage, goal_value_loss
 from flowrl.networks import MLP, Network, Spec, Value, ensemble, named
-from flowrl.optim import anew_at, descend_until, polyak
+from flowrl.optim import Stage, in_stages, polyak
 from flowrl.policies import awr_loss, unit_gaussian
 from flowrl.train_state import Batch, Loss, Metrics, Params, Policy, TrainState
 
@@ -64,9 +64,9 @@ def actor_loss(nets: Networks, params: Params, state: State, batch: Batch, key: 
 
 def update(nets: Networks, state: State, batch: Batch, key: jax.Array) -> tuple[State, Metrics]:
     """One joint step of value and actor at the same parameters, then the target value."""
-    config, state = state.config, anew_at(state.config.value.steps, nets, state, key, ("actor",))
-    losses, rates = ((partial(goal_value_loss, v),), (actor_loss,)), dict.fromkeys(nets._fields, config.learning_rate)
-    moved, metrics = descend_until(config.value.steps, nets, state, batch, key, losses, rates, ("actor",))
+    config, rates = state.config, dict.fromkeys(nets._fields, state.config.learning_rate)
+    stages = Stage([partial(goal_value_loss, v)], ("value",)), Stage([actor_loss], ("actor",))
+    moved, metrics = in_stages(config.value.steps, nets, state, batch, key, stages, rates)
     toward = state if config.lagging_targets else moved
     return polyak(moved, toward.params, value=config.value.target_rate), metrics
 

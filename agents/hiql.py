@@ -11,7 +11,7 @@ from flowrl.data.samplers import Goals
 from flowrl.encoders import GoalRep, represented, represented_value
 from flowrl.losses import GoalValue, goal_value_loss
 from flowrl.networks import MLP, Spec, Value, ensemble, named, vector
-from flowrl.optim import anew_at, descend_until, polyak
+from flowrl.optim import Stage, in_stages, polyak
 from flowrl.policies import LEVELS, Levels, act_by_levels, both_levels, high_actor_loss, low_actor_loss
 from flowrl.train_state import Batch, Metrics, TrainState
 
@@ -51,11 +51,12 @@ def networks(config: Config, spec: Spec) -> Levels:
 
 def update(nets: Levels, state: State, batch: Batch, key: jax.Array) -> tuple[State, Metrics]:
     """One joint step of all losses at the same parameters, then the target value."""
-    config, state = state.config, anew_at(state.config.value.steps, nets, state, key, LEVELS)
+    config = state.config
     policies = [partial(loss, represented_value, represented) for loss in (low_actor_loss, high_actor_loss)]
-    losses = (partial(goal_value_loss, represented_value),), policies
+    values = Stage([partial(goal_value_loss, represented_value)], ("goal_rep", "value"))
     rates = dict.fromkeys(nets._fields, config.learning_rate)
-    moved, metrics = descend_until(config.value.steps, nets, state, batch, key, losses, rates, LEVELS)
+    stages = values, Stage(policies, LEVELS)
+    moved, metrics = in_stages(config.value.steps, nets, state, batch, key, stages, rates)
     toward = state if config.lagging_targets else moved
     return polyak(moved, toward.params, value=config.value.target_rate), metrics
 

@@ -17,7 +17,7 @@ from flowrl.data.samplers import Goals
 from flowrl.encoders import GoalRep
 from flowrl.losses import GoalValue, goal_value_loss
 from flowrl.networks import MLP, Spec, named, vector
-from flowrl.optim import Clip, anew_at, descend_until, polyak
+from flowrl.optim import Clip, Stage, in_stages, polyak
 from flowrl.policies import LEVELS, Levels, act_by_levels, both_levels, high_actor_loss, low_actor_loss
 from flowrl.train_state import Batch, Loss, Metrics, Params, TrainState
 
@@ -109,12 +109,12 @@ def smoothness_loss(nets: Levels, params: Params, state: State, batch: Batch, ke
 def update(nets: Levels, state: State, batch: Batch, key: jax.Array) -> tuple[State, Metrics]:
     """One joint step of all losses at the same parameters; slow copies and running mean follow those before it."""
     config, rate = state.config, state.config.value.target_rate
-    state = anew_at(config.value.steps, nets, state, key, LEVELS)
     low = partial(low_actor_loss, v, rep, relative_to_batch=True)
     high = partial(high_actor_loss, v, rep, rep_grad=config.high_actor_rep_grad, relative_to_batch=True)
-    losses = (partial(goal_value_loss, v), smoothness_loss), (low, high)
+    values = Stage([partial(goal_value_loss, v), smoothness_loss], ("goal_rep", "value"))
     rates, clip = dict.fromkeys(nets._fields, config.learning_rate), Clip(config.max_grad_norm, jointly=True, slack=0.0)
-    moved, metrics = descend_until(config.value.steps, nets, state, batch, key, losses, rates, LEVELS, clip)
+    stages = values, Stage([low, high], LEVELS)
+    moved, metrics = in_stages(config.value.steps, nets, state, batch, key, stages, rates, clip)
     v_mean = state.extras["v_mean"] + rate * (metrics["value/v_mean"] - state.extras["v_mean"])
     moved = moved.replace(extras={"v_mean": v_mean})
     return polyak(moved, state.params, value=rate, goal_rep=rate), metrics

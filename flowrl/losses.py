@@ -176,7 +176,7 @@ class GoalValue:
     target_rate: float = traced(0.005, "Polyak rate of the target value network.", high=1.0)
     horizon: int = static(1, "Steps after which values bootstrap, fewer where the goal or the episode's end is nearer.")
     steps: int = static(
-        0, "Updates after which values and goal representations stay, and policies begin anew on them; 0: never.",
+        0, "Updates in which values learn alone; policies learn after them, on values that stay. 0: all learn at once.",
         low=0, high=MOST_COUNT,
     )  # fmt: skip
 

@@ -20,6 +20,10 @@ class Normalization:
     """What to normalise."""
 
     observations: bool = static(False, "Bring the data's observations to mean 0 and deviation 1.")
+    position_scale: float = static(
+        1.0, "Factor of the normalised position in a maze, the first two numbers observed.", low=0.0,
+        zero="hides the position",
+    )  # fmt: skip
     sparse: bool = static(False, "Make every reward other than 0 a -1, before scaling, as QC for scenes and puzzles.")
     rewards: bool = static(False, "Scale rewards by 1000 / (best - worst episode return), as IQL.")
     reward_scale: float = static(1.0, "Factor of rewards.", low=-np.inf, high=np.inf, zero="makes all rewards equal")
@@ -96,6 +100,7 @@ def fit(
     std: Array = np.ones(size)
     if normalization.observations:
         mean, std = observations.mean(axis=0, dtype=np.float64), observations.std(axis=0, dtype=np.float64) + 1e-3
+        std[:2] /= normalization.position_scale
     scale = normalization.reward_scale
     if normalization.rewards and rewards is not None:
         returns = episode_returns(rewards, arrays["terminals"])

@@ -1,7 +1,7 @@
 """The one place that takes gradients and applies an optimizer, and the one place that averages parameters."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Generic, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -67,45 +67,51 @@ def in_turn(
     return state, metrics
 
 
-def descend_until(
+class Stage(NamedTuple, Generic[C]):
+    """What is learnt at a time: losses, and the networks that descend them."""
+
+    losses: Sequence[LossFn[C]]
+    networks: Sequence[str]
+
+
+def in_stages(
     steps: int,
     nets: Any,
     state: TrainState[C],
     batch: Batch,
     key: jax.Array,
-    losses: tuple[Sequence[LossFn[C]], Sequence[LossFn[C]]],
+    stages: tuple[Stage[C], Stage[C]],
     rates: Mapping[str, Scalar],
-    policies: Sequence[str],
     clip: "Clip | None" = None,
 ) -> tuple[TrainState[C], Metrics]:
-    """Descends the losses of values and of policies jointly, and after some updates those of policies alone.
+    """Descends the losses of values alone for some updates, then those of policies alone, which begin there.
 
-    Policies then learn with values that stay (`anew_at` lets them begin again), and updates cost less: the step counter
-    is shared by mapped runs. The metrics of values are 0 from then on.
+    Each update then costs no more than its stage. The metrics of the other stage are 0.
 
     Args:
-        steps: Updates after which values stay as they are; 0: never.
-        losses: Of values, and of policies.
-        policies: Networks that go on.
+        steps: Updates of the first stage; 0: all losses are descended jointly, by all networks in `rates`.
+        stages: Values, and policies on values that stay. The step counter is shared by mapped runs.
 
     The other arguments, and the results, are those of `descend`.
     """
-    several, values = (*losses[0], *losses[1]), len(losses[0])
+    several, values = (*stages[0].losses, *stages[1].losses), len(stages[0].losses)
     if not steps:
         return descend(nets, state, batch, key, several, rates, clip)
     keys = [*jax.random.split(key, len(several))]
 
-    def together(state: TrainState[C]) -> tuple[TrainState[C], Metrics]:
-        return descend(nets, state, batch, keys, several, rates, clip)
+    def alone(stage: Stage[C], keys: Sequence[jax.Array]) -> Callable[[TrainState[C]], tuple[TrainState[C], Metrics]]:
+        own = {name: rates[name] for name in stage.networks}
+        return lambda state: descend(nets, state, batch, keys, stage.losses, own, clip)
 
-    resting = {name: jnp.zeros(x.shape, x.dtype) for name, x in jax.eval_shape(together, state)[1].items()}
+    moves = alone(stages[0], keys[:values]), alone(stages[1], keys[values:])
+    names = {name: x for move in moves for name, x in jax.eval_shape(move, state)[1].items()}
+    resting = {name: jnp.zeros(x.shape, x.dtype) for name, x in names.items()}
 
-    def alone(state: TrainState[C]) -> tuple[TrainState[C], Metrics]:
-        own = {name: rates[name] for name in policies}
-        moved, metrics = descend(nets, state, batch, keys[values:], losses[1], own, clip)
+    def filled(moved: TrainState[C], metrics: Metrics) -> tuple[TrainState[C], Metrics]:
         return moved, resting | metrics
 
-    return jax.lax.cond(state.step < steps, together, alone, state)
+    first, second = (lambda state, move=move: filled(*move(state)) for move in moves)
+    return jax.lax.cond(state.step < steps, first, second, state)
 
 
 def stage(steps: int, step: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -117,34 +123,6 @@ def stage(steps: int, step: jax.Array) -> tuple[jax.Array, jax.Array]:
     """
     learn = jnp.logical_or(steps == 0, step < steps)
     return learn.astype(jnp.float32), jnp.where(learn, step, step - steps)
-
-
-def anew_at(steps: int, nets: Any, state: TrainState[C], key: jax.Array, policies: Sequence[str]) -> TrainState[C]:
-    """Makes policies, their slow copies and Adam's moments of them anew, once, at the update where values come to stay.
-
-    GC-SSCP's actor, having followed representations while they moved, did worse than a new one once they stayed.
-
-    Args:
-        steps: Updates before; 0: never.
-        nets: The networks.
-        state: State before an update.
-        key: Random key of that update; others may split it, here it is folded.
-        policies: Networks that begin again.
-    """
-    if not steps:
-        return state
-
-    def anew(state: TrainState[C]) -> TrainState[C]:
-        keys = jax.random.split(jax.random.fold_in(key, steps), len(policies))
-        fresh = {name: getattr(nets, name).init(k) for name, k in zip(policies, keys, strict=True)}
-        slow = {name: params for name, params in fresh.items() if name in state.target_params}
-        return state.replace(
-            params={**state.params, **fresh},
-            target_params={**state.target_params, **slow},
-            opt_state={**state.opt_state, **{name: ADAM.init(params) for name, params in fresh.items()}},
-        )
-
-    return jax.lax.cond(state.step == steps, anew, lambda state: state, state)
 
 
 def gradients(

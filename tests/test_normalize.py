@@ -28,6 +28,16 @@ def test_statistics_by_hand() -> None:
     np.testing.assert_allclose(normalizer.reward_shift, -1.0)
 
 
+def test_a_position_may_count_for_more_than_the_body() -> None:
+    arrays = ARRAYS | {"observations": np.array([[0, 4, 1], [2, 8, 5]], np.float32)}
+    normalizer = fit(arrays, Normalization(observations=True, position_scale=4.0))
+    assert normalizer is not None
+    np.testing.assert_allclose(normalizer.std, [1.001 / 4, 2.001 / 4, 2.001], rtol=1e-6)
+    found = normalizer.inputs({"observations": arrays["observations"], "goals": arrays["observations"]})
+    for own in found.values():
+        np.testing.assert_allclose(own, [[-4, -4, -1], [4, 4, 1]], rtol=2e-3)
+
+
 def test_equal_returns_have_no_spread_to_divide_by() -> None:
     with pytest.raises(UserError, match="every episode of the data has the return -1"):
         fit(ARRAYS | {"rewards": np.array([-1.0, 5.0, -1.0, 7.0], np.float32)}, Normalization(rewards=True))
@@ -146,6 +156,8 @@ FAULTS = {
     "flowrl/normalize.py": [
         ("if not self.sparse else", "if True else", "test_sparse_rewards_tell_success_alone"),
         ("        rewards = -(rewards != 0)", "        _ = -(rewards != 0)", "test_sparse_rewards_tell_success_alone"),
+        ("std[:2] /=", "std[1:] /=", "test_a_position_may_count_for_more_than_the_body"),
+        ("std[:2] /=", "std[:2] *=", "test_a_position_may_count_for_more_than_the_body"),
         ("_require_finite(arrays, *values)", "", "test_what_is_not_finite_after_rescaling_is_refused"),
         ("rounding = 1e-10 *", "rounding = 0 *", "test_returns_that_are_equal_but_for_rounding_have_no_spread"),
         ("np.where(terminals, 0.0, rewards)", "rewards", "test_returns_of_episodes"),

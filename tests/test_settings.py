@@ -75,6 +75,28 @@ def test_rewards_of_goals_are_not_normalised(name: str) -> None:
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("env", "given", "refused"),
+    [
+        ("antmaze-large-navigate", {"normalize.observations": True}, ""),
+        (
+            "antmaze-large-navigate",
+            {},
+            "scales the normalised position in a maze; give --normalize.observations=True",
+        ),
+        ("scene-play", {"normalize.observations": True}, "--normalize.position_scale=4 scales the normalised position"),
+    ],
+)
+def test_a_position_is_scaled_where_one_is_normalised(env: str, given: dict[str, bool], refused: str) -> None:
+    told = {"agent": "gcbc", "env": env, "preset": "none", "normalize.position_scale": 4.0}
+    if not refused:
+        assert plan(told | given, {}).settings.normalize.position_scale == 4
+        return
+    with pytest.raises(UserError, match=refused) as caught:
+        plan(told | given, {})
+    assert "\n" not in str(caught.value)
+
+
 def test_a_preset_that_sets_what_an_agent_has_not_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     row = dict.fromkeys(("dataset", "setting"), "") | {"agent": "bc", "source": "x", "agent.wings": "2"}
     monkeypatch.setattr("flowrl.experiment.presets.table", lambda name, agent: (row,))
@@ -84,6 +106,9 @@ def test_a_preset_that_sets_what_an_agent_has_not_is_named(monkeypatch: pytest.M
 
 FAULTS = {
     "flowrl/experiment/settings.py": [
+        ("normalize.observations and ", "True and ", "test_a_position_is_scaled_where_one_is_normalised"),
+        ('and "maze" in env.name)', "and True)", "test_a_position_is_scaled_where_one_is_normalised"),
+        (', "position_scale": 1.0})', "})", "test_a_position_is_scaled_where_one_is_normalised"),
         (
             "env.published, online",
             "env.name, online",
