@@ -111,7 +111,7 @@ def update(nets: Levels, state: State, batch: Batch, key: jax.Array) -> tuple[St
     config, rate = state.config, state.config.value.target_rate
     low = partial(low_actor_loss, v, rep, relative_to_batch=True)
     high = partial(high_actor_loss, v, rep, rep_grad=config.high_actor_rep_grad, relative_to_batch=True)
-    values = Stage([partial(goal_value_loss, v), smoothness_loss], ("goal_rep", "value"))
+    values: Stage[Config] = Stage([partial(goal_value_loss, v), smoothness_loss], ("goal_rep", "value"))
     rates, clip = dict.fromkeys(nets._fields, config.learning_rate), Clip(config.max_grad_norm, jointly=True, slack=0.0)
     stages = values, Stage([low, high], LEVELS)
     moved, metrics = in_stages(config.value.steps, nets, state, batch, key, stages, rates, clip)

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from flowrl.config import record, static
+from flowrl.config import put, record, static
 from flowrl.errors import UserError
 
 Array = np.ndarray | jax.Array
@@ -30,6 +30,31 @@ class Normalization:
     reward_shift: float = static(
         0.0, "Added to rewards after scaling; the return in evaluations is unscaled.", low=-np.inf, high=np.inf
     )
+
+
+def check(normalization: Normalization, agent: str, *, goals: bool, maze: bool) -> None:
+    """Checks what is to be normalised.
+
+    Args:
+        agent: Its name.
+        goals: Whether it has goals.
+        maze: Whether it is in a maze.
+
+    Raises:
+        UserError: A position is to be scaled where none is normalised, or rewards of goals.
+    """
+    scale = normalization.position_scale
+    if scale != 1 and not (normalization.observations and maze):
+        raise UserError(
+            f"--normalize.position_scale={scale:g} scales the normalised position in a maze; give "
+            "--normalize.observations=True and a maze with it, or leave it out"
+        )
+    of_rewards = put(normalization, {"observations": False, "position_scale": 1.0})
+    if goals and of_rewards != Normalization():
+        raise UserError(
+            f"{agent} is goal-conditioned, its rewards are -1 and 0; leave out --normalize.sparse, "
+            "--normalize.rewards, --normalize.reward_scale and --normalize.reward_shift"
+        )
 
 
 class Normalizer(flax.struct.PyTreeNode):

@@ -105,10 +105,12 @@ def test_a_preset_that_sets_what_an_agent_has_not_is_named(monkeypatch: pytest.M
 
 
 FAULTS = {
-    "flowrl/experiment/settings.py": [
-        ("normalize.observations and ", "True and ", "test_a_position_is_scaled_where_one_is_normalised"),
-        ('and "maze" in env.name)', "and True)", "test_a_position_is_scaled_where_one_is_normalised"),
+    "flowrl/normalize.py": [
+        ("(normalization.observations and maze)", "maze", "test_a_position_is_scaled_where_one_is_normalised"),
+        ("observations and maze)", "observations)", "test_a_position_is_scaled_where_one_is_normalised"),
         (', "position_scale": 1.0})', "})", "test_a_position_is_scaled_where_one_is_normalised"),
+    ],
+    "flowrl/experiment/settings.py": [
         (
             "env.published, online",
             "env.name, online",

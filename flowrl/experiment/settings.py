@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from flowrl import agents, config, tasks
+from flowrl import agents, config, normalize, tasks
 from flowrl.config import MOST_COUNT, MOST_WORKERS, nested, record, static
 from flowrl.errors import UserError
 from flowrl.experiment import presets
@@ -234,18 +234,7 @@ def check(plan: Plan, origins: Mapping[str, str] | None = None) -> None:
         raise UserError(
             f"{env.name} cannot be evaluated here: {env.unevaluated}; or train only, with --eval.episodes=0"
         )
-    normalize = settings.normalize
-    if normalize.position_scale != 1 and not (normalize.observations and "maze" in env.name):
-        raise UserError(
-            f"--normalize.position_scale={normalize.position_scale:g} scales the normalised position in a maze; give "
-            "--normalize.observations=True and a maze with it, or leave it out"
-        )
-    of_rewards = config.put(normalize, {"observations": False, "position_scale": 1.0})
-    if env.goals != "none" and of_rewards != Normalization():
-        raise UserError(
-            f"{settings.agent} is goal-conditioned, its rewards are -1 and 0; leave out --normalize.sparse, "
-            "--normalize.rewards, --normalize.reward_scale and --normalize.reward_shift"
-        )
+    normalize.check(settings.normalize, settings.agent, goals=env.goals != "none", maze="maze" in env.name)
     config.check(plan.config, "agent.")
     for values in points(plan.runs):
         config.check(config.put(plan.config, values), "agent.")
