@@ -143,7 +143,7 @@ FAULTS = {
         ("1 - (1 - config.discount) *", "1 + (1 - config.discount) *", "test_the_bound_of_a_step"),
         ("(change**2 - bound**2)", "(change**2 - bound)", "test_the_bound_of_a_step"),
         ("return config.smoothness * smoothness", "return smoothness", "test_the_bound_of_a_step"),
-        ("state, batch, key, losses", "state, batch, key, losses[:1] + losses[2:]", "test_what_follows_a_step"),
+        ("partial(goal_value_loss, v), smoothness_loss]", "partial(goal_value_loss, v)]", "test_what_follows_a_step"),
         ("state.params, value=rate, goal_rep=rate", "state.params, value=rate", "test_what_follows_a_step"),
         ("polyak(moved, state.params", "polyak(moved, moved.params", "test_what_follows_a_step"),
         ("rate * (metrics", "-rate * (metrics", "test_what_follows_a_step"),
