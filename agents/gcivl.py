@@ -63,7 +63,7 @@ def actor_loss(nets: Networks, params: Params, state: State, batch: Batch, key: 
 
 
 def update(nets: Networks, state: State, batch: Batch, key: jax.Array) -> tuple[State, Metrics]:
-    """One joint step of value and actor at the same parameters, then the target value."""
+    """One joint step of value and actor, or a stage's, at the same parameters, then the target value."""
     config, rates = state.config, dict.fromkeys(nets._fields, state.config.learning_rate)
     stages = Stage([partial(goal_value_loss, v)], ("value",)), Stage([actor_loss], ("actor",))
     moved, metrics = in_stages(config.value.steps, nets, state, batch, key, stages, rates)

@@ -50,7 +50,7 @@ def networks(config: Config, spec: Spec) -> Levels:
 
 
 def update(nets: Levels, state: State, batch: Batch, key: jax.Array) -> tuple[State, Metrics]:
-    """One joint step of all losses at the same parameters, then the target value."""
+    """One joint step of all losses, or a stage's, at the same parameters, then the target value."""
     config = state.config
     policies = [partial(loss, represented_value, represented) for loss in (low_actor_loss, high_actor_loss)]
     values = Stage([partial(goal_value_loss, represented_value)], ("goal_rep", "value"))
