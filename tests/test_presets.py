@@ -296,10 +296,10 @@ def test_the_warm_up_of_mirror_descent_comes_on_top_of_its_million(agent: str) -
 
 def test_quick_gc_sscp_trains_in_two_stages_where_the_maze_is_large() -> None:
     run, config = settings_of("quick", "gc_sscp", "antmaze-large-navigate")
-    stages = {"value.steps": 15_000, "decay.steps": 25_000, "value.horizon": 10, "value.target_rate": 0.02}
+    stages = {"value.steps": 25_000, "decay.steps": 35_000, "value.horizon": 10, "value.target_rate": 0.02}
     own = {"subgoal_steps": 25, "low_alpha": 3.0, "high_alpha": 3.0, "learning_rate": 2e-3, "batch_size": 256}
     assert (stages | own | {"discount": 0.995, "hidden_dims": (256, 256, 256)}).items() <= config.items()
-    assert (run["steps"], run["eval.interval"]) == (40_000, 10_000)
+    assert (run["steps"], run["eval.interval"]) == (60_000, 10_000)
     assert (run["normalize.observations"], run["normalize.position_scale"]) == (True, 4)
     other_run, other = settings_of("quick", "gc_sscp", "pointmaze-medium-navigate")
     assert (other_run["steps"], other["value.steps"], other["decay.steps"], other["value.horizon"]) == (20_000, 0, 0, 1)
