@@ -2,10 +2,13 @@ import os
 import shutil
 import signal
 from collections.abc import Iterator
+from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
+from altered_files import RUN
+from commands import main
 
 from flowrl.data.dataset import Dataset, from_arrays
 
@@ -99,3 +102,17 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> str:
     fields = {"observations": rng.normal(size=(60, 3)), "actions": rng.uniform(-2, 2, (60, 1)), "rewards": np.ones(60)}
     np.savez(path, **fields, terminals=np.zeros(60, bool), timeouts=np.arange(60) % 20 == 19)
     return f"--data={path}"
+
+
+@pytest.fixture(scope="module")
+def finished(data: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two seeds of 20 updates, with checkpoints at 10 and 20."""
+    folder = tmp_path_factory.mktemp("finished") / "run"
+    assert main(*RUN, data, "--steps=20", f"--run_dir={folder}") == 0
+    return folder
+
+
+@pytest.fixture
+def run_dir(finished: Path, tmp_path: Path) -> Path:
+    """A copy of it, to spoil."""
+    return shutil.copytree(finished, tmp_path / "run")

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from ways import Way, array, each_way
+from ways import Way, array, each_way, variants
 
 from flowrl import generative
 from flowrl.config import check
@@ -17,7 +17,6 @@ from flowrl.generative import Consistency, Shortcut
 
 KEY = jax.random.key(3)
 ACTION = jnp.array([0.4, -0.7])
-variants = pytest.mark.parametrize("variant", [lambda f: f, jax.jit], ids=["plain", "jit"])
 
 # ------------------------------------------------------------------------------------------------ consistency models
 

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from ways import variants
 
 from flowrl import paths
 
@@ -196,7 +197,7 @@ FIELDS: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
 
 
 @pytest.mark.parametrize("field", FIELDS)
-@pytest.mark.parametrize("variant", [lambda f: f, jax.jit], ids=["plain", "jit"])
+@variants
 def test_exact_average_velocities_are_their_own_target(field: str, variant: Callable[..., Any], x64: None) -> None:
     (average, velocity), (begins, times) = FIELDS[field], intervals_by_hand()
     points = jnp.asarray([[x, -2 * x] for x in POINTS])

@@ -22,6 +22,8 @@ def mapped_twice(function: Callable[..., Any]) -> Callable[..., Any]:
 
 each_way = pytest.mark.parametrize("way", [lambda f: f, jax.jit, mapped_twice], ids=["plain", "jit", "vmap"])
 
+variants = pytest.mark.parametrize("variant", [lambda f: f, jax.jit], ids=["plain", "jit"])
+
 
 def array(*values: Any) -> jax.Array:
     """A float32 array."""
