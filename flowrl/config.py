@@ -82,6 +82,7 @@ def record(cls: type[T]) -> type[T]:
 
     Nothing is checked when one is made; `check` does that. A record whose fields must agree with each other has a
     method `problem(self, prefix: str) -> str`, which says what is wrong with them; flags begin with `prefix`.
+    One of whose values a user should know more has a method `note(self, prefix: str) -> str`, printed before a training.
     """
     return dataclasses.dataclass(frozen=True, kw_only=True)(cls)
 
@@ -214,6 +215,12 @@ def check(record: Any, prefix: str = "") -> None:
     for start, part in _records(record, f"--{prefix}"):
         if hasattr(part, "problem") and (problem := part.problem(start)):
             raise UserError(problem)
+
+
+def notes(record: Any, prefix: str = "") -> tuple[str, ...]:
+    """Returns what records say of themselves that one may not expect, by their methods `note`; arguments as `check`."""
+    parts = [(start, part) for start, part in _records(record, f"--{prefix}") if hasattr(part, "note")]
+    return tuple(filter(None, (part.note(start) for start, part in parts)))
 
 
 def _records(record: Any, prefix: str) -> Iterator[tuple[str, Any]]:

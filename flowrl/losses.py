@@ -180,6 +180,11 @@ class GoalValue:
         low=0, high=MOST_COUNT,
     )  # fmt: skip
 
+    def note(self, prefix: str) -> str:
+        """Says when policies begin."""
+        told = f"policies have learnt nothing before update {self.steps:,} ({prefix}steps), whatever evaluations say"
+        return told if self.steps else ""
+
 
 class HasGoalValue(Protocol):
     """A configuration of an agent that learns such a value."""

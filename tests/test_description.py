@@ -131,8 +131,8 @@ def test_the_banner_says_what_was_read(tmp_path: Path, capsys: pytest.CaptureFix
     observations = np.random.default_rng(0).uniform(0, 20, (120, 2)).astype(np.float32)
     observations[:, 1] = 4.0
     path = save_walks(tmp_path / "pointmaze-medium-navigate-v0.npz", observations=observations)
-    given = {"agent": "gcbc", "env": "pointmaze-medium-navigate", "preset": "quick", "data": str(path)}
-    made = plan(given, {"batch_size": 128, "hidden_dims": (8,)})
+    given = {"agent": "gcivl", "env": "pointmaze-medium-navigate", "preset": "quick", "data": str(path)}
+    made = plan(given, {"batch_size": 128, "hidden_dims": (8,), "value.steps": 9_000})
     source = made.env.locate(str(path))
     parts = prepare(made, source)
     states: Any = SimpleNamespace(params={"actor": np.zeros((1, 7))})
@@ -147,6 +147,8 @@ def test_the_banner_says_what_was_read(tmp_path: Path, capsys: pytest.CaptureFix
     assert "              not read: qpos, qvel\n" in said
     assert "        note  observations never change in column 1\n" in said
     assert "        note  a batch of 128 is larger than the set of 114 transitions, and repeats them\n" in said
+    late = "policies have learnt nothing before update 9,000 (--agent.value.steps), whatever evaluations say"
+    assert f"        note  {late}\n" in said
 
 
 FAULTS = {
@@ -170,7 +172,8 @@ FAULTS = {
         ("if transitions >= batch_size:", "if True:", "test_tiny_sets_are_read_and_said"),
     ],
     "flowrl/experiment/run.py": [
-        ('"note": runner.parts.doubts', '"note": ()', "test_the_banner_says_what_was_read"),
+        ("(*runner.parts.doubts, *", "(*", "test_the_banner_says_what_was_read"),
+        (', *configs.notes(plan.config, "agent."))', ")", "test_the_banner_says_what_was_read"),
         ("(source.detail, *runner.parts.contents)", "source.detail", "test_the_banner_says_what_was_read"),
     ],
 }

@@ -163,7 +163,7 @@ def _announce(runner: Runner, source: sources.Source) -> None:
     plan = runner.parts.plan
     rows = {
         "data": (source.detail, *runner.parts.contents),
-        "note": runner.parts.doubts,
+        "note": (*runner.parts.doubts, *configs.notes(plan.config, "agent.")),
         "preset": plan.source,
         "device": device_text(runner.layout.devices),
         "run": str(plan.folder),
