@@ -82,7 +82,7 @@ def record(cls: type[T]) -> type[T]:
 
     Nothing is checked when one is made; `check` does that. A record whose fields must agree with each other has a
     method `problem(self, prefix: str) -> str`, which says what is wrong with them; flags begin with `prefix`.
-    One of whose values a user should know more has a method `note(self, prefix: str) -> str`, printed before a training.
+    What a user should know of its values before a training, its method `note(self, prefix: str) -> str` says.
     """
     return dataclasses.dataclass(frozen=True, kw_only=True)(cls)
 

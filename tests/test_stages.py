@@ -141,7 +141,7 @@ def furthest(one: Params, other: Params) -> float:
 def test_when_policies_begin_is_noted() -> None:
     late = "policies have learnt nothing before update 9,000 (--agent.value.steps), whatever evaluations say"
     assert notes(small("hiql", {"value.steps": 9_000}), "agent.") == (late,)
-    assert notes(small("hiql"), "agent.") == ()
+    assert notes(small("hiql", {}), "agent.") == ()
 
 
 FAULTS = {
