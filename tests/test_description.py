@@ -172,8 +172,8 @@ FAULTS = {
         ("if transitions >= batch_size:", "if True:", "test_tiny_sets_are_read_and_said"),
     ],
     "flowrl/experiment/run.py": [
-        ("(*runner.parts.doubts, *", "(*", "test_the_banner_says_what_was_read"),
-        (', *configs.notes(plan.config, "agent."))', ")", "test_the_banner_says_what_was_read"),
+        ("(*runner.parts.doubts, *configs", "(*(), *configs", "test_the_banner_says_what_was_read"),
+        ('configs.notes(plan.config, "agent.")', "()", "test_the_banner_says_what_was_read"),
         ("(source.detail, *runner.parts.contents)", "source.detail", "test_the_banner_says_what_was_read"),
     ],
 }
