@@ -28,9 +28,6 @@ def assert_refused(message: str, function: Callable[[], Any]) -> None:
     assert "\n" not in str(caught.value)
 
 
-# ------------------------------------------------------------------------------------------------------------ logs
-
-
 def reached(folder: Path, step: int = 20, *, evaluated: bool = True) -> tuple[Any, ...]:
     """Returns what `resuming.cuts` takes of a run whose checkpoint is at this step."""
     plan = read_plan(folder)[0]
