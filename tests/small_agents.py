@@ -103,6 +103,19 @@ def goal_transitions(seed: int = 0, discount: float = 0.9) -> Batch:
     return Transitions(discount).complete({name: jnp.asarray(x, jnp.float32) for name, x in fields.items()})
 
 
+def check_mapped(
+    agent: Agent, states: list[TrainState], batch: Batch | list[Batch], optimised: bool = False, **bounds: float
+) -> None:
+    """Runs that are mapped are the runs alone: states, with one batch or each its own, and metrics within bounds."""
+    own, keys = isinstance(batch, list), jax.random.split(jax.random.key(3), len(states))
+    mapped = compiled_mapped(agent, batches=own, optimised=optimised)
+    after, metrics = mapped(stack(states), stack(batch) if own else batch, keys)
+    for i, state in enumerate(states):
+        alone, told = compiled(agent, optimised)(state, batch[i] if own else batch, keys[i])
+        one = jax.tree.map(lambda x, i=i: x[i], (after.replace(step=None), metrics))
+        assert_close(one, (alone.replace(step=None), told), **bounds)
+
+
 def gradients(after: TrainState) -> Params:
     """The gradients of a first step: from zero, Adam's mean becomes a tenth of them."""
     return {name: jax.tree.map(lambda m: m / 0.1, moments.mu) for name, moments in after.opt_state.items()}

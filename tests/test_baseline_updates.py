@@ -12,7 +12,7 @@ import optax
 import pytest
 from baselines import NAMES, agent_of, batch_of, run, same, state_of, value
 from offline_references import Case, finite_differences
-from small_agents import A, B, assert_close, compiled, compiled_mapped, followed, gradients, stack
+from small_agents import A, B, assert_close, check_mapped, compiled, followed, gradients
 from stub_agents import critics as twins
 from stub_agents import field
 
@@ -136,11 +136,8 @@ def test_losses_and_gradients_equal_their_references(variant: str) -> None:
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("name", NAMES)
 def test_mapped_updates_equal_single_ones(name: str) -> None:
-    states, keys = [state_of(name, None, seed) for seed in (0, 1)], jax.random.split(jax.random.key(3))
-    after, _ = compiled_mapped(agent_of(name))(stack(states), batch_of(), keys)
-    for i, state in enumerate(states):
-        alone, _ = compiled(agent_of(name))(state, batch_of(), keys[i])
-        assert_close(jax.tree.map(lambda x, i=i: x[i], after.params), alone.params, rtol=1e-9)
+    states = [state_of(name, None, seed) for seed in (0, 1)]
+    check_mapped(agent_of(name), states, batch_of(), rtol=1e-9)
 
 
 @pytest.mark.usefixtures("x64")

@@ -14,12 +14,11 @@ from small_agents import (
     A,
     B,
     assert_close,
+    check_mapped,
     compiled,
-    compiled_mapped,
     followed,
     gradients,
     networks_of,
-    stack,
     transitions,
     with_config,
 )
@@ -272,11 +271,7 @@ def test_critics_have_a_step_size_of_their_own_and_slow_copies_follow() -> None:
 
 
 def test_mapped_updates_equal_single_ones() -> None:
-    states, keys = [state_of(seed) for seed in (0, 1)], jax.random.split(jax.random.key(3))
-    after, _ = compiled_mapped(agent_of({}))(stack(states), with_returns(), keys)
-    for i, state in enumerate(states):
-        alone, _ = update_of({})(state, with_returns(), keys[i])
-        assert_close(jax.tree.map(lambda x, i=i: x[i], after.params), alone.params, rtol=1e-9)
+    check_mapped(agent_of({}), [state_of(seed) for seed in (0, 1)], with_returns(), rtol=1e-9)
 
 
 def test_the_discount_of_the_returns_is_that_of_the_targets() -> None:

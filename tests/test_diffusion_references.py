@@ -24,7 +24,7 @@ from diffusion_agents import (
     value,
 )
 from offline_references import Case, finite_differences
-from small_agents import A, B, assert_close, compiled, compiled_mapped, gradients, stack, with_config
+from small_agents import A, B, assert_close, check_mapped, compiled, gradients, with_config
 from small_agents import transitions as batch_of
 from stub_agents import critics
 
@@ -233,12 +233,7 @@ def test_losses_and_gradients_equal_their_references(variant: str, seed: int) ->
 def test_mapped_updates_equal_single_ones(name: str) -> None:
     states, batches = [state_of(name, seed) for seed in (0, 1)], [batch_of(seed) for seed in (0, 1)]
     states[1] = with_config(states[1], {"learning_rate": 0.02})
-    keys = jax.random.split(jax.random.key(3))
-    after, metrics = compiled_mapped(agent_of(name), batches=True)(stack(states), stack(batches), keys)
-    for i, (state, batch) in enumerate(zip(states, batches, strict=True)):
-        alone, own = compiled(agent_of(name))(state, batch, keys[i])
-        one = jax.tree.map(lambda x, i=i: x[i], (after.replace(step=None), metrics))
-        assert_close(one, (alone.replace(step=None), own), rtol=1e-8, atol=1e-9)
+    check_mapped(agent_of(name), states, batches, rtol=1e-8, atol=1e-9)
 
 
 FAULTS = {

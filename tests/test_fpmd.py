@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from small_agents import SPEC, compiled, compiled_mapped, networks_of, stack, with_config
+from small_agents import SPEC, check_mapped, compiled, networks_of, with_config
 from small_agents import config_of as told_config
 from small_agents import transitions as batch_of
 from stub_agents import network
@@ -247,11 +247,7 @@ def test_all_particles_explore_and_one_is_evaluated(name: str) -> None:
 @each_agent
 def test_mapped_runs_equal_single_ones(name: str) -> None:
     states = [with_config(state_of(name, seed=seed), {"reward_scale": 0.1 + seed}) for seed in range(2)]
-    keys = jax.random.split(jax.random.key(7))
-    after, _ = compiled_mapped(agent_of(name))(stack(states), batch_of(), keys)
-    for i, state in enumerate(states):
-        alone, _ = compiled(agent_of(name))(state, batch_of(), keys[i])
-        jax.tree.map(lambda x, y, i=i: np.testing.assert_allclose(x[i], y, atol=1e-5), after.params, alone.params)
+    check_mapped(agent_of(name), states, batch_of(), rtol=1e-7, atol=1e-5)
 
 
 @pytest.mark.parametrize(("asked", "expected"), [(0, 4), (1, 1)])

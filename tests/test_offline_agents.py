@@ -18,11 +18,10 @@ from small_agents import (
     B,
     assert_close,
     assert_same,
+    check_mapped,
     compiled,
-    compiled_mapped,
     followed,
     gradients,
-    stack,
     with_config,
 )
 from small_agents import transitions as batch_of
@@ -97,12 +96,7 @@ def test_losses_and_gradients_equal_their_references(variant: str) -> None:
 def test_mapped_updates_equal_single_ones(name: str) -> None:
     states, batches = [state_of(name, seed) for seed in (0, 1)], [batch_of(seed) for seed in (0, 1)]
     states[1] = with_config(states[1], {"learning_rate": 0.02})
-    keys = jax.random.split(jax.random.key(3))
-    after, metrics = compiled_mapped(agent_of(name), batches=True)(stack(states), stack(batches), keys)
-    for i, (state, batch) in enumerate(zip(states, batches, strict=True)):
-        alone, own = compiled(agent_of(name))(state, batch, keys[i])
-        one = jax.tree.map(lambda x, i=i: x[i], (after.replace(step=None), metrics))
-        assert_close(one, (alone.replace(step=None), own), rtol=1e-9, atol=1e-10)
+    check_mapped(agent_of(name), states, batches, rtol=1e-9, atol=1e-10)
 
 
 def test_the_fixed_draws_reach_all_branches() -> None:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from offline_references import Case, finite_differences
-from small_agents import A, assert_close, compiled, compiled_mapped, followed, gradients, stack, with_config
+from small_agents import A, assert_close, check_mapped, compiled, followed, gradients, with_config
 from small_agents import transitions as batch_of
 from stub_agents import agent_of, config_of, critics, field, network, squashed, state_of
 
@@ -21,7 +21,7 @@ from flowrl.train_state import Params, TrainState
 
 NAMES = ("sac", "td3")
 # Unoptimised, XLA gives NaN for a gradient of SAC's here.
-update_of, mapped_update_of = (functools.partial(f, optimised=True) for f in (compiled, compiled_mapped))
+update_of = functools.partial(compiled, optimised=True)
 
 pytestmark = pytest.mark.usefixtures("x64")
 
@@ -162,11 +162,8 @@ def test_ddpg_is_a_setting_of_td3() -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_mapped_updates_equal_single_ones(name: str) -> None:
-    states, keys = [state_of(name, seed) for seed in (0, 1)], jax.random.split(jax.random.key(3))
-    after, _ = mapped_update_of(agent_of(name))(stack(states), batch_of(), keys)
-    for i, state in enumerate(states):
-        alone, _ = update_of(agent_of(name))(state, batch_of(), keys[i])
-        assert_close(jax.tree.map(lambda x, i=i: x[i], after.params), alone.params, rtol=1e-9)
+    states = [state_of(name, seed) for seed in (0, 1)]
+    check_mapped(agent_of(name), states, batch_of(), optimised=True, rtol=1e-9)
 
 
 # ------------------------------------------------------------------------------------------------------- probe
