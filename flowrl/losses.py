@@ -182,8 +182,10 @@ class GoalValue:
 
     def note(self, prefix: str) -> str:
         """Says when policies begin."""
-        told = f"policies have learnt nothing before update {self.steps:,} ({prefix}steps), whatever evaluations say"
-        return told if self.steps else ""
+        if not self.steps:
+            return ""
+        until = f"until update {self.steps:,} ({prefix}steps)"
+        return f"{until} values learn alone: evaluations say nothing yet, and updates take less time than later"
 
 
 class HasGoalValue(Protocol):

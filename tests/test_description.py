@@ -147,7 +147,8 @@ def test_the_banner_says_what_was_read(tmp_path: Path, capsys: pytest.CaptureFix
     assert "              not read: qpos, qvel\n" in said
     assert "        note  observations never change in column 1\n" in said
     assert "        note  a batch of 128 is larger than the set of 114 transitions, and repeats them\n" in said
-    late = "policies have learnt nothing before update 9,000 (--agent.value.steps), whatever evaluations say"
+    until = "until update 9,000 (--agent.value.steps)"
+    late = f"{until} values learn alone: evaluations say nothing yet, and updates take less time than later"
     assert f"        note  {late}\n" in said
 
 
