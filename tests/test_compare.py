@@ -350,6 +350,18 @@ def test_a_suite_adds_its_rows_once(tmp_path: Path, tiny_preset: dict[str, str])
     assert not (tmp_path / "b").exists()
 
 
+def test_a_suite_refuses_other_sizes_before_it_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(comparing, "_train_all", None)
+    given = ("--suite=ogbench-goals", "--preset=quick", "--results=results", "--run_dir=run")
+    sizes = "gc_sscp on antmaze-large-navigate has 60,000 updates, gc_sscp on antmaze-medium-navigate 20,000"
+    envs = "--envs=antmaze-medium-navigate,antmaze-large-navigate"
+    assert_error(
+        f"{sizes}; the table of --preset=quick in results.* does not mix sizes", "--agents=gc_sscp", envs, *given
+    )
+    assert [*tmp_path.iterdir()] == []
+
+
 def test_a_suite_is_fifty_tasks() -> None:
     names = cells.SUITES["ogbench-singletask"].names
     assert len(set(names)) == 50
@@ -369,7 +381,12 @@ FAULTS = {
         ("        if one != two:", "        if False:", "test_what_cannot_be_is_one_line and mix"),
         ("held[entry.name] != entry.value:", "False:", "test_a_folder_with_runs_of_another_size_is_refused"),
         ("comparison.of_agents.get(name, {})", "{}", "test_settings_of_all_agents_and_of_one"),
-        ("suites.require_new(comp", "str(comp", "test_a_suite_adds_its_rows_once"),
+        ("    suites.require(comp", "    print(comp", "test_a_suite_adds_its_rows_once"),
+        (
+            "settings.preset, settings.total,",
+            "settings.preset, 20,",
+            "test_a_suite_refuses_other_sizes_before_it_trains",
+        ),
         ("if tasks_of and (", "if False and (", "test_what_cannot_be_is_one_line and goals"),
         ('("play", "noisy"): (', '("play", "loud"): (', "test_the_suite_of_goals_is_all_published_sets_of_states"),
     ],

@@ -246,8 +246,11 @@ def test_the_same_run_replaces_its_row_and_another_is_refused(tmp_path: Path) ->
 def test_a_table_does_not_mix_sizes(tmp_path: Path) -> None:
     suites.add(tmp_path / "suite", [line_of(official(tmp_path / "a"))])
     other = line_of(official(tmp_path / "b", TEN[:5], agent="sscp"))
-    with pytest.raises(UserError, match=r"sscp on .* has 500,000 updates, fql on .* 1,000,000; a table does not mix"):
+    with pytest.raises(UserError, match=r"sscp on .* has 500,000 updates, fql on .* 1,000,000; .* not mix"):
         suites.add(tmp_path / "suite", [other])
+    longest = suites.Claim.of(other)._replace(updates=2_000_000)
+    with pytest.raises(UserError, match=r"sscp on .* has 2,000,000 updates, sscp on .* 500,000"):
+        suites.require(tmp_path / "new", [suites.Claim.of(other), longest])
 
 
 def test_an_unfinished_run_and_a_damaged_row_are_errors(tmp_path: Path) -> None:
@@ -290,11 +293,12 @@ FAULTS = {
         ),
     ],
     "flowrl/reports/suites.py": [
-        ('and other["run"] != run:', "and False:", "test_the_same_run_replaces_its_row_and_another_is_refused"),
-        ('other["preset"] == row["preset"] and', "", "test_rows_of_presets_stand_apart_on_the_page"),
+        ("(*held, *claims[:count])", "held", "test_a_table_does_not_mix_sizes"),
+        ("and other.run != claim.run:", "and False:", "test_the_same_run_replaces_its_row_and_another_is_refused"),
+        ("other.preset == claim.preset and", "", "test_rows_of_presets_stand_apart_on_the_page"),
         (
-            '["size"]["updates"] != row["size"]',
-            '["size"]["updates"] > 9 * row["size"]',
+            "other.updates != claim.updates",
+            "other.updates > 9 * claim.updates",
             "test_a_table_does_not_mix_sizes",
         ),
         (

@@ -7,7 +7,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from flowrl.errors import UserError
 from flowrl.machine import schema
@@ -112,44 +112,63 @@ def key(row: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(row[name] for name in KEY)
 
 
-def require_new(path: Path, task: str, agent: str, preset: str, run: str | None) -> None:
-    """Checks that no other run has the row that a run is to have.
+class Claim(NamedTuple):
+    """A row that a run has or is to have.
 
-    Args:
-        path: The file.
+    Attributes:
         task: Of the row.
         agent: Of the row.
         preset: Of the row.
+        updates: In all.
         run: The run's fingerprint; None before it has begun.
+        told: What tells the run to a reader.
+    """
+
+    task: str
+    agent: str
+    preset: str
+    updates: int
+    run: str | None
+    told: str = ""
+
+    @classmethod
+    def of(cls, row: Mapping[str, Any]) -> "Claim":
+        """Returns the claim of a line."""
+        told = f"{row['command']}, commit {(row['git_commit'] or 'unknown')[:9]}"
+        return cls(row["task"], row["agent"], row["preset"], row["size"]["updates"], row["run"], told)
+
+
+def require(path: Path, claims: Sequence[Claim]) -> None:
+    """Checks that a file may have these rows beside its own.
 
     Raises:
-        UserError: Another has it.
+        UserError: Another run has one of them, or rows of a preset would differ in their size.
     """
-    for other in read(path):
-        if key(other) == (task, agent, preset) and other["run"] != run:
-            raise UserError(
-                f"{path} has a row of {agent} on {task} with --preset={preset} already, of another run "
-                f"({other['command']}, commit {(other['git_commit'] or 'unknown')[:9]}); take that out first, or leave "
-                "this one out"
-            )
+    held = [Claim.of(row) for row in read(path)]
+    for count, claim in enumerate(claims):
+        for other in held:
+            if other[:3] == claim[:3] and other.run != claim.run:
+                raise UserError(
+                    f"{path} has a row of {claim.agent} on {claim.task} with --preset={claim.preset} already, of "
+                    f"another run ({other.told}); take that out first, or leave this one out"
+                )
+        for other in (*held, *claims[:count]):
+            if other.preset == claim.preset and other.updates != claim.updates:
+                raise UserError(
+                    f"{claim.agent} on {claim.task} has {claim.updates:,} updates, {other.agent} on {other.task} "
+                    f"{other.updates:,}; the table of --preset={claim.preset} in {path} does not mix sizes"
+                )
 
 
 def add(folder: Path, new: Sequence[dict[str, Any]]) -> None:
     """Adds rows to the file in a folder, in the place of those of the same runs, and writes its page anew.
 
     Raises:
-        UserError: Another run has a row of the same task, agent and preset, or rows of a preset differ in their size.
+        UserError: As `require`.
     """
-    path, found = folder / ROWS, {key(row): row for row in read(folder / ROWS)}
-    for row in new:
-        require_new(path, row["task"], row["agent"], row["preset"], row["run"])
-        for other in found.values():
-            if other["preset"] == row["preset"] and other["size"]["updates"] != row["size"]["updates"]:
-                raise UserError(
-                    f"{row['agent']} on {row['task']} has {row['size']['updates']:,} updates, {other['agent']} on "
-                    f"{other['task']} in {path} {other['size']['updates']:,}; a table does not mix sizes"
-                )
-        found[key(row)] = row
+    path = folder / ROWS
+    require(path, [Claim.of(row) for row in new])
+    found = {key(row): row for row in (*read(path), *new)}
     ordered = [found[place] for place in sorted(found)]
     folder.mkdir(parents=True, exist_ok=True)
     logs.write_text(path, "".join(json.dumps(row, allow_nan=False) + "\n" for row in ordered))
