@@ -34,6 +34,10 @@ class Config:
     high_alpha: float = traced(3.0, "Inverse temperature of the high-level policy's advantage weights.")
     subgoal_steps: int = traced(25, "Environment steps to a subgoal.", low=1)
 
+    def problem(self, prefix: str) -> str:
+        """Says where a policy is to train what stays."""
+        return self.value.refusal(prefix, low_actor_rep_grad=self.low_actor_rep_grad)
+
 
 State = TrainState[Config]
 

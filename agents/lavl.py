@@ -17,7 +17,7 @@ from flowrl.data.samplers import Goals
 from flowrl.encoders import GoalRep
 from flowrl.losses import GoalValue, goal_value_loss
 from flowrl.networks import MLP, Spec, named, vector
-from flowrl.optim import Clip, Stage, in_stages, polyak
+from flowrl.optim import Clip, Stage, in_stages, polyak, stage
 from flowrl.policies import LEVELS, Levels, act_by_levels, both_levels, high_actor_loss, low_actor_loss
 from flowrl.train_state import Batch, Loss, Metrics, Params, TrainState
 
@@ -47,6 +47,11 @@ class Config:
     low_alpha: float = traced(3.0, "Inverse temperature of the low-level policy's advantage weights.")
     high_alpha: float = traced(1.0, "Inverse temperature of the high-level policy's advantage weights.")
     subgoal_steps: int = traced(25, "Environment steps to a subgoal.", low=1)
+
+    def problem(self, prefix: str) -> str:
+        """Says where policies are to train what stays."""
+        low, high = self.low_actor_rep_grad, self.high_actor_rep_grad
+        return self.value.refusal(prefix, low_actor_rep_grad=low, high_actor_rep_grad=high)
 
 
 State = TrainState[Config]
@@ -115,7 +120,8 @@ def update(nets: Levels, state: State, batch: Batch, key: jax.Array) -> tuple[St
     rates, clip = dict.fromkeys(nets._fields, config.learning_rate), Clip(config.max_grad_norm, jointly=True, slack=0.0)
     stages = values, Stage([low, high], LEVELS)
     moved, metrics = in_stages(config.value.steps, nets, state, batch, key, stages, rates, clip)
-    v_mean = state.extras["v_mean"] + rate * (metrics["value/v_mean"] - state.extras["v_mean"])
+    values_learn, _ = stage(config.value.steps, state.step)
+    v_mean = state.extras["v_mean"] + values_learn * rate * (metrics["value/v_mean"] - state.extras["v_mean"])
     moved = moved.replace(extras={"v_mean": v_mean})
     return polyak(moved, state.params, value=rate, goal_rep=rate), metrics
 

@@ -187,6 +187,15 @@ class GoalValue:
         until = f"until update {self.steps:,} ({prefix}steps)"
         return f"{until} values learn alone: evaluations say nothing yet, and updates take less time than later"
 
+    def refusal(self, prefix: str, **trains: bool) -> str:
+        """Says which of an agent's switches, by which policies train what values read, cannot be where values stay."""
+        on = " ".join(f"{prefix}{name}=False" for name, told in trains.items() if told)
+        if not (self.steps and on):
+            return ""
+        return (
+            f"{prefix}value.steps={self.steps} keeps the representation from policies; give {on} too, or leave it out"
+        )
+
 
 class HasGoalValue(Protocol):
     """A configuration of an agent that learns such a value."""

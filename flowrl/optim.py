@@ -225,6 +225,13 @@ class CosineDecay:
     warmup: float = traced(0.05, "Share of the steps in which it rises.", high=1.0)
     steps: int = traced(1_000_000, "Steps after which it has fallen: those of the whole training; 0: it stays.")
 
+    def note(self, prefix: str) -> str:
+        """Says when the step size comes to its end, which no length of the training changes."""
+        steps, final = f"{self.steps:,} steps ({prefix}steps)", f"{float(self.final):g}"
+        return (
+            f"after {steps}, of a stage where there are two, the step size has fallen to {final}" if self.steps else ""
+        )
+
     def __call__(self, rate: Scalar, done: Scalar) -> jax.Array:
         """Returns the step size `[]` after `done` steps of one whose height is `rate`."""
         rise = jnp.floor(self.warmup * self.steps)

@@ -63,7 +63,8 @@ def test_nothing_counts_after_a_termination(dataset: Dataset) -> None:
     np.testing.assert_array_equal(found["discounts"], [0, 0, 0])  # nothing is bootstrapped
     np.testing.assert_array_equal(found["valid"], [1, 1, 1])
     np.testing.assert_array_equal(found["actions_valid"], [[1, 1, 1], [1, 1, 0], [1, 0, 0]])
-    np.testing.assert_array_equal(found["actions"][:, :, 0], [[0, -1, -2], [-1, -2, -3], [-2, -3, -3]])
+    np.testing.assert_array_equal(found["states"][:, :, 0], [[0, 1, 2], [1, 2, 2], [2, 2, 2]])  # row 3 is a new task's
+    np.testing.assert_array_equal(found["actions"], -found["states"])
 
 
 def test_a_segment_stays_in_its_episode_and_has_no_value_where_that_only_ended(dataset: Dataset) -> None:
@@ -209,6 +210,7 @@ FAULTS = {
         ),
         ("jnp.minimum(ahead, last[:, None])", "ahead", "test_a_segment_ends_in_its_goal_and_stays_there"),
         ("ahead < last[:, None]", "ahead <= last[:, None]", "test_a_segment_ends_in_its_goal_and_stays_there"),
+        ("jnp.minimum(stretch.rows, last[:, None])", "stretch.rows", "test_nothing_counts_after_a_termination"),
         ("(rows + reach == last)", "(rows < last)", "test_a_segment_ends_in_its_goal_and_stays_there"),
     ],
     "flowrl/data/stretches.py": [
@@ -240,7 +242,7 @@ FAULTS = {
         (
             "Stretch(jnp.minimum(ahead, ends), ",
             "Stretch(ahead, ",
-            "test_a_segment_stays_in_its_episode_and_has_no_value_where_that_only_ended",
+            "test_a_chunk_is_one_action_and_counts_as_in_qc",
         ),
         ("rows.shape[1] * alive[:, -1]", "rows.shape[1]", "test_nothing_counts_after_a_termination"),
         (

@@ -14,7 +14,8 @@ from small_agents import goal_transitions as batch_of
 from ways import Way, each_way
 
 from flowrl import agents
-from flowrl.config import config, notes, traced
+from flowrl.config import check, config, notes, traced
+from flowrl.errors import UserError
 from flowrl.optim import Stage, descend, in_stages, stage
 from flowrl.train_state import Loss, Params, TrainState
 
@@ -95,7 +96,8 @@ def test_values_and_policies_learn_together_without_stages() -> None:
 @pytest.mark.parametrize("name", ["gcivl", "hiql", "gc_sscp", "lavl"])
 def test_policies_begin_where_values_come_to_stay(name: str) -> None:
     # That of GC-SSCP trains the goal representation that it reads further, and values keep a copy.
-    config = config_of(name, {"value.steps": 2}) if name in NAMES else small("lavl", {"value.steps": 2})
+    apart = {"value.steps": 2, "low_actor_rep_grad": False, "high_actor_rep_grad": False}
+    config = config_of(name, {"value.steps": 2}) if name in NAMES else small("lavl", apart)
     agent, read = agents.build(name, config, GOAL_SPEC), {"goal_rep"} if name == "gc_sscp" else set[str]()
     states = [jax.jit(agent.init)(jax.random.key(0), config)]
     values = {"value", "goal_rep"} & set(states[0].params)
@@ -112,6 +114,8 @@ def test_policies_begin_where_values_come_to_stay(name: str) -> None:
         policy_losses = {metric for metric in metrics if metric.endswith("loss")} - {"value/loss"}
         assert [float(metrics[metric]) > 0 for metric in sorted(policy_losses)] == [not first] * len(policy_losses)
         assert (float(metrics["value/loss"]) > 0) == first
+        if state.extras:  # the mean value
+            assert (furthest(state.extras, before.extras) > 0) == first
         states.append(state)
     for policy in policies & set(state.target_params):
         slow = [furthest(one.target_params[policy], states[0].params[policy]) > 1e-6 for one in states]
@@ -143,11 +147,34 @@ def test_when_policies_begin_is_noted() -> None:
     late = f"{until} values learn alone: evaluations say nothing yet, and updates take less time than later"
     assert notes(small("hiql", {"value.steps": 9_000}), "agent.") == (late,)
     assert notes(small("hiql", {}), "agent.") == ()
+    fallen = "after 70 steps (--agent.decay.steps), of a stage where there are two, the step size has fallen to 0"
+    assert notes(small("gc_sscp", {"decay.steps": 70}), "agent.") == (fallen,)
+    assert notes(small("gc_sscp", {}), "agent.") == ()
+
+
+@pytest.mark.parametrize(
+    ("name", "told", "remedy"),
+    [
+        ("hiql", {"low_actor_rep_grad": True}, "--agent.low_actor_rep_grad=False"),
+        ("lavl", {}, "--agent.low_actor_rep_grad=False --agent.high_actor_rep_grad=False"),
+        ("lavl", {"low_actor_rep_grad": False}, "--agent.high_actor_rep_grad=False"),
+    ],
+)
+def test_policies_do_not_train_what_stays(name: str, told: dict[str, bool], remedy: str) -> None:
+    check(small(name, told), "agent.")
+    message = f"--agent.value.steps=9 keeps the representation from policies; give {remedy} too, or leave it out"
+    with pytest.raises(UserError, match=f"^{message}$"):
+        check(small(name, told | {"value.steps": 9}), "agent.")
 
 
 FAULTS = {
-    "flowrl/losses.py": [("if not self.steps:", "if self.steps < 0:", "test_when_policies_begin_is_noted")],
+    "flowrl/losses.py": [
+        ("if not self.steps:", "if self.steps < 0:", "test_when_policies_begin_is_noted"),
+        ("if not (self.steps and on):", "if not on:", "test_policies_do_not_train_what_stays"),
+        ("for name, told in trains.items() if told)", "for name in trains)", "test_policies_do_not_train_what_stays"),
+    ],
     "flowrl/optim.py": [
+        ("the step size has fallen to {final}", "the step size has fallen", "test_when_policies_begin_is_noted"),
         (
             "alone(stages[1], keys[values:])",
             "alone(stages[1], keys[:-values])",
@@ -178,6 +205,7 @@ FAULTS = {
     "agents/lavl.py": [
         ("in_stages(config.value.steps,", "in_stages(0,", "test_policies_begin_where_values_come_to_stay and lavl"),
         ('("goal_rep", "value"))', '("value",))', "test_policies_begin_where_values_come_to_stay and lavl"),
+        ("+ values_learn * rate", "+ rate", "test_policies_begin_where_values_come_to_stay and lavl"),
     ],
     "agents/gc_sscp.py": [
         ("goal_rep=values_learn)", "goal_rep=1.0)", "test_policies_begin_where_values_come_to_stay and gc_sscp"),

@@ -30,9 +30,9 @@ class Plans:
 class Segments(NamedTuple):
     """Stretches of H steps with all states.
 
-    A segment begins at any transition. Where its episode ends before H steps are over, it stays in the last row:
-    `actions_valid` is 0 from there on. `valid` is 1 where the segment lies in the episode, or that terminated on the
-    way.
+    A segment begins at any transition. Where its episode ends or the task terminates before H steps are over, it stays
+    in the row of the last step: `actions_valid` is 0 after it. `valid` is 1 where the segment lies in the episode, or
+    that terminated on the way.
 
     - `observations` `[B, ...]` at the first step, `states` `[B, H, ...]`;
     - `actions` `[B, H, A]` and `actions_valid` `[B, H]`; `valid` `[B]`;
@@ -73,10 +73,12 @@ class Segments(NamedTuple):
         """Returns the segments that begin in `rows` `[B]`, with what they return."""
         stretch, fields = of_episodes(dataset, rows, self.plans.length), dataset.fields
         counted = sums(fields, stretch, self.plans.discount, stops=True)
+        last = rows + counted["actions_valid"].sum(axis=1).astype(rows.dtype) - 1  # of the episode, or the termination
+        path = jnp.minimum(stretch.rows, last[:, None])
         return {
             "observations": fields["observations"][rows],
-            "states": fields["observations"][stretch.rows],
-            "actions": fields["actions"][stretch.rows],
+            "states": fields["observations"][path],
+            "actions": fields["actions"][path],
             "returns": fields["returns"][rows],
             "valid": counted["valid"],
             "actions_valid": counted["actions_valid"],
