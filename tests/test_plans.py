@@ -137,6 +137,23 @@ def test_published_values(agent: str, dataset: str, values: dict[str, Any]) -> N
     assert values.items() <= settings_of("paper", agent, dataset)[1].items()
 
 
+@pytest.mark.parametrize("agent", ["diffuser", "decision_diffuser"])
+def test_quick_plans_avoid_terminations_where_these_are_falls(agent: str) -> None:
+    asked = {}
+    for body in ("hopper", "walker2d", "halfcheetah"):
+        for quality in ("medium", "medium-replay", "medium-expert"):
+            dataset = f"{body}-{quality}-v2"
+            asked[dataset] = config = settings_of("quick", agent, dataset)[1]
+            assert config["plans.termination_penalty"] == -100
+            assert agent == "diffuser" or config["target_return"] == 0.9
+    maze = settings_of("quick", agent, "pointmaze-medium-navigate-singletask")[1]
+    assert maze["plans.termination_penalty"] == 0
+    if agent == "decision_diffuser":  # a reward of −1 a step
+        assert (maze["target_return"], maze["return_scale"]) == (-0.5, 100)
+        assert asked["hopper-medium-expert-v2"]["return_scale"] == 400
+        assert asked["halfcheetah-medium-expert-v2"]["return_scale"] == 1200
+
+
 @pytest.mark.parametrize(("agent", "rows"), [("diffuser", 9), ("decision_diffuser", 1), ("diffuser_goal", 0)])
 def test_every_row_builds_and_takes_a_step(agent: str, rows: int) -> None:
     known = presets.datasets(agent) if rows else set()

@@ -5,12 +5,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from flowrl import agents
+from flowrl.config import put
 from flowrl.data.dataset import Dataset, from_arrays, longest_episode
 from flowrl.data.goals import GoalMix
 from flowrl.data.samplers import Goals, Horizon, Transitions, require
 from flowrl.data.segments import Plans, Segments
 from flowrl.data.stretches import of_episodes, sums
 from flowrl.errors import UserError
+from flowrl.networks import Spec
+from flowrl.train_state import TrainState
 
 GAMMA = 0.5
 
@@ -185,8 +189,39 @@ def test_what_data_lack_is_named() -> None:
             require(kind, ("observations", "actions"))
 
 
+def test_ogbenchs_batches_of_goals_are_completed_by_hand() -> None:
+    rows = {"masks": jnp.array([1.0, 0.0]), "next_observations": jnp.array([[3.0], [5.0]])}
+    found = Goals(GoalMix(), discount=0.9).complete(rows | {"rewards": jnp.array([-1.0, 0.0])})
+    np.testing.assert_allclose(found["discounts"], [0.9, 0])
+    np.testing.assert_array_equal(found["valid"], [1, 1])
+    np.testing.assert_array_equal(found["value_next_observations"], [[3], [5]])
+    np.testing.assert_array_equal(found["rewards"], [-1, 0])
+    with pytest.raises(ValueError, match="values bootstrap after 10 steps; rows of one step do not tell where"):
+        Goals(GoalMix(), horizon=10).complete(rows)
+
+
+@pytest.mark.parametrize("name", ["gcbc", "gcivl", "gciql", "qrl", "crl", "hiql", "gc_sscp"])
+def test_agents_of_goals_read_what_ogbenchs_batches_hold(name: str) -> None:
+    config = put(agents.default(name), {"hidden_dims": (4,)})
+    agent = agents.build(name, config, Spec.of_sizes(3, 2, 3))
+    states = "next_observations", "value_goals", "actor_goals", "low_actor_goals", "high_actor_goals"
+    rows = dict.fromkeys(("observations", *states, "high_actor_targets"), jnp.zeros((5, 3)))
+    rows |= {"actions": jnp.zeros((5, 2)), "rewards": -jnp.ones(5), "masks": jnp.ones(5)}
+
+    def step(key: jax.Array) -> TrainState:
+        return agent.update(agent.init(key, config), agent.batch(config).complete(rows), key)[0]
+
+    assert jax.eval_shape(step, jax.random.key(0)).params
+
+
 FAULTS = {
     "flowrl/data/samplers.py": [
+        (
+            '"discounts": self.discount * masks,',
+            '"discounts": masks,',
+            "test_ogbenchs_batches_of_goals_are_completed_by_hand",
+        ),
+        ("if self.horizon > 1:", "if False:", "test_ogbenchs_batches_of_goals_are_completed_by_hand"),
         ("self.discount, self.horizon.stops)", "self.discount, False)", "test_a_chunk_that_stops_ends_with_the_task"),
         (
             'jnp.broadcast_to(valid[..., None], batch["actions"].shape)',

@@ -286,6 +286,18 @@ class Goals(NamedTuple):
             fields["more_goals"] = as_goals[draw(more_key, dataset, rows, self.more, self.discount).rows]
         return fields
 
+    def complete(self, rows: Mapping[str, jax.Array]) -> Rows:
+        """Adds to OGBench's batches of goals `[B, ...]` what critics read besides, where values look one step ahead.
+
+        Raises:
+            ValueError: Values bootstrap later: where, such batches do not tell.
+        """
+        if self.horizon > 1:
+            raise ValueError(f"values bootstrap after {self.horizon} steps; rows of one step do not tell where that is")
+        masks, ahead = rows["masks"], rows["next_observations"]
+        added = {"discounts": self.discount * masks, "valid": jnp.ones_like(masks), "value_next_observations": ahead}
+        return {**rows, **added}
+
     def lacking(self, fields: Iterable[str]) -> list[str]:
         """Returns which fields a dataset lacks; OGBench's compact goals cannot be subgoals, which are states."""
         known = list(fields)
