@@ -12,15 +12,15 @@ import jax
 import jax.numpy as jnp
 
 from flowrl import critics
-from flowrl.choice import BestOfN, backup_values, choosing, generated
+from flowrl.choice import BestOfN, backup_values, choosing, draws_no_targets, generated
 from flowrl.config import MOST_COUNT, config, nested, static, traced
-from flowrl.critics import Critic
+from flowrl.critics import Critic, ImplicitValue, implicit_critic_loss, implicit_value_loss
 from flowrl.data.samplers import Horizon, Transitions
 from flowrl.diffusion import Diffusion
 from flowrl.encoders import TimedMLP
-from flowrl.losses import awr_weight, coin_q, expectile_errors, unit_gaussian_log_prob
-from flowrl.networks import Network, Spec, Value, mish, named
-from flowrl.optim import Clip, LateTarget, descend, polyak
+from flowrl.losses import awr_weight, coin_q, unit_gaussian_log_prob
+from flowrl.networks import Network, Spec, named
+from flowrl.optim import Clip, LateTarget, LossFn, descend, polyak
 from flowrl.train_state import Batch, Loss, Metrics, Params, TrainState
 
 
@@ -29,6 +29,7 @@ class Config:
     """The settings of the authors' code."""
 
     critic: Critic = nested(Critic(activation="mish", layer_norm=False))
+    value: ImplicitValue = nested(ImplicitValue(), "IQL's.")
     policy: Diffusion = nested(Diffusion(levels=100, schedule="ddpm", schedule_scale=1.0))
     choice: BestOfN = nested(BestOfN(num_samples=50, temperature=1.0, critics="online"))
     horizon: Horizon = nested(Horizon())
@@ -43,11 +44,11 @@ class Config:
     q_alpha: float = traced(2.0, "Weight of improvement; 0 is behaviour cloning.")
     advantage_alpha: float = traced(1.0, "Inverse temperature of advantages in the weights of CRR and IQL.")
     max_weight: float = traced(20.0, "The largest of these weights.")
-    expectile: float = traced(0.7, "Expectile of IQL's value loss.", high=1.0)
 
     def problem(self, prefix: str) -> str:
-        """Says that a coin chooses between two critics."""
-        return critics.need_two(self.critic, prefix)
+        """Says that a coin chooses between two critics, and that IQL's targets draw no actions."""
+        no_draws = draws_no_targets(self.choice, prefix, self.max_q_backup) if self.improvement == "iql" else ""
+        return critics.need_two(self.critic, prefix) or no_draws
 
 
 NAMES: Mapping[str, Config] = {
@@ -72,36 +73,24 @@ def networks(config: Config, spec: Spec) -> Networks:
     """Builds the networks."""
     (s, a, _, t), layers = spec.inputs(), config.hidden_dims
     critic, actor = critics.module(config.critic, layers), TimedMLP(layers, spec.action_dim, config.policy.times, 16)
-    value = {"value": (Value(layers, mish, layer_norm=False), s)} if config.improvement == "iql" else {}
+    value = {"value": (critics.value_module(config.critic, layers), s)} if config.improvement == "iql" else {}
     return Networks(spec, **named(actor=(actor, s, a, t), critic=(critic, s, a), **value))
 
 
-def value_loss(nets: Networks, params: Params, state: State, batch: Batch, key: jax.Array) -> Loss:
-    """Expectile regression of V on min Q̄(s, a)."""
-    s = batch["observations"]
-    errors = nets.critic(state.target_params, s, batch["actions"]).min(axis=0) - nets.value(params, s)
-    loss = (batch["valid"] * expectile_errors(errors, state.config.expectile)).mean()
-    return loss, {"value/loss": loss}
-
-
 def critic_loss(nets: Networks, params: Params, state: State, batch: Batch, key: jax.Array) -> Loss:
-    """Σ_i E (Q_i(s, a) − r − γ m V')², V' the slow critics' value of the slow policy's whole chain, or IQL's V(s')."""
-    config, next_s = state.config, batch["next_observations"]
-    if config.improvement == "iql":
-        next_v = nets.value(state.params, next_s)
-    else:
-        slow = state.target_params
-        next_q = backup_values(generated, nets, state, slow, next_s, key, max_q=config.max_q_backup)
-        next_v = critics.combine(config.critic, next_q)
+    """Σ_i E (Q_i(s, a) − r − γ m V')², V' the slow critics' value of an action of the slow policy's whole chain."""
+    config, next_s, slow = state.config, batch["next_observations"], state.target_params
+    next_q = backup_values(generated, nets, state, slow, next_s, key, max_q=config.max_q_backup)
     q = nets.critic(params, batch["observations"], batch["actions"])
-    return critics.td_sum(q, batch["rewards"] + batch["discounts"] * next_v, batch)
+    targets = batch["rewards"] + batch["discounts"] * critics.combine(config.critic, next_q)
+    return critics.td_sum(q, targets, batch)
 
 
 def advantage(nets: Networks, state: State, batch: Batch, seen: jax.Array, key: jax.Array) -> jax.Array:
     """A(s, a) `[B]`: min Q over its mean at ten actions around the one seen (CRR), or min Q̄ − V (IQL)."""
-    s, a = batch["observations"], batch["actions"]
-    if state.config.improvement == "iql":
-        return nets.critic(state.target_params, s, a).min(axis=0) - nets.value(state.params, s)
+    s, a, config = batch["observations"], batch["actions"], state.config
+    if config.improvement == "iql":
+        return critics.combine(config.critic, nets.critic(state.target_params, s, a)) - nets.value(state.params, s)
     around = seen + jax.random.normal(key, (10, *seen.shape))
     values = jax.vmap(partial(nets.critic, state.params, s))(around).min(axis=1)
     return nets.critic(state.params, s, a).min(axis=0) - values.mean(axis=0)
@@ -126,11 +115,13 @@ def actor_loss(nets: Networks, params: Params, state: State, batch: Batch, key: 
 def update(nets: Networks, state: State, batch: Batch, key: jax.Array) -> tuple[State, Metrics]:
     """Critics and policy at the same parameters, or with IQL the value, the policy, the critics; then slow copies."""
     config, metrics = state.config, dict[str, jax.Array]()
-    losses = {"value": value_loss, "actor": actor_loss, "critic": critic_loss}
-    turns = [["value"], ["actor"], ["critic"]] if config.improvement == "iql" else [["critic", "actor"]]
+    iql, clip = config.improvement == "iql", Clip(config.max_grad_norm, ensembles=("critic",), slack=0.0)
+    losses: dict[str, LossFn[Config]]
+    losses = {"value": implicit_value_loss, "actor": actor_loss, "critic": implicit_critic_loss if iql else critic_loss}
+    turns = [["value"], ["actor"], ["critic"]] if iql else [["critic", "actor"]]
     for names, own in zip(turns, jax.random.split(key, len(turns)), strict=True):
         found, rates = [losses[name] for name in names], dict.fromkeys(names, config.learning_rate)
-        state, more = descend(nets, state, batch, own, found, rates, Clip(config.max_grad_norm, ensembles=("critic",)))
+        state, more = descend(nets, state, batch, own, found, rates, clip)
         metrics |= more
     slow_rate = config.actor_target.at(state.step)
     return polyak(state, state.params, critic=config.critic.target_rate, actor=slow_rate), metrics

@@ -9,14 +9,14 @@ from typing import NamedTuple
 import jax
 
 from flowrl import critics
-from flowrl.choice import BestOfN, choosing, with_critic
+from flowrl.choice import BestOfN, choosing, draws_no_targets, with_critic
 from flowrl.config import MOST_COUNT, config, nested, static, traced
 from flowrl.critics import Critic, ImplicitValue, implicit_critic_loss, implicit_value_loss
 from flowrl.data.samplers import Horizon, Transitions
 from flowrl.diffusion import Diffusion
 from flowrl.encoders import ResidualMLP
 from flowrl.networks import ACTIVATIONS, Network, Spec, named
-from flowrl.optim import CosineDecay, in_turn, polyak
+from flowrl.optim import CosineDecay, in_turn, polyak, undecayed
 from flowrl.train_state import Batch, Loss, Metrics, Params, Scalar, TrainState
 
 
@@ -42,9 +42,10 @@ class Config:
     actor_target_rate: float = traced(0.001, "Polyak rate of the acting copy of the policy.", high=1.0)
 
     def problem(self, prefix: str) -> str:
-        """Says that blocks add to what enters them."""
+        """Says that blocks add to what enters them, and that targets draw no actions."""
         told = f"{prefix}hidden_dims={','.join(map(str, self.hidden_dims))} has several widths"
-        return f"{told}; blocks add to what enters them, give one width" if len(set(self.hidden_dims)) > 1 else ""
+        several = f"{told}; blocks add to what enters them, give one width" if len(set(self.hidden_dims)) > 1 else ""
+        return several or draws_no_targets(self.choice, prefix)
 
 
 State = TrainState[Config]
@@ -97,4 +98,5 @@ def sample(nets: Networks, config: Config, params: Params, s: jax.Array, key: ja
 make = choosing(
     networks, update, sample, batch=Transitions.of, targets=("actor", "critic"),
     acting=lambda state: with_critic(state, state.target_params),
+    online=undecayed,
 )  # fmt: skip

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import jax
 
 from flowrl import critics
-from flowrl.choice import BestOfN, choosing
+from flowrl.choice import BestOfN, choosing, draws_no_targets
 from flowrl.config import MOST_COUNT, config, nested, static, traced
 from flowrl.critics import Critic, ImplicitValue, implicit_critic_loss, implicit_value_loss
 from flowrl.data.samplers import Horizon, Transitions
@@ -32,6 +32,10 @@ class Config:
     batch_size: int = static(256, "Transitions per update.", high=MOST_COUNT)
     learning_rate: float = traced(3e-4, "Adam's step size, for every network.")
     discount: float = traced(0.99, "Discount per environment step.", high=1.0)
+
+    def problem(self, prefix: str) -> str:
+        """Says that targets draw no actions."""
+        return draws_no_targets(self.choice, prefix)
 
 
 State = TrainState[Config]

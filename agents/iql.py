@@ -15,7 +15,7 @@ from flowrl.config import MOST_COUNT, config, nested, static, traced
 from flowrl.critics import Critic, ImplicitValue, implicit_critic_loss, implicit_value_loss
 from flowrl.data.samplers import Horizon, Transitions
 from flowrl.networks import ACTIVATIONS, Network, Spec, glorot, named, orthogonal
-from flowrl.optim import CosineDecay, descend, in_turn, polyak
+from flowrl.optim import CosineDecay, descend, in_turn, polyak, undecayed
 from flowrl.policies import Gaussian, act_gaussian
 from flowrl.train_state import Batch, Loss, Metrics, Params, Policy, Scalar, TrainState
 
@@ -99,4 +99,4 @@ def act(nets: Networks, policy: Policy[Config], inputs: Batch, key: jax.Array, *
     return act_gaussian(nets.actor(policy.params, inputs["observations"]), key, explore)
 
 
-make = Maker(networks, update, act, batch=Transitions.of, targets=("critic",))
+make = Maker(networks, update, act, batch=Transitions.of, targets=("critic",), online=undecayed)

@@ -118,7 +118,7 @@ def update(nets: Networks, state: State, batch: Batch, key: jax.Array) -> tuple[
     rates = dict.fromkeys(("actor", "critic"), config.learning_rate)
     for loss, own in ((critic_loss, critic_key), (partial(actor_loss, before=state), actor_key)):
         grads, more = gradients(nets, moved, batch, own, (loss,), tuple(rates))
-        moved = step(moved, grads, rates, Clip(config.max_grad_norm, jointly=True))
+        moved = step(moved, grads, rates, Clip(config.max_grad_norm, jointly=True, slack=0.0))
         metrics |= more
     slow = polyak(moved, state.params, critic=config.critic.target_rate, actor=config.actor_target_rate)
     return slow, metrics

@@ -68,6 +68,13 @@ def best_of_n(
     return jnp.take_along_axis(actions, chosen[None, ..., None], axis=0)[0]
 
 
+def draws_no_targets(choice: BestOfN, prefix: str, max_q_backup: bool = False) -> str:
+    """Says which settings of next actions do nothing, for agents whose targets bootstrap V(s')."""
+    several = f"{prefix}choice.target_samples={choice.target_samples}" if choice.target_samples > 1 else ""
+    told = " ".join(filter(None, [several, f"{prefix}max_q_backup=True" if max_q_backup else ""]))
+    return f"{told} is for targets that draw next actions; this agent's bootstrap V(s'); leave it out" if told else ""
+
+
 class HasChoice(Protocol):
     """A configuration of an agent that may choose among several actions."""
 

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from flowrl.config import config, traced
+from flowrl.config import config, put, traced
 from flowrl.train_state import Batch, C, Loss, Metrics, Params, Scalar, TrainState
 
 ADAM = optax.scale_by_adam()
@@ -239,6 +239,11 @@ class CosineDecay:
         falling = self.final + (rate - self.final) * 0.5 * (1 + jnp.cos(jnp.pi * fallen))
         rising = done / jnp.maximum(rise, 1) * rate
         return jnp.where(jnp.asarray(self.steps) > 0, jnp.where(done < rise, rising, falling), rate)
+
+
+def undecayed(config: Any) -> Any:
+    """Returns the configuration of an agent online, where training has no length: the step size `decay` stays."""
+    return put(config, {"decay.steps": config.decay.steps * 0})  # an array, where runs are mapped
 
 
 class Clip(NamedTuple):

@@ -200,6 +200,18 @@ def test_iqls_policy_slows_down_along_a_cosine(step: int, share: float) -> None:
     np.testing.assert_allclose(moves["value"]["bias"], 0.01, rtol=1e-5)
 
 
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("name", ["iql", "idql"])
+def test_online_the_policy_keeps_the_step_size_that_would_have_fallen_to_nothing(name: str) -> None:
+    agent, state = agent_of(name), state_of(name).replace(step=jnp.int32(9))
+    for config, moved in ((state.config, False), (agent.online(state.config), True)):
+        after, _ = compiled(agent)(state.replace(config=config), batch_of(), jax.random.key(0))
+        steps = np.abs(after.params["actor"]["bias"] - state.params["actor"]["bias"])
+        assert ((steps > 0.009) & (steps < 0.02) if moved else steps == 0).all()
+    several = jax.tree.map(lambda x: jnp.stack([x, x]), state.config)
+    assert agent.online(several).decay.steps.tolist() == [0, 0]
+
+
 # ---------------------------------------------------------------------------------------------------- acting
 
 
@@ -247,6 +259,11 @@ FAULTS = {
         ),
     ],
     "flowrl/optim.py": [
+        (
+            "config.decay.steps * 0",
+            "0",
+            "test_online_the_policy_keeps_the_step_size_that_would_have_fallen_to_nothing",
+        ),
         ("d + decay * p", "d - decay * p", "test_idqls_policy_decays_and_its_slow_copies_follow"),
         ("jnp.cos(jnp.pi * fallen)", "jnp.cos(fallen)", "test_iqls_policy_slows_down_along_a_cosine"),
         (
@@ -293,6 +310,11 @@ FAULTS = {
         ),
     ],
     "agents/iql.py": [
+        (
+            ", online=undecayed",
+            "",
+            "test_online_the_policy_keeps_the_step_size_that_would_have_fallen_to_nothing and not idql",
+        ),
         (
             "toward = state if config.joint else moved",
             "toward = moved",

@@ -82,7 +82,7 @@ def test_defaults_are_the_published_ones(name: str) -> None:
         assert (config.policy.levels, config.policy.schedule, config.policy.schedule_scale) == (100, "ddpm", 1.0)
         alphas = {"edp_crr": (1.0, 20.0), "edp_iql": (3.0, 100.0)}
         assert (config.advantage_alpha, config.max_weight) == alphas.get(name, (1.0, 20.0))
-        assert config.expectile == 0.7
+        assert config.value.expectile == 0.7
     if name == "cac":
         assert (config.policy.steps, config.normalize_targets, config.grid_updates) == (2, False, 50_000)
 
@@ -91,6 +91,24 @@ def test_defaults_are_the_published_ones(name: str) -> None:
 def test_there_are_two_critics(name: str) -> None:
     with pytest.raises(UserError, match=r"--agent.critic.heads=3 must be 2"):
         check(told_config(name, {"critic.heads": 3}), "agent.")
+
+
+@pytest.mark.parametrize(("name", "several"), [("idql", 3), ("ifql", 3), ("edp_iql", 3), ("edp_iql", 1)])
+def test_what_draws_next_actions_is_refused_where_targets_bootstrap_v(name: str, several: int) -> None:
+    told: dict[str, Any] = {"choice.target_samples": several} if several > 1 else {"max_q_backup": True}
+    flags = f"--agent.choice.target_samples={several}" if several > 1 else "--agent.max_q_backup=True"
+    with pytest.raises(UserError, match=f"^{flags} is for targets that draw next actions; .* leave it out$"):
+        check(told_config(name, told), "agent.")
+    if "max_q_backup" in told:
+        check(told_config("edp_crr", told), "agent.")
+
+
+def test_iqls_value_in_edp_is_like_its_critics() -> None:
+    config = told_config("edp_iql", {"hidden_dims": (8,), "critic.layer_norm": True, "critic.hidden_dims": (4, 4)})
+    agent = agents.build("edp_iql", config, Spec.of_sizes(3, 2))
+    params = jax.eval_shape(lambda key: agent.init(key, config).params, jax.random.key(0))
+    value, critic = (params[name]["params"]["MLP_0"] for name in ("value", "critic"))
+    assert value.keys() == critic.keys() >= {"LayerNorm_0", "LayerNorm_1"}
 
 
 def test_networks_have_the_sizes_of_the_papers() -> None:
@@ -211,6 +229,18 @@ def test_published_values(name: str, dataset: str, run: dict[str, Any], own: dic
 
 
 FAULTS = {
+    "agents/edp.py": [
+        (
+            "self.max_q_backup) if self",
+            ") if self",
+            "test_what_draws_next_actions_is_refused_where_targets_bootstrap_v and edp_iql",
+        ),
+        (
+            "critics.value_module(config.critic, layers)",
+            "critics.value_module(Critic(), layers)",
+            "test_iqls_value_in_edp_is_like_its_critics",
+        ),
+    ],
     "agents/shortcut.py": [
         (
             "steps_of(config.policy.level, a)",
@@ -219,6 +249,11 @@ FAULTS = {
         ),
     ],
     "flowrl/choice.py": [
+        (
+            "if choice.target_samples > 1 else",
+            "if choice.num_samples > 99 else",
+            "test_what_draws_next_actions_is_refused_where_targets_bootstrap_v",
+        ),
         (
             "return with_critic(state, state.params)",
             "return with_critic(state, state.target_params)",

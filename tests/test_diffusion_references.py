@@ -268,13 +268,13 @@ FAULTS = {
         ("better = -jnp.mean(", "better = jnp.mean(", "test_losses_and_gradients_equal_their_references and edp_crr"),
         ("values.mean(axis=0)", "values.max(axis=0)", "test_losses_and_gradients_equal_their_references and edp_crr"),
         (
-            "nets.critic(state.target_params, s, a).min(axis=0) - nets.value(state.params, s)",
-            "nets.critic(state.params, s, a).min(axis=0) - nets.value(state.params, s)",
+            "nets.critic(state.target_params, s, a)) - nets.value(state.params, s)",
+            "nets.critic(state.params, s, a)) - nets.value(state.params, s)",
             "test_losses_and_gradients_equal_their_references and edp_iql",
         ),
         (
-            'batch["actions"]).min(axis=0) - nets.value(params, s)',
-            'batch["actions"]).mean(axis=0) - nets.value(params, s)',
+            "implicit_critic_loss if iql else critic_loss",
+            "critic_loss",
             "test_losses_and_gradients_equal_their_references and edp_iql",
         ),
         (

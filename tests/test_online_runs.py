@@ -106,6 +106,10 @@ def test_offline_training_goes_on_online(tmp_path: Path) -> None:
         ("add --online.steps=N", (*SAC, "--preset=none", "--data=none")),
         ("--steps=5 are updates on offline data", (*SAC, "--steps=5")),
         ("learn offline only", ("--agent=gc_sscp", "--env=pointmaze-medium-navigate", "--online.steps=5")),
+        (
+            "--agent.critic.rho=0.5 lowers the mean of several critics; add --agent.critic.aggregate",
+            ("--agent=fmq", "--preset=none", *PENDULUM, *SHORT, "--agent.critic.rho=0.5", "--agent.hidden_dims=8"),
+        ),
         ("no multiple of --online.num_envs=3", (*SAC, "--online.num_envs=3")),
         ("--online.offline_share=1.5 is out of range", (*SAC, "--online.offline_share=1.5")),
         ("choose sync or async", (*SAC, "--online.vectorization=fork")),
@@ -187,6 +191,9 @@ def test_actions_of_a_diverging_policy_are_no_fault_of_the_simulator() -> None:
 
 
 FAULTS = {
+    "flowrl/experiment/build.py": [
+        ("    configs.check(parts", "    print(parts", "test_wrong_settings_name_the_remedy and rho"),
+    ],
     "flowrl/training/online.py": [
         (
             "actions = np.where(np.isfinite",

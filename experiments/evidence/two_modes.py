@@ -49,7 +49,7 @@ FASTER: dict[str, Any] = {
 WITHOUT_Q: dict[str, dict[str, Any]] = {
     "bc": {}, "bc (flow)": {"distribution": "flow"}, "td3_bc": {"alpha": 0.0}, "rebrac": {"alpha_actor": 1000.0},
     "iql": {"alpha": 0.0}, "ifql": {}, "bfn": {}, "idql": {}, "dql": {"q_alpha": 0.0},
-    "dql (DDIM, 1 step)": {"q_alpha": 0.0, "policy.sampler": "ddim", "policy.steps": 1}, "edp": {"q_alpha": 0.0},
+    "dql (1 step of DDIM)": {"q_alpha": 0.0, "policy.sampler": "ddim", "policy.steps": 1}, "edp": {"q_alpha": 0.0},
     "cac": {"q_alpha": 0.0}, "shortcut": {"q_alpha": 0.0}, "fbrac": {"alpha": 1e6}, "qam": {"inverse_temperature": 0.0},
     "sscp": {"q_alpha": 0.0}, "ofql": {"q_alpha": 0.0}, "fql": {"q_alpha": 0.0}, "driftql": {"alpha": 1000.0},
     "gfp": {"alpha": 1000.0, "eta": 1e6}, "meanflow_q": {"alpha": 1000.0, "balance.interval": 0}, "fmq": {},

@@ -8,6 +8,7 @@ import jax
 import numpy as np
 
 from flowrl import agents, normalize
+from flowrl import config as configs
 from flowrl.agent import Agent
 from flowrl.data import replay, returns
 from flowrl.data.dataset import Dataset, from_arrays, longest_episode
@@ -94,11 +95,12 @@ def online_kind(parts: Parts) -> Transitions:
     """Returns the kind of batches that an agent reads, which must be one that a replay buffer gives.
 
     Raises:
-        UserError: It is another.
+        UserError: It is another, or the agent's settings are none to learn online with.
     """
     kind = parts.agent.batch(parts.plan.config)
     if not isinstance(kind, Transitions):
         raise UserError(f"{parts.plan.settings.agent} learns offline only; leave --online.steps out")
+    configs.check(parts.agent.online(parts.plan.config), "agent.")
     return kind
 
 
