@@ -85,7 +85,11 @@ def test_tables_hold_what_agents_reach_as_they_are_configured_to_act(undisturbed
         times = logs.read_lines(undisturbed / f"{row['agent']}-Pendulum-v1" / "time.jsonl")
         rate = sorted(line["steps_per_second"] for line in times)[1]  # of the program, thus of each of two seeds
         assert float(row["ms_per_update"]) == pytest.approx(1000 / rate / 2)
-    assert bc["one_draw"] == ""
+    assert (bc["one_draw"], bc["mean_q"]) == ("", "")
+    logged = logs.read_lines(undisturbed / "bfn-Pendulum-v1" / "metrics.jsonl")
+    q = {(line["step"], line["seed"]): line["train/critic/q_mean"] for line in logged}
+    assert float(bfn["mean_q"]) == pytest.approx((q[20, 0] + q[20, 1]) / 2)
+    assert float(bfn["mean_q"]) != pytest.approx(np.mean([*q.values()]))
     assert float(bfn["one_draw"]) == pytest.approx(scores_of(undisturbed / "bfn-Pendulum-v1", "eval").mean())
     wins = (scores[0][:, None] > scores[1]).mean() + 0.5 * (scores[0][:, None] == scores[1]).mean()
     assert float(bc["beats_bfn"]) == wins
@@ -362,6 +366,18 @@ def test_a_suite_refuses_other_sizes_before_it_trains(tmp_path: Path, monkeypatc
     assert [*tmp_path.iterdir()] == []
 
 
+def test_a_suite_leaves_out_what_has_no_published_settings(capsys: pytest.CaptureFixture[str]) -> None:
+    def found(agents: str, envs: str) -> list[str]:
+        options = cells.CompareSettings(agents=agents, envs=envs, suite="ogbench-singletask")
+        return [cell.name for cell in cells.cells(cells.Comparison({}, {}, options, ""))]
+
+    cube, soccer = "cube-double-play-singletask-task1", "antsoccer-arena-navigate-singletask-task1"
+    assert found("qam,fql", f"{cube},{soccer}") == [f"qam on {cube}", f"fql on {cube}", f"fql on {soccer}"]
+    assert capsys.readouterr().out == f"no published settings of qam, which is left out there: {soccer}\n"
+    with pytest.raises(UserError, match="none of these agents has published settings for any of these tasks"):
+        found("qam", soccer)
+
+
 def test_a_suite_is_fifty_tasks() -> None:
     names = cells.SUITES["ogbench-singletask"].names
     assert len(set(names)) == 50
@@ -386,6 +402,11 @@ FAULTS = {
             "settings.preset, settings.total,",
             "settings.preset, 20,",
             "test_a_suite_refuses_other_sizes_before_it_trains",
+        ),
+        (
+            'if not {"", env.published} & presets.datasets(name)]',
+            "if False]",
+            "test_a_suite_leaves_out_what_has_no_published_settings",
         ),
         ("if tasks_of and (", "if False and (", "test_what_cannot_be_is_one_line and goals"),
         ('("play", "noisy"): (', '("play", "loud"): (', "test_the_suite_of_goals_is_all_published_sets_of_states"),
@@ -415,6 +436,11 @@ FAULTS = {
         ),
     ],
     "flowrl/reports/score_tables.py": [
+        (
+            'last = {line["seed"]: line',
+            'last = {line["step"]: line',
+            "test_tables_hold_what_agents_reach_as_they_are_configured_to_act",
+        ),
         (
             "probability_of_improvement(scores, np.array(",
             "mean(scores - np.array(",

@@ -9,6 +9,7 @@ from flowrl import agents, tasks
 from flowrl import config as configs
 from flowrl.config import record, static
 from flowrl.errors import UserError
+from flowrl.experiment import presets
 from flowrl.experiment.settings import Plan, Settings, plan
 from flowrl.experiment.stored import read_config, read_plan
 from flowrl.reports import suites
@@ -184,12 +185,30 @@ def cells(comparison: Comparison) -> list[Cell]:
     for name in names:
         agents.load(name)
     envs = _environments(comparison)
-    found = [_cell(comparison, name, env) for env in envs for name in names]
+    pairs = [(name, env) for env in envs for name in names]
+    found = [_cell(comparison, name, env) for name, env in _with_settings(comparison, pairs)]
     for cell in found:
         _require_same_size(cell, next(other for other in found if other.plan.env.name == cell.plan.env.name))
         if (cell.folder / CONFIG).exists():
             _require_same(cell, given)
     return found
+
+
+def _with_settings(comparison: Comparison, pairs: Sequence[tuple[str, Task]]) -> list[tuple[str, Task]]:
+    """Leaves out of a suite at published size the agents of which no settings are published there, and says so.
+
+    Raises:
+        UserError: None is left.
+    """
+    if not comparison.options.suite or comparison.given.get("preset", Settings().preset) != "paper":
+        return list(pairs)
+    lacking = [(name, env) for name, env in pairs if not {"", env.published} & presets.datasets(name)]
+    for name in dict.fromkeys(name for name, _ in lacking):
+        own = [env.name for other, env in lacking if other == name]
+        print(f"no published settings of {name}, which is left out there: {', '.join(own)}")
+    if len(lacking) == len(pairs):
+        raise UserError("none of these agents has published settings for any of these tasks; choose --preset=quick")
+    return [pair for pair in pairs if pair not in lacking]
 
 
 def _environments(comparison: Comparison) -> list[Task]:

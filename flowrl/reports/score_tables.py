@@ -12,9 +12,11 @@ from flowrl.reports import comparisons
 from flowrl.reports.comparisons import number_text
 from flowrl.reports.curves import Group, bounds, data_name, final_text, group_runs, panels, unsuccessful
 from flowrl.reports.published import Curve, beside
-from flowrl.run_folder import statistics
+from flowrl.run_folder import logs, statistics
 from flowrl.run_folder.evaluations import LeftOut, RunDir, configured_mode, read_runs
 from flowrl.run_folder.summary import SINGLE, scale, shown
+
+_MEAN_Q = "train/critic/q_mean"
 
 
 class Entry(NamedTuple):
@@ -220,14 +222,21 @@ def _differences(entries: Sequence[Entry]) -> list[str]:
     return found
 
 
+def _mean_q(runs: Sequence[RunDir]) -> float | None:
+    """Returns the mean over seeds of the mean Q that a training's log ends with, or nothing where it has none."""
+    lines = [line for run in runs for line in logs.read_lines(run.folder / "metrics.jsonl") if _MEAN_Q in line]
+    last = {line["seed"]: line[_MEAN_Q] for line in lines}  # the later over the earlier
+    return float(np.mean([*last.values()])) if last else None
+
+
 def comma_separated(entries: Sequence[Entry]) -> str:
     """Returns the table as CSV, a row for each agent and environment; success as a share, not in per cent."""
     curves, _ = released(entries)
     file, found = io.StringIO(), rows(entries)
     agents = list(dict.fromkeys(entry.agent for entry in entries))
     head = ["environment", "agent", "preset", "data", "updates", "metric", "mode", "seeds", "mean", "mean_low"]
-    head += ["mean_high", "iqm", "iqm_low", "iqm_high", "one_draw", "ms_per_action", "ms_per_update", "per_seed"]
-    head += [*(f"beats_{agent}" for agent in agents), "released"]
+    head += ["mean_high", "iqm", "iqm_low", "iqm_high", "one_draw", "mean_q", "ms_per_action", "ms_per_update"]
+    head += ["per_seed", *(f"beats_{agent}" for agent in agents), "released"]
     table = csv.writer(file, lineterminator="\n")
     table.writerow(head)
     for entry, row in zip(entries, found, strict=True):
@@ -237,7 +246,7 @@ def comma_separated(entries: Sequence[Entry]) -> str:
             [row[name] for name in ("environment", "agent", "preset", "data")]
             + [entry.group.steps[-1], row["metric"], row["mode"], len(row["per_seed"])]
             + [row["mean"], *intervals[0], row["iqm"], *intervals[1], row["one_draw"]]
-            + [entry.speed.get("per_action"), entry.speed.get("per_update")]
+            + [_mean_q(entry.group.runs), entry.speed.get("per_action"), entry.speed.get("per_update")]
             + [" ".join(f"{seed}:{value!r}" for seed, value in row["per_seed"].items())]
             + [row["improvement"].get(agent) for agent in agents]
             + ["; ".join(told)]
