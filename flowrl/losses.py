@@ -190,11 +190,8 @@ class GoalValue:
     def refusal(self, prefix: str, **trains: bool) -> str:
         """Says which of an agent's switches, by which policies train what values read, cannot be where values stay."""
         on = " ".join(f"{prefix}{name}=False" for name, told in trains.items() if told)
-        if not (self.steps and on):
-            return ""
-        return (
-            f"{prefix}value.steps={self.steps} keeps the representation from policies; give {on} too, or leave it out"
-        )
+        kept = f"{prefix}value.steps={self.steps} keeps the representation from policies"
+        return f"{kept}; give {on} too, or leave it out" if self.steps and on else ""
 
 
 class HasGoalValue(Protocol):

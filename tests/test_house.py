@@ -45,9 +45,17 @@ def test_lengths() -> None:
 @pytest.mark.parametrize("path", house.agents(ROOT).values(), ids=lambda path: path.stem)
 def test_agents_are_their_equations(path: Path) -> None:
     assert house.plumbing(path) <= 0.15
+    assert len(path.read_text().splitlines()) <= 150
+
+
+def test_agents_do_not_copy_each_other() -> None:
+    assert house.copies(ROOT, 0) <= 0.03
 
 
 FAULTS = {
+    "agents/gc_sscp.py": [
+        ("def update(nets: Networks,", "\n\ndef update(nets: Networks,", "test_agents_are_their_equations and gc_sscp"),
+    ],
     "flowrl/losses.py": [
         (
             "import chex\n",

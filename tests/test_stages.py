@@ -170,7 +170,7 @@ def test_policies_do_not_train_what_stays(name: str, told: dict[str, bool], reme
 FAULTS = {
     "flowrl/losses.py": [
         ("if not self.steps:", "if self.steps < 0:", "test_when_policies_begin_is_noted"),
-        ("if not (self.steps and on):", "if not on:", "test_policies_do_not_train_what_stays"),
+        ("if self.steps and on else", "if on else", "test_policies_do_not_train_what_stays"),
         ("for name, told in trains.items() if told)", "for name in trains)", "test_policies_do_not_train_what_stays"),
     ],
     "flowrl/optim.py": [
