@@ -84,9 +84,9 @@ SPREAD, TILT, STEPS = 0.5, 0.8, 40
 """Deviation of Gaussian data about 0, the reward's slope, and steps fine enough for limits."""
 
 
-def gaussian_flow(t: Any) -> Any:
-    """a(t) of the flow that carries N(0, 1) to N(0, SPREAD²) along straight paths."""
-    return (t * SPREAD**2 - (1 - t)) / (t**2 * SPREAD**2 + (1 - t) ** 2)
+def gaussian_flow(t: Any, spread: float = SPREAD) -> Any:
+    """a(t) of the flow that carries N(0, 1) to N(0, spread²) along straight paths."""
+    return (t * spread**2 - (1 - t)) / (t**2 * spread**2 + (1 - t) ** 2)
 
 
 def tilt_of_a_linear_reward() -> tuple[jax.Array, jax.Array]:
@@ -127,6 +127,49 @@ def test_the_optimal_control_tilts_gaussian_data() -> None:
     np.testing.assert_allclose(flowed[1000], TILT * SPREAD**2, atol=0.03)
 
 
+COST = 3.0
+"""Of the quadratic cost ½ c x²."""
+
+
+def trained_against_a_quadratic_cost(steps: int) -> tuple[jax.Array, ...]:
+    """Variances of the ends without and with the control k(t) x that adjoint matching learns, its last slope, and k.
+
+    All is linear in the start and the noise, so that sums over the unit vectors of these are means over all draws.
+    """
+    base, unit = linear(gaussian_flow), jnp.eye(steps)
+
+    def steered(k: jax.Array) -> Callable[..., jax.Array]:
+        return lambda x, t: base(x, t) + k[jnp.round(t * steps).astype(int)] * x
+
+    def follow(k: jax.Array) -> jax.Array:
+        return adjoint.memoryless(steered(k), base, unit[:, :1], unit[:, 1:].T[..., None])
+
+    def improve(k: jax.Array, _: None) -> tuple[jax.Array, jax.Array]:
+        points = follow(k)
+        g = adjoint.lean(base, points, COST * points[-1])
+        slope = jax.grad(lambda k: adjoint.errors(steered(k), base, points, g).sum())
+        slopes, curvatures = jax.jvp(slope, (k,), (jnp.ones(steps),))  # each time has a curvature of its own
+        return k - 0.5 * slopes / curvatures, jnp.abs(slopes).max()
+
+    nothing = jnp.zeros(steps)
+    k, slopes = jax.lax.scan(improve, nothing, None, length=40)
+    return (follow(nothing)[-1] ** 2).sum(), (follow(k)[-1] ** 2).sum(), slopes[-1], k
+
+
+def test_a_quadratic_cost_narrows_gaussian_data_as_the_closed_form_says() -> None:
+    """N(0, s²) times exp(−½ c x²) is N(0, 1/(1/s² + c)), up to errors that fall with the size of the steps."""
+    narrow, times, controls, gaps = 1 / (1 / SPREAD**2 + COST), np.array([0.25, 0.5]), [], []
+    for steps in (8, 16):
+        plain, ends, slope, k = jax.jit(trained_against_a_quadratic_cost, static_argnums=0)(steps)
+        assert slope < 1e-3
+        gaps.append((float(plain) - SPREAD**2, float(ends) - narrow))
+        controls.append(k[(times * steps).astype(int)])
+    assert 0 < gaps[1][1] < min(0.03, gaps[0][1] / 2)
+    assert 0 < gaps[1][0] < 0.05  # that of the process without any control
+    optimal = gaussian_flow(times, narrow**0.5) - gaussian_flow(times)
+    np.testing.assert_allclose(2 * controls[1] - controls[0], optimal, atol=0.03)  # with ever smaller steps
+
+
 FAULTS = {
     "flowrl/adjoint.py": [
         ("2 * (1 - times + step)", "2 * (1 - times)", "test_deviation and plain"),
@@ -142,6 +185,11 @@ FAULTS = {
             "(i + 1) / steps)",
             "(i + 0.5) / steps)",
             "test_the_lean_adjoint_of_a_linear_field_is_a_product_of_scalars and plain",
+        ),
+        (
+            "+ pulled(adjoints[-1])[0] / steps",
+            "+ 0.5 * pulled(adjoints[-1])[0] / steps",
+            "test_a_quadratic_cost_narrows_gaussian_data_as_the_closed_form_says",
         ),
         (
             "adjoints[:0:-1]",
