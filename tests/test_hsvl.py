@@ -189,6 +189,18 @@ def test_survival_on_a_line_is_the_most_likely_one() -> None:
         assert errors.mean() < 0.03
 
 
+def test_the_value_on_a_line_is_that_of_the_most_likely_survival() -> None:
+    """In the bins that the data tell about, of γ^t for each step t of theirs; all lie between −1.9 and −4."""
+    agent, state = on_a_line()
+    (s, g), eye, (expected, known) = cell_pairs(), jnp.eye(CELLS), counted()
+    logits = hsvl.represented_value(agent.act.args[-1], state.params, eye[s], eye[g])
+    untold = jnp.where(known > 0.02, logits, np.inf)  # of which nothing survives
+    told = np.minimum.accumulate(np.where(known > 0.02, expected, 0), axis=1)
+    steps = np.append(GAMMA ** np.arange(8), GAMMA**8 / (1 - GAMMA))
+    for found in hsvl.values(untold, hsvl.edges(8, 8), GAMMA):
+        np.testing.assert_allclose(found, -(told * steps).sum(axis=1), atol=0.2)
+
+
 def test_nearer_goals_are_worth_more() -> None:
     agent, state = on_a_line()
     (s, g), eye = cell_pairs(), jnp.eye(CELLS)
