@@ -47,7 +47,7 @@ def test_distances_on_a_ring_are_those_of_the_one_way_around_it(kind: str) -> No
     x = networks_of(agent).phi(state.params, jnp.eye(RING))
     distances = qrl.d(state.config, state.params, x[s], x[g])
     # A mean squared excess of 0.01 lets a step be 1.1 long.
-    np.testing.assert_allclose(distances, (g - s) % RING, atol=0.65)
+    np.testing.assert_allclose(distances, 1.04 * ((g - s) % RING), rtol=0.15, atol=0.05)
 
 
 @functools.cache
