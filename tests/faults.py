@@ -125,7 +125,7 @@ QUIET = "ignore::pytest.PytestAssertRewriteWarning"
 
 def run(folder: Path, tests: list[str], select: str) -> tuple[int, str]:
     """Runs tests of a copy until the first failure; returns pytest's exit status and what it printed."""
-    arguments = ["-n0", "-x", "-q", "-p", "no:cacheprovider", "-W", QUIET, "-k", select, *tests]
+    arguments = ["-n0", "-x", "-q", "-m", "", "-p", "no:cacheprovider", "-W", QUIET, "-k", select, *tests]
     process = PROCESSES.Process(target=run_here, args=(folder, arguments))
     process.start()
     process.join(timeout=600)

@@ -101,6 +101,7 @@ def test_actions_in_a_row_are_played_one_after_another() -> None:
     np.testing.assert_array_equal(acting.play(agent, SPEC, Policy({}, {}), one, jax.random.key(0))[:, 0], [1, 11, 21])
 
 
+@pytest.mark.slow
 def test_one_episode_alone_is_played_in_its_row() -> None:
     own = keys(3, 8)
     spec, config = Spec.of_sizes(2, 2), put(agents.default("fql"), {"hidden_dims": (16, 16)})

@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from ways import Way, array, each_way
 
 from flowrl import adjoint
@@ -96,6 +97,7 @@ def tilt_of_a_linear_reward() -> tuple[jax.Array, jax.Array]:
     return g, -(adjoint.deviation(jnp.arange(STEPS) / STEPS, 1 / STEPS) ** 2) * g / 2
 
 
+@pytest.mark.slow
 def test_the_optimal_control_tilts_gaussian_data() -> None:
     """N(0, s²) times exp(c x) is N(c s², s²): where the optimal control leads, by the process and by the flow.
 

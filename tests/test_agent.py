@@ -83,6 +83,7 @@ def test_a_new_state_holds_all_that_the_agent_named() -> None:
     jax.tree.map(np.testing.assert_array_equal, state.params["other"], expected)
 
 
+@pytest.mark.slow
 def test_updates_are_counted_and_policies_carry_what_acts() -> None:
     agent = make(Config())
     state = agent.init(KEY, Config())
@@ -176,6 +177,7 @@ def test_networks_may_not_be_built_by_what_runs_differ_in(read: Any, monkeypatch
         agents.build(f"reads by {read}", Config(), SPEC)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", agents.names())
 def test_every_agent_starts_from_its_defaults(name: str) -> None:
     agent = agents.build(name, agents.default(name), GOAL_SPEC)

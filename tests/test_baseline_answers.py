@@ -80,6 +80,7 @@ PROBE: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_a_bandit_with_a_known_answer(name: str) -> None:
     """r = −4 (a − s/2)² at states −1 and 1, then the episode is over; the data's actions are uniform."""

@@ -53,6 +53,7 @@ def test_networks_are_the_authors() -> None:
     }
 
 
+@pytest.mark.slow
 def test_networks_start_as_the_authors_do() -> None:
     def params(name: str, **told: Any) -> Any:
         config = config_of(name, {"hidden_dims": (64, 64)} | told)

@@ -19,6 +19,7 @@ def published(name: str, dataset: str) -> dict[str, str]:
     return preset.run | {f"agent.{flag}": text for flag, text in preset.agent.items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "rows"), [("td3_bc", 15), ("rebrac", 106), ("iql", 90), ("ifql", 88), ("idql", 87)])
 def test_published_rows_build(name: str, rows: int) -> None:
     known = presets.datasets(name)

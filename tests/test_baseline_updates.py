@@ -116,6 +116,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any], int]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_losses_and_gradients_equal_their_references(variant: str) -> None:
@@ -133,6 +134,7 @@ def test_losses_and_gradients_equal_their_references(variant: str) -> None:
             assert max(np.abs(leaf).max() for leaf in jax.tree.leaves(differences)) > 1e-2
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("name", NAMES)
 def test_mapped_updates_equal_single_ones(name: str) -> None:

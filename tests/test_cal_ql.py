@@ -93,6 +93,7 @@ def test_nothing_pushes_a_calibrated_value_down() -> None:
     np.testing.assert_allclose(by_data, -np.ones((2, 2)))
 
 
+@pytest.mark.slow
 def test_only_critics_receive_gradients_of_their_loss() -> None:
     state, nets = state_of(), networks_of(agent_of())
 
@@ -175,6 +176,7 @@ def reference_of(case: Case) -> Callable[[Params], dict[str, Any]]:
 LOSSES = ("critic/loss", "actor/loss", "actor/temperature_loss", "critic/multiplier_loss")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("seed", "told"),
     [
@@ -249,6 +251,7 @@ def test_the_policys_scale_and_offset_of_log_sigma_are_learnt() -> None:
             np.testing.assert_allclose(policy.apply({"params": far}, states)[1], bound)
 
 
+@pytest.mark.slow
 def test_kernels_are_orthogonal_and_the_last_ones_small() -> None:
     with jax.enable_x64(False):
         config = put(Config(), {"hidden_dims": (8, 8), "critic.hidden_dims": (8, 8)})
@@ -270,6 +273,7 @@ def test_critics_have_a_step_size_of_their_own_and_slow_copies_follow() -> None:
     assert_close(after.target_params, followed(state.target_params, after.params, {"critic": 0.2}))
 
 
+@pytest.mark.slow
 def test_mapped_updates_equal_single_ones() -> None:
     check_mapped(agent_of({}), [state_of(seed) for seed in (0, 1)], with_returns(), rtol=1e-9)
 
@@ -287,6 +291,7 @@ def test_the_discount_of_the_returns_is_that_of_the_targets() -> None:
 # ------------------------------------------------------------------------------------------------------- probe
 
 
+@pytest.mark.slow
 def test_a_bandit_whose_values_stay_at_the_returns() -> None:
     """Actions about ½ earn 2, about −½ they earn 1, and nothing follows; hardly any others are in the data.
 

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pytest
 from commands import main
 
 from flowrl.run_folder import logs
@@ -16,6 +17,7 @@ def metrics_of(folder: Path, name: str) -> dict[int, float]:
     return {line["step"]: line[f"train/{name}"] for line in logs.read_lines(folder / "metrics.jsonl")}
 
 
+@pytest.mark.slow
 def test_it_learns_offline_and_goes_on_online(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     fields = {"observations": rng.normal(size=(60, 3)), "actions": rng.uniform(-2, 2, (60, 1)), "rewards": -np.ones(60)}
@@ -35,6 +37,7 @@ def test_it_learns_offline_and_goes_on_online(tmp_path: Path) -> None:
     assert {line["step"] for line in logs.read_lines(folder / "eval.jsonl")} == {20, 40}
 
 
+@pytest.mark.slow
 def test_online_returns_are_known_once_the_episode_is_over(tmp_path: Path) -> None:
     """Pendulum's episodes have 200 steps, and with 50 more each the returns are far above fresh critics."""
     folder, schedule = tmp_path / "run", ("--eval.interval=240", "--log.interval=20", "--checkpoint.interval=120")

@@ -71,6 +71,7 @@ def read(folder: Path) -> str:
     return ""
 
 
+@pytest.mark.slow
 def test_any_part_of_a_checkpoint_may_be_damaged(
     saved: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -41,6 +41,7 @@ def walks() -> Dataset:
     return from_arrays({**rows, "terminals": np.arange(130) % 13 == 12})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["fql", "sscp", "ofql", "bfn", "bc", "td3", "sac", "fpmd_r"])
 def test_a_chunk_of_one_action_is_the_action(name: str, walks: Dataset) -> None:
     """Bit for bit, in what is learnt and in what is played."""
@@ -58,6 +59,7 @@ def test_a_chunk_of_one_action_is_the_action(name: str, walks: Dataset) -> None:
     assert_same(*found)
 
 
+@pytest.mark.slow
 def test_qc_continues_chunks_as_the_data_do() -> None:
     """An episode's actions are all 0.5 or all −0.5, so that what begins one way goes on so; the first is rewarded."""
     signs = np.repeat(np.array([1, -1] * 20, np.float32), 6)[:, None]
@@ -112,6 +114,7 @@ def test_targets_bootstrap_the_best_of_several(way: Way) -> None:
         np.testing.assert_array_equal(found, np.full_like(found, expected))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["qc", "qc_fql", "fql_n", "bfn_n"])
 def test_chunks_and_n_steps_train_from_the_command_line(name: str, tmp_path: Path) -> None:
     data, folder = save_walks(tmp_path / "tiny.npz"), tmp_path / "run"

@@ -117,6 +117,7 @@ def test_blocks_cover_each_episode_once_and_never_mix_the_files(train, validatio
     assert all(block.stop <= train or block.first >= train for block in cut)
 
 
+@pytest.mark.slow
 def test_the_number_of_processes_does_not_matter(undisturbed, tmp_path):
     two = collect.collect(RECIPES[STITCH], tmp_path, episodes=20, seed=3, workers=2)
     assert hashes(two) == hashes(undisturbed)
@@ -212,6 +213,7 @@ def children(pid):
     return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="looks at /proc")
 def test_a_killed_collection_leaves_no_process_and_continues(tmp_path, monkeypatch):
     process, parts = start(tmp_path / "killed")
@@ -239,6 +241,7 @@ def test_a_killed_collection_leaves_no_process_and_continues(tmp_path, monkeypat
     assert not parts.exists()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="looks at /proc")
 @pytest.mark.parametrize(
     ("number", "told"),

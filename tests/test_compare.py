@@ -69,6 +69,7 @@ def scores_of(folder: Path, mode: str) -> np.ndarray:
     return np.array([np.mean([line["return"] for line in lines if line["seed"] == seed]) for seed in (0, 1)])
 
 
+@pytest.mark.slow
 def test_tables_hold_what_agents_reach_as_they_are_configured_to_act(undisturbed: Path) -> None:
     bc, bfn = table(undisturbed)
     scores = [
@@ -161,6 +162,7 @@ def test_what_is_finished_is_kept_and_what_is_missing_trained(
     assert "3 trainings, 2 of them finished before\n[3/3] sscp on Pendulum-v1: 2 seeds" in told
 
 
+@pytest.mark.slow
 def test_what_is_broken_off_goes_on_and_comes_to_the_same(
     undisturbed: Path, data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -335,6 +337,7 @@ def tiny_preset(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     return row
 
 
+@pytest.mark.slow
 def test_a_suite_adds_its_rows_once(tmp_path: Path, tiny_preset: dict[str, str]) -> None:
     data = save_walks(tmp_path / "walks.npz")
     given = ("--agents=bc", "--suite=ogbench-singletask", "--envs=pointmaze-medium-navigate-singletask")

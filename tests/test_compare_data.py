@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pytest
 from commands import load
 
 from flowrl import tasks
@@ -12,6 +13,7 @@ from flowrl.collection import collect
 STITCH = "pointmaze-medium-stitch"
 
 
+@pytest.mark.slow
 def test_comparison_tells_the_same_procedure_from_another(tmp_path: Path) -> None:
     compare, recipe = load("experiments/evidence/compare_data.py"), tasks.parse(STITCH).recipe()
     reference = collect.collect(recipe, tmp_path / "reference", episodes=20, seed=3, workers=1)

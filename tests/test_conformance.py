@@ -10,6 +10,7 @@ TOLERANCE = 1e-10
 """Relative to the largest entry of an array."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", PARTS)
 @pytest.mark.parametrize("name", names())
 def test_the_numbers_are_the_authors(name: str, part: str) -> None:
@@ -24,6 +25,7 @@ def test_what_is_not_compared_has_a_reason(name: str) -> None:
     assert unexplained(name) == []
 
 
+@pytest.mark.slow
 def test_the_page_has_all_files_and_where_they_come_from() -> None:
     page = (Path(__file__).parent.parent / "docs" / "fidelity.md").read_text()
     assert sources() in page

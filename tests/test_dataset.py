@@ -28,6 +28,7 @@ print(peak() - before)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads /proc")
 def test_an_antmaze_sized_dataset_takes_less_than_a_gigabyte(tmp_path: Path) -> None:
     rng, rows = np.random.default_rng(0), 1000 * 1001

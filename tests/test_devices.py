@@ -109,6 +109,7 @@ def spread(data: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+@pytest.mark.slow
 def test_serial_runs_on_eight_devices_are_those_on_one(alone: Path, spread: Path) -> None:
     require_same(spread / "serial", alone)
     checkpoints = Checkpoints(spread / "serial" / "checkpoints")
@@ -117,6 +118,7 @@ def test_serial_runs_on_eight_devices_are_those_on_one(alone: Path, spread: Path
     checkpoints.close()
 
 
+@pytest.mark.slow
 def test_runs_go_on_with_other_devices_and_hosts(alone: Path, spread: Path) -> None:
     """Half of the way on eight devices of one host, the rest on four of each of two: the same as on one."""
     ended = on_hosts("--resume", "--steps=20", f"--run_dir={spread / 'half'}")
@@ -145,6 +147,7 @@ def test_cut_batches_train_the_same_runs_up_to_rounding(alone: Path, spread: Pat
         np.testing.assert_allclose(array, expected[name][:2] if array.ndim else expected[name], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_online_runs_on_several_devices_are_those_on_one(spread: Path, tmp_path: Path) -> None:
     """Ten runs on five devices, for there are no environments to fill devices up."""
     stored = logs.read_json(spread / "online" / "config.json")
@@ -154,6 +157,7 @@ def test_online_runs_on_several_devices_are_those_on_one(spread: Path, tmp_path:
         assert (spread / "online" / file).read_text() == (tmp_path / "run" / file).read_text(), file
 
 
+@pytest.mark.slow
 def test_hosts_with_different_commands_are_told_apart(data: str, tmp_path: Path) -> None:
     """Each in a folder of its own, as if they did not share it."""
     folders = [f"--run_dir={tmp_path / name}" for name in ("one", "two")]
@@ -164,6 +168,7 @@ def test_hosts_with_different_commands_are_told_apart(data: str, tmp_path: Path)
     assert not list(tmp_path.glob("*/config.json"))
 
 
+@pytest.mark.slow
 def test_what_goes_wrong_on_one_host_ends_all(data: str, tmp_path: Path) -> None:
     ended = on_hosts(*SEEDS, data, "--steps=20", f"--run_dir={tmp_path / 'run'}", other=("--data=nowhere.npz",))
     for status, _, err in ended:
@@ -172,6 +177,7 @@ def test_what_goes_wrong_on_one_host_ends_all(data: str, tmp_path: Path) -> None
         assert "nowhere.npz" in err
 
 
+@pytest.mark.slow
 def test_a_host_that_does_not_come_ends_the_others_with_a_message(tmp_path: Path) -> None:
     connect = ("--coordinator_address=localhost:9", "--num_processes=2", "--process_id=1", "--connect_timeout=2")
     process = start(1, (*COMMON, "--steps=1", f"--run_dir={tmp_path}", *connect))

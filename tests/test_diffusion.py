@@ -242,6 +242,7 @@ def test_the_true_noise_shows_the_action(schedule: str, variant: Callable[..., A
     np.testing.assert_array_equal(far, 1)
 
 
+@pytest.mark.slow
 def test_gradients_pass_the_whole_chain_and_die_where_it_is_cut() -> None:
     """∂(actions)/∂(weight of the network) through five steps of DQL's chain, against finite differences."""
     with jax.enable_x64(True):

@@ -31,6 +31,7 @@ pytestmark = pytest.mark.usefixtures("x64")
 # ------------------------------------------------------------------------------------------------------ acting
 
 
+@pytest.mark.slow
 @each_agent
 @pytest.mark.parametrize("explore", [False, True])
 def test_the_trained_policy_acts_and_the_critics_choose(name: str, explore: bool) -> None:
@@ -183,6 +184,7 @@ def acted(name: str, two_modes: bool, told: dict[str, float] | None = None) -> n
         return np.asarray(train(jax.random.key(1), put(config, other), jnp.asarray(two_modes)))
 
 
+@pytest.mark.slow
 @each_agent
 def test_policies_on_a_bandit_take_the_best_action(name: str) -> None:
     """The data's mean is 0 and its spread 0.58, for which the reward is 0.42 on average."""
@@ -191,6 +193,7 @@ def test_policies_on_a_bandit_take_the_best_action(name: str) -> None:
     assert (1 - (actions - BEST) ** 2).mean() > 0.78
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["dql", "cac", "shortcut"])
 def test_cloning_alone_does_not_average_modes(name: str) -> None:
     """Actions near ±0.6: so short a training smears them, but their mean is not what comes out."""

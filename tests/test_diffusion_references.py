@@ -207,6 +207,7 @@ def of_first_step(name: str, after: TrainState) -> Params:
     return {net: jax.tree.map(lambda m, n=net: m / shares[n], after.opt_state[net].mu) for net in shares}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("seed", [0, 1])
 def test_losses_and_gradients_equal_their_references(variant: str, seed: int) -> None:
@@ -229,6 +230,7 @@ def test_losses_and_gradients_equal_their_references(variant: str, seed: int) ->
     assert all(np.abs(leaf).max() > 1e-4 for leaf in jax.tree.leaves(expected_grads))
 
 
+@pytest.mark.slow
 @each_agent
 def test_mapped_updates_equal_single_ones(name: str) -> None:
     states, batches = [state_of(name, seed) for seed in (0, 1)], [batch_of(seed) for seed in (0, 1)]

@@ -187,6 +187,7 @@ def shortcut_by_hand(state: TrainState, leaks: bool, bound: float) -> TrainState
     return state.replace(params=params, target_params=slow)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("leaks", [False, True])
 def test_sorl_has_one_adam_of_two_steps_an_update(leaks: bool) -> None:
     state = with_config(

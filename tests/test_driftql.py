@@ -62,6 +62,7 @@ def drift(x: np.ndarray, a: np.ndarray, kernel: str, width: float) -> np.ndarray
     return np.array(found)
 
 
+@pytest.mark.slow
 @each_kernel
 @each_way
 def test_the_policys_loss_by_hand(way: Way, kernel: str) -> None:
@@ -89,6 +90,7 @@ def test_the_policys_loss_by_hand(way: Way, kernel: str) -> None:
     np.testing.assert_allclose(way(loss)(batch), expected, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_drift_is_a_constant_target() -> None:
     # Without Q the gradient by the policy's bias is that of (x − target)², the target held still.
     state, batch, key = state_of({"alpha": 1.0}), batch_of(), jax.random.key(7)
@@ -142,6 +144,7 @@ def test_noise_may_have_its_own_size() -> None:
     assert driftql.networks(config_of("driftql", {"noise_dim": 7}), Spec.of_sizes(D, A)).latent.action_dim == 7
 
 
+@pytest.mark.slow
 def test_a_bandits_best_action() -> None:
     with jax.enable_x64(False):
         told = {"hidden_dims": (32, 32), "alpha": 0.02, "samples": 4}

@@ -69,6 +69,7 @@ def test_fourier_features() -> None:
     assert np.abs(jax.grad(lambda p: module.apply(p, x).sum())(params)["params"]["kernel"]).min() > 0
 
 
+@pytest.mark.slow
 def test_goal_rep_has_length_root_of_its_size() -> None:
     module, x, y = GoalRep((16, 16), 10), normal(1, 5, 3), normal(2, 5, 2)
     params = module.init(KEY, x, y)
@@ -105,6 +106,7 @@ def gc_sscp_networks() -> Any:
     return networks_of(agent), jax.jit(agent.init)(KEY, config).params
 
 
+@pytest.mark.slow
 def test_gc_sscp_actor_adds_its_output_to_the_noise_and_reads_all_inputs() -> None:
     nets, params = gc_sscp_networks()
     x, rep, noise = normal(1, 5, 3), normal(2, 5, 4), gc_sscp.Pair(normal(3, 5, 2), normal(4, 5, 4))

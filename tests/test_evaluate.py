@@ -68,6 +68,7 @@ def two_runs() -> Any:
     return outcome(3, 4, twice=True)
 
 
+@pytest.mark.slow
 def test_shapes_and_outcomes(two_runs: Any) -> None:
     assert two_runs.successes.shape == two_runs.lengths.shape == (2, TASKS, EPISODES)
     reached = two_runs.successes == 1
@@ -87,6 +88,7 @@ def test_workers_and_other_runs_do_not_matter(two_runs: Any) -> None:
     np.testing.assert_array_equal(alone.successes[0], two_runs.successes[1])
 
 
+@pytest.mark.slow
 def test_fewer_slots_than_episodes(two_runs: Any) -> None:
     few = outcome(3, workers=2, slots=3)
     np.testing.assert_array_equal(few.lengths[0], two_runs.lengths[0])
@@ -129,6 +131,7 @@ def test_breaking_off_leaves_the_evaluator_usable() -> None:
     evaluator.close()
 
 
+@pytest.mark.slow
 def test_actions_that_are_not_finite_are_played_as_0(two_runs: Any, capsys: pytest.CaptureFixture[str]) -> None:
     sizes = dict(tasks=TASKS, episodes=EPISODES, workers=2)
     evaluator = Evaluator(wanderer(), MAKE, keys_of(3, 4), **sizes)
@@ -239,6 +242,7 @@ def assert_equal(one: Any, other: Any) -> None:
         np.testing.assert_array_equal(mine, theirs)
 
 
+@pytest.mark.slow
 def test_a_worker_killed_amid_an_evaluation_changes_nothing(
     three_slots: Evaluator, two_runs: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -263,6 +267,7 @@ def test_slots_that_were_through_keep_their_rows_in_a_worker_started_anew() -> N
     np.testing.assert_array_equal(view.observations[1], own)
 
 
+@pytest.mark.slow
 def test_a_worker_killed_between_evaluations_changes_nothing(three_slots: Evaluator, two_runs: Any) -> None:
     for _ in range(2):  # before the first evaluation, and after it
         for worker in range(2):
@@ -270,6 +275,7 @@ def test_a_worker_killed_between_evaluations_changes_nothing(three_slots: Evalua
         np.testing.assert_array_equal(three_slots(policies_of(1)).lengths[0], two_runs.lengths[0])
 
 
+@pytest.mark.slow
 def test_a_worker_that_dies_again_and_again_is_an_error(three_slots: Evaluator) -> None:
     again = [always] * (MOST_RESTARTS + 1)
     with pytest.raises(WorkerDied, match=rf"died {len(again)} times .* signal 9 \(Killed\).*--workers"):
@@ -284,6 +290,7 @@ def test_a_worker_that_ends_by_itself_is_an_error() -> None:
     evaluator.close()
 
 
+@pytest.mark.slow
 def test_breaking_off_goes_before_a_restart(three_slots: Evaluator, capsys: pytest.CaptureFixture[str]) -> None:
     on_step = killing(three_slots, 0, always)
 

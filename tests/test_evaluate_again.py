@@ -49,6 +49,7 @@ def own_scores(folder: Path, metric: str = "return", **where: Any) -> dict[str, 
     return {str(seed): float(np.mean([x[metric] for x in lines if x["seed"] == seed])) for seed in seeds}
 
 
+@pytest.mark.slow
 def test_the_runs_own_settings_give_its_own_numbers(
     run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -68,6 +69,7 @@ def test_the_runs_own_settings_give_its_own_numbers(
         assert row["per_seed"] == plain["per_seed"]
 
 
+@pytest.mark.slow
 def test_another_checkpoint_and_more_episodes(data: str, tmp_path: Path) -> None:
     """Of a run with normalised observations, whose data are gone."""
     path = shutil.copy(data.removeprefix("--data="), tmp_path / "own.npz")
@@ -85,6 +87,7 @@ def test_another_checkpoint_and_more_episodes(data: str, tmp_path: Path) -> None
     assert row["per_seed"] != own_scores(folder, step=20)
 
 
+@pytest.mark.slow
 def test_all_runs_of_a_sweep(data: str, tmp_path: Path) -> None:
     tiny = ("--agent=bc", "--env=Pendulum-v1", "--preset=none", "--agent.batch_size=8", "--eval.episodes=1")
     grid = ("--agent.learning_rate=0.01,1e20", "--agent.hidden_dims=4:8", "--num_seeds=2", "--workers=1")
@@ -101,6 +104,7 @@ def test_all_runs_of_a_sweep(data: str, tmp_path: Path) -> None:
     assert len(evaluated(tmp_path / "sweep" / "group1", tmp_path / "out.json")) == 2
 
 
+@pytest.mark.slow
 def test_a_goal_conditioned_run_on_all_its_tasks(tmp_path: Path) -> None:
     path = save_walks(tmp_path / "walks.npz")
     tiny = ("--agent=gcbc", "--env=pointmaze-medium-navigate", "--agent.hidden_dims=4", "--agent.batch_size=8")

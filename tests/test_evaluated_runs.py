@@ -33,6 +33,7 @@ def own_run(folder: Path, env: str, **given: Any) -> settings.Plan:
     return settings.plan(small | given, OWN)
 
 
+@pytest.mark.slow
 def test_an_evaluation_goes_on_where_a_simulator_gives_no_numbers(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -50,6 +51,7 @@ def test_an_evaluation_goes_on_where_a_simulator_gives_no_numbers(
     assert "not finite are left out" in summary["rule"]
 
 
+@pytest.mark.slow
 def test_a_run_without_any_finite_number_ends_well_and_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     env = "own_envs:own/Broken-v0"
     monkeypatch.setattr(own_envs.Broken, "__init__", lambda self: own_envs.Own.__init__(self))
@@ -71,6 +73,7 @@ def nothing_finite(self: Evaluator, policies: Any, *arguments: Any, **options: A
     return Evaluation(nothing, nothing, np.ones((1, 1, 4), np.int32))
 
 
+@pytest.mark.slow
 def test_success_is_judged_once_and_0_where_it_is_not_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The first evaluation tells nothing, of the second one episode of one seed, the third again nothing."""
     outcomes = []
@@ -108,6 +111,7 @@ def test_parts_of_a_sweep_that_were_told_no_success_had_none(tmp_path: Path, mon
     assert found == [("success", {0: 0.0}), ("success", {0: 0.5}), ("return", {0: 0.5}), ("return", {0: 0.5})]
 
 
+@pytest.mark.slow
 def test_episodes_that_end_from_the_start_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     """All of a seed's episodes are broken off at their reset; what the other's come to is not moved."""
 

@@ -16,6 +16,7 @@ from flowrl.networks import Spec
 from flowrl.run_folder import logs
 
 
+@pytest.mark.slow
 def test_an_agent_in_somebody_elses_loop_finds_the_rewarded_mode(monkeypatch: pytest.MonkeyPatch) -> None:
     module = load("docs/examples/own_loop.py")
     for name, fewer in {"ROWS": 512, "BATCH": 64, "UPDATES": 500}.items():
@@ -23,6 +24,7 @@ def test_an_agent_in_somebody_elses_loop_finds_the_rewarded_mode(monkeypatch: py
     assert module.main() > 0.95
 
 
+@pytest.mark.slow
 def test_an_agent_learns_from_somebody_elses_sampler(tmp_path: Path) -> None:
     rows = np.random.default_rng(0).uniform(-1, 1, (400, 2)).astype(np.float32)
     terminals = np.zeros(400, bool)
@@ -32,6 +34,7 @@ def test_an_agent_learns_from_somebody_elses_sampler(tmp_path: Path) -> None:
     assert last < 0.1 * first
 
 
+@pytest.mark.slow
 def test_a_file_of_ones_own_trains_an_agent(tmp_path: Path) -> None:
     arrays = load("docs/examples/own_data.py").collect(3)
     assert {name: array.shape for name, array in arrays.items()} == {
@@ -56,6 +59,7 @@ def test_hand_written_control_swings_the_pendulum_up() -> None:
         assert observation[0] > 0.95
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "flags"),
     [
@@ -77,6 +81,7 @@ def test_a_new_agent_runs_from_the_command_line(
     assert [line["length"] for line in logs.read_lines(folder / "eval.jsonl")] == [5]
 
 
+@pytest.mark.slow
 def test_a_learnt_weight_holds_the_distance_from_the_data() -> None:
     """Rewards are 2 + a, so that Q pulls the policy away from the data's actions, as far as it is allowed.
 

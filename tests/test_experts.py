@@ -28,6 +28,7 @@ expert = load("experiments/expert.py")
 SHIPPED = experts.path("ant")
 
 
+@pytest.mark.slow
 def test_an_exported_policy_acts_as_the_agent_does(tmp_path: Path) -> None:
     config = sac.Config(hidden_dims=(16, 16, 16))
     agent = sac.make(config, Spec.of_sizes(29, 8))
@@ -55,6 +56,7 @@ def test_the_shipped_expert_has_its_record() -> None:
     assert not record["git_commit"].endswith("-dirty")
 
 
+@pytest.mark.slow
 def test_the_shipped_expert_walks_in_the_commanded_direction() -> None:
     for angle in (0.0, 2.0, 4.0):
         direction = np.array([np.cos(angle), np.sin(angle)])
@@ -110,6 +112,7 @@ def test_directions_are_seen_and_rewarded() -> None:
     np.testing.assert_allclose(reward, moved @ observation[-2:])
 
 
+@pytest.mark.slow
 def test_the_program_trains_exports_and_measures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(expert, "STEPS", 20)
     tiny = ("--online.steps=40", "--online.warmup_steps=20", "--agent.hidden_dims=8", "--agent.batch_size=8")

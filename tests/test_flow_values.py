@@ -178,6 +178,7 @@ def fresh(name: str, seed: int = 0) -> TrainState:
     return agent_of(name).init(jax.random.key(seed), config_of(name, TINY))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "slow"), [("rql", {"actor", "critic"}), ("qflow", {"critic"})])
 def test_what_moves(name: str, slow: set[str]) -> None:
     state = fresh(name)
@@ -186,6 +187,7 @@ def test_what_moves(name: str, slow: set[str]) -> None:
     assert_first_step(state, after, metrics)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_mapped_runs_equal_single_ones(name: str) -> None:
     states = [fresh(name, seed) for seed in range(2)]
@@ -202,6 +204,7 @@ def test_rql_explores_by_the_trained_flow_and_is_evaluated_by_the_slow_one() -> 
     assert not np.allclose(still, moved)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "told"), [("rql", {"expectile": 0.5, "alpha": 0.1}), ("qflow", {"alpha": 0.5})])
 def test_a_bandit_whose_values_are_known(name: str, told: dict[str, Any]) -> None:
     """Actions from N(0, 0.3²) earn themselves, and nothing follows: V(s, a, 1) = a, and the flow moves up."""

@@ -175,6 +175,7 @@ def test_guidance_leaves_critic_and_anchor_alone(x64: None) -> None:
     assert all((leaf != 0).any() for leaf in jax.tree.leaves(grads["actor"]))
 
 
+@pytest.mark.slow
 def test_what_follows_and_what_stays() -> None:
     config = config_of("fmq", SMALL)
     agent = agents.build("fmq", config, SPEC)
@@ -208,6 +209,7 @@ def test_a_chunk_is_one_action() -> None:
     assert actions.shape == (4, 3, A)
 
 
+@pytest.mark.slow
 def test_a_run_goes_online_and_is_resumed_there(tmp_path: Path) -> None:
     rng, folder = np.random.default_rng(0), tmp_path / "run"
     fields = {"observations": rng.normal(size=(60, 3)), "actions": rng.uniform(-2, 2, (60, 1)), "rewards": -np.ones(60)}
@@ -274,6 +276,7 @@ def test_a_search_is_evaluated_only() -> None:
 # --------------------------------------------------------------------------------------------------------- a bandit
 
 
+@pytest.mark.slow
 def test_guidance_moves_cloned_actions_to_where_q_rises() -> None:
     """Data ±0.6, cloned in one step; then Q of 1 − (a − 0.5)² draws them within the trust region."""
     told = {**ONE_STEP, "hidden_dims": (32, 32), "choice.num_samples": 4, "choice.target_samples": 4}

@@ -88,6 +88,7 @@ def test_weights_by_hand(way: Way) -> None:
     np.testing.assert_allclose(clipped, 1 / 3, rtol=1e-6)
 
 
+@pytest.mark.slow
 @each_agent
 def test_targets_draw_as_many_particles_as_they_are_told(name: str) -> None:
     """The best of more next actions by the same critics is better, whatever the number of particles that act."""
@@ -244,6 +245,7 @@ def test_all_particles_explore_and_one_is_evaluated(name: str) -> None:
     assert next(iter(agent.evaluations(config).values())) == put(config, {"choice.num_samples": 1, "policy.steps": 3})
 
 
+@pytest.mark.slow
 @each_agent
 def test_mapped_runs_equal_single_ones(name: str) -> None:
     states = [with_config(state_of(name, seed=seed), {"reward_scale": 0.1 + seed}) for seed in range(2)]
@@ -291,6 +293,7 @@ def test_sampling_starts_from_the_deviation_that_is_told(start: str, scale: floa
     np.testing.assert_allclose(found, jnp.clip(starts, -1, 1), rtol=1e-4)
 
 
+@pytest.mark.slow
 @each_agent
 def test_a_bandit_with_a_known_answer(name: str) -> None:
     """r = −4 |a − (½, −½)|², then the episode is over. The policy sees its own actions only, and moves to the best."""

@@ -137,6 +137,7 @@ def test_the_critics_loss_by_hand(x64: None, way: Way, told: dict[str, Any]) -> 
     np.testing.assert_allclose(way(loss)(batch), (np.asarray(batch["valid"]) * errors).mean(), rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_the_policy_acts_and_the_flow_is_evaluated_beside_it() -> None:
     config = config_of("gfp", {"hidden_dims": (8,)})
     agent = agents.build("gfp", config, SPEC)
@@ -154,6 +155,7 @@ def test_the_policy_acts_and_the_flow_is_evaluated_beside_it() -> None:
     assert float(jnp.abs(actions["vabc"] - actions["eval"]).mean()) > 0.1
 
 
+@pytest.mark.slow
 def test_guidance_makes_the_flow_prefer_what_pays() -> None:
     """Data ±0.6, which earn as much: cloned as they are by η = 0; a small η leaves the better half."""
     told = {"hidden_dims": (32, 32), "flow.steps": 4, "alpha": 1.0}

@@ -62,6 +62,7 @@ def graded(name: str, loss: str, mapped: bool = False) -> Callable[..., Any]:
     return jax.jit(jax.vmap(function) if mapped else function)
 
 
+@pytest.mark.slow
 @each_loss
 def test_losses_and_gradients_equal_their_references(name: str, loss: str) -> None:
     _, reference = losses_of(name)[loss]
@@ -148,6 +149,7 @@ def test_hiql_low_actor_may_train_the_representation() -> None:
 # --- one step ---
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lagging", [True, False])
 @pytest.mark.parametrize("name", ["gcivl", "hiql", "gc_sscp"])
 def test_targets_move_toward_the_parameters_before_the_step_or_after_it(name: str, lagging: bool) -> None:
@@ -202,6 +204,7 @@ def test_gc_sscp_draws_its_noise_as_the_paper_does(monkeypatch: pytest.MonkeyPat
     assert np.abs(prefixes).max() < 0.08
 
 
+@pytest.mark.slow
 @each_agent
 def test_a_step_is_adam_on_the_sum_of_all_gradients_at_the_same_parameters(
     name: str, monkeypatch: pytest.MonkeyPatch
@@ -270,6 +273,7 @@ def test_a_new_state_starts_with_copies_as_targets(name: str) -> None:
     assert not any(np.allclose(x, y) for x, y in zip(one, other, strict=True))
 
 
+@pytest.mark.slow
 @each_agent
 def test_mapped_runs_with_different_hyperparameters_equal_separate_runs(name: str) -> None:
     agent, config = agent_of(name), as_arrays(config_of(name))
@@ -293,6 +297,7 @@ def test_mapped_runs_with_different_hyperparameters_equal_separate_runs(name: st
     assert np.abs(jax.tree.leaves(same.params)[0] - jax.tree.leaves(alone[0].params)[0]).max() > 1e-3
 
 
+@pytest.mark.slow
 @each_agent
 def test_an_update_reads_what_its_batches_hold(name: str) -> None:
     agent, config = agent_of(name), config_of(name)

@@ -46,6 +46,7 @@ def test_actions_have_the_shape_of_the_observations_and_stay_in_bounds(name: str
         assert jnp.isfinite(actions).all()
 
 
+@pytest.mark.slow
 @each_agent
 def test_acting_at_the_origin_before_training_is_finite(name: str) -> None:
     # All biases start at zero, and so does every hidden layer there.
@@ -184,6 +185,7 @@ def trained_on_line(name: str, horizon: int = 1) -> tuple[Agent, TrainState]:
     return trained(name, told, line(), options=AT_LEISURE)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "horizon"), [("gcivl", 1), ("gcivl", 3), ("hiql", 1), ("gc_sscp", 1)])
 def test_values_on_a_line_are_those_of_the_distance(name: str, horizon: int) -> None:
     # Reward −1 until the goal is reached in k steps, and nothing after: −(1 − γ^k)/(1 − γ), from 0 to −3.7.
@@ -209,6 +211,7 @@ def test_values_on_a_line_are_those_of_the_distance(name: str, horizon: int) -> 
             assert (np.diff(values[here][np.argsort(np.abs(s - g)[here])]) < 0).all()
 
 
+@pytest.mark.slow
 @each_agent
 def test_policies_on_a_line_go_toward_the_goal(name: str) -> None:
     agent, state = trained_on_line(name)

@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from goal_rivals import ACTOR, ACTOR_PARAMS, BATCH, NLL, each_quasimetric, loss_and_slopes, receivers
 from small_agents import GOAL_SPEC, D, config_of, networks_of, state_with
 from stub_agents import network
@@ -205,6 +206,7 @@ QRL_PARAMS = {
 """All intervals are [w x, w y], so that d = relu(w (y − x)) in one group, whatever the share of the mean."""
 
 
+@pytest.mark.slow
 @each_way
 def test_qrls_distances_by_hand(way: Way) -> None:
     # d(s, g) = (3, 0), d(s, s') = (2, ½): C = ½ with λ = 2 and ε = 0.1. By w: −½ σ(5 − .03) · 3 and λ/2 · 2 · 1 · 2;
@@ -244,6 +246,7 @@ def test_qrls_policy_by_hand(way: Way) -> None:
     assert receivers(slopes) == {"actor"}
 
 
+@pytest.mark.slow
 @each_quasimetric
 def test_distances_obey_the_triangle_inequality_and_differ_by_direction(kind: str) -> None:
     told = {"hidden_dims": (16,), "latent_dim": 32, "quasimetric": kind}

@@ -38,6 +38,7 @@ def ring() -> Dataset:
     })  # fmt: skip
 
 
+@pytest.mark.slow
 @each_quasimetric
 def test_distances_on_a_ring_are_those_of_the_one_way_around_it(kind: str) -> None:
     told = {"hidden_dims": (32,), "batch_size": 64, "learning_rate": 5e-3, "latent_dim": 32, "quasimetric": kind}
@@ -64,6 +65,7 @@ def trained_on_line(name: str) -> Any:
     return trained(name, told, line(), updates=300 if name == "qrl" else 450)
 
 
+@pytest.mark.slow
 def test_gciqls_values_on_a_line_are_those_of_the_distance() -> None:
     # Reward −1 until the goal is reached in k steps: −(1 − γ^k)/(1 − γ). The 0.95-expectile lies a little below.
     agent, state = trained_on_line("gciql")
@@ -76,6 +78,7 @@ def test_gciqls_values_on_a_line_are_those_of_the_distance() -> None:
     assert (q > away).all()
 
 
+@pytest.mark.slow
 def test_crl_learns_how_likely_goals_are_and_ranks_states_by_their_distance() -> None:
     # Of B goals one is a row's own: f = log p(g | s, a) / p(g) − log(B − 1), with p(g | s, a) the share of geometric
     # futures that end in g, those beyond the end in the last cell.
@@ -100,6 +103,7 @@ def test_crl_learns_how_likely_goals_are_and_ranks_states_by_their_distance() ->
             assert (ordered[2:] < ordered[:-2]).all()
 
 
+@pytest.mark.slow
 @each_agent
 def test_policies_on_a_line_go_toward_the_goal(name: str) -> None:
     agent, state = trained_on_line(name)
@@ -111,6 +115,7 @@ def test_policies_on_a_line_go_toward_the_goal(name: str) -> None:
     np.testing.assert_allclose(toward.mean(), 0.8, atol=0.3)
 
 
+@pytest.mark.slow
 def test_gciqls_policy_follows_q_where_cloning_goes_nowhere() -> None:
     # With goals from anywhere either walk is as likely for each of them, so that the data's mean action is 0.
     goals = {
@@ -129,6 +134,7 @@ def test_gciqls_policy_follows_q_where_cloning_goes_nowhere() -> None:
 # -------------------------------------------------------------------------------------- what is built, read and acts
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss", ["awr", "ddpgbc"])
 @each_agent
 def test_an_update_trains_what_the_loss_of_the_policy_needs(name: str, loss: str) -> None:
@@ -206,6 +212,7 @@ def test_published_values(agent: str, dataset: str, expected: dict[str, Any]) ->
     assert expected.items() <= settings_of("paper", agent, dataset)[1].items()
 
 
+@pytest.mark.slow
 @each_agent
 def test_every_row_builds_and_takes_a_step(name: str) -> None:
     known = presets.datasets(name)

@@ -257,6 +257,7 @@ def layouts(draw: st.DrawFn) -> tuple[int, ...]:
     return tuple(np.diff([0, *sorted(cuts), ROWS]).tolist())
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None, derandomize=True)
 @given(layouts())
 def test_transitions_and_ends(lengths: tuple[int, ...]) -> None:
@@ -272,6 +273,7 @@ def test_transitions_and_ends(lengths: tuple[int, ...]) -> None:
     np.testing.assert_array_equal(batch["next_observations"][:, 0], np.array(valid) + 1)
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None, derandomize=True)
 @given(layouts(), st.integers(0, 2**31 - 1), st.integers(1, 40), st.sampled_from([(1.0, 0.0), (0.5, 0.5), (0.2, 0.3)]))
 def test_goals_keep_to_their_episodes(
@@ -312,6 +314,7 @@ def test_goals_keep_to_their_episodes(
             assert target in (within, beyond)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("horizon", [2, 3, 50])
 def test_values_over_a_horizon_stop_at_the_goal_and_at_the_end(horizon: int) -> None:
     valid, ends = layout(LENGTHS)
@@ -331,6 +334,7 @@ def test_values_over_a_horizon_stop_at_the_goal_and_at_the_end(horizon: int) -> 
     assert len(met) == 2 + (horizon < 9)  # the goal, the end and, where episodes are long enough, the horizon
 
 
+@pytest.mark.slow
 def test_a_batch_is_drawn_and_relabelled_by_its_key() -> None:
     dataset, kind, key = dataset_of(LENGTHS), kind_of(), jax.random.key(9)
     rows_key, goals_key = jax.random.split(key)
@@ -343,6 +347,7 @@ def test_a_batch_is_drawn_and_relabelled_by_its_key() -> None:
         np.testing.assert_array_equal(array, batch[name])
 
 
+@pytest.mark.slow
 def test_compact_goals_are_goals_and_states_are_subgoals() -> None:
     dataset = dataset_of(LENGTHS)
     compact = dataset.replace(fields={**dataset.fields, "oracle_reps": 100 + dataset.fields["observations"]})

@@ -35,6 +35,7 @@ def test_no_circles() -> None:
     assert house.circles(house.imports(ROOT)) == []
 
 
+@pytest.mark.slow
 def test_lengths() -> None:
     found = house.measure(ROOT)
     assert found[f"files over {house.LONG_FILE} lines"] == []

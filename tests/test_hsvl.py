@@ -91,6 +91,7 @@ def drawn_batch() -> dict[str, jax.Array]:
     return batch | {"value_steps": jnp.arange(rows) * 5, "value_reached": jnp.arange(rows) % 2 == 0}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("trains", [True, False])
 def test_what_a_policy_trains(trains: bool) -> None:
     config, batch = config_of("hsvl", {**TOLD, "low_actor_rep_grad": trains}), drawn_batch()
@@ -104,6 +105,7 @@ def test_what_a_policy_trains(trains: bool) -> None:
     assert not one.target_params
 
 
+@pytest.mark.slow
 def test_blocks_stand_behind_their_norm() -> None:
     s, g = jnp.ones((3, 4)), jnp.arange(12.0).reshape(3, 4)
     for parts, first in (((s, g), []), ((s, g[:, :2]), ["Dense_1"])):
@@ -179,6 +181,7 @@ def counted() -> tuple[np.ndarray, np.ndarray]:
     return np.stack(survival), np.stack(known)
 
 
+@pytest.mark.slow
 def test_survival_on_a_line_is_the_most_likely_one() -> None:
     agent, state = on_a_line()
     (s, g), eye, (expected, known) = cell_pairs(), jnp.eye(CELLS), counted()

@@ -62,6 +62,7 @@ def build(kind: str, folder: Path, out: Path) -> Path:
     return out / made.stdout.splitlines()[-1]
 
 
+@pytest.mark.slow
 def test_the_distribution_works_outside_of_the_repository(tmp_path: Path) -> None:
     """A wheel, built of the source distribution: agents are real files there, not the repository's link."""
     source = tmp_path / "source"

@@ -78,6 +78,7 @@ def drawn_batch() -> dict[str, jax.Array]:
     return {name: jnp.asarray(value, jnp.float32) for name, value in fields.items()}
 
 
+@pytest.mark.slow
 def test_what_follows_a_step() -> None:
     config = config_of("lavl", {**TOLD, "discount": 0.9})
     agent = agents.build("lavl", config, Spec.of_sizes(D, A, D))
@@ -92,6 +93,7 @@ def test_what_follows_a_step() -> None:
         jax.tree.map(lambda x, y: np.testing.assert_allclose(x, 0.1 * y, atol=1e-6), slow, state.params[name])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("level", ["low_actor_rep_grad", "high_actor_rep_grad"])
 def test_what_trains_the_representation(level: str) -> None:
     # A value of weight zero, so that only the policies are left to move the representation.
@@ -119,6 +121,7 @@ def on_a_line() -> Any:
     return trained("lavl", told, line())
 
 
+@pytest.mark.slow
 def test_values_on_a_line_are_those_of_its_distances() -> None:
     agent, state = on_a_line()
     s, g = cell_pairs()

@@ -43,6 +43,7 @@ def maze(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return trained(place / "run", "--agent=gc_sscp", "--env=pointmaze-medium-navigate", f"--data={data}")
 
 
+@pytest.mark.slow
 def test_actions_are_in_the_environments_units(pendulum: Path) -> None:
     policy = flowrl.load(pendulum)
     mean = np.asarray(policy.agent.act(policy.policy, {"observations": jnp.zeros((1, 3))}, jax.random.key(0)))[0]
@@ -74,6 +75,7 @@ def test_as_a_pure_function(pendulum: Path) -> None:
     assert (np.abs(slope) > 0).any()
 
 
+@pytest.mark.slow
 def test_goals_noise_and_ways_of_acting(maze: Path) -> None:
     policy, hops = flowrl.load(maze), flowrl.load(maze, hops=2)
     s, g = np.float32([1, 2]), np.float32([3, 4])
@@ -85,6 +87,7 @@ def test_goals_noise_and_ways_of_acting(maze: Path) -> None:
     assert (policy.act(s, g + 5, seed=3) != same[0]).any()
 
 
+@pytest.mark.slow
 def test_no_simulator_is_imported(pendulum: Path) -> None:
     code = (
         "import sys, flowrl, flowrl.agents.fql\n"

@@ -64,6 +64,7 @@ def run_of(states: Any, index: int) -> Any:
     return jax.tree.map(lambda leaf: leaf[index : index + 1], states.replace(step=None))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["gcbc", "gcivl"])
 def test_a_mapped_run_agrees_with_the_run_alone(walks: Dataset, name: str) -> None:
     agent, seeds = make(name), (3, 4)
@@ -83,6 +84,7 @@ def test_a_mapped_run_agrees_with_the_run_alone(walks: Dataset, name: str) -> No
         jax.tree.map(close, run_of(side_by_side, index).params, alone.params)
 
 
+@pytest.mark.slow
 def test_mapping_does_not_change_rows_goals_or_noise(walks: Dataset) -> None:
     kind, keys = make("gc_sscp").batch(config_of("gc_sscp")), keys_of(3, 4)
 
@@ -96,6 +98,7 @@ def test_mapping_does_not_change_rows_goals_or_noise(walks: Dataset) -> None:
         assert_equal(jax.tree.map(lambda leaf, index=index: leaf[index], mapped), alone)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["serial", "vmap"])
 def test_chunks_do_not_change_states_or_metrics(walks: Dataset, mode: Any) -> None:
     program, keys = compiled.build(make("gcivl"), BATCH, walks, mode), keys_of(0, 1)
@@ -103,6 +106,7 @@ def test_chunks_do_not_change_states_or_metrics(walks: Dataset, mode: Any) -> No
     assert_equal(one, other)
 
 
+@pytest.mark.slow
 def test_totals_average_every_update(walks: Dataset) -> None:
     agent, key = make("gcbc"), jax.random.key(0)
     step = jax.jit(functools.partial(updates.train_step, agent, BATCH))

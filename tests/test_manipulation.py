@@ -53,6 +53,7 @@ def test_other_sets_are_refused(name: str) -> None:
         tasks.parse(name).recipe()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", ["cube-double-play", "cube-single-noisy", "scene-play", "scene-noisy", "puzzle-3x3-play"]
 )
@@ -82,6 +83,7 @@ def played() -> tuple[Any, dict[str, np.ndarray]]:
     return env, collect.play(env, recipe, 0, 0)
 
 
+@pytest.mark.slow
 def test_rows_hold_the_state_before_the_step(played: tuple[Any, dict[str, np.ndarray]]) -> None:
     """Replaying the actions from a row's state gives the next row's."""
     env, episode = played
@@ -99,6 +101,7 @@ def test_the_planner_moves_the_cube(played: tuple[Any, dict[str, np.ndarray]]) -
     assert np.ptp(episode["qpos"][:, 14:16], axis=0).max() > 0.05
 
 
+@pytest.mark.slow
 def test_noisy_episodes_have_random_actions_and_noise_of_the_episodes_size() -> None:
     env, recipe = made("puzzle-3x3-noisy", 1000)
 
@@ -127,6 +130,7 @@ def test_noisy_episodes_have_random_actions_and_noise_of_the_episodes_size() -> 
     np.testing.assert_allclose(actions[~random, 3].std(), 3 * xi, rtol=0.5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["scene-noisy", "scene-play"])
 def test_a_scene_s_targets_do_not_outlive_their_episode(name: str) -> None:
     """An oracle's first action sees the state of the old targets, those of things never drawn so far among them."""
@@ -233,6 +237,7 @@ def test_a_scene_whose_block_leaves_is_played_again() -> None:
     assert not np.array_equal(seen[0], seen[1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "observation", "buttons"),
     [("cube-single-noisy", 28, 0), ("scene-noisy", 40, 2), ("puzzle-3x3-play", 55, 9)],

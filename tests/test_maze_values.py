@@ -103,6 +103,7 @@ def measured(tmp_path: Path, *told: str) -> list[dict[str, Any]]:
     return list(json.loads(out.read_text())["results"])
 
 
+@pytest.mark.slow
 def test_the_checkpoints_of_a_run_are_measured(tmp_path: Path) -> None:
     rows = measured(tmp_path, "--agent=hiql", "--steps=2")
     assert [(row["step"], row["seed"]) for row in rows] == [(1, 0), (1, 1), (2, 0), (2, 1)]
@@ -110,12 +111,14 @@ def test_the_checkpoints_of_a_run_are_measured(tmp_path: Path) -> None:
     assert len({row["lowest"] for row in rows}) == 4  # each of its own parameters
 
 
+@pytest.mark.slow
 def test_values_that_stay_are_measured_as_they_are_while_the_policy_reads_goals_otherwise(tmp_path: Path) -> None:
     rows = measured(tmp_path, "--agent=gc_sscp", "--agent.learning_rate=0.1", "--agent.value.steps=1", "--steps=3")
     for seed in (0, 1):
         assert len({row["lowest"] for row in rows if row["seed"] == seed}) == 1
 
 
+@pytest.mark.slow
 def test_normalised_runs_see_what_they_were_trained_on(tmp_path: Path) -> None:
     data, folder = save_walks(tmp_path / "tiny.npz"), tmp_path / "run"
     tiny = ("--agent.hidden_dims=4", "--agent.batch_size=4", "--steps=1", "--eval.episodes=0", "--preset=none")

@@ -170,6 +170,7 @@ def real_state(told: dict[str, Any]) -> tuple[Any, TrainState]:
     return agent, jax.jit(agent.init)(jax.random.key(0), config)
 
 
+@pytest.mark.slow
 def test_what_an_update_moves() -> None:
     agent, state = real_state({"balance.interval": 1})
     first, metrics = compiled(agent)(state, batch_of(), jax.random.key(1))
@@ -194,6 +195,7 @@ def test_what_an_update_moves() -> None:
         np.testing.assert_allclose(one, 0.995 * old + 0.005 * new, atol=1e-7)
 
 
+@pytest.mark.slow
 def test_the_weight_acts_in_the_update_that_moves_it() -> None:
     agent, state = real_state({"balance.interval": 1, "schedule.steps": 10})
     filled = {"weight": jnp.float32(10), "losses": jnp.full(20, 1e-9), "count": jnp.float32(20)}
@@ -250,6 +252,7 @@ def test_heads_share_the_token() -> None:
 # --------------------------------------------------------------------------------------------------------- a bandit
 
 
+@pytest.mark.slow
 def test_a_bandit_and_two_modes() -> None:
     """With little weight of the flow the best action, with much of it both modes of the data."""
     told = {"hidden_dims": (32, 32), "width": 16, "depth": 1, "critic_learning_rate": 3e-3, "schedule.steps": 400}

@@ -149,6 +149,7 @@ TINY = (
 )
 
 
+@pytest.mark.slow
 def test_the_program_trains_and_exports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folders = (f"--run_dir={tmp_path / 'run'}", f"--out={tmp_path / 'made'}")
     schedule = ("--log.interval=20", "--checkpoint.interval=20", "--eval.episodes=0", "--online.buffer_size=40")
@@ -184,6 +185,7 @@ def test_returns_are_of_whole_first_episodes(monkeypatch: pytest.MonkeyPatch) ->
     assert snapshots.episode_returns("hopper", layers_of([0.0] * 3, [0.0] * 3), 2) == [3.0, 3.0]
 
 
+@pytest.mark.slow
 def test_policies_of_interruptions_are_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = sac.Config(hidden_dims=(4,))
     agent = sac.make(config, Spec.of_sizes(11, 3))
@@ -214,6 +216,7 @@ def test_keeping_one_checkpoint_is_refused() -> None:
         main("--agent=sac", "--env=Pendulum-v1", "--online.steps=30", "--checkpoint.keep=1")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("keep", "expected"), [(0, [0, 10, 20, 30]), (2, [20, 30]), (3, [10, 20, 30])])
 def test_checkpoints_are_kept_as_asked(tmp_path: Path, keep: int, expected: list[int]) -> None:
     folder = tmp_path / "run"

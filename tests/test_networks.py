@@ -151,6 +151,7 @@ def test_value_networks_use_gelu_and_layer_norm() -> None:
     np.testing.assert_allclose(Value((8,)).apply(params, x), expected[:, 0], atol=1e-6)
 
 
+@pytest.mark.slow
 def test_ensemble_members_differ_and_are_each_a_network() -> None:
     x, y = normal(1, 5, 3), normal(2, 5, 2)
     twin = ensemble(Value)((8, 8))

@@ -53,6 +53,7 @@ def test_published_runs() -> None:
     assert (run["normalize.observations"], own["alpha"], own["time_levels"]) == (True, 2000, 100)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("agent", OFFLINE)
 def test_every_row_builds_and_takes_a_step(agent: str) -> None:
     known = presets.datasets(agent)
@@ -68,6 +69,7 @@ def test_every_row_builds_and_takes_a_step(agent: str) -> None:
         check_builds(agent, structure)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("agent", OFFLINE)
 @pytest.mark.parametrize("chunk", [True, False])
 def test_actions_may_be_chunks(agent: str, chunk: bool) -> None:

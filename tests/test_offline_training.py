@@ -177,6 +177,7 @@ def policy_at(name: str, state: int) -> np.ndarray:
     return np.asarray(agent.act(agent.policy(trained), inputs, jax.random.key(3)))[:, 0]
 
 
+@pytest.mark.slow
 @each_q_agent
 def test_critics_on_a_chain_learn_its_values(name: str) -> None:
     # Q(2, a) = 1 − (a − 0.5)² for any policy; before the end γ and γ² of what the policy then gets.

@@ -132,6 +132,7 @@ def test_a_file_without_the_state_is_explained(collected, tmp_path, name, change
     assert "data.npz" in str(raised.value)
 
 
+@pytest.mark.slow
 def test_buttons_are_needed_where_there_are_some():
     env, state = manipulation("puzzle-3x3-play-singletask")
     del state["button_states"]

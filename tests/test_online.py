@@ -140,6 +140,7 @@ class Session:
         return self
 
 
+@pytest.mark.slow
 def test_counters_buffer_and_updates_agree() -> None:
     options = Online(num_envs=2, updates_per_step=0.5, warmup_steps=4, buffer_size=40, steps=1000)
     session = Session(0, 1, options=options).advance(10)

@@ -85,6 +85,7 @@ def test_losses_and_gradients_equal_their_references(name: str, seed: int) -> No
     assert_close(gradients(after), finite_differences(total, case.params))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("aggregate", "slow_value", "value"), [("min", 3, 1), ("mean", 4, 1.5)])
 def test_sac_by_hand(aggregate: str, slow_value: float, value: float) -> None:
     """Critics 1 and 2, slow ones 3 and 5, α = ½, log densities known, r = 1, γ = ½, masks 1 and 0.
@@ -160,6 +161,7 @@ def test_ddpg_is_a_setting_of_td3() -> None:
     np.testing.assert_allclose(metrics["critic/loss"], 1.125)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_mapped_updates_equal_single_ones(name: str) -> None:
     states = [state_of(name, seed) for seed in (0, 1)]
@@ -169,6 +171,7 @@ def test_mapped_updates_equal_single_ones(name: str) -> None:
 # ------------------------------------------------------------------------------------------------------- probe
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_a_bandit_with_a_known_answer(name: str) -> None:
     """r = −4 (a − s/2)² at states −1 and 1, then the episode is over: the best action is s/2, and Q its reward."""

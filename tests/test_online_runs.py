@@ -37,6 +37,7 @@ def lines(folder: Path, name: str) -> list[dict[str, Any]]:
     return logs.read_lines(folder / f"{name}.jsonl")
 
 
+@pytest.mark.slow
 def test_a_run_without_data_learns_from_its_steps(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     assert main("--agent=td3", "--preset=none", *PENDULUM, *SHORT, "--num_seeds=2", f"--run_dir={folder}") == 0
@@ -49,6 +50,7 @@ def test_a_run_without_data_learns_from_its_steps(tmp_path: Path) -> None:
     assert {line["step"] for line in lines(folder, "eval")} == {20, 40}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "agent",
     [("--agent=td3",), ("--agent=cal_ql", "--agent.critic.hidden_dims=4", "--agent.proposals=2")],
@@ -86,6 +88,7 @@ def test_a_stopped_run_goes_on_with_its_buffer_and_counters(
     assert lines(parted, "metrics")[:4] == lines(whole, "metrics")[:4]
 
 
+@pytest.mark.slow
 def test_offline_training_goes_on_online(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     fields = {"observations": rng.normal(size=(60, 3)), "actions": rng.uniform(-2, 2, (60, 1)), "rewards": np.ones(60)}

@@ -53,6 +53,7 @@ def test_a_transposed_convolution_writes_between_steps(monkeypatch: pytest.Monke
     assert doubled(jnp.ones((3, 2, 1)), 3).shape == (3, 3, 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("length", [4, 7])
 def test_networks_take_plans_of_any_length_and_batch(length: int) -> None:
     """Rows do not see each other, and each condition changes what is said."""
@@ -222,6 +223,7 @@ def test_the_guide_moves_plans_as_far_as_it_must(stop: int, steps: int) -> None:
     np.testing.assert_allclose(plans[:, 1:].mean(axis=0), 0, atol=0.02)
 
 
+@pytest.mark.slow
 def test_the_plan_of_the_best_return_is_played() -> None:
     """Unguided plans are N(0, 0.6²) in a₀: the best of 64 is near its 2.4 deviations, and guided ones are better."""
     found = []
@@ -284,6 +286,7 @@ def test_the_return_is_weighed_by_how_much_it_changes() -> None:
     np.testing.assert_allclose(actions, 2 * (5 - 4.8), rtol=1e-2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["diffuser", "diffuser_goal", "decision_diffuser"])
 def test_several_actions_may_be_played(name: str) -> None:
     told = {"hidden_dims": (8,), "plans.length": 5, "plans.played": 3, "diffusion.levels": 2}

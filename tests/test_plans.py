@@ -56,6 +56,7 @@ def trained(name: str, told: Mapping[str, Any], data: Mapping[str, np.ndarray], 
     return agent, train(jax.jit(agent.init)(jax.random.key(5), config))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("gate", [False, True])
 def test_plans_reach_the_goal(gate: bool) -> None:
     """The actions lead there from the start, in steps as the data have them, and with a wall around it."""
@@ -92,6 +93,7 @@ def two_modes() -> dict[str, np.ndarray]:
     return {**flat, "terminals": np.resize(np.arange(6) == 5, episodes * 6)}
 
 
+@pytest.mark.slow
 def test_decision_diffuser_takes_the_mode_of_the_return_that_is_asked_for() -> None:
     """And the inverse dynamics, linear here, are those of the data."""
     told = {"hidden_dims": (16,), "plans.length": 4, "diffusion.levels": 8, "return_scale": 1.0}
@@ -107,6 +109,7 @@ def test_decision_diffuser_takes_the_mode_of_the_return_that_is_asked_for() -> N
     np.testing.assert_allclose(nets.inverse(state.params, s, s + a / 4), a, atol=0.1)
 
 
+@pytest.mark.slow
 def test_diffuser_takes_the_better_mode() -> None:
     """Alone it follows the data down; the return's gradient, and the choice among plans, take it up."""
     told = {"hidden_dims": (16,), "plans.length": 4, "diffusion.levels": 8, "guide.scale": 1.0}
@@ -154,6 +157,7 @@ def test_quick_plans_avoid_terminations_where_these_are_falls(agent: str) -> Non
         assert asked["halfcheetah-medium-expert-v2"]["return_scale"] == 1200
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("agent", "rows"), [("diffuser", 9), ("decision_diffuser", 1), ("diffuser_goal", 0)])
 def test_every_row_builds_and_takes_a_step(agent: str, rows: int) -> None:
     known = presets.datasets(agent) if rows else set()

@@ -125,6 +125,7 @@ def test_steps_of_a_row_are_the_runs() -> None:
     assert published_run("hiql", "scene-play")["steps"] == 1_000_000
 
 
+@pytest.mark.slow
 def test_every_row_sets_flags_that_are_there() -> None:
     for name in ("paper", "quick"):
         for agent, row in all_rows(name):
@@ -159,6 +160,7 @@ def check_builds(name: str, structure: Any) -> None:
     assert all(value.shape == () and value.dtype == jnp.float32 for value in metrics.values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", AGENTS)
 @pytest.mark.parametrize("kind", ["paper", "quick", "none"])
 def test_every_preset_builds_and_takes_a_step(name: str, kind: str) -> None:

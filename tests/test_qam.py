@@ -200,6 +200,7 @@ def fresh(name: str, seed: int = 0) -> TrainState:
     return agent.init(jax.random.key(seed), config)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_what_moves_and_how_far(name: str) -> None:
     agent, _ = agent_of(name)
@@ -214,6 +215,7 @@ def test_what_moves_and_how_far(name: str) -> None:
     assert name in ("fbrac", "dsrl") or optax.global_norm(gradients(after)) < 1.01  # clipped together
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["qam_f", "qam_e", "fbrac", "dsrl"])
 def test_mapped_runs_equal_single_ones(name: str) -> None:
     states = [fresh(name, seed) for seed in range(2)]
@@ -239,6 +241,7 @@ def test_a_policy_holds_what_acts(name: str, players: set[str]) -> None:
     assert set(jax.eval_shape(several.policy, state).params) == players | {"critic"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "told", "mean", "std"),
     [

@@ -144,6 +144,7 @@ def test_steps_do_not_go_beyond_the_newest_in_a_full_buffer() -> None:
     assert followed(view, 3, 4, 1)[0] == [[9, 5, 6], [6, 6, 6]]
 
 
+@pytest.mark.slow
 def test_batches_of_several_steps_from_a_buffer_and_from_data() -> None:
     kind = Transitions(0.5, Horizon(steps=2, chunk=True))
     buffer = replay.empty(SPEC, 4, kind)

@@ -132,6 +132,7 @@ def test_runs_that_can_be_compared_give_no_warning(tmp_path: Path) -> None:
     assert "of 3 runs against 3 that happens once in 20 times by chance alone" in page.text
 
 
+@pytest.mark.slow
 def test_no_configuration_is_called_best_from_one_seed(tmp_path: Path) -> None:
     folders = [
         make_run(tmp_path / "high", {0: [0.9]}, alpha=1.0),

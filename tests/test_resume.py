@@ -91,6 +91,7 @@ def undisturbed(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_a_finished_run_goes_on_to_more_steps(data: Path, undisturbed: Path, tmp_path: Path) -> None:
     run(command(data, tmp_path / "run", "--steps=230"))  # between log lines: the last one is a part of a totals
     assert '"step": 230' in (tmp_path / "run" / "metrics.jsonl").read_text()
@@ -98,6 +99,7 @@ def test_a_finished_run_goes_on_to_more_steps(data: Path, undisturbed: Path, tmp
     assert_same_run(undisturbed, tmp_path / "run", 400)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("event", "part"),
     [("open", "checkpoints/200.orbax-checkpoint-tmp"), ("os.rename", "checkpoints/200.orbax-checkpoint-tmp")],
@@ -123,6 +125,7 @@ def wait_for(path: Path, text: str, process: subprocess.Popen) -> None:
         time.sleep(0.02)
 
 
+@pytest.mark.slow
 def test_a_run_killed_before_its_first_checkpoint_begins_anew(data: Path, undisturbed: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     kill_at("open", "checkpoints/0.orbax-checkpoint-tmp", command(data, folder))
@@ -157,6 +160,7 @@ def undisturbed_with_evaluation(data: Path, tmp_path_factory: pytest.TempPathFac
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 def test_a_signal_during_training_or_evaluation(
     data: Path, undisturbed_with_evaluation: Path, tmp_path: Path, number: signal.Signals

@@ -93,6 +93,7 @@ def test_unknown_returns_stay_unknown(scale: float, shift: float) -> None:
     np.testing.assert_array_equal(found, [-np.inf, 2 * scale + 3 * shift])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("runs", "num_envs", "capacity"), [(1, 1, 5), (2, 3, 10), (1, 4, 4), (2, 2, 64)])
 def test_returns_reach_the_rows_where_their_transitions_lie(runs: int, num_envs: int, capacity: int) -> None:
     """Against a list of everything: the ring holds the newest, episodes are as long as two rings, rewards tell rows."""

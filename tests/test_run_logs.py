@@ -43,6 +43,7 @@ def swapped(lines: list[str]) -> None:
 METRICS, EVALUATIONS, TIMES = LOGS
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "damage", "message"),
     [
@@ -153,6 +154,7 @@ def test_a_kill_while_a_finished_run_is_given_more_steps(
     assert {json.loads(line)["step"] for line in (folder / "metrics.jsonl.dropped").read_text().splitlines()} == {12}
 
 
+@pytest.mark.slow
 def test_the_lines_of_every_kind_of_run_are_those_that_are_expected(data: str, tmp_path: Path) -> None:
     """Offline updates, then online steps; a diverged run among others of a sweep."""
     folder = tmp_path / "both"

@@ -19,6 +19,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:Sharding info not provided")
 # --------------------------------------------------------------------------------------------------------- config.json
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("place", "value", "message"),
     [

@@ -31,6 +31,7 @@ def train(folder: Path, *arguments: object) -> dict[str, Any]:
     return json.loads((folder / "summary.json").read_text())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("agent", "env"),
     [
@@ -76,6 +77,7 @@ def save_hdf5(path: Path, observation_dim: int, action_dim: int, rows: int = 60)
     return path
 
 
+@pytest.mark.slow
 def test_success_and_return_are_reported(tmp_path: Path, data: Path) -> None:
     summary = train(tmp_path / "run", "--agent=bc", f"--env={SINGLE}", f"--data={data}", "--eval.episodes=2")
     (line,) = logs.read_lines(tmp_path / "run" / "eval.jsonl")
@@ -86,6 +88,7 @@ def test_success_and_return_are_reported(tmp_path: Path, data: Path) -> None:
     assert "best_of_n" not in summary
 
 
+@pytest.mark.slow
 def test_choices_by_q_are_reported_apart(tmp_path: Path, data: Path) -> None:
     summary = train(tmp_path / "run", *SSCP, f"--data={data}", "--eval.episodes=1")
     lines = logs.read_lines(tmp_path / "run" / "eval.jsonl")
@@ -126,6 +129,7 @@ def test_own_files_train_for_any_gymnasium_environment(tmp_path: Path) -> None:
     assert summary["return"] < 0
 
 
+@pytest.mark.slow
 def test_normalisation_is_recorded_and_resumed(tmp_path: Path, data: Path) -> None:
     options = ("--normalize.observations", "--normalize.reward_scale=2", "--normalize.reward_shift=-0.5")
     flags = (*SSCP, f"--data={data}", "--eval.episodes=0")
@@ -141,6 +145,7 @@ def test_normalisation_is_recorded_and_resumed(tmp_path: Path, data: Path) -> No
     assert told.items() <= settings.items()
 
 
+@pytest.mark.slow
 def test_compact_goals_are_the_policys_goals(tmp_path: Path, data: Path) -> None:
     flags = ("--agent=gcivl", "--env=pointmaze-medium-navigate-oraclerep", f"--data={data}", "--eval.episodes=1")
     summary = train(tmp_path / "run", *flags)

@@ -160,6 +160,7 @@ def assert_sinks_hold(folder: Path, server: Server, runs: list[Run]) -> None:
 # ----------------------------------------------------------------------------------------------------- through runs
 
 
+@pytest.mark.slow
 def test_every_mapped_run_is_a_run_of_its_own(data: str, tmp_path: Path, server: Server) -> None:
     """One of the runs diverges, so that its lines change their names on the way."""
     grid = ("--agent.learning_rate=0.001,1e20", "--num_seeds=2")
@@ -177,6 +178,7 @@ def test_every_mapped_run_is_a_run_of_its_own(data: str, tmp_path: Path, server:
     assert not any(flag in record["command"] for flag in ("csv", "tensorboard", "wandb"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("what", "offline"), [("_log", False), ("_evaluate", False), ("_checkpoint", False), ("_evaluate", True)]
 )
@@ -206,6 +208,7 @@ def test_a_run_killed_and_resumed_holds_each_number_once(
     assert len([*(folder / "wandb").glob("offline-run-*")]) == 2 * offline
 
 
+@pytest.mark.slow
 def test_sinks_can_be_asked_for_later(data: str, tmp_path: Path, server: Server) -> None:
     """A run that is finished is copied whole; a line from the middle of a totals goes where the run goes on."""
     folder = tmp_path / "run"

@@ -93,6 +93,7 @@ def test_values_and_policies_learn_together_without_stages() -> None:
 # --- agents ---
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["gcivl", "hiql", "gc_sscp", "lavl"])
 def test_policies_begin_where_values_come_to_stay(name: str) -> None:
     # That of GC-SSCP trains the goal representation that it reads further, and values keep a copy.
@@ -125,6 +126,7 @@ def test_policies_begin_where_values_come_to_stay(name: str) -> None:
         assert [furthest(copy, states[2].params[network]) == 0 for copy in copies] == [False, False, True, True, True]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("step", "done"), [(0, 0), (2, 2), (4, 0), (9, 5), (14, 10)])
 def test_gc_sscps_step_size_falls_in_each_stage(step: int, done: int) -> None:
     # Adam's first step is as long as the rate, of which (1 + cos(π/10 · done)) / 2 is left.

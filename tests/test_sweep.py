@@ -80,6 +80,7 @@ def params(folder: Path, run: int) -> Any:
 # ------------------------------------------------------------------------------------------------- against main.py
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("part", "field"), [(OFFLINE, "learning_rate"), (ONLINE, "explore_noise")], ids=["off", "on"])
 def test_a_run_of_a_sweep_is_the_run_alone(part: tuple[str, ...], field: str, data: str, tmp_path: Path) -> None:
     """Bit for bit where runs are mapped serially, else up to rounding."""
@@ -107,6 +108,7 @@ def _close(one: Any, other: Any) -> None:
         np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_group_is_traced_once(data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     traces: list[int] = []
     make = bc.make
@@ -154,6 +156,7 @@ def test_waves_are_few_and_equal(runs: int, most: int, sizes: list[int]) -> None
     assert len({part.folder for part in parts}) == len(parts)
 
 
+@pytest.mark.slow
 def test_waves_do_not_change_numbers(data: str, at_once: Path, tmp_path: Path) -> None:
     grid = (RATES, "--num_seeds=2", "--eval.episodes=0", "--runs_at_once=3")
     assert sweep(*OFFLINE, data, *grid, f"--run_dir={tmp_path}") == 0
@@ -228,6 +231,7 @@ def test_free_memory_of_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
 # --------------------------------------------------------------------------------------------- broken off, diverged
 
 
+@pytest.mark.slow
 def test_a_broken_sweep_ends_like_an_undisturbed_one(
     data: str, undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -269,6 +273,7 @@ def own_handlers(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         signal.signal(number, handler)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("own_handlers")
 @pytest.mark.parametrize(
     ("number", "place", "name", "told"),

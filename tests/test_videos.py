@@ -82,6 +82,7 @@ _film = camera.filming
 # ----------------------------------------------------------------------------------------------------- films
 
 
+@pytest.mark.slow
 def test_videos_show_the_evaluation_of_the_first_run(
     drawing: None, brief: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -117,6 +118,7 @@ def test_videos_show_the_evaluation_of_the_first_run(
     assert "video" not in settings["command"]
 
 
+@pytest.mark.slow
 def test_a_finished_run_without_videos_gets_them_when_resumed(tmp_path: Path) -> None:
     """Pygame draws the pendulum, without OpenGL."""
     pytest.importorskip("pygame", reason="Gymnasium draws the pendulum with pygame, which is not installed")
@@ -131,6 +133,7 @@ def test_a_finished_run_without_videos_gets_them_when_resumed(tmp_path: Path) ->
     assert (tmp_path / "metrics.jsonl").read_bytes() == before
 
 
+@pytest.mark.slow
 def test_a_finished_sweep_gets_them_of_its_groups(tmp_path: Path) -> None:
     pytest.importorskip("pygame", reason="Gymnasium draws the pendulum with pygame, which is not installed")
     grid = ("--agent.learning_rate=0.001,0.01", "--agent.hidden_dims=4:2", f"--run_dir={tmp_path}")
@@ -158,6 +161,7 @@ def broken(*_: Any) -> Any:
     raise RuntimeError("no EGL device")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", [crash, broken])
 def test_a_machine_that_cannot_draw_keeps_its_results(
     way: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -212,6 +216,7 @@ def test_more_videos_than_episodes_are_refused(tmp_path: Path) -> None:
 # ------------------------------------------------------------------------------------------- episodes played again
 
 
+@pytest.mark.slow
 def test_played_again_in_any_row(monkeypatch: pytest.MonkeyPatch) -> None:
     """Fewer slots than episodes, and another run beside: outcomes are those of the evaluation."""
     from test_evaluate import MAKE, keys_of, policies_of, wanderer
