@@ -25,7 +25,11 @@ class Normalization:
         zero="hides the position",
     )  # fmt: skip
     sparse: bool = static(False, "Make every reward other than 0 a -1, before scaling, as QC for scenes and puzzles.")
-    rewards: bool = static(False, "Scale rewards by 1000 / (best - worst episode return), as IQL.")
+    rewards: str = static(
+        "none", "Bring the data's rewards to a scale of their own: the returns of its episodes to a range of 1000 (as "
+        "IQL), them to mean 0 and deviation 1 (as DQL for pens), or to the range from -1 to 1 (as EDP for kitchens).",
+        choices=("none", "returns", "deviation", "range"),
+    )  # fmt: skip
     reward_scale: float = static(1.0, "Factor of rewards.", low=-np.inf, high=np.inf, zero="makes all rewards equal")
     reward_shift: float = static(
         0.0, "Added to rewards after scaling; the return in evaluations is unscaled.", low=-np.inf, high=np.inf
@@ -110,8 +114,8 @@ def fit(
     """Returns the normaliser of a dataset `[N, ...]` in OGBench's layout, or None where nothing is to be done.
 
     Raises:
-        UserError: Rewards are to be divided by the spread of returns, and there is none; or to be made sparse where
-            returns are read; or what becomes of the data is not finite in 32 bits.
+        UserError: Rewards are to be divided by a spread that there is not, or to be made sparse where returns are
+            read; or what becomes of the data is not finite in 32 bits.
     """
     if normalization == Normalization():
         return None
@@ -126,21 +130,37 @@ def fit(
     if normalization.observations:
         mean, std = observations.mean(axis=0, dtype=np.float64), observations.std(axis=0, dtype=np.float64) + 1e-3
         std[:2] /= normalization.position_scale
-    scale = normalization.reward_scale
-    if normalization.rewards and rewards is not None:
-        returns = episode_returns(rewards, arrays["terminals"])
-        rounding = 1e-10 * np.abs(rewards, dtype=np.float64).sum()
-        if returns.max() - returns.min() <= rounding:
-            raise UserError(
-                f"every episode of the data has the return {returns.max():g}: --normalize.rewards has no spread to "
-                "divide by; leave it out, or give --normalize.reward_scale"
-            )
-        scale *= 1000.0 / float(returns.max() - returns.min())
+    middle, spread = (0.0, 1.0) if rewards is None else _own_scale(normalization.rewards, rewards, arrays["terminals"])
+    scale = normalization.reward_scale / spread
+    shift = normalization.reward_shift - scale * middle
     with np.errstate(over="ignore"):  # which is refused
-        values = [np.asarray(x, np.float32) for x in (mean, std, scale, normalization.reward_shift)]
+        values = [np.asarray(x, np.float32) for x in (mean, std, scale, shift)]
     _require_finite(arrays, *values)
-    mean, std, factor, shift = map(jnp.asarray, values)
-    return Normalizer(mean, std, factor, shift, goals_are_states, normalization.sparse)
+    mean, std, factor, added = map(jnp.asarray, values)
+    return Normalizer(mean, std, factor, added, goals_are_states, normalization.sparse)
+
+
+def _own_scale(kind: str, rewards: np.ndarray, terminals: np.ndarray) -> tuple[float, float]:
+    """Returns what rewards `[N]` are lowered by, and what they are divided by then; rows without a transition apart.
+
+    Raises:
+        UserError: There is no spread, or nothing but rounding.
+    """
+    own = rewards[~terminals.astype(bool)].astype(np.float64)
+    values = episode_returns(rewards, terminals) if kind == "returns" else own
+    low, high = float(values.min()), float(values.max())
+    if kind != "none" and high - low <= 1e-10 * np.abs(own).sum() * (kind == "returns"):
+        told = "episode of the data has the return" if kind == "returns" else "row of the data has the reward"
+        raise UserError(
+            f"every {told} {high:g}: --normalize.rewards={kind} has no spread to divide by; leave it out, or give "
+            "--normalize.reward_scale"
+        )
+    return {
+        "none": (0.0, 1.0),
+        "returns": (0.0, (high - low) / 1000.0),
+        "deviation": (float(own.mean()), float(own.std())),
+        "range": ((high + low) / 2, (high - low) / 2),
+    }[kind]
 
 
 def _require_finite(

@@ -62,8 +62,13 @@ def test_published_rows_build(name: str, rows: int) -> None:
         ("iql", "puzzle-4x4-play-singletask", {"agent.alpha": "3", "agent.hidden_dims": "256,256,256,256"}),
         ("ifql", "antsoccer-arena-navigate-singletask", {"agent.choice.num_samples": "64", "agent.discount": "0.995"}),
         ("ifql", "antmaze-umaze-v2", {"steps": "500000", "normalize.reward_shift": "-1"}),
-        ("idql", "hopper-medium-v2", {"steps": "3000000", "normalize.rewards": "True", "agent.value.expectile": "0.7"}),
+        (
+            "idql",
+            "hopper-medium-v2",
+            {"steps": "3000000", "normalize.rewards": "returns", "agent.value.expectile": "0.7"},
+        ),
         ("idql", "scene-play-singletask", {"agent.choice.num_samples": "32", "agent.critic.hidden_dims": "256,256"}),
+        ("idql", "scene-play-singletask", {"steps": "1000000", "agent.decay.steps": "1000000"}),
     ],
 )
 def test_published_values(name: str, dataset: str, flags: dict[str, str]) -> None:

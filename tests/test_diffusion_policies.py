@@ -214,6 +214,8 @@ def test_cloning_alone_does_not_average_modes(name: str) -> None:
             {"actor_learning_rate": 1e-3, "q_alpha": 2.0, "max_q_backup": True, "max_grad_norm": 2.0},
         ),
         ("dql", "kitchen-complete-v0", {"steps": 250_000, "eval.episodes": 100}, {"q_alpha": 0.005}),
+        ("dql", "pen-cloned-v1", {"normalize.rewards": "deviation"}, {"actor_learning_rate": 3e-5, "q_alpha": 0.1}),
+        ("edp_iql", "kitchen-mixed-v0", {"normalize.rewards": "range"}, {"max_grad_norm": 10.0}),
         ("edp", "antmaze-large-play-v2", {"normalize.reward_shift": -2.0}, {"max_grad_norm": 10.0, "q_alpha": 2.0}),
         ("edp_iql", "antmaze-large-play-v2", {"normalize.reward_shift": -1.0, "normalize.reward_scale": 1.0}, {}),
         ("edp_crr", "walker2d-medium-v2", {"steps": 2_000_000}, {"max_grad_norm": 1.0}),

@@ -20,7 +20,7 @@ def test_nothing_asked_is_nothing_done() -> None:
 
 
 def test_statistics_by_hand() -> None:
-    normalizer = fit(ARRAYS, Normalization(observations=True, rewards=True, reward_scale=0.5, reward_shift=-1.0))
+    normalizer = fit(ARRAYS, Normalization(observations=True, rewards="returns", reward_scale=0.5, reward_shift=-1.0))
     assert normalizer is not None
     np.testing.assert_allclose(normalizer.mean, [3.0, 10.0])
     np.testing.assert_allclose(normalizer.std, [np.sqrt(5.0) + 1e-3, 1e-3], rtol=1e-6)
@@ -40,7 +40,29 @@ def test_a_position_may_count_for_more_than_the_body() -> None:
 
 def test_equal_returns_have_no_spread_to_divide_by() -> None:
     with pytest.raises(UserError, match="every episode of the data has the return -1"):
-        fit(ARRAYS | {"rewards": np.array([-1.0, 5.0, -1.0, 7.0], np.float32)}, Normalization(rewards=True))
+        fit(ARRAYS | {"rewards": np.array([-1.0, 5.0, -1.0, 7.0], np.float32)}, Normalization(rewards="returns"))
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    [
+        ("none", np.array([1, 3, 8])),
+        ("returns", np.array([1, 3, 8]) * 1000 / 4),  # the episodes' are 4 and 8
+        ("deviation", (np.array([1, 3, 8]) - 4) / np.sqrt(26 / 3)),
+        ("range", np.array([-1, 2 * 2 / 7 - 1, 1])),
+    ],
+)
+def test_rewards_are_brought_to_a_scale_of_their_own(kind: str, expected: np.ndarray) -> None:
+    """And scaled and shifted after that; the last rows of episodes have no transition, and tell nothing."""
+    rewards, terminals = np.array([1, 3, -99, 8, 99], np.float32), np.array([0, 0, 1, 0, 1], bool)
+    arrays = {"observations": np.zeros((5, 1), np.float32), "rewards": rewards, "terminals": terminals}
+    normalizer = fit(arrays, Normalization(rewards=kind, reward_scale=2.0, reward_shift=-0.5))
+    assert normalizer is not None
+    np.testing.assert_allclose(normalizer.arrays(arrays)["rewards"][~terminals], 2 * expected - 0.5, rtol=1e-5)
+    equal = arrays | {"rewards": np.where(terminals, rewards, 3)}
+    if kind in ("deviation", "range"):
+        with pytest.raises(UserError, match=f"has the reward 3: --normalize.rewards={kind} has no spread"):
+            fit(equal, Normalization(rewards=kind))
 
 
 def test_rewards_alone_leave_observations_alone() -> None:
@@ -58,7 +80,9 @@ def test_sparse_rewards_tell_success_alone() -> None:
     np.testing.assert_array_equal(found, [-2, 0, -2, 0])
     assert found.dtype == np.float32
     np.testing.assert_array_equal(normalizer.transitions({"rewards": jnp.array([0.0, 7.0])})["rewards"], [0, -2])
-    spread = fit(arrays | {"rewards": np.array([-3, 9, 0, 9], np.float32)}, Normalization(sparse=True, rewards=True))
+    spread = fit(
+        arrays | {"rewards": np.array([-3, 9, 0, 9], np.float32)}, Normalization(sparse=True, rewards="returns")
+    )
     assert spread is not None
     np.testing.assert_allclose(spread.reward_scale, 1000.0)  # returns −1 and 0
     with pytest.raises(UserError, match=r"--normalize\.sparse changes rewards, and this agent reads returns"):
@@ -149,17 +173,20 @@ def test_returns_that_are_equal_but_for_rounding_have_no_spread() -> None:
     arrays = {"observations": np.ones((40, 1)), "rewards": rewards, "terminals": np.arange(40) % 8 == 7}
     assert np.ptp(episode_returns(rewards, arrays["terminals"])) > 0
     with pytest.raises(UserError, match=r"every episode of the data has the return 1e\+07"):
-        fit(arrays, Normalization(rewards=True))
+        fit(arrays, Normalization(rewards="returns"))
 
 
 FAULTS = {
     "flowrl/normalize.py": [
+        ("rewards[~terminals.astype(bool)]", "rewards", "test_rewards_are_brought_to_a_scale_of_their_own"),
+        ("- scale * middle", "- middle", "test_rewards_are_brought_to_a_scale_of_their_own and range"),
+        ('"range": ((high + low) / 2', '"range": (low', "test_rewards_are_brought_to_a_scale_of_their_own and range"),
         ("if not self.sparse else", "if True else", "test_sparse_rewards_tell_success_alone"),
         ("        rewards = -(rewards != 0)", "        _ = -(rewards != 0)", "test_sparse_rewards_tell_success_alone"),
         ("std[:2] /=", "std[1:] /=", "test_a_position_may_count_for_more_than_the_body"),
         ("std[:2] /=", "std[:2] *=", "test_a_position_may_count_for_more_than_the_body"),
         ("_require_finite(arrays, *values)", "", "test_what_is_not_finite_after_rescaling_is_refused"),
-        ("rounding = 1e-10 *", "rounding = 0 *", "test_returns_that_are_equal_but_for_rounding_have_no_spread"),
+        ("1e-10 * np.abs(own).sum()", "0", "test_returns_that_are_equal_but_for_rounding_have_no_spread"),
         ("np.where(terminals, 0.0, rewards)", "rewards", "test_returns_of_episodes"),
         (
             "(x - self.mean) / self.std if name in _STATES",

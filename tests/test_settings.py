@@ -71,7 +71,7 @@ def test_rewards_of_goals_are_not_normalised(name: str) -> None:
     given = {"agent": "gcbc", "env": "pointmaze-medium-navigate", "preset": "none"}
     assert plan(given | {"normalize.observations": True}, {}).settings.normalize.observations
     with pytest.raises(UserError, match="gcbc is goal-conditioned, its rewards are -1 and 0; leave out") as caught:
-        plan(given | {name: 2.0 if "_" in name else True}, {})
+        plan(given | {name: 2.0 if "_" in name else "range"}, {})
     assert "\n" not in str(caught.value)
 
 

@@ -193,7 +193,7 @@ def _with_data_or_without(settings: Settings, env: Task, given: Mapping[str, Any
         settings = config.put(settings, {"data": "none"})
     if settings.data != "none":
         return settings
-    if settings.normalize.observations or settings.normalize.rewards:
+    if settings.normalize.observations or settings.normalize.rewards != "none":
         raise UserError(
             "--normalize.observations and --normalize.rewards take their numbers from offline data, and there are "
             "none; leave them out"
