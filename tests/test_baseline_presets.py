@@ -73,3 +73,13 @@ def test_published_rows_build(name: str, rows: int) -> None:
 )
 def test_published_values(name: str, dataset: str, flags: dict[str, str]) -> None:
     assert flags.items() <= published(name, dataset).items()
+
+
+def test_published_runs_that_go_on_online() -> None:
+    online = [presets.lookup("paper", "iql", "antmaze-large-play-v2", online=on).agent for on in (False, True)]
+    assert online[1] == online[0] | {"decay.steps": "0"}
+    for dataset in (f"antmaze-{size}-{how}-v2" for size in ("medium", "large") for how in ("play", "diverse")):
+        offline, further = (presets.lookup("paper", "cal_ql", dataset, online=on) for on in (False, True))
+        assert further.run == offline.run | {"online.offline_share": "0.5"}
+        assert (further.run["normalize.reward_scale"], further.run["normalize.reward_shift"]) == ("10", "-5")
+        assert further.agent == offline.agent == {"lagrange": "True", "target_gap": "0.8"}
