@@ -125,6 +125,7 @@ def test_what_is_not_finite_is_played_as_0_and_told_once(capsys: pytest.CaptureF
     assert capsys.readouterr().out.count("the policy of run 1 gives actions that are not finite") == 1
 
 
+@pytest.mark.slow
 def test_exploration_is_uniform_and_then_the_policy_s() -> None:
     own = jax.random.split(jax.random.key(2), 2)
     explore = acting.explorer(shower(), Spec.of_sizes(2, 2), 10, Layout(2))

@@ -31,6 +31,7 @@ def expectile_of(values: np.ndarray, kappa: float) -> float:
     return float(low)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kappa", [0.5, 0.8, 0.99])
 def test_a_table_has_the_expectiles_of_its_values(kappa: float) -> None:
     """State 0 leads to state 1 and that to the end, γ = ½; in each the data have four actions, three of them alike.

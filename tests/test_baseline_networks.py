@@ -103,6 +103,7 @@ def test_dropout_by_hand(way: Way) -> None:
     np.testing.assert_array_equal(dropout(x, 0.0, jax.random.key(0)), x)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["iql", "idql"])
 def test_numbers_are_dropped_where_a_key_is_given(name: str) -> None:
     inputs = [jnp.ones((1, D)), *([jnp.ones((1, A)), jnp.ones((1, 1))] if name == "idql" else [])]

@@ -121,6 +121,7 @@ def test_a_bad_command_line_names_the_remedy(message: str, arguments: list[str])
     assert not Path("runs").exists()
 
 
+@pytest.mark.slow
 def test_a_bad_command_line_exits_without_a_traceback() -> None:
     """The real program, started as people do."""
     command = [sys.executable, str(MAIN), "--agent=gcbc", ENV, "--stepz=4"]

@@ -182,6 +182,7 @@ def test_what_is_there_is_neither_made_again_nor_overwritten(undisturbed, tmp_pa
         collect.collect(RECIPES[STITCH], folder, episodes=20, seed=3)
 
 
+@pytest.mark.slow
 def test_parts_of_another_collection_are_not_used(undisturbed, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(collect, "_merge", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))

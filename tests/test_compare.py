@@ -98,6 +98,7 @@ def test_tables_hold_what_agents_reach_as_they_are_configured_to_act(undisturbed
     assert (bc["beats_bc"], bc["data"]) == ("", "file own.npz")
 
 
+@pytest.mark.slow
 def test_the_page_says_all_that_and_names_no_place_of_the_machine(undisturbed: Path, tmp_path: Path) -> None:
     text = (undisturbed / "comparison.md").read_text()
     assert "| `bfn` | best of 4 |" in text
@@ -110,6 +111,7 @@ def test_the_page_says_all_that_and_names_no_place_of_the_machine(undisturbed: P
     assert (undisturbed / "Pendulum-v1.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 def test_cells_are_ordinary_runs(undisturbed: Path, tmp_path: Path) -> None:
     folders = [str(undisturbed / f"{name}-Pendulum-v1") for name in ("bc", "bfn")]
     plot, report = load("experiments/plot.py"), load("experiments/report.py")
@@ -146,6 +148,7 @@ def test_differences_beside_the_agent_are_noted(tmp_path: Path) -> None:
 # ---------------------------------------------------------------------------------------------- what is trained
 
 
+@pytest.mark.slow
 def test_what_is_finished_is_kept_and_what_is_missing_trained(
     undisturbed: Path, data: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -187,6 +190,7 @@ def test_what_is_broken_off_goes_on_and_comes_to_the_same(
         assert {name: own[name] for name in own.keys() - times} == {name: other[name] for name in own.keys() - times}
 
 
+@pytest.mark.slow
 def test_a_run_that_diverges_leaves_the_others_their_table(
     data: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -198,6 +202,7 @@ def test_a_run_that_diverges_leaves_the_others_their_table(
     assert str(tmp_path) not in text
 
 
+@pytest.mark.slow
 def test_without_matplotlib_there_are_tables(
     undisturbed: Path, data: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -225,6 +230,7 @@ def test_settings_of_all_agents_and_of_one(data: str, tmp_path: Path) -> None:
 # ----------------------------------------------------------------------------------------------------- listing
 
 
+@pytest.mark.slow
 def test_a_list_trains_nothing(
     undisturbed: Path, data: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -314,6 +320,7 @@ def test_what_cannot_be_is_one_line(
     assert [*tmp_path.iterdir()] == []
 
 
+@pytest.mark.slow
 def test_a_folder_with_runs_of_another_size_is_refused(undisturbed: Path, data: str) -> None:
     place = f"--run_dir={undisturbed}"
     given = ("--agents=bc,bfn", *PENDULUM, "--bfn.flow.steps=1", data, place)

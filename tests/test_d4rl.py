@@ -112,6 +112,7 @@ kinds = st.lists(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(kinds=kinds, marked=st.booleans(), held=st.booleans())
 def test_transitions_are_those_of_d4rl_and_cross_no_episode(tmp_path_factory, kinds, marked, held):

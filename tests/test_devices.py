@@ -130,6 +130,7 @@ def test_runs_go_on_with_other_devices_and_hosts(alone: Path, spread: Path) -> N
     require_same(spread / "half", alone)
 
 
+@pytest.mark.slow
 def test_mapped_runs_on_eight_devices_agree_with_one_up_to_rounding(alone: Path, spread: Path) -> None:
     """The tolerance is that of reproducibility.md, for runs mapped together against runs alone."""
     expected = arrays(alone)
@@ -141,6 +142,7 @@ def test_mapped_runs_on_eight_devices_agree_with_one_up_to_rounding(alone: Path,
     ]
 
 
+@pytest.mark.slow
 def test_cut_batches_train_the_same_runs_up_to_rounding(alone: Path, spread: Path) -> None:
     expected = arrays(alone)
     for name, array in arrays(spread / "batch").items():

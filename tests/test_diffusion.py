@@ -57,6 +57,7 @@ def test_a_point_is_found_in_any_number_of_steps(steps: int) -> None:
     np.testing.assert_allclose(found, 0.4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_gaussian_is_sampled() -> None:
     """Its samples have its mean and deviation; one step can only give the mean that the start lets expect."""
     fine = diffusion.linear_schedule(200, 0.03)
@@ -212,6 +213,7 @@ def test_many_steps_are_a_loop_with_the_same_result(sampler: str, monkeypatch: p
     assert calls == []
 
 
+@pytest.mark.slow
 def test_ddim_draws_a_gaussian_without_fresh_noise() -> None:
     fine = diffusion.ddpm_schedule(200, 1.0)
     starts = jax.random.normal(KEY, (20_000, 1))
@@ -223,6 +225,7 @@ def test_ddim_draws_a_gaussian_without_fresh_noise() -> None:
     assert abs(float(one.std()) - 0.15) < 0.01
 
 
+@pytest.mark.slow
 @variants
 @pytest.mark.parametrize("schedule", ["vp", "ddpm", "linear", "cosine"])
 def test_the_true_noise_shows_the_action(schedule: str, variant: Callable[..., Any]) -> None:

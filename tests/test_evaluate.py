@@ -82,6 +82,7 @@ def test_other_keys_give_other_episodes(two_runs: Any) -> None:
     assert (two_runs.lengths[0] != two_runs.lengths[1]).any()
 
 
+@pytest.mark.slow
 def test_workers_and_other_runs_do_not_matter(two_runs: Any) -> None:
     alone = outcome(4, workers=1)
     np.testing.assert_array_equal(alone.lengths[0], two_runs.lengths[1])
@@ -118,6 +119,7 @@ def test_agrees_with_a_plain_loop(two_runs: Any) -> None:
         assert two_runs.successes[0, task, episode] == info["success"]
 
 
+@pytest.mark.slow
 def test_breaking_off_leaves_the_evaluator_usable() -> None:
     evaluator = Evaluator(wanderer(), MAKE, keys_of(3), tasks=TASKS, episodes=1, workers=1)
 

@@ -117,6 +117,7 @@ def test_a_goal_conditioned_run_on_all_its_tasks(tmp_path: Path) -> None:
     assert set(row["per_task"]) == {f"task{task}" for task in range(1, 6)}
 
 
+@pytest.mark.slow
 def test_what_cannot_be_loaded_is_named(run_dir: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(run_dir, tmp_path / "run")
     config = logs.read_json(folder / "config.json")
@@ -142,6 +143,7 @@ def test_what_cannot_be_loaded_is_named(run_dir: Path, tmp_path: Path) -> None:
     assert not (folder / "checkpoints").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("message", "arguments"),
     [

@@ -131,6 +131,7 @@ def test_episodes_that_end_from_the_start_are_counted(monkeypatch: pytest.Monkey
     np.testing.assert_array_equal(found.returns, [[[np.nan, np.nan]], [[5, 5]]])
 
 
+@pytest.mark.slow
 def test_a_limit_of_steps_belongs_to_the_run(tmp_path: Path) -> None:
     given = dict(num_seeds=1, max_episode_steps=3)
     assert run.execute(own_run(tmp_path / "run", "own_envs:own/Endless-v0", **given)) == 0

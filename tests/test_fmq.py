@@ -122,6 +122,7 @@ def test_samples_in_several_steps() -> None:
 # ----------------------------------------------------------------------------------------------------------- phases
 
 
+@pytest.mark.slow
 def test_consistency_counts_after_the_warm_up(x64: None) -> None:
     state, batch, key = stub_state({"flow.warmup": 4}), batch_of(), jax.random.key(7)
     for done, counts in ((3, False), (4, True)):  # updates 4 and 5

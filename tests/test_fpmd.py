@@ -120,6 +120,7 @@ def test_the_policys_step_size_falls_by_its_own_steps() -> None:
         np.testing.assert_allclose(max(jax.tree.leaves(moves)), rate, rtol=1e-3)
 
 
+@pytest.mark.slow
 @each_agent
 def test_what_moves_when(name: str) -> None:
     update, states = compiled(agent_of(name)), [state_of(name)]
@@ -154,6 +155,7 @@ def test_weights_scale_the_loss(name: str) -> None:
     np.testing.assert_allclose(found[0] / found[1], np.exp(0.6), rtol=1e-5)
 
 
+@pytest.mark.slow
 @each_agent
 @pytest.mark.parametrize("steps", [1, 2])
 def test_weights_and_statistics_meet_the_critics_after_their_first_step(name: str, steps: int) -> None:
@@ -208,6 +210,7 @@ def test_particles_are_ranked_as_sampled_and_clipped_afterwards() -> None:
     assert (noise[:, 0] > 0).any()
 
 
+@pytest.mark.slow
 @each_agent
 def test_particles_are_chosen_by_q_and_noise_is_for_exploring(name: str) -> None:
     told = {"choice.num_samples": 16}

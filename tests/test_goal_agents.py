@@ -184,6 +184,7 @@ def update_with_noise(name: str, monkeypatch: pytest.MonkeyPatch) -> Callable[..
     return lambda *arguments: (*update(*arguments), record)
 
 
+@pytest.mark.slow
 def test_gc_sscp_draws_its_noise_as_the_paper_does(monkeypatch: pytest.MonkeyPatch) -> None:
     many = {name: jnp.tile(field, (500, *[1] * (field.ndim - 1))) for name, field in batch_of().items()}
     update = update_with_noise("gc_sscp", monkeypatch)

@@ -34,6 +34,7 @@ def test_contrasts_by_hand(way: Way) -> None:
     np.testing.assert_allclose(slopes, [[-1 / 2, 3 / 4], [1 / 4, -1 / 4]], rtol=1e-6)
 
 
+@pytest.mark.slow
 @each_way
 def test_quasimetrics_by_hand(way: Way) -> None:
     # Groups of three: [1, 2], [0, 5], [4, 6] cover 6 together; of [3, 3], [5, 1] and [0, 2] only the last is one: 2.
@@ -151,6 +152,7 @@ def cross_entropy(logits: np.ndarray) -> np.ndarray:
     return np.array([[-np.log(p[i, j] if i == j else 1 - p[i, j]) for j in range(len(p))] for i in range(len(p))])
 
 
+@pytest.mark.slow
 @each_way
 def test_crls_contrasts_by_hand(way: Way) -> None:
     # φ₁ = (s, a + 1) = (0, 1.5), (1, .5) and ψ₁ = (g, 2 − g) = (3, −1), (1, 1): φ·ψ = −1.5, 1.5; 2.5, 1.5.

@@ -31,6 +31,7 @@ def test_the_root_imports_no_folder_and_folders_none_below() -> None:
     assert wrong == []
 
 
+@pytest.mark.slow
 def test_no_circles() -> None:
     assert house.circles(house.imports(ROOT)) == []
 

@@ -124,6 +124,7 @@ def test_blocks_stand_behind_their_norm() -> None:
         np.testing.assert_allclose(found, x @ params["Dense_1" if first else "Dense_0"]["kernel"], atol=1e-5)
 
 
+@pytest.mark.slow
 def test_hazards_mix_their_bases() -> None:
     module, s = Hazards((8,), bins=6, bases=3, basis_dim=4), jax.random.normal(KEY, (5, 2))
     params = module.init(KEY, s)["params"]
@@ -192,6 +193,7 @@ def test_survival_on_a_line_is_the_most_likely_one() -> None:
         assert errors.mean() < 0.03
 
 
+@pytest.mark.slow
 def test_the_value_on_a_line_is_that_of_the_most_likely_survival() -> None:
     """In the bins that the data tell about, of γ^t for each step t of theirs; all lie between −1.9 and −4."""
     agent, state = on_a_line()
@@ -204,6 +206,7 @@ def test_the_value_on_a_line_is_that_of_the_most_likely_survival() -> None:
         np.testing.assert_allclose(found, -(told * steps).sum(axis=1), atol=0.2)
 
 
+@pytest.mark.slow
 def test_nearer_goals_are_worth_more() -> None:
     agent, state = on_a_line()
     (s, g), eye = cell_pairs(), jnp.eye(CELLS)
@@ -211,6 +214,7 @@ def test_nearer_goals_are_worth_more() -> None:
     assert np.corrcoef(found, -np.abs(s - g))[0, 1] > 0.9
 
 
+@pytest.mark.slow
 def test_policies_on_a_line_go_toward_the_goal() -> None:
     np.testing.assert_allclose(steps_toward(*on_a_line()), 0.8, atol=0.3)
 

@@ -132,6 +132,7 @@ def test_values_on_a_line_are_those_of_its_distances() -> None:
     assert np.corrcoef(found, true)[0, 1] > 0.99
 
 
+@pytest.mark.slow
 def test_policies_on_a_line_go_toward_the_goal() -> None:
     np.testing.assert_allclose(steps_toward(*on_a_line()), 0.8, atol=0.3)
 

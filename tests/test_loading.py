@@ -56,6 +56,7 @@ def test_actions_are_in_the_environments_units(pendulum: Path) -> None:
     assert abs(far[0]) <= 2
 
 
+@pytest.mark.slow
 def test_one_or_many_and_which_run(pendulum: Path) -> None:
     observations = MEAN + DEVIATION * np.random.default_rng(1).normal(size=(5, 3)).astype(np.float32)
     first, second = flowrl.load(pendulum), flowrl.load(str(pendulum), run=1)
@@ -65,6 +66,7 @@ def test_one_or_many_and_which_run(pendulum: Path) -> None:
     assert (np.abs(actions - second.act(observations)) > 1e-5).any()
 
 
+@pytest.mark.slow
 def test_as_a_pure_function(pendulum: Path) -> None:
     loaded = flowrl.load(pendulum)
     act, policy = loaded.pure()
@@ -98,6 +100,7 @@ def test_no_simulator_is_imported(pendulum: Path) -> None:
     assert done.stdout == "(1,)\n[]\n"
 
 
+@pytest.mark.slow
 def test_what_cannot_be(pendulum: Path, maze: Path, tmp_path: Path) -> None:
     policy, reacher = flowrl.load(pendulum), flowrl.load(maze)
     with pytest.raises(UserError, match=r"an observation is 3 numbers here, .*, not \(2,\)"):

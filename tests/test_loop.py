@@ -188,6 +188,7 @@ def test_a_schedule_tells_the_next_step_at_which_something_happens() -> None:
     assert [schedule.next_stop(step, schedule.eval_interval) for step in (0, 7, 8, 56)] == [7, 14, 14, 60]
 
 
+@pytest.mark.slow
 def test_intervals_do_not_change_training(walks: Dataset) -> None:
     agent, often, seldom = make(), Recorder(), Recorder()
     one = train(agent, walks, loop.Schedule(60, 5, 7, 11), often, chunk_seconds=1e-6)
@@ -218,6 +219,7 @@ def test_chunks_shrink_when_steps_become_slow(walks: Dataset, monkeypatch: pytes
     assert max(lengths[-50:]) <= 20  # a second, and twice that at most
 
 
+@pytest.mark.slow
 def test_the_update_is_traced_once_for_shapes_and_once_for_the_program(walks: Dataset) -> None:
     traces = []
 
@@ -263,6 +265,7 @@ def test_a_stop_saves_no_parameters_that_are_not_finite(walks: Dataset) -> None:
     assert recorder.saved == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("where", ["metric", "params"])
 def test_divergence_names_update_metric_and_run(walks: Dataset, where: str) -> None:
     def update(state: Any) -> Any:

@@ -206,6 +206,7 @@ def test_each_target_follows_when_its_oracle_is_done(
     assert highest - 0.02 <= max(stacks) <= highest
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["cube-single", "scene", "puzzle-3x3"])
 def test_oracles_are_set_as_published(name: str) -> None:
     env, _ = made(f"{name}-play", 5)
@@ -218,6 +219,7 @@ def test_oracles_are_set_as_published(name: str) -> None:
         assert oracles(env.unwrapped, place)["button"]._gripper_always_closed == (name == "puzzle-3x3")
 
 
+@pytest.mark.slow
 def test_a_scene_whose_block_leaves_is_played_again() -> None:
     inside = {"qpos": np.zeros((2, 21), np.float32)}
     assert manipulation.block_stays_visible(inside)

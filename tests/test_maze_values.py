@@ -64,6 +64,7 @@ def test_subgoals_point_to_the_cell_that_is_most_like_them() -> None:
     assert program.lead(found, steps) == pytest.approx(3 / 6)
 
 
+@pytest.mark.slow
 def test_a_run_without_values_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="--run_dir"):
         program.main(["maze_values.py"])

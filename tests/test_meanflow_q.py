@@ -77,6 +77,7 @@ def test_targets_and_weights_are_constants() -> None:
     np.testing.assert_allclose(jax.grad(loss)(0.4), expected, rtol=1e-5)
 
 
+@pytest.mark.slow
 @each_way
 def test_the_policys_loss_by_hand(x64: None, way: Way) -> None:
     state, batch, key = stub_state({"normalize_q": True}), batch_of(), jax.random.key(7)

@@ -238,6 +238,7 @@ def test_h5py_and_minari_are_imported_when_needed():
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+@pytest.mark.slow
 def test_a_run_is_evaluated_in_the_datasets_environment(tmp_path):
     create(env="Pendulum-v1", eval_env=gymnasium.make("Pendulum-v1", g=5.0).spec)
     small = ("--agent.hidden_dims=4", "--agent.batch_size=4", "--steps=2", "--workers=1", "--eval.episodes=1")

@@ -83,6 +83,7 @@ def test_mish_beyond_20_loses_no_gradient() -> None:
     np.testing.assert_allclose(jax.vmap(jax.grad(mish))(jnp.array([20.5, 50.0, 1e4])), 1, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_mlp_is_dense_activation_norm_with_a_linear_end() -> None:
     module, x, y = MLP((7, 5), 3, activation=mish, layer_norm=True), normal(1, 4, 2), normal(2, 4, 3)
     params = jax.tree.map(lambda p: p + 0.1 * normal(p.size, *p.shape), module.init(KEY, x, y))
@@ -195,6 +196,7 @@ def test_noise_has_the_shape_of_an_action_for_each_observation(shape: tuple[int,
         )
 
 
+@pytest.mark.slow
 def test_networks_are_called_by_name_with_any_parameters() -> None:
     s, a, _, _ = Spec.of_sizes(3, 2).inputs()
     nets = named(first=(MLP((4,), 2), s), second=(MLP((4,), 1), s, a))
@@ -209,6 +211,7 @@ def test_networks_are_called_by_name_with_any_parameters() -> None:
     assert hash(nets["first"]) == hash(Network("first", MLP((4,), 2), (s,)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", [(3, 8), (8, 3), (5, 5)])
 def test_orthogonal_kernels_are_flaxs_and_factorised_one_by_one(shape: tuple[int, int]) -> None:
     """Side by side, LAPACK's threads may wait for each other for ever."""

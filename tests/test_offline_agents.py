@@ -82,6 +82,7 @@ def check_against_reference(name: str, told: dict[str, Any], state: TrainState, 
     return after
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_losses_and_gradients_equal_their_references(variant: str) -> None:
     name, told = VARIANTS[variant]

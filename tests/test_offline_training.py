@@ -193,6 +193,7 @@ def test_critics_on_a_chain_learn_its_values(name: str) -> None:
         np.testing.assert_allclose(q[i], expected, atol=0.12)
 
 
+@pytest.mark.slow
 @each_q_agent
 def test_policies_on_a_chain_take_the_best_action(name: str) -> None:
     # The data's mean is 0 and its spread 0.58, for which the reward is 0.42 on average.
@@ -201,6 +202,7 @@ def test_policies_on_a_chain_take_the_best_action(name: str) -> None:
     assert (1 - (actions - BEST) ** 2).mean() > 0.9
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("distribution", ["gaussian", "flow"])
 def test_behaviour_cloning_finds_the_mean_or_both_modes(distribution: str) -> None:
     """Actions ±0.6 in state 0 and 0.2 in state 1: a Gaussian's mode is the mean, a flow keeps the modes."""

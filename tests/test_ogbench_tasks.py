@@ -77,6 +77,7 @@ def manipulation(name, rows=6):
     return env, state
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["cube-double-play-singletask-task2", "puzzle-3x3-play-singletask-task4"])
 def test_a_row_of_a_manipulation_task_is_rewarded_for_what_it_solves(name):
     env, state = manipulation(name)
@@ -87,6 +88,7 @@ def test_a_row_of_a_manipulation_task_is_rewarded_for_what_it_solves(name):
     np.testing.assert_array_equal(added["rewards"], [first, -parts, -parts, -parts, -parts, 0])
 
 
+@pytest.mark.slow
 def test_compact_goals_of_buttons_are_their_states():
     env, state = manipulation("puzzle-3x3-play-oraclerep")
     goals = ogbench_sets.added(Loaded("data.npz", "", state), env, 6)["oracle_reps"]

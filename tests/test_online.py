@@ -172,6 +172,7 @@ def test_chunks_are_played_to_their_end_or_the_episodes() -> None:
     assert fields["ended"][:, 0, 0].tolist() == [False, False, True] * 2
 
 
+@pytest.mark.slow
 def test_an_agent_learns_from_its_own_chunks() -> None:
     told = {"horizon.steps": 2, "horizon.chunk": True}
     options = Online(num_envs=2, warmup_steps=6, buffer_size=40, steps=1000)
@@ -180,6 +181,7 @@ def test_an_agent_learns_from_its_own_chunks() -> None:
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(session.totals.sums))
 
 
+@pytest.mark.slow
 def test_returns_are_written_when_their_episode_has_ended() -> None:
     """Rewards 1, 2, 3: G = 1 + .99·2 + .9801·3 = 5.9203, 4.97, 3."""
     session = Session(
@@ -211,6 +213,7 @@ def test_the_buffer_holds_what_the_agent_sees() -> None:
     assert float(np.abs(after["actions"] - before["actions"]).max()) > 0  # the policy acts on what it sees
 
 
+@pytest.mark.slow
 def test_the_warm_up_is_uniform_and_the_policy_follows() -> None:
     session = Session(0, options=Online(warmup_steps=200, buffer_size=40, steps=1000))
     actions = np.concatenate([session.advance(40).collector.replays.fields["actions"][0, :, 0] for _ in range(6)])
@@ -230,6 +233,7 @@ def test_an_agent_explores_as_it_says() -> None:
     np.testing.assert_allclose(fields["actions"][0], expected, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_the_buffer_keeps_exploration_that_left_the_box() -> None:
     """Mirror descent's noise is clipped neither in the policy nor in the buffer, only by the environment."""
     session = Session(0, options=Online(updates_per_step=0, buffer_size=60, steps=1000), agent="fpmd_m").advance(60)
@@ -244,6 +248,7 @@ def test_chunks_do_not_change_what_is_learnt() -> None:
     jax.tree.map(np.testing.assert_array_equal, one.collector.replays, other.collector.replays)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["serial", "vmap"])
 def test_a_run_among_others_agrees_with_the_run_alone(mode: Any) -> None:
     options = Online(warmup_steps=4, buffer_size=40, steps=1000)
@@ -255,6 +260,7 @@ def test_a_run_among_others_agrees_with_the_run_alone(mode: Any) -> None:
     jax.tree.map(lambda x, y: compare(x[1], y[0]), both.collector.replays, alone.collector.replays)
 
 
+@pytest.mark.slow
 def test_offline_data_take_part(walks: Dataset) -> None:
     fields = {**walks.fields, "actions": walks.fields["actions"][:, :1]}
     rewards = {"rewards": jnp.full(len(fields["actions"]), 100.0), "masks": jnp.zeros(len(fields["actions"]))}

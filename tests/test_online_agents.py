@@ -65,6 +65,7 @@ def td3_reference(case: Case, moved_critic: Any) -> Callable[[Params], dict[str,
     return metrics
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, 1])
 @pytest.mark.parametrize("name", NAMES)
 def test_losses_and_gradients_equal_their_references(name: str, seed: int) -> None:
@@ -144,6 +145,7 @@ def test_td3_moves_policy_and_targets_at_every_second_update() -> None:
     assert_close(states[1].target_params, expected)
 
 
+@pytest.mark.slow
 def test_ddpg_is_a_setting_of_td3() -> None:
     """Slow critic 3, one critic 1, r = 1, γ = ½, masks 1 and 0: targets 2.5 and 1, errors 2.25 and 0."""
     told = {"critic.heads": 1, "policy_delay": 1, "target_noise": 0.0}

@@ -185,6 +185,7 @@ def test_infos_that_are_not_read_break_nothing() -> None:
     assert [found["length"] for found in acted.drain()] == [4, 4]
 
 
+@pytest.mark.slow
 def test_actions_of_a_diverging_policy_are_no_fault_of_the_simulator() -> None:
     """They are played, and stored, as 0."""
     session = Session(0, options=Online(num_envs=2, updates_per_step=0, buffer_size=40, steps=1000))

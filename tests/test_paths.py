@@ -71,6 +71,7 @@ def test_euler_by_hand() -> None:
     np.testing.assert_allclose(paths.euler(lambda x, t: x + 2 * t, jnp.ones((1, 1)), 2), 2.75)
 
 
+@pytest.mark.slow
 def test_euler_carries_noise_to_the_data_and_converges_at_first_order(x64: None) -> None:
     starts = jax.random.normal(jax.random.key(0), (20_000, 1))
     integrate = jax.jit(lambda steps: paths.euler(marginal, starts, steps), static_argnums=0)

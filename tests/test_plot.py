@@ -120,6 +120,7 @@ def test_every_kind_is_drawn_with_its_numbers_and_what_they_come_from(tmp_path: 
     assert [run["run_dir"] for group in found["groups"] for run in group["runs"]] != []
 
 
+@pytest.mark.slow
 def test_many_configurations_with_odd_names_are_drawn(tmp_path: Path) -> None:
     folders = [make_run(tmp_path / str(i), {0: [0.5], 1: [0.1]}, target=f"$x^{{{i}_<b>") for i in range(7)]
     for kind in ("curves", "final", "profile", "improvement", "sensitivity"):

@@ -55,6 +55,7 @@ def write(*arguments: Path | str) -> Page:
     return Page(out.read_text("ascii"))
 
 
+@pytest.mark.slow
 def test_the_page_holds_all_and_loads_nothing(tmp_path: Path) -> None:
     folders = [
         make_run(tmp_path / f"run{alpha}", {seed: [0.1, 0.2, 0.3 + 0.1 * seed] for seed in range(3)}, alpha=alpha)
@@ -77,6 +78,7 @@ def test_the_page_holds_all_and_loads_nothing(tmp_path: Path) -> None:
     assert str(tmp_path) not in page.text
 
 
+@pytest.mark.slow
 def test_text_from_runs_is_escaped(tmp_path: Path) -> None:
     evil = '<script>alert("x")</script>&amp;'
     folders = [
@@ -93,6 +95,7 @@ def test_text_from_runs_is_escaped(tmp_path: Path) -> None:
     assert "<b>&1" in page.text
 
 
+@pytest.mark.slow
 def test_warnings_say_what_may_not_be_compared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     unfinished = make_run(tmp_path / "unfinished", {0: [0.1, 0.2], 1: [0.1, 0.2]}, steps=400)
     (unfinished / "diverged.json").write_text(json.dumps([{"step": 250, "metric": "critic/loss", "run": 1, "seed": 1}]))
@@ -119,6 +122,7 @@ def test_warnings_say_what_may_not_be_compared(tmp_path: Path, capsys: pytest.Ca
     assert "warning: left out: bare" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_runs_that_can_be_compared_give_no_warning(tmp_path: Path) -> None:
     folders = [
         make_run(tmp_path / str(alpha), {seed: [0.1, 0.2, alpha + 0.01 * seed] for seed in range(3)}, alpha=alpha)
@@ -164,6 +168,7 @@ def test_a_single_configuration_is_reported_without_comparisons(tmp_path: Path) 
     assert page.text.count("Not drawn: no") == 2
 
 
+@pytest.mark.slow
 def test_environments_are_pooled_where_they_can_be(tmp_path: Path) -> None:
     folders = [
         make_run(tmp_path / env, {seed: [0.5 + 0.1 * seed] for seed in range(3)}, env=env)

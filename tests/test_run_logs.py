@@ -132,6 +132,7 @@ def test_an_evaluation_that_was_to_come_is_written_again(run_dir: Path) -> None:
     assert ["".join(cut.dropped).count("\n") for cut in resuming.cuts(*there)] == [0, 2, 0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("broken", ["record_changes", "apply"])
 def test_a_kill_while_a_finished_run_is_given_more_steps(
     data: str, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: str

@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import numpy as np
+import pytest
 
 from flowrl import agents
 from flowrl.config import stacked
@@ -33,6 +34,7 @@ def states_of(plan: settings.Plan, agent: Any) -> Any:
     return load_states(plan.folder, "bc", agent, configs, len(plan.runs), goals_are_states=False)
 
 
+@pytest.mark.slow
 def test_checkpoints_hold_no_configuration_but_what_observations_are_normalised_by(tmp_path: Path) -> None:
     plan = plan_of(tmp_path / "run", **{"normalize.observations": True})
     assert run.execute(plan) == 0
@@ -53,6 +55,7 @@ def test_checkpoints_hold_no_configuration_but_what_observations_are_normalised_
     assert agent.policy(jax.tree.map(lambda x: x[0] if x.ndim else x, states)).params.keys() == {"actor"}
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_with_the_configuration_of_its_folder(tmp_path: Path) -> None:
     """Half of the way and the rest are the whole; runs keep their own values."""
     whole, half = plan_of(tmp_path / "whole", steps=8), plan_of(tmp_path / "half")

@@ -97,6 +97,7 @@ def test_choices_by_q_are_reported_apart(tmp_path: Path, data: Path) -> None:
     assert summary["best_of_n"]["metric"] == summary["metric"] == "success"
 
 
+@pytest.mark.slow
 def test_d4rl_scores_are_normalised_and_name_their_environment(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -296,6 +296,7 @@ def test_nobody_logged_in_is_told_before_anything_begins(
     packages.check(wandb=True)
 
 
+@pytest.mark.slow
 def test_optional_packages_are_imported_where_they_are_used_only() -> None:
     names = ("tensorboardX", "wandb", "imageio_ffmpeg", "pygame")
     code = f"import sys, flowrl.experiment.run; print([name for name in {names} if name in sys.modules])"

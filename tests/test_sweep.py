@@ -333,6 +333,7 @@ def test_a_signal_at_any_moment_leaves_what_the_same_command_continues(
     assert (folder / "summary.json").read_text() == (undisturbed / "summary.json").read_text()
 
 
+@pytest.mark.slow
 def test_the_comparison_of_killed_sweeps_notices_what_differs(undisturbed: Path, tmp_path: Path) -> None:
     differences, other = load("experiments/evidence/kill_sweep.py").differences, tmp_path / "other"
     shutil.copytree(undisturbed, other)
@@ -353,6 +354,7 @@ def test_the_comparison_of_killed_sweeps_notices_what_differs(undisturbed: Path,
     assert any("[20, 10]" in difference for difference in differences(undisturbed, other))
 
 
+@pytest.mark.slow
 def test_a_diverged_run_is_frozen_and_marked(data: str, at_once: Path, tmp_path: Path) -> None:
     grid = ("--agent.learning_rate=0.001,1e20", "--num_seeds=2", "--eval.episodes=1")
     assert sweep(*OFFLINE, data, *grid, f"--run_dir={tmp_path}") == 0
@@ -411,12 +413,14 @@ def test_bad_input_is_one_line(message: str, arguments: list[str], data: str, tm
     assert {path.name for path in tmp_path.iterdir()} <= {"something", ".lock"}
 
 
+@pytest.mark.slow
 def test_waves_of_another_size_are_refused(at_once: Path, data: str) -> None:
     grid = (RATES, "--eval.episodes=0", "--num_seeds=2", "--runs_at_once=1")
     with pytest.raises(UserError, match="holds a sweep with 4 runs at once, not 1"):
         sweep(*OFFLINE, data, *grid, f"--run_dir={at_once}")
 
 
+@pytest.mark.slow
 def test_programs_for_one_configuration_refuse_several(at_once: Path) -> None:
     plan, stored = resumed_plan({"run_dir": str(at_once / "group1"), "resume": True}, {})
     assert plan.runs == tuple(Run(seed, {"learning_rate": rate}) for rate in (0.001, 0.01) for seed in (0, 1))

@@ -79,6 +79,7 @@ def test_a_terminal_that_knows_ascii_only() -> None:
     assert done.stderr.splitlines() == ["said", "error: gamma is no number"]
 
 
+@pytest.mark.slow
 def test_programs_help_in_ascii() -> None:
     command = [sys.executable, str(ROOT / "experiments" / "main.py"), "--agent=dpmd", "--help"]
     done = subprocess.run(
