@@ -287,7 +287,7 @@ def assert_error(message: str, *arguments: object) -> None:
         ]),
         ("sscp on .* would train with --steps=500000, fql with 1000000: .* does not mix sizes", []),
         ("--agent is set for each run by this program", ["--agents=bc", "--envs=Pendulum-v1", "--agent=bc"]),
-        ("unknown flag --agent.completion_alpha", ["--agents=bc,sscp", "--agent.completion_alpha=1"]),
+        ("--agent.completion_alpha .a setting of sscp.; ", ["--agents=bc,sscp", "--agent.completion_alpha=1"]),
         ("--suite=nothing is unknown", ["--agents=bc", "--suite=nothing"]),
         ("takes a preset, quick or paper, as it stands; leave --steps out", [
             "--agents=bc", "--suite=ogbench-singletask", "--steps=20",

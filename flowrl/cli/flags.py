@@ -8,7 +8,7 @@ from typing import Any
 
 from absl import flags
 
-from flowrl import config
+from flowrl import agents, config
 from flowrl.errors import SharedError, UserError, explained, suggestion
 from flowrl.machine import terminal
 from flowrl.machine.signals import orderly
@@ -131,8 +131,16 @@ def _short(text: str) -> str:
     return text if len(text) <= MOST_SHOWN else f"{text[:MOST_SHOWN]}..."
 
 
+def _settings(agent: str, flag: str) -> Collection[str]:
+    """Returns the settings that an agent has, where a flag is that of an agent."""
+    return config.values(agents.default(agent)) if flag.startswith("agent.") else ()
+
+
 def _nearest_flag(name: str, values: flags.FlagValues) -> str:
-    """Returns a suggestion for an unknown flag: what is called so in another record, or what is spelt alike."""
+    """Returns a suggestion for an unknown flag: who has it, what is called so in another record or is spelt alike."""
+    if owners := [agent for agent in agents.names() if name.removeprefix("agent.") in _settings(agent, name)]:
+        told = f"{', '.join(owners[:5])} and {len(owners) - 5} others" if len(owners) > 6 else ", ".join(owners)
+        return f" (a setting of {told})"
     if nested := sorted((known for known in values if known.endswith(f".{name}")), key=len):
         return f"; did you mean --{nested[0]}?"
     near = suggestion(f"--{name}", [f"--{known}" for known in values if len(known) > 1])
