@@ -43,9 +43,10 @@ ALL: dict[str, Any] = {
 RATES = ("learning_rate", "actor_learning_rate", "critic_learning_rate")
 FASTER: dict[str, Any] = {
     "actor_target.start": 0, "actor_target.interval": 1, "actor_target_rate": 0.005, "decay.steps": 0,
-    "schedule.steps": 0, "grid_updates": 2500, "width": 64, "time_dim": 64,
+    "schedule.steps": 0, "grid_updates": 2500, "flow.warmup": 250, "flow.grown": 1250,
+    "width": 64, "time_dim": 64,
 }  # fmt: skip
-"""Settings that suit a short training: slow copies follow from its beginning, and step sizes stay."""
+"""Settings that suit a short training: slow copies follow from its beginning, step sizes stay, intervals soon grow."""
 WITHOUT_Q: dict[str, dict[str, Any]] = {
     "bc": {}, "bc (flow)": {"distribution": "flow"}, "td3_bc": {"alpha": 0.0}, "rebrac": {"alpha_actor": 1000.0},
     "iql": {"alpha": 0.0}, "ifql": {}, "bfn": {}, "idql": {}, "dql": {"q_alpha": 0.0},
