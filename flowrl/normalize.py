@@ -130,7 +130,9 @@ def fit(
     if normalization.observations:
         mean, std = observations.mean(axis=0, dtype=np.float64), observations.std(axis=0, dtype=np.float64) + 1e-3
         std[:2] /= normalization.position_scale
-    middle, spread = (0.0, 1.0) if rewards is None else _own_scale(normalization.rewards, rewards, arrays["terminals"])
+    middle, spread = 0.0, 1.0
+    if normalization.rewards != "none" and rewards is not None:
+        middle, spread = _own_scale(normalization.rewards, rewards, arrays["terminals"])
     scale = normalization.reward_scale / spread
     shift = normalization.reward_shift - scale * middle
     with np.errstate(over="ignore"):  # which is refused
@@ -149,18 +151,15 @@ def _own_scale(kind: str, rewards: np.ndarray, terminals: np.ndarray) -> tuple[f
     own = rewards[~terminals.astype(bool)].astype(np.float64)
     values = episode_returns(rewards, terminals) if kind == "returns" else own
     low, high = float(values.min()), float(values.max())
-    if kind != "none" and high - low <= 1e-10 * np.abs(own).sum() * (kind == "returns"):
+    if high - low <= 1e-10 * np.abs(own).sum() * (kind == "returns"):
         told = "episode of the data has the return" if kind == "returns" else "row of the data has the reward"
         raise UserError(
             f"every {told} {high:g}: --normalize.rewards={kind} has no spread to divide by; leave it out, or give "
             "--normalize.reward_scale"
         )
-    return {
-        "none": (0.0, 1.0),
-        "returns": (0.0, (high - low) / 1000.0),
-        "deviation": (float(own.mean()), float(own.std())),
-        "range": ((high + low) / 2, (high - low) / 2),
-    }[kind]
+    if kind == "returns":
+        return 0.0, (high - low) / 1000.0
+    return (float(own.mean()), float(own.std())) if kind == "deviation" else ((high + low) / 2, (high - low) / 2)
 
 
 def _require_finite(

@@ -180,7 +180,7 @@ FAULTS = {
     "flowrl/normalize.py": [
         ("rewards[~terminals.astype(bool)]", "rewards", "test_rewards_are_brought_to_a_scale_of_their_own"),
         ("- scale * middle", "- middle", "test_rewards_are_brought_to_a_scale_of_their_own and range"),
-        ('"range": ((high + low) / 2', '"range": (low', "test_rewards_are_brought_to_a_scale_of_their_own and range"),
+        ("else ((high + low) / 2,", "else (low,", "test_rewards_are_brought_to_a_scale_of_their_own and range"),
         ("if not self.sparse else", "if True else", "test_sparse_rewards_tell_success_alone"),
         ("        rewards = -(rewards != 0)", "        _ = -(rewards != 0)", "test_sparse_rewards_tell_success_alone"),
         ("std[:2] /=", "std[1:] /=", "test_a_position_may_count_for_more_than_the_body"),
