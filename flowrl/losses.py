@@ -191,7 +191,7 @@ class GoalValue:
         """Says which of an agent's switches, by which policies train what values read, cannot be where values stay."""
         on = " ".join(f"{prefix}{name}=False" for name, told in trains.items() if told)
         kept = f"{prefix}value.steps={self.steps} keeps the representation from policies"
-        return f"{kept}; give {on} too, or leave it out" if self.steps and on else ""
+        return f"{kept}; give {on}, or leave the first out" if self.steps and on else ""
 
 
 class HasGoalValue(Protocol):

@@ -164,7 +164,7 @@ def test_when_policies_begin_is_noted() -> None:
 )
 def test_policies_do_not_train_what_stays(name: str, told: dict[str, bool], remedy: str) -> None:
     check(small(name, told), "agent.")
-    message = f"--agent.value.steps=9 keeps the representation from policies; give {remedy} too, or leave it out"
+    message = f"--agent.value.steps=9 keeps the representation from policies; give {remedy}, or leave the first out"
     with pytest.raises(UserError, match=f"^{message}$"):
         check(small(name, told | {"value.steps": 9}), "agent.")
 
