@@ -1,8 +1,9 @@
 """ReBRAC: TD3+BC whose policy and whose critics' targets are both held near the data (https://arxiv.org/abs/2305.09836).
 
-The defaults are its authors' for Gym; FQL's authors run it with `joint` and Glorot's initialisation.
+The defaults are its authors' for Gym; FQL's authors run it with `joint` and Glorot's initialisation, and so do GFP's.
 """
 
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -48,6 +49,14 @@ class Config:
     )
 
 
+NAMES: Mapping[str, Config] = {
+    "rebrac": Config(),
+    "rebrac_gfp": Config(
+        critic=Critic(), hidden_dims=(512, 512, 512, 512), activation="gelu", initialization="glorot", batch_size=256,
+        learning_rate=3e-4, actor_learning_rate=3e-4, joint=True,
+    ),
+}  # fmt: skip
+"""The agents, each with its default configuration; the second is FQL's code as GFP's authors tuned it anew."""
 State = TrainState[Config]
 
 

@@ -1,4 +1,4 @@
-"""Published settings of DriftQL, GFP, MeanFlowQL and FMQ: some by hand, and all of them build."""
+"""Published settings of DriftQL, GFP and its ReBRAC, MeanFlowQL and FMQ: some by hand, and all of them build."""
 
 from typing import Any
 
@@ -7,10 +7,11 @@ import pytest
 from test_presets import check_builds, settings_of
 
 from flowrl import agents, config
+from flowrl.agents.rebrac import NAMES
 from flowrl.experiment import presets
 from flowrl.experiment.settings import Settings, plan
 
-OFFLINE = {"driftql": 87, "gfp": 164, "fmq": 1, "meanflow_q": 1}
+OFFLINE = {"driftql": 87, "gfp": 164, "rebrac_gfp": 129, "fmq": 1, "meanflow_q": 1}
 
 
 @pytest.mark.parametrize(
@@ -32,12 +33,21 @@ OFFLINE = {"driftql": 87, "gfp": 164, "fmq": 1, "meanflow_q": 1}
         ("gfp", "cube-double-play-singletask-task4", {"target": "mean", "reference": "actor", "eta": 0.01, "alpha": 1}),
         ("gfp", "pen-human-v1", {"alpha": 3, "eta": 1e-4, "flow_at_next": False, "normalize_q": True}),
         ("gfp", "minari:mujoco/walker2d/simple-v0", {"alpha": 3, "eta": 0.1, "batch_size": 1024}),
+        ("rebrac_gfp", "antsoccer-arena-navigate-singletask", {"alpha_actor": 0.01, "discount": 0.995}),
+        ("rebrac_gfp", "antmaze-large-explore-singletask", {"alpha_actor": 0.001, "alpha_critic": 0.1}),
+        ("rebrac_gfp", "minari:mujoco/hopper/medium-v0", {"critic.aggregate": "mean", "batch_size": 1024}),
         ("fmq", "cube-triple-play-singletask-task4", {"horizon.steps": 5, "horizon.chunk": True, "adaptive": True}),
         ("meanflow_q", "humanoidmaze-large-navigate-singletask-task1", {"alpha": 6000, "time_levels": 50}),
     ],
 )
 def test_published_values(agent: str, dataset: str, values: dict[str, Any]) -> None:
     assert values.items() <= settings_of("paper", agent, dataset)[1].items()
+
+
+def test_gfps_rebrac_is_fqls_with_other_weights() -> None:
+    first, second = (settings_of("paper", name, "antmaze-large-navigate-singletask") for name in NAMES)
+    assert {name for name, value in second[1].items() if value != first[1][name]} == {"alpha_actor", "discount"}
+    assert second[0]["eval.episodes"] == 100
 
 
 def test_published_runs() -> None:

@@ -38,7 +38,7 @@ _OTHER_PROBLEMS = (
 )  # fmt: skip
 _GFP_NAMES = {
     "fql-actor": "FQL", "fql-bc": "FQL's flow", "gfp-actor": "GFP", "gfp-vabc": "GFP's flow",
-    "gfp-advantage-actor": "GFP-AWR", "gfp-advantage-vabc": "GFP-AWR's flow", "rebrac": "ReBRAC", "iql": "IQL",
+    "gfp-advantage-actor": "GFP-AWR", "gfp-advantage-vabc": "GFP-AWR's flow", "rebrac": "ReBRAC-GFP", "iql": "IQL",
 }  # fmt: skip
 
 
