@@ -19,7 +19,7 @@ from flowrl.experiment import cells, comparing, presets, run, speed
 from flowrl.experiment.recorder import Recorder
 from flowrl.experiment.settings import plan
 from flowrl.machine import signals
-from flowrl.reports import figures, score_tables
+from flowrl.reports import figures, score_tables, suites
 from flowrl.run_folder import logs, statistics
 
 pytestmark = pytest.mark.filterwarnings("ignore:Sharding info not provided")
@@ -244,6 +244,36 @@ def test_a_list_trains_nothing(
     assert [path.name for path in tmp_path.iterdir()] == ["bfn-Pendulum-v1"]
 
 
+def test_updates_of_a_later_stage_take_their_own_time(tmp_path: Path) -> None:
+    given = {"agent": "hiql", "env": "antmaze-large-navigate", "preset": "none", "steps": 60_000}
+    made = plan(given | {"run_dir": str(tmp_path)}, {"value.steps": 25_000})
+    pace = speed.Pace(updates=20.0, action=0.002, step=0.001, turn=25_000, later=10.0)
+    left = [speed.training_seconds(made, pace, done) for done in (0, 5_000, 30_000, 60_000)]
+    assert left == pytest.approx([1250 + 3500, 1000 + 3500, 3000, 0])
+
+
+@pytest.mark.parametrize(
+    ("agent", "given", "acts", "chunk"),
+    [
+        ("gfp", {}, {"acts": "actor"}, 1),
+        ("fmq", {"beam.rounds": 1}, {"beam.rounds": 0, "choice.num_samples": 32}, 5),
+    ],
+)
+def test_the_action_that_is_timed_is_the_one_that_is_judged(
+    agent: str,
+    given: dict[str, Any],
+    acts: dict[str, Any],
+    chunk: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    made = plan({"agent": agent, "env": "Pendulum-v1", "preset": "none", "run_dir": str(tmp_path)}, given)
+    seen: list[Any] = []
+    monkeypatch.setattr(speed, "acting_times", lambda agent, spec, state, seconds: (seen.append(state), (0.0, 1.0))[1])
+    assert speed.action_seconds(made, made.env.facts().spec, 1.0) == 1.0 / chunk
+    assert acts.items() <= values(seen[0].config).items()
+
+
 def test_how_long_the_rest_takes(data: str, tmp_path: Path) -> None:
     given = {"agent": "bc", "env": "Pendulum-v1", "preset": "none", "steps": 1000, "num_seeds": 2, "eval.interval": 100}
     made = plan(given | {"eval.episodes": 5, "workers": 1, "run_dir": str(tmp_path)}, {})
@@ -368,7 +398,10 @@ def test_a_suite_refuses_other_sizes_before_it_trains(tmp_path: Path, monkeypatc
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(comparing, "_train_all", None)
     given = ("--suite=ogbench-goals", "--preset=quick", "--results=results", "--run_dir=run")
-    sizes = "gc_sscp on antmaze-large-navigate has 60,000 updates, gc_sscp on antmaze-medium-navigate 20,000"
+    held = {"task": "antmaze-large-navigate", "agent": "hiql", "preset": "quick", "size": {"updates": 20_000}}
+    held |= {"command": "compare.py", "git_commit": None, "run": "0"}
+    monkeypatch.setattr(suites, "read", lambda path: [held])
+    sizes = "gc_sscp on antmaze-large-navigate has 60,000 updates, hiql 20,000"
     envs = "--envs=antmaze-medium-navigate,antmaze-large-navigate"
     assert_error(
         f"{sizes}; the table of --preset=quick in results.* does not mix sizes", "--agents=gc_sscp", envs, *given
@@ -435,7 +468,14 @@ FAULTS = {
         ("* len(cell.plan.runs))", ")", "test_tables_hold_what_agents_reach_as_they_are_configured_to_act"),
     ],
     "flowrl/experiment/speed.py": [
-        ("max(0, settings.steps - done)", "settings.steps", "test_how_long_the_rest_takes"),
+        ("found.seconds(min(done, settings.steps)", "found.seconds(0", "test_how_long_the_rest_takes"),
+        ("if self.turn else", "if False else", "test_updates_of_a_later_stage_take_their_own_time"),
+        ("min(last, self.turn) - first)", "self.turn)", "test_updates_of_a_later_stage_take_their_own_time"),
+        (
+            "evaluated[configured_among(evaluated)]",
+            "[*evaluated.values()][-1]",
+            "test_the_action_that_is_timed_is_the_one_that_is_judged",
+        ),
         ("return count * modes *", "return count *", "test_how_long_the_rest_takes"),
     ],
     "flowrl/run_folder/evaluations.py": [

@@ -112,6 +112,15 @@ def test_curves_of_our_agents_stand_beside_runs_of_the_same_problem(tmp_path: Pa
     assert [(curve.method, curve.updates[-1]) for curve in found] == [("QAM-E", 500_000), ("QC", 500_000)]
 
 
+def test_curves_of_sparse_rewards_stand_beside_runs_of_sparse_rewards(tmp_path: Path) -> None:
+    ours = group_of(official(tmp_path / "a", env="scene-play-singletask", **{"normalize.sparse": True}))
+    found, reasons = published.beside([ours])
+    assert [curve.name for curve in found] == ["FQL of QAM's authors, 12 seeds", "FQL of QC's authors"]
+    assert reasons == []
+    found, reasons = published.beside([ours], ["GFP"])
+    assert (found, reasons[0].rpartition(": ")[2]) == ([], "our rewards are sparse")
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [
@@ -119,6 +128,11 @@ def test_curves_of_our_agents_stand_beside_runs_of_the_same_problem(tmp_path: Pa
         ({"env": "scene-play-singletask"}, "FQL of QAM's authors and FQL of QC's authors: its rewards are sparse"),
         ({"env": "puzzle-4x4-play-singletask-task1"}, "rewards are sparse there, and its data have 100M rows"),
         ({"env": "cube-quadruple-play-singletask"}, "its data have 100M rows there"),
+        ({"normalize.sparse": True}, "FQL of QAM's authors and FQL of QC's authors: our rewards are sparse"),
+        (
+            {"env": "puzzle-4x4-play-singletask-task1", "normalize.sparse": True},
+            "authors: its data have 100M rows there",
+        ),
         ({"online.steps": 1000}, "ours learns online"),
         ({"max_episode_steps": 10}, "our episodes are cut off"),
         ({"each": 2000}, "theirs are from 50,000 on, ours end at 20,000"),
@@ -231,6 +245,30 @@ def test_rows_of_presets_stand_apart_on_the_page(tmp_path: Path) -> None:
     assert "`python experiments/main.py --agent=fql" in second
 
 
+def test_tasks_of_another_size_stand_apart_on_the_page(tmp_path: Path) -> None:
+    row = line_of(official(tmp_path / "a"))
+    other = row | {"task": "scene-play-singletask-task2", "size": row["size"] | {"updates": 500_000}}
+    suites.add(tmp_path / "suite", [row, other])
+    shorter, longer = (tmp_path / "suite" / "README.md").read_text().split("## Preset ")[1:]
+    assert shorter.startswith("paper: 500,000 updates\n")
+    assert ("scene-play" in shorter, "scene-play" in longer) == (True, False)
+    assert longer.startswith("paper: 1,000,000 updates\n")
+
+
+def test_sparse_rewards_are_another_task(tmp_path: Path) -> None:
+    folders = official(tmp_path / "a"), official(tmp_path / "b", agent="bc", **{"normalize.sparse": True})
+    entries, _ = score_tables.read(folders, {})
+    text = score_tables.markdown(entries, "a command", [])
+    assert f"- {TASK}: rewards differ, those of bc are sparse\n" in text
+    suites.add(tmp_path / "suite", [suites.row(entry) for entry in entries])
+    head, dense, sparse = [line for line in (tmp_path / "suite" / "README.md").read_text().split("\n") if "| " in line][
+        :3
+    ]
+    assert head == "| task | `bc` | `fql` |"
+    assert dense.startswith(f"| {TASK} |  | 50.0 %")
+    assert sparse.startswith(f"| {TASK}, sparse rewards | 50.0 %")
+
+
 def test_the_same_run_replaces_its_row_and_another_is_refused(tmp_path: Path) -> None:
     row = line_of(official(tmp_path / "a"))
     suites.add(tmp_path / "suite", [row])
@@ -246,10 +284,10 @@ def test_the_same_run_replaces_its_row_and_another_is_refused(tmp_path: Path) ->
 def test_a_table_does_not_mix_sizes(tmp_path: Path) -> None:
     suites.add(tmp_path / "suite", [line_of(official(tmp_path / "a"))])
     other = line_of(official(tmp_path / "b", TEN[:5], agent="sscp"))
-    with pytest.raises(UserError, match=r"sscp on .* has 500,000 updates, fql on .* 1,000,000; .* not mix"):
+    with pytest.raises(UserError, match=r"sscp on .* has 500,000 updates, fql 1,000,000; .* not mix"):
         suites.add(tmp_path / "suite", [other])
     longest = suites.Claim.of(other)._replace(updates=2_000_000)
-    with pytest.raises(UserError, match=r"sscp on .* has 2,000,000 updates, sscp on .* 500,000"):
+    with pytest.raises(UserError, match=r"sscp on .* has 2,000,000 updates, sscp 500,000"):
         suites.require(tmp_path / "new", [suites.Claim.of(other), longest])
 
 
@@ -280,7 +318,12 @@ FAULTS = {
         ),
         ('r"antsoccer|puzzle-[34]x[34]", 4', 'r"antsoccer", 4', "test_a_name_without_number_is_ogbenchs_default_task"),
         ('!= "official" for run', '== "none" for run', "test_what_is_not_comparable_is_said_in_one_line and given0"),
-        ('(QAM, "scene|puzzle-3x3", SPARSE),', "", "test_what_is_not_comparable_is_said_in_one_line and given1"),
+        ('QAM: "scene|puzzle", ', "", "test_what_is_not_comparable_is_said_in_one_line and given1"),
+        (
+            'if sparse != group.identity.get("normalize.sparse", False)',
+            "if sparse",
+            "test_curves_of_sparse_rewards_stand_beside_runs_of_sparse_rewards",
+        ),
         (
             "if not set(group.steps) & set(curve.updates)",
             "if not group.steps",
@@ -292,10 +335,28 @@ FAULTS = {
             "test_one_run_that_cannot_be_compared_keeps_all_bands_away",
         ),
     ],
+    "flowrl/reports/score_tables.py": [
+        ("rewards differ, those", "rewards, those", "test_sparse_rewards_are_another_task"),
+    ],
     "flowrl/reports/suites.py": [
+        ('", sparse rewards" * row["sparse"]', '""', "test_sparse_rewards_are_another_task"),
         ("(*held, *claims[:count])", "held", "test_a_table_does_not_mix_sizes"),
         ("and other.run != claim.run:", "and False:", "test_the_same_run_replaces_its_row_and_another_is_refused"),
-        ("other.preset == claim.preset and", "", "test_rows_of_presets_stand_apart_on_the_page"),
+        (
+            "(other.preset, other.task) == (claim.preset, claim.task)",
+            "other.task == claim.task",
+            "test_rows_of_presets_stand_apart_on_the_page",
+        ),
+        (
+            "(other.preset, other.task) == (claim.preset, claim.task)",
+            "other.preset == claim.preset",
+            "test_tasks_of_another_size_stand_apart_on_the_page",
+        ),
+        (
+            '(row["preset"], row["size"]["updates"]) == (preset, updates)',
+            'row["preset"] == preset',
+            "test_tasks_of_another_size_stand_apart_on_the_page",
+        ),
         (
             "other.updates != claim.updates",
             "other.updates > 9 * claim.updates",

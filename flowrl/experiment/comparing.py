@@ -158,9 +158,10 @@ def show(found: Sequence[Cell]) -> int:
         training, evaluation = training + own, evaluation + evaluations
         settings, seeds = cell.plan.settings, len(cell.plan.runs)
         begun = f"goes on from {settings.unit} {cell.reached:,}, " if cell.reached else ""
+        later = f", {pace.later:.1f}/s after update {pace.turn:,}" if pace.turn else ""
         print(
             f"{cell.name}: {begun}{seeds} seed{'s' * (seeds > 1)} × {settings.total:,} {settings.unit}s at "
-            f"{pace.updates:.1f}/s: about {progress.duration(own)}, evaluations at most "
+            f"{pace.updates:.1f}/s{later}: about {progress.duration(own)}, evaluations at most "
             f"{progress.duration(evaluations)} more",
             flush=True,
         )

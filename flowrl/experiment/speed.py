@@ -1,6 +1,7 @@
 """How fast agents learn and act on this machine, measured on noise in the shape of their data."""
 
 import functools
+import math
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -19,6 +20,7 @@ from flowrl.experiment.settings import Plan
 from flowrl.machine.provenance import usable_cores
 from flowrl.networks import Spec
 from flowrl.random_streams import root_keys
+from flowrl.run_folder.evaluations import configured_among
 from flowrl.tasks.task import Facts
 from flowrl.train_state import TrainState
 from flowrl.training import acting, compiled
@@ -86,12 +88,13 @@ def acting_times(agent: Agent[Any], spec: Spec, state: TrainState[Any], seconds:
 
 
 def action_seconds(plan: Plan, spec: Spec, seconds: float) -> float:
-    """Returns the seconds of one action of a plan's agent, as it is configured to act.
+    """Returns the seconds of one action of a plan's agent, as its scores are taken: by the best of N, where it chooses.
 
     Of one that chooses several actions at a time it is the share of one of them.
     """
     agent = agents.build(plan.settings.agent, plan.config, spec)
-    *_, configured = agent.evaluations(plan.config).values()
+    evaluated = agent.evaluations(plan.config)
+    configured = evaluated[configured_among(evaluated)]
     state = agent.init(jax.random.key(0), plan.config)
     each = acting_times(agent, spec, state.replace(config=configs.as_arrays(configured)), seconds)[1]
     return each / (agent.batch(plan.config).chunk or 1)
@@ -104,11 +107,20 @@ class Pace(NamedTuple):
         updates: A second, of each of its runs.
         action: Seconds of an action.
         step: Seconds of an environment's step.
+        turn: The update from which on others are made, where values learn alone before; else 0.
+        later: Updates a second from there on.
     """
 
     updates: float
     action: float
     step: float
+    turn: int = 0
+    later: float = math.inf
+
+    def seconds(self, first: int, last: int) -> float:
+        """Returns how long the updates from one to another take."""
+        before = max(0, min(last, self.turn) - first) if self.turn else last - first
+        return before / self.updates + (last - first - before) / self.later
 
 
 def pace(plan: Plan, seconds: float) -> Pace:
@@ -117,7 +129,7 @@ def pace(plan: Plan, seconds: float) -> Pace:
     Raises:
         UserError: Its environment cannot be made.
     """
-    facts = plan.env.facts()
+    env, facts = plan.env, plan.env.facts()
     agent, runs = agents.build(plan.settings.agent, plan.config, facts.spec), len(plan.runs)
     dataset = synthetic_dataset(facts.spec, episodes=20)
     program = compiled.build(agent, plan.config.batch_size, dataset, plan.settings.map)
@@ -129,8 +141,11 @@ def pace(plan: Plan, seconds: float) -> Pace:
         nonlocal states, totals
         states, totals = jax.block_until_ready(chunk(states, totals, keys, dataset, jnp.int32(count)))
 
-    updates = rate(advance, seconds)
-    return Pace(updates, action_seconds(plan, facts.spec, seconds / 4), _step_seconds(plan.env.make(), facts))
+    found = Pace(rate(advance, seconds), action_seconds(plan, facts.spec, seconds / 4), _step_seconds(env.make(), facts))
+    if not (turn := configs.values(plan.config).get("value.steps", 0)):
+        return found
+    states = states.replace(step=jnp.full_like(states.step, turn))
+    return found._replace(turn=turn, later=rate(advance, seconds))
 
 
 def _step_seconds(env: SeededEpisodes, facts: Facts) -> float:
@@ -149,10 +164,9 @@ def _step_seconds(env: SeededEpisodes, facts: Facts) -> float:
 def training_seconds(plan: Plan, found: Pace, done: int = 0) -> float:
     """Returns how long the updates of a plan's runs take that are left after step `done`."""
     settings = plan.settings
-    offline = max(0, settings.steps - done)
     online = settings.total - max(done, settings.steps)
     each = settings.online.updates_per_step / found.updates + len(plan.runs) * found.step + found.action
-    return offline / found.updates + online * each
+    return found.seconds(min(done, settings.steps), settings.steps) + online * each
 
 
 def evaluation_seconds(plan: Plan, found: Pace, limit: int, tasks: int, modes: int, done: int = 0) -> float:

@@ -27,15 +27,14 @@ from flowrl.run_folder.statistics import Interval
 
 MILLION = 1_000_000
 QAM, GFP, QC = "QAM's authors", "GFP's authors", "QC's authors"
-SPARSE, LARGE = "its rewards are sparse there", "its data have 100M rows there"
 _DEFAULT_TASKS = (
     (r"antsoccer|puzzle-[34]x[34]", 4), (r"antmaze|humanoidmaze|pointmaze", 1), (r"cube|scene|puzzle", 2),
 )  # fmt: skip
 """Which task OGBench means by `-singletask` alone, by what a name begins with."""
-_OTHER_PROBLEMS = (
-    (QAM, "scene|puzzle-3x3", SPARSE), (QAM, "puzzle-4x4", f"{SPARSE}, and {LARGE}"), (QAM, "cube-quadruple", LARGE),
-    (QC, "scene|puzzle-3x3", SPARSE), (QC, "cube-quadruple", LARGE),
-)  # fmt: skip
+_SPARSE = {QAM: "scene|puzzle", QC: "scene|puzzle-3x3"}
+"""Tasks, by what their names begin with, whose rewards a source made sparse, as --normalize.sparse does."""
+_LARGE = {QAM: "puzzle-4x4|cube-quadruple", QC: "cube-quadruple"}
+"""Tasks for which a source had 100M rows, which are not OGBench's download."""
 _GFP_NAMES = {
     "fql-actor": "FQL", "fql-bc": "FQL's flow", "gfp-actor": "GFP", "gfp-vabc": "GFP's flow",
     "gfp-advantage-actor": "GFP-AWR", "gfp-advantage-vabc": "GFP-AWR's flow", "rebrac": "ReBRAC-GFP", "iql": "IQL",
@@ -163,9 +162,13 @@ def _seeded(method: str, source: str, updates: tuple[int, ...], scores: np.ndarr
 def obstacle(group: Group, curve: Curve) -> str:
     """Says why a group's numbers may not stand beside a released curve of its task; or nothing."""
     task = canonical(group.identity["env"])
-    for source, start, problem in _OTHER_PROBLEMS:
-        if source == curve.source and re.match(start, task):
-            return problem
+    sparse, large = (bool(re.match(tasks.get(curve.source, "$"), task)) for tasks in (_SPARSE, _LARGE))
+    problems = []
+    if sparse != group.identity.get("normalize.sparse", False):
+        problems.append("its rewards are sparse there" if sparse else "our rewards are sparse")
+    problems += ["its data have 100M rows there"] if large else []
+    if problems:
+        return ", and ".join(problems)
     if any(run.config["data"]["origin"] != "official" for run in group.runs):
         return f"theirs is the official download, our data are {data_name(group.runs[0].config)}"
     if group.identity["online.steps"]:

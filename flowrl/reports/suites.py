@@ -1,6 +1,6 @@
 """Published rows of a suite of tasks: a file of lines, one for each task, agent and preset, and the page made of it.
 
-Rows of different presets are of different sizes, and never stand in one table.
+Rows of different presets or sizes never stand in one table.
 """
 
 import hashlib
@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from flowrl.errors import UserError
 from flowrl.machine import schema
-from flowrl.machine.schema import Mismatch, listing, nullable, number, record, text
+from flowrl.machine.schema import Mismatch, boolean, listing, nullable, number, record, text
 from flowrl.reports.comparisons import number_text
 from flowrl.reports.curves import bounds, traces
 from flowrl.reports.published import canonical
@@ -33,6 +33,7 @@ ROW = record(
         "run": text("[0-9a-f]{64}", "a SHA-256 in hexadecimal digits"),
         "data": record({"from": text(), "sha256": text()}),
         "size": record({"updates": number(1, whole=True)}),
+        "sparse": boolean,
         "episodes_per_task": number(1, whole=True),
         "per_seed": record({}, others=number()),
         "mean": number(),
@@ -74,6 +75,7 @@ def row(entry: Entry) -> dict[str, Any]:
         "data": trace["data"],
         "run": fingerprint(run.config),
         "size": {"updates": group.total} | size,
+        "sparse": group.identity.get("normalize.sparse", False),
         "episodes_per_task": run.episodes,
         **{name: numbers[name] for name in ("metric", "mode", "mean", "mean_interval_95", "iqm", "iqm_interval_95")},
         "one_draw": numbers["one_draw"],
@@ -142,7 +144,7 @@ def require(path: Path, claims: Sequence[Claim]) -> None:
     """Checks that a file may have these rows beside its own.
 
     Raises:
-        UserError: Another run has one of them, or rows of a preset would differ in their size.
+        UserError: Another run has one of them, or rows of a task and preset would differ in their size.
     """
     held = [Claim.of(row) for row in read(path)]
     for count, claim in enumerate(claims):
@@ -153,9 +155,9 @@ def require(path: Path, claims: Sequence[Claim]) -> None:
                     f"another run ({other.told}); take that out first, or leave this one out"
                 )
         for other in (*held, *claims[:count]):
-            if other.preset == claim.preset and other.updates != claim.updates:
+            if (other.preset, other.task) == (claim.preset, claim.task) and other.updates != claim.updates:
                 raise UserError(
-                    f"{claim.agent} on {claim.task} has {claim.updates:,} updates, {other.agent} on {other.task} "
+                    f"{claim.agent} on {claim.task} has {claim.updates:,} updates, {other.agent} "
                     f"{other.updates:,}; the table of --preset={claim.preset} in {path} does not mix sizes"
                 )
 
@@ -179,19 +181,20 @@ def add(folder: Path, new: Sequence[dict[str, Any]]) -> None:
 
 
 def page(name: str, rows: Sequence[Mapping[str, Any]]) -> str:
-    """Returns the page of a suite's rows, a part for each preset."""
+    """Returns the page of a suite's rows, a part for each preset and number of updates."""
     lines = [f"# {name}", ""]
     lines += [f"Made from `{ROWS}` by `experiments/compare.py --suite=…`, which adds the rows; not to be edited.", ""]
     lines += [
         "A score is a seed's mean over its last three evaluations, of the agent as it is configured to act; brackets "
-        "hold 95 % bootstrap intervals over seeds. Rows of different presets are of different sizes and never stand in "
-        "one table. A run is told by its number below its table.",
+        "hold 95 % bootstrap intervals over seeds. Rows of different presets or sizes never stand in one table. A run "
+        "is told by its number below its table.",
         "",
     ]
     lines += [] if rows else ["No rows yet.", ""]
-    for preset in dict.fromkeys(row["preset"] for row in rows):
-        own = [row for row in rows if row["preset"] == preset]
-        lines += [f"## Preset {preset}: {own[0]['size']['updates']:,} updates", "", *_overview(own), ""]
+    sizes = dict.fromkeys((row["preset"], row["size"]["updates"]) for row in rows)
+    for preset, updates in sorted(sizes):
+        own = [row for row in rows if (row["preset"], row["size"]["updates"]) == (preset, updates)]
+        lines += [f"## Preset {preset}: {updates:,} updates", "", *_overview(own), ""]
         head = ("task", "agent", "mean", "interquartile mean", "one draw", "seeds", "curve", "data", "run")
         lines += [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
         lines += [f"| {' | '.join(_cells(row, number))} |" for number, row in enumerate(own, 1)]
@@ -204,10 +207,15 @@ def _overview(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """Returns the means of each task, an agent a column."""
     agents = sorted({row["agent"] for row in rows})
     lines = [f"| task | {' | '.join(f'`{agent}`' for agent in agents)} |", "|---" * (len(agents) + 1) + "|"]
-    for task in sorted({row["task"] for row in rows}):
-        own = {row["agent"]: number_text(row["metric"], dict(row), "mean") for row in rows if row["task"] == task}
+    for task in sorted({_task(row) for row in rows}):
+        own = {row["agent"]: number_text(row["metric"], dict(row), "mean") for row in rows if _task(row) == task}
         lines.append(f"| {task} | {' | '.join(own.get(agent, '') for agent in agents)} |")
     return lines
+
+
+def _task(row: Mapping[str, Any]) -> str:
+    """Returns the task of a row, which is another one where its rewards were made sparse."""
+    return row["task"] + ", sparse rewards" * row["sparse"]
 
 
 def _cells(row: Mapping[str, Any], number: int) -> list[str]:
@@ -217,7 +225,7 @@ def _cells(row: Mapping[str, Any], number: int) -> list[str]:
     curve = " → ".join(f"{factor * mean:.0f}" for mean in row["curve"]["mean"])
     means = [number_text(metric, dict(row), prefix) for prefix in ("mean", "iqm")]
     agent = f"`{row['agent']}`" + (", best of n" if one else "")
-    return [row["task"], agent, *means, one, seeds, curve, row["data"]["from"], str(number)]
+    return [_task(row), agent, *means, one, seeds, curve, row["data"]["from"], str(number)]
 
 
 def _origin(row: Mapping[str, Any]) -> str:

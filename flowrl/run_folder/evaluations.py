@@ -1,7 +1,7 @@
 """Evaluations of finished or running runs, read from run directories."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -168,10 +168,14 @@ def read_runs(folder: Path, *, with_minutes: bool, mode: str = SINGLE) -> list[R
     return [run._replace(minutes=minutes) for run in found]
 
 
-def configured_mode(folder: Path) -> str:
-    """Returns the evaluations of a run's agent as it is configured to act: with the best of several, or one draw."""
-    modes = {line["mode"] for line in logs.read_lines(folder / "eval.jsonl")}
+def configured_among(modes: Collection[str]) -> str:
+    """Returns which evaluations are of an agent as it is configured to act: by the best of several, or by one draw."""
     return BEST if BEST in modes else SINGLE
+
+
+def configured_mode(folder: Path) -> str:
+    """Returns which evaluations of a run are of its agent as it is configured to act."""
+    return configured_among({line["mode"] for line in logs.read_lines(folder / "eval.jsonl")})
 
 
 def due(interval: int, steps: int, online_steps: int, last: int) -> list[int]:
