@@ -16,8 +16,11 @@ from flowrl import agents
 from flowrl.choice import BestOfN, best_next
 from flowrl.data.dataset import Dataset, from_arrays
 from flowrl.errors import UserError
+from flowrl.experiment import build
+from flowrl.experiment.settings import plan
 from flowrl.networks import Spec
 from flowrl.run_folder import logs
+from flowrl.tasks import sources
 from flowrl.training.step import train_step
 
 SINGLE = "pointmaze-medium-navigate-singletask"
@@ -146,7 +149,32 @@ def test_what_cannot_be_is_told_in_a_line(flags: tuple[str, ...], told: str, tmp
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("given", [{"horizon.steps": 201}, {"horizon.steps": 8, "horizon.chunk": True}])
+def test_steps_beyond_an_online_episode_are_told_in_a_line(given: dict[str, Any], tmp_path: Path) -> None:
+    limit = 7 if given.get("horizon.chunk") else None
+    told = {"agent": "td3", "env": "Pendulum-v1", "preset": "none", "steps": 0, "online.steps": 100}
+    told |= {"max_episode_steps": limit, "run_dir": str(tmp_path)}
+    beyond = plan(told, given)
+    message = (
+        f"looks {given['horizon.steps']} steps ahead, but an episode of Pendulum-v1 ends after {limit or 200}; give"
+    )
+    with pytest.raises(UserError, match=message):
+        build.prepare(beyond, sources.NONE)
+    build.prepare(plan(told, given | {"horizon.steps": limit or 200}), sources.NONE)
+
+
+def test_n_steps_read_rewards(tmp_path: Path) -> None:
+    data, ends = tmp_path / "plain.npz", np.arange(24) % 12 == 11
+    np.savez(data, observations=np.zeros((24, 3), np.float32), actions=np.zeros((24, 1), np.float32), terminals=ends)
+    with pytest.raises(UserError, match="the field 'rewards' is missing; it has actions"):
+        main("--agent=fql_n", "--env=Pendulum-v1", *TINY[1:], f"--data={data}", f"--run_dir={tmp_path / 'run'}")
+
+
 FAULTS = {
+    "flowrl/experiment/build.py": [
+        ("ahead > limit:", "ahead > limit + 1:", "test_steps_beyond_an_online_episode_are_told_in_a_line"),
+        ("ahead > limit:", "ahead >= limit:", "test_steps_beyond_an_online_episode_are_told_in_a_line"),
+    ],
     "flowrl/choice.py": [
         ("num_samples=self.target_samples", "num_samples=1", "test_targets_bootstrap_the_best_of_several"),
         ("temperature=0.0)", "temperature=self.temperature)", "test_targets_bootstrap_the_best_of_several"),

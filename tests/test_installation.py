@@ -127,6 +127,14 @@ def test_commands_of_the_readme_install_the_exact_versions(name: str) -> None:
     assert any(part.endswith("--no-deps ogbench dm-control") for part in installing)
 
 
+def test_the_shortened_main_command_makes_its_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (code,) = re.findall(r'python -c "(.*)" "\$scratch/walks.npz"', (ROOT / ".ci" / "main").read_text())
+    monkeypatch.setattr(sys, "argv", ["-c", str(tmp_path / "walks.npz")])
+    exec(code, {})
+    with np.load(tmp_path / "walks.npz") as file:
+        assert file["observations"].shape == (120, 2)
+
+
 def test_ogbench_without_its_packages_is_an_error_with_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
     """As from Python 3.13 on, where flowrl alone is installed."""
     monkeypatch.delitem(gymnasium.registry, "pointmaze-medium-v0", raising=False)

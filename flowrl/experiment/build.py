@@ -19,7 +19,7 @@ from flowrl.experiment.settings import Plan
 from flowrl.machine import devices
 from flowrl.normalize import Normalizer
 from flowrl.tasks import description, sources
-from flowrl.tasks.task import NOTHING_KNOWN, Facts
+from flowrl.tasks.task import NOTHING_KNOWN, Facts, registered_limit
 from flowrl.training import compiled
 from flowrl.training.compiled import Program
 
@@ -58,12 +58,15 @@ def prepare(plan: Plan, source: sources.Source, layout: devices.Layout = devices
     if source is sources.NONE:
         assert facts is not None
         nothing = {"observations": np.zeros((1, *facts.spec.observation.shape), np.float32)}
-        return Parts(plan, build_agent(plan, facts), facts, None, fit(plan, nothing))
+        agent = build_agent(plan, facts)
+        _require_episodes(plan, agent)
+        return Parts(plan, agent, facts, None, fit(plan, nothing))
     reading = plan.env.examine(source, NOTHING_KNOWN if facts is None else facts.expected)
     arrays = reading.arrays
     facts = facts or Facts.of_arrays(arrays)
     doubts = [*reading.notes, *description.small(arrays, plan.config.batch_size)]
     agent = build_agent(plan, facts)
+    _require_episodes(plan, agent)
     kind = agent.batch(plan.config)
     if isinstance(kind, Transitions) and kind.returns:
         arrays |= returns.of_dataset(arrays, float(kind.discount))
@@ -75,6 +78,16 @@ def prepare(plan: Plan, source: sources.Source, layout: devices.Layout = devices
     require(kind, arrays, longest_episode(arrays["terminals"]))
     dataset = layout.place(from_arrays(arrays), mapped=False)
     return Parts(plan, agent, facts, dataset, normalizer, tuple(description.facts(reading)), tuple(doubts))
+
+
+def _require_episodes(plan: Plan, agent: Agent[Any]) -> None:
+    """Checks that episodes played online are as long as a row looks ahead."""
+    ahead, limit = agent.batch(plan.config).steps, registered_limit(plan.env)
+    if plan.settings.online.steps and limit is not None and ahead > limit:
+        raise UserError(
+            f"the agent looks {ahead} steps ahead, but an episode of {plan.env.name} ends after {limit}; give a "
+            "smaller --agent.horizon.steps"
+        )
 
 
 def build_agent(plan: Plan, facts: Facts) -> Agent[Any]:

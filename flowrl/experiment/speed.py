@@ -141,7 +141,8 @@ def pace(plan: Plan, seconds: float) -> Pace:
         nonlocal states, totals
         states, totals = jax.block_until_ready(chunk(states, totals, keys, dataset, jnp.int32(count)))
 
-    found = Pace(rate(advance, seconds), action_seconds(plan, facts.spec, seconds / 4), _step_seconds(env.make(), facts))
+    acting_seconds, step_seconds = action_seconds(plan, facts.spec, seconds / 4), _step_seconds(env.make(), facts)
+    found = Pace(rate(advance, seconds), acting_seconds, step_seconds)
     if not (turn := configs.values(plan.config).get("value.steps", 0)):
         return found
     states = states.replace(step=jnp.full_like(states.step, turn))
