@@ -19,9 +19,9 @@ def sources() -> str:
     for name in names():
         meta = File(name).meta
         path = (meta.get("path") or meta["file"]).split(" (")[0]
-        repository = meta["repository"].removeprefix("https://github.com/")
-        address = f"https://github.com/{repository}"
-        rows.setdefault(File(name).agent, f"[{repository}]({address}) | `{meta['commit']}` | {path}")
+        repository, _, remark = meta["repository"].removeprefix("https://github.com/").partition(" ")
+        link = f"[{repository}](https://github.com/{repository}) {remark}".strip()
+        rows.setdefault(File(name).agent, f"{link} | `{meta['commit']}` | {path}")
     lines = ["| agent | repository | commit | files |", "|---|---|---|---|"]
     return "\n".join([*lines, *(f"| `{agent}` | {row} |" for agent, row in rows.items())])
 
