@@ -77,6 +77,24 @@ def test_plans_reach_the_goal(gate: bool) -> None:
         assert (states[crossing][:, 1] < -0.25).mean() > 0.9
 
 
+@pytest.mark.slow
+def test_plans_made_anew_on_the_way_reach_the_goal() -> None:
+    """Four actions of each plan are played: all arrive, around the wall, and stay."""
+    told = {"hidden_dims": (32, 48), "plans.length": 16, "diffusion.levels": 10, "early": True, "plans.played": 4}
+    agent, state = trained("diffuser_goal", told, walks(gate=True), 1000)
+    act, policy, path = jax.jit(agent.act), agent.policy(state), [np.array([[-0.5, 0.3]] * 40)]
+    goal = np.array([[0.5, 0.3]] * 40)
+    for number in range(8):
+        inputs = {"observations": jnp.asarray(path[-1]), "goals": jnp.asarray(goal)}
+        for a in np.asarray(act(policy, inputs, jax.random.key(number))).swapaxes(0, 1):
+            path.append(path[-1] + SPEED * a)
+    away = np.linalg.norm(np.array(path) - goal, axis=-1)
+    assert (away.min(axis=0) < 0.2).mean() > 0.9
+    assert np.median(away[-1]) < 0.2
+    crossing = np.diff(np.sign(np.array(path)[..., 0]), axis=0) != 0
+    assert np.abs(np.array(path)[:-1][crossing][:, 1] - GATE[1]).max() < 0.3
+
+
 # ------------------------------------------------------------------------------------------------------ two modes
 
 
