@@ -46,21 +46,30 @@ FASTER: dict[str, Any] = {
     "schedule.steps": 0, "grid_updates": 2500, "flow.warmup": 250, "flow.grown": 1250,
     "width": 64, "time_dim": 64,
 }  # fmt: skip
-"""Settings that suit a short training: slow copies follow from its beginning, step sizes stay, intervals soon grow."""
+"""Settings that suit a short training: slow copies follow from its beginning, step sizes stay, intervals soon grow.
+
+CAC's must follow fast too: what it knows of little noise passes to more of it from one copy to the next.
+"""
+ALWAYS = ("policy.", "distribution", "actor_target.")
+"""What begins with one of these holds with Q too."""
 WITHOUT_Q: dict[str, dict[str, Any]] = {
     "bc": {}, "bc (flow)": {"distribution": "flow"}, "td3_bc": {"alpha": 0.0}, "rebrac": {"alpha_actor": 1000.0},
     "iql": {"alpha": 0.0}, "ifql": {}, "bfn": {}, "idql": {}, "dql": {"q_alpha": 0.0},
     "dql (1 step of DDIM)": {"q_alpha": 0.0, "policy.sampler": "ddim", "policy.steps": 1}, "edp": {"q_alpha": 0.0},
-    "cac": {"q_alpha": 0.0}, "shortcut": {"q_alpha": 0.0}, "fbrac": {"alpha": 1e6}, "qam": {"inverse_temperature": 0.0},
+    "cac": {"q_alpha": 0.0, "actor_target.rate": 0.05},
+    "shortcut": {"q_alpha": 0.0}, "fbrac": {"alpha": 1e6}, "qam": {"inverse_temperature": 0.0},
     "sscp": {"q_alpha": 0.0}, "ofql": {"q_alpha": 0.0}, "fql": {"q_alpha": 0.0}, "driftql": {"alpha": 1000.0},
     "gfp": {"alpha": 1000.0, "eta": 1e6}, "meanflow_q": {"alpha": 1000.0, "balance.interval": 0}, "fmq": {},
 }  # fmt: skip
 """For each label, the agent's name up to a space, the settings with which Q does not count; cloners count it never."""
 WITH_Q: dict[str, dict[str, Any]] = {
-    label: {name: value for name, value in told.items() if name.startswith(("policy.", "distribution"))}
+    label: {name: value for name, value in told.items() if name.startswith(ALWAYS)}
     for label, told in WITHOUT_Q.items()
     if not label.startswith("bc")
-} | {"fql": {"normalize_q": True}, "qam_f": {}, "qam_e": {}, "edp_crr": {}, "edp_iql": {}}  # fmt: skip
+} | {
+    "fql": {"normalize_q": True}, "qam_f": {}, "qam_e": {}, "edp_crr": {}, "edp_iql": {}, "dsrl": {},
+    "qflow": {"time_dim": 16}, "rql": {}, "cal_ql": {},
+}  # fmt: skip
 
 
 @record
@@ -89,7 +98,7 @@ def batch_of(key: jax.Array, size: int) -> Batch:
     return {
         "observations": s, "next_observations": s, "actions": actions, "next_actions": actions,
         "actions_valid": jnp.ones_like(actions), "rewards": reward(actions), "masks": zeros, "discounts": zeros,
-        "valid": ones,
+        "valid": ones, "returns": reward(actions),
     }  # fmt: skip
 
 
@@ -178,7 +187,8 @@ def main(arguments: Sequence[str]) -> int:
             tqdm.write(f"{part:>9} {shown:<28} {numbers}")
         logs.write_json(out / "two_modes.json", report)  # after each, so that nothing is lost where it is stopped
     for part, title in (("without_q", "Cloning alone"), ("with_q", "With Q, which is larger at the upper right")):
-        draw(pictures[part], title, out / f"two_modes_{part}.png")
+        if pictures[part]:
+            draw(pictures[part], title, out / f"two_modes_{part}.png")
     return 0
 
 
