@@ -16,6 +16,7 @@ from flowrl.errors import UserError
 from flowrl.experiment import presets
 from flowrl.experiment.settings import Settings, plan
 from flowrl.networks import Spec
+from flowrl.reports.published import canonical
 from flowrl.run_folder import texts
 from flowrl.training.step import train_step
 
@@ -196,7 +197,8 @@ def test_fql_has_every_published_offline_row_and_nothing_else() -> None:
 
 def test_fql_goes_online_with_every_published_row() -> None:
     rows = table("fql", "offline_to_online")
-    assert len(rows) == 15
+    assert len({canonical(row["dataset"]) for row in rows}) == 15
+    assert len(rows) == 20  # OGBench's five tasks under both of their names
     for row in rows:
         run, config = settings_of("paper", "fql", row["dataset"], online=True)
         assert config["alpha"] == float(row["agent.alpha"])
@@ -207,6 +209,14 @@ def test_fql_goes_online_with_every_published_row() -> None:
     # Where none is published, and for agents without such rows, those for learning offline hold.
     for agent, dataset in (("fql", "cube-single-play-singletask"), ("sscp", "hopper-medium-v2")):
         assert presets.lookup("paper", agent, dataset, online=True) == presets.lookup("paper", agent, dataset)
+
+
+@pytest.mark.parametrize("agent", ["fql", "iql", "ifql", "rebrac"])
+def test_a_task_goes_online_alike_under_both_of_its_names(agent: str) -> None:
+    for row in table(agent, "offline_to_online"):
+        names = row["dataset"], canonical(row["dataset"])
+        one, other = (presets.lookup("paper", agent, name, online=True) for name in names)
+        assert one == other
 
 
 def test_a_run_that_goes_online_starts_from_the_settings_for_it() -> None:
