@@ -75,7 +75,7 @@ def act(nets: Networks, policy: Policy[Config], inputs: Batch, key: jax.Array, *
     s, config = inputs["observations"], policy.config
     if config.distribution == "gaussian":
         return jnp.clip(unit_gaussian(nets.actor(policy.params, s), key, explore), -1.0, 1.0)
-    return jnp.clip(config.flow.sample(partial(nets.actor, policy.params, s), nets.spec.noise(key, s)), -1.0, 1.0)
+    return config.flow.actions(partial(nets.actor, policy.params, s), nets.spec.noise(key, s))
 
 
 make = Maker(networks, update, act, batch=lambda config: Transitions(1.0, config.horizon))

@@ -59,7 +59,7 @@ def networks(config: Config, spec: Spec) -> Networks:
 def critic_loss(nets: Networks, params: Params, state: State, batch: Batch, key: jax.Array) -> Loss:
     """Σ_i E (Q_i(s, a) − y)², y = r + γ m min Q̄(s', a') as in DQL, perhaps divided by its deviation in the batch."""
     config, next_s = state.config, batch["next_observations"]
-    next_q = backup_values(generated, nets, state, state.target_params, next_s, key, max_q=config.max_q_backup)
+    next_q = backup_values(generated, nets, state, next_s, key, max_q=config.max_q_backup)
     y = batch["rewards"] + batch["discounts"] * critics.combine(config.critic, next_q)
     if config.normalize_targets:
         y = y / (y.std(ddof=1, where=batch["valid"] > 0) + 1e-6)

@@ -57,7 +57,7 @@ def networks(config: Config, spec: Spec) -> Networks:
 def critic_loss(nets: Networks, params: Params, state: State, batch: Batch, key: jax.Array) -> Loss:
     """Σ_i E (Q_i(s, a) − r − γ m min Q̄(s', a'))² (eq. 4), a' from the slow policy, or each critic's best of several."""
     config, next_s = state.config, batch["next_observations"]
-    next_q = backup_values(generated, nets, state, state.target_params, next_s, key, max_q=config.max_q_backup)
+    next_q = backup_values(generated, nets, state, next_s, key, max_q=config.max_q_backup)
     targets = batch["rewards"] + batch["discounts"] * critics.combine(config.critic, next_q)
     return critics.td_sum(nets.critic(params, batch["observations"], batch["actions"]), targets, batch)
 

@@ -15,7 +15,7 @@ from flowrl.choice import BestOfN, choosing, one_draw, td_loss
 from flowrl.config import MOST_COUNT, config, nested, static, traced
 from flowrl.critics import Critic
 from flowrl.data.samplers import Horizon, Transitions
-from flowrl.losses import mse
+from flowrl.losses import mse, relative
 from flowrl.networks import MLP, Network, Spec, named, vector
 from flowrl.optim import descend, polyak
 from flowrl.train_state import Batch, Loss, Metrics, Params, TrainState
@@ -105,9 +105,7 @@ def actor_loss(nets: Networks, params: Params, state: State, batch: Batch, key: 
     bc = jax.vmap(mse, (0, 0, None))(x, targets, batch["actions_valid"]).mean()
     values = nets.critic(state.params, s, sample(nets, config, params, s, q_key))
     q = values.mean(axis=0) if config.actor_aggregate == "mean" else values.min(axis=0)
-    q_loss = -q.mean()
-    if config.normalize_q:
-        q_loss = q_loss / jax.lax.stop_gradient(jnp.abs(q).mean() + 1e-6)
+    q_loss = -(relative(q, 1e-6) if config.normalize_q else q.mean())
     loss = config.alpha * bc + q_loss
     sizes = {"drift": jnp.linalg.norm(v, axis=-1).mean(), "repulsion": jnp.linalg.norm(repulsion, axis=-1).mean()}
     metrics = {"loss": loss, "drift_loss": bc, "q_loss": q_loss, "q_mean": q.mean(), **sizes}

@@ -79,8 +79,8 @@ def networks(config: Config, spec: Spec) -> Networks:
 
 def critic_loss(nets: Networks, params: Params, state: State, batch: Batch, key: jax.Array) -> Loss:
     """Σ_i E (Q_i(s, a) − r − γ m V')², V' the slow critics' value of an action of the slow policy's whole chain."""
-    config, next_s, slow = state.config, batch["next_observations"], state.target_params
-    next_q = backup_values(generated, nets, state, slow, next_s, key, max_q=config.max_q_backup)
+    config, next_s = state.config, batch["next_observations"]
+    next_q = backup_values(generated, nets, state, next_s, key, max_q=config.max_q_backup)
     q = nets.critic(params, batch["observations"], batch["actions"])
     targets = batch["rewards"] + batch["discounts"] * critics.combine(config.critic, next_q)
     return critics.td_sum(q, targets, batch)

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from flowrl import critics
-from flowrl.choice import BestOfN, best_next, choosing, one_draw
+from flowrl.choice import BestOfN, choosing, one_draw, td_loss
 from flowrl.config import MOST_COUNT, config, nested, static, traced
 from flowrl.critics import Critic
 from flowrl.data.samplers import Horizon, Transitions
@@ -63,12 +63,7 @@ def sample(nets: Distilled, config: Config, params: Params, s: jax.Array, key: j
 
 def critic_loss(nets: Distilled, params: Params, state: State, batch: Batch, key: jax.Array) -> Loss:
     """E (Q(s, a) − r − γ m Q̄(s', μ(s', z)))² (eq. 4)."""
-    next_s = batch["next_observations"]
-    next_a = best_next(sample, nets, state, state.params, next_s, key)
-    next_q = nets.critic(state.target_params, next_s, next_a)
-    targets = batch["rewards"] + batch["discounts"] * critics.combine(state.config.critic, next_q)
-    errors, metrics = critics.td_errors(nets.critic(params, batch["observations"], batch["actions"]), targets, batch)
-    return errors.mean(), metrics
+    return td_loss(sample, nets, params, state, batch, key, actors=state.params)
 
 
 def actor_loss(nets: Distilled, params: Params, state: State, batch: Batch, key: jax.Array) -> Loss:
@@ -79,7 +74,7 @@ def actor_loss(nets: Distilled, params: Params, state: State, batch: Batch, key:
     flow = config.behaviour.errors(field, batch["actions"], flow_key, valid).mean()
     z = nets.spec.noise(z_key, s)
     a = nets.actor(params, s, z)
-    integral = jnp.clip(config.behaviour.sample(partial(nets.flow, state.params, s), z), -1.0, 1.0)
+    integral = config.behaviour.actions(partial(nets.flow, state.params, s), z)
     distill = jnp.mean((a - integral) ** 2)
     values = nets.critic(state.params, s, jnp.clip(a, -1.0, 1.0))
     q = values.mean() / q_size(values) if config.normalize_q else values.mean()

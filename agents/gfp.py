@@ -69,11 +69,6 @@ def one_step(nets: Distilled, params: Params, s: jax.Array, z: jax.Array) -> jax
     return jnp.clip(nets.actor(params, s, z), -1.0, 1.0)
 
 
-def integral(nets: Distilled, flow: Flow, params: Params, s: jax.Array, z: jax.Array) -> jax.Array:
-    """The flow's action μ̂(s, z), clipped: `[..., D]` and `[..., A]` to `[..., A]`."""
-    return jnp.clip(flow.sample(partial(nets.flow, params, s), z), -1.0, 1.0)
-
-
 def value_of(nets: Distilled, config: Config, params: Params, s: jax.Array, a: jax.Array) -> jax.Array:
     """The critics' values of actions, combined: `[B, D]` and `[B, A]` to `[B]`."""
     return critics.combine(config.critic, nets.critic(params, s, a))
@@ -85,7 +80,7 @@ def critic_loss(nets: Distilled, params: Params, state: State, batch: Batch, key
     z = nets.spec.noise(key, next_s)
     flow_s, value = next_s if config.flow_at_next else s, partial(value_of, nets, config, state.target_params, next_s)
     actor_q = value(one_step(nets, state.params, next_s, z))
-    flow_q = value(integral(nets, config.flow, state.params, flow_s, z))
+    flow_q = value(config.flow.actions(partial(nets.flow, state.params, flow_s), z))
     targets = batch["rewards"] + batch["discounts"] * COMBINED[config.target](actor_q, flow_q)
     errors, metrics = critics.td_errors(nets.critic(params, s, batch["actions"]), targets, batch)
     return errors.mean(), metrics
@@ -102,7 +97,7 @@ def actor_loss(nets: Distilled, params: Params, state: State, batch: Batch, key:
     """g ‖v − (a − e)‖² + α ‖μ(s, z) − μ̂(s, z)‖² − Q(s, μ(s, z)) / size; μ̂, weights g and size are constants."""
     (z_key, flow_key), config, s = jax.random.split(key), state.config, batch["observations"]
     z = nets.spec.noise(z_key, s)
-    raw, flow_a = nets.actor(params, s, z), integral(nets, config.flow, state.params, s, z)
+    raw, flow_a = nets.actor(params, s, z), config.flow.actions(partial(nets.flow, state.params, s), z)
     distill, a = jnp.mean((raw - flow_a) ** 2), jnp.clip(raw, -1.0, 1.0)
     q, value = value_of(nets, config, state.params, s, a), partial(value_of, nets, config, state.target_params, s)
     size = q_size(q[None])
@@ -129,7 +124,9 @@ def act(nets: Distilled, policy: Policy[Config], inputs: Batch, key: jax.Array, 
     """One draw of noise through μ, which explores by itself, or through the flow."""
     s, params, config = inputs["observations"], policy.params, policy.config
     z = nets.spec.noise(key, s)
-    return one_step(nets, params, s, z) if config.acts == "actor" else integral(nets, config.flow, params, s, z)
+    if config.acts == "actor":
+        return one_step(nets, params, s, z)
+    return config.flow.actions(partial(nets.flow, params, s), z)
 
 
 make = Maker(

@@ -74,7 +74,7 @@ def candidate(nets: Networks, config: Config, params: Params, s: jax.Array, key:
 def critic_loss(nets: Networks, params: Params, state: State, batch: Batch, key: jax.Array) -> Loss:
     """E (Q(s, a) − r − γ m agg Q̄(s', a'))², a' from the slow policy, or each critic's best of several."""
     config, next_s = state.config, batch["next_observations"]
-    next_q = backup_values(sample, nets, state, state.target_params, next_s, key, max_q=config.max_q_backup)
+    next_q = backup_values(sample, nets, state, next_s, key, max_q=config.max_q_backup)
     targets = batch["rewards"] + batch["discounts"] * critics.combine(config.critic, next_q)
     return critics.td_sum(nets.critic(params, batch["observations"], batch["actions"]), targets, batch)
 

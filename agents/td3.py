@@ -17,7 +17,7 @@ from flowrl.agent import Maker
 from flowrl.config import MOST_COUNT, config, nested, static, traced
 from flowrl.critics import Critic
 from flowrl.data.samplers import Horizon, Transitions
-from flowrl.losses import mse
+from flowrl.losses import mse, relative
 from flowrl.networks import MLP, Networks, Spec, named
 from flowrl.optim import descend, every, polyak
 from flowrl.policies import smoothed, tanh_mean
@@ -72,7 +72,7 @@ def actor_loss(nets: Networks, params: Params, state: State, batch: Batch, key: 
     if not state.config.clones:
         return -q.mean(), {"actor/loss": -q.mean()}
     cloning = mse(a, batch["actions"], batch["actions_valid"]).mean()
-    loss = cloning - state.config.alpha * q.mean() / jax.lax.stop_gradient(jnp.abs(q).mean())
+    loss = cloning - state.config.alpha * relative(q)
     return loss, {"actor/loss": loss, "actor/bc_loss": cloning, "actor/q_mean": q.mean()}
 
 

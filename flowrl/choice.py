@@ -175,15 +175,16 @@ BACKUP_ACTIONS = 10
 
 
 def backup_values(
-    sample: Sample, nets: Any, state: TrainState[H], actors: Params, s: jax.Array, key: jax.Array, *, max_q: bool
+    sample: Sample, nets: Any, state: TrainState[H], s: jax.Array, key: jax.Array, *, max_q: bool
 ) -> jax.Array:
     """Returns what a TD target bootstraps, slow values `[heads, B]` of a next action, or each one's best of several.
+
+    Actions are those of the slow policy.
 
     Args:
         sample: The policy.
         nets: Its networks and their `critic`.
         state: Of an agent with a `choice`.
-        actors: The policy's parameters, or its slow copies.
         s: The states `[B, D]`.
         key: Random key, split over the actions.
         max_q: Whether each critic takes the largest value of several actions (max-Q backup,
@@ -191,7 +192,7 @@ def backup_values(
     """
 
     def values(key: jax.Array) -> jax.Array:
-        return nets.critic(state.target_params, s, best_next(sample, nets, state, actors, s, key))
+        return nets.critic(state.target_params, s, best_next(sample, nets, state, state.target_params, s, key))
 
     return jax.vmap(values)(jax.random.split(key, BACKUP_ACTIONS if max_q else 1)).max(axis=0)
 

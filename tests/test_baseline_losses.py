@@ -214,8 +214,8 @@ FAULTS = {
     ],
     "agents/td3.py": [
         (
-            "cloning - state.config.alpha * q.mean()",
-            "cloning + state.config.alpha * q.mean()",
+            "cloning - state.config.alpha * relative(q)",
+            "cloning + state.config.alpha * relative(q)",
             "test_losses_of_the_deterministic_policies_by_hand",
         ),
         (

@@ -179,8 +179,8 @@ FAULTS = {
             "test_weights_and_the_flows_action_have_no_gradient",
         ),
         (
-            "integral(nets, config.flow, state.params, s, z)\n",
-            "integral(nets, config.flow, params, s, z)\n",
+            "partial(nets.flow, state.params, s), z)",
+            "partial(nets.flow, params, s), z)",
             "test_weights_and_the_flows_action_have_no_gradient",
         ),
         (

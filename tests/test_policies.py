@@ -199,7 +199,7 @@ def test_each_critic_takes_its_own_best_of_ten_in_the_max_q_backup() -> None:
 
     for max_q, count in ((False, 1), (True, 10)):
         draws = np.stack([jax.random.normal(own, (4, 2))[:, 0] for own in jax.random.split(key, count)])
-        found = backup_values(sample, nets, state, state.target_params, s, key, max_q=max_q)
+        found = backup_values(sample, nets, state, s, key, max_q=max_q)
         np.testing.assert_allclose(found, [draws.max(axis=0), -draws.min(axis=0)], rtol=1e-6)
 
 
