@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from flowrl import critics
-from flowrl.agent import Maker
+from flowrl.agent import Maker, unchanged
 from flowrl.choice import BestOfN, best_of_n, one_and_best, with_critic
 from flowrl.config import MOST_COUNT, config, nested, put, static, traced
 from flowrl.data.samplers import Horizon, Transitions
@@ -139,6 +139,6 @@ make = Maker(
     networks, update, act, batch=Transitions.of, targets=("actor", "critic"),
     evaluations=lambda config: one_and_best(put(config, {"policy.steps": config.eval_steps or config.policy.steps})),
     acting=lambda state: {**with_critic(state, state.target_params), "temperature": state.params["temperature"]},
-    explores=lambda config: config, multipliers=lambda config: {"temperature": jnp.log(config.noise.initial)},
+    explores=unchanged, multipliers=lambda config: {"temperature": jnp.log(config.noise.initial)},
     extras=lambda config: {"q_mean": jnp.zeros(()), "q_std": jnp.ones(())},
 )  # fmt: skip

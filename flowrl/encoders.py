@@ -1,4 +1,4 @@
-"""What networks make of goals and of times before they mix them with observations."""
+"""What networks make of goals and of times before they mix them with observations, and networks that read times."""
 
 from collections.abc import Callable, Sequence
 from functools import partial

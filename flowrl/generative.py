@@ -1,15 +1,15 @@
 """Generative models of actions: each a record of its choices with the errors of its rows, and its samples.
 
 A model is used through a field, the network with everything else given: `field = partial(nets.actor, params, s)`. Its
-points are `[..., A]` and its times `[..., 1]`, one for each name in the model's `times`. `errors(field, a, key, valid)`
-says how far the field is from the data on each row, `[B, A]` to `[B]`, or whole segments `[B, H, A]`, each at one time;
-where `valid`, of the shape of the data, is 0, there is no error. `sample(field, z, key)` makes actions of unit noise,
-which may leave [−1, 1].
+points are `[..., A]` and its times `[..., 1]`, `times` being their names where a network is built by them.
+`errors(field, a, key, valid)` says how far the field is from the data on each row, `[B, A]` to `[B]`, or whole segments
+`[B, H, A]`, each at one time; where `valid`, of the shape of the data, is 0, there is no error. `sample(field, z, key)`
+makes actions of unit noise, which may leave [−1, 1].
 """
 
 from collections.abc import Callable
 from functools import partial
-from typing import ClassVar, Protocol
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -37,21 +37,6 @@ from flowrl.train_state import Scalar
 
 Field = Callable[..., jax.Array]
 """`(points [..., A], times [..., 1], ...) -> [..., A]`."""
-
-
-class Model(Protocol):
-    """What all models here have."""
-
-    times: ClassVar[tuple[str, ...]]
-
-    def deviation(self) -> float:
-        """Deviation of the noise that data are mixed with where most of it is."""
-
-    def errors(self, field: Field, a: jax.Array, key: jax.Array, valid: Scalar = 1.0) -> jax.Array:
-        """Errors of data `[B, A]`: `[B]`."""
-
-    def sample(self, field: Field, z: jax.Array, key: jax.Array) -> jax.Array:
-        """Actions `[..., A]` of noise `[..., A]`, with further noise from the key if the model needs some."""
 
 
 @config
@@ -125,8 +110,6 @@ class FlowMap:
     Velocities are learnt first; intervals then grow from nothing to any length.
     """
 
-    times: ClassVar[tuple[str, ...]] = ("begin", "end")
-
     steps: int = static(1, "Steps per action.")
     distillation: str = static(
         "eulerian", "How longer intervals are learnt from shorter ones.",
@@ -134,10 +117,6 @@ class FlowMap:
     )  # fmt: skip
     warmup: int = traced(5000, "Updates in which velocities alone are learnt.")
     grown: int = traced(50_000, "Updates after which intervals have any length.", low=1)
-
-    def deviation(self) -> float:
-        """Unit noise is one end of every path."""
-        return 1.0
 
     def errors(self, field: Jumps, a: jax.Array, key: jax.Array, valid: Scalar = 1.0) -> jax.Array:
         """‖u(x_t, t, t) − (a − z)‖², flow matching where the two times are one: `[B, A]` to `[B]` (eq. 3)."""
@@ -267,8 +246,6 @@ class Shortcut:
 
     Noise is at time 0, data are at time 1. The field takes points, times and levels j `[..., 1]`.
     """
-
-    times: ClassVar[tuple[str, ...]] = ("time", "level")
 
     finest: int = static(3, "Level j of the smallest steps, 2^-j of the path.", high=12)
     level: int = static(0, "Level of the steps that act, 2^level of them per action.", low=0, high=12, acting=True)

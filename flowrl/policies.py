@@ -183,7 +183,7 @@ def act_by_levels(nets: Any, policy: Policy[Any], inputs: Batch, key: jax.Array,
 
 def both_levels(state: TrainState[Any]) -> Params:
     """Returns the parameters that act."""
-    return {name: state.params[name] for name in ("low_actor", "high_actor")}
+    return {name: state.params[name] for name in LEVELS}
 
 
 class SquashedGaussian(nn.Module):

@@ -357,7 +357,7 @@ FAULTS = {
             "test_evaluation_takes_the_steps_of_training_unless_told",
         ),
         (
-            "explores=lambda config: config,",
+            "explores=unchanged,",
             "",
             "test_all_particles_explore_and_one_is_evaluated",
         ),

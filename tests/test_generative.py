@@ -12,7 +12,7 @@ import pytest
 from test_paths import MEAN, STD, distance, marginal, normal_cdf
 from ways import variants
 
-from flowrl.generative import Flow, MeanFlow, Model
+from flowrl.generative import Flow, MeanFlow
 
 # -------------------------------------------------------------------------------------------- flows to one action
 
@@ -31,7 +31,7 @@ def average(action: jax.Array, x: jax.Array, begin: jax.Array, t: jax.Array) -> 
 
 FIELDS = {"flow": velocity, "mean_flow": average}
 
-MODELS: dict[str, Callable[..., Model]] = {"flow": Flow, "mean_flow": MeanFlow}
+MODELS: dict[str, Callable[..., Any]] = {"flow": Flow, "mean_flow": MeanFlow}
 
 both = pytest.mark.parametrize("name", MODELS)
 

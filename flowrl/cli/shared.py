@@ -11,13 +11,11 @@ from absl import flags as absl_flags
 from flowrl import agents, config
 from flowrl.cli import flags
 from flowrl.errors import UserError
-from flowrl.experiment.settings import Plan, Settings
-from flowrl.experiment.stored import read_plan
+from flowrl.experiment.settings import Settings
 from flowrl.machine import schema
 from flowrl.machine.signals import run_program
 from flowrl.run_folder import formats
 from flowrl.run_folder.layout import CONFIG, SUMMARY
-from flowrl.run_folder.runs import points
 
 T = TypeVar("T")
 
@@ -175,20 +173,3 @@ def train(main: Path, folder: Path, arguments: Sequence[str]) -> None:
     resume = ["--resume"] if (folder / CONFIG).exists() else []
     if status := run_program([sys.executable, str(main), *arguments, f"--run_dir={folder}", *resume]):
         raise UserError(f"the training in {folder} ended with status {status}; the same command continues")
-
-
-def stored_plan(run_dir: str | None) -> tuple[Plan, dict[str, Any]]:
-    """Returns the plan and the `config.json` of the run that a program is given, or of its seeds.
-
-    Raises:
-        UserError: None is given, the folder holds no run, or its runs are a part of a sweep with several values.
-    """
-    if run_dir is None:
-        raise UserError("which run? give --run_dir=DIR")
-    plan, stored = read_plan(Path(run_dir).expanduser())
-    if len(points(plan.runs)) > 1:
-        raise UserError(
-            f"the runs in {plan.folder} differ in {', '.join(plan.runs[0].swept)}; give the directory of one "
-            "configuration"
-        )
-    return plan, stored
