@@ -331,6 +331,11 @@ def test_quick_rivals_of_gc_sscp_train_as_long_on_the_same_observations(agent: s
         assert config["value.steps"] == (0 if config.get("low_actor_rep_grad") else 25_000)
 
 
+def test_the_slow_policy_of_cac_keeps_up_with_a_quick_run() -> None:
+    rates = [settings_of(preset, "cac", "hopper-medium-v2")[1]["actor_target.rate"] for preset in ("quick", "paper")]
+    assert rates == [0.1, 0.005]
+
+
 def test_quick_cal_ql_proposes_fewer_actions() -> None:
     config = settings_of("quick", "cal_ql", "antmaze-large-navigate-singletask")[1]
     small = (256, 256, 256)
