@@ -320,7 +320,7 @@ FAULTS = {
         ('!= "official" for run', '== "none" for run', "test_what_is_not_comparable_is_said_in_one_line and given0"),
         ('QAM: "scene|puzzle", ', "", "test_what_is_not_comparable_is_said_in_one_line and given1"),
         (
-            'if sparse != group.identity.get("normalize.sparse", False)',
+            "if sparse != group.sparse",
             "if sparse",
             "test_curves_of_sparse_rewards_stand_beside_runs_of_sparse_rewards",
         ),

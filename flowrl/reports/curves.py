@@ -53,6 +53,11 @@ class Group(NamedTuple):
         return self.identity["steps"] + self.identity["online.steps"]
 
     @property
+    def sparse(self) -> bool:
+        """Whether rewards were made sparse, which is another problem."""
+        return self.identity.get("normalize.sparse", False)
+
+    @property
     def unfinished(self) -> str:
         """Says how far the seeds have come where that is not to the end, else nothing."""
         done = self.steps[-1]

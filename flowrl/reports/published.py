@@ -164,7 +164,7 @@ def obstacle(group: Group, curve: Curve) -> str:
     task = canonical(group.identity["env"])
     sparse, large = (bool(re.match(tasks.get(curve.source, "$"), task)) for tasks in (_SPARSE, _LARGE))
     problems = []
-    if sparse != group.identity.get("normalize.sparse", False):
+    if sparse != group.sparse:
         problems.append("its rewards are sparse there" if sparse else "our rewards are sparse")
     problems += ["its data have 100M rows there"] if large else []
     if problems:

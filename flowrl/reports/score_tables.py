@@ -213,8 +213,8 @@ def _differences(entries: Sequence[Entry]) -> list[str]:
         if len({group.identity["data"] for group in row}) > 1:
             told = ", ".join(f"{group.identity['agent']}: {data_name(group.runs[0].config)}" for group in row)
             found.append(f"{environment}: trained on different data ({told})")
-        if len({group.identity.get("normalize.sparse", False) for group in row}) > 1:
-            told = ", ".join(group.identity["agent"] for group in row if group.identity.get("normalize.sparse", False))
+        if len({group.sparse for group in row}) > 1:
+            told = ", ".join(group.identity["agent"] for group in row if group.sparse)
             found.append(f"{environment}: rewards differ, those of {told} are sparse")
         if len({tuple(group.headline_steps) for group in row}) > 1:
             told = ", ".join(f"{group.identity['agent']}: {group.headline_steps}" for group in row)

@@ -75,7 +75,7 @@ def row(entry: Entry) -> dict[str, Any]:
         "data": trace["data"],
         "run": fingerprint(run.config),
         "size": {"updates": group.total} | size,
-        "sparse": group.identity.get("normalize.sparse", False),
+        "sparse": group.sparse,
         "episodes_per_task": run.episodes,
         **{name: numbers[name] for name in ("metric", "mode", "mean", "mean_interval_95", "iqm", "iqm_interval_95")},
         "one_draw": numbers["one_draw"],
@@ -191,8 +191,7 @@ def page(name: str, rows: Sequence[Mapping[str, Any]]) -> str:
         "",
     ]
     lines += [] if rows else ["No rows yet.", ""]
-    sizes = dict.fromkeys((row["preset"], row["size"]["updates"]) for row in rows)
-    for preset, updates in sorted(sizes):
+    for preset, updates in sorted({(row["preset"], row["size"]["updates"]) for row in rows}):
         own = [row for row in rows if (row["preset"], row["size"]["updates"]) == (preset, updates)]
         lines += [f"## Preset {preset}: {updates:,} updates", "", *_overview(own), ""]
         head = ("task", "agent", "mean", "interquartile mean", "one draw", "seeds", "curve", "data", "run")
