@@ -124,8 +124,8 @@ def test_curves_of_sparse_rewards_stand_beside_runs_of_sparse_rewards(tmp_path: 
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"origin": "collected"}, "theirs is the official download, our data are collected by flowrl"),
-        ({"env": "scene-play-singletask"}, "FQL of QAM's authors and FQL of QC's authors: its rewards are sparse"),
+        pytest.param({"origin": "collected"}, "official download, our data are collected by flowrl", id="origin"),
+        pytest.param({"env": "scene-play-singletask"}, "and FQL of QC's authors: its rewards are sparse", id="scene"),
         ({"env": "puzzle-4x4-play-singletask-task1"}, "rewards are sparse there, and its data have 100M rows"),
         ({"env": "cube-quadruple-play-singletask"}, "its data have 100M rows there"),
         ({"normalize.sparse": True}, "FQL of QAM's authors and FQL of QC's authors: our rewards are sparse"),
@@ -135,7 +135,7 @@ def test_curves_of_sparse_rewards_stand_beside_runs_of_sparse_rewards(tmp_path: 
         ),
         ({"online.steps": 1000}, "ours learns online"),
         ({"max_episode_steps": 10}, "our episodes are cut off"),
-        ({"each": 2000}, "theirs are from 50,000 on, ours end at 20,000"),
+        pytest.param({"each": 2000}, "theirs are from 50,000 on, ours end at 20,000", id="updates"),
         ({"agent": "gcbc"}, "no released curves of gcbc"),
         ({"env": "hopper-medium-v2"}, "hopper-medium-v2: no released curves of fql"),
     ],
@@ -317,8 +317,8 @@ FAULTS = {
             "test_a_curve_is_means_over_seeds_of_shares_of_episodes",
         ),
         ('r"antsoccer|puzzle-[34]x[34]", 4', 'r"antsoccer", 4', "test_a_name_without_number_is_ogbenchs_default_task"),
-        ('!= "official" for run', '== "none" for run', "test_what_is_not_comparable_is_said_in_one_line and given0"),
-        ('QAM: "scene|puzzle", ', "", "test_what_is_not_comparable_is_said_in_one_line and given1"),
+        ('!= "official" for run', '== "none" for run', "test_what_is_not_comparable_is_said_in_one_line and origin"),
+        ('QAM: "scene|puzzle", ', "", "test_what_is_not_comparable_is_said_in_one_line and scene"),
         (
             "if sparse != group.sparse",
             "if sparse",
@@ -327,7 +327,7 @@ FAULTS = {
         (
             "if not set(group.steps) & set(curve.updates)",
             "if not group.steps",
-            "test_what_is_not_comparable_is_said_in_one_line and given6",
+            "test_what_is_not_comparable_is_said_in_one_line and updates",
         ),
         (
             "for group in groups if (problem",
