@@ -1,12 +1,17 @@
 """Made-up run directories, for tests of what reads them."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from flowrl.config import flatten
 from flowrl.experiment.settings import Settings
 from flowrl.run_folder import texts
+
+TASK = "cube-double-play-singletask-task2"
+TEN = [0.0, 0.1, 0.1, 0.2, 0.2, 0.3, 0.3, 0.4, 0.5, 0.6]
+"""A task with released curves, and a curve of ten evaluations."""
 
 
 def make_run(
@@ -65,6 +70,22 @@ def make_run(
     (folder / "eval.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     times = [dict(step=step, steps_per_second=rate) for step, rate in ((150, 2.5), (300, 5.0))]
     (folder / "time.jsonl").write_text("".join(json.dumps(line) + "\n" for line in times))
+    return folder
+
+
+def official(folder: Path, curve: Sequence[float] = TEN, each: int = 100_000, **given: Any) -> Path:
+    """Writes a run of FQL with two seeds on OGBench's own data, evaluated every `each` updates."""
+    changed = {name: given.pop(name) for name in [*given] if "." in name or name == "max_episode_steps"}
+    origin = given.pop("origin", "official")
+    make_run(folder, {0: [*curve], 1: [*curve]}, **{"agent": "fql", "env": TASK, "batch_size": 256, **given})
+    config = json.loads((folder / "config.json").read_text())
+    config["settings"] |= {"steps": each * len(curve), "eval.interval": each} | changed
+    if origin == "official":
+        config["data"] |= {"origin": origin, "detail": "official download"}
+    (folder / "config.json").write_text(json.dumps(config))
+    lines = [json.loads(line) for line in (folder / "eval.jsonl").read_text().splitlines()]
+    lines = [line | {"step": line["step"] // 100 * each} for line in lines]
+    (folder / "eval.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     return folder
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from commands import load, main, save_walks
+from commands import load, main
 from run_dirs import make_run
 
 from flowrl.config import values
@@ -19,7 +19,7 @@ from flowrl.experiment import cells, comparing, presets, run, speed
 from flowrl.experiment.recorder import Recorder
 from flowrl.experiment.settings import plan
 from flowrl.machine import signals
-from flowrl.reports import figures, score_tables, suites
+from flowrl.reports import figures, score_tables
 from flowrl.run_folder import logs, statistics
 
 pytestmark = pytest.mark.filterwarnings("ignore:Sharding info not provided")
@@ -361,78 +361,6 @@ def test_a_folder_with_runs_of_another_size_is_refused(undisturbed: Path, data: 
     assert_error("with --preset=none, not quick", *given, "--preset=quick")
 
 
-# -------------------------------------------------------------------------------------------------------- suites
-
-
-@pytest.fixture
-def tiny_preset(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
-    """A quick preset of a few updates."""
-    row = {flag.removeprefix("--").split("=")[0]: flag.split("=")[1] for flag in TINY if "preset" not in flag}
-    row = {name: text for name, text in row.items() if name not in ("workers", "max_episode_steps")}
-    row |= {"dataset": "", "setting": "", "source": "tiny", "eval.episodes": "1"}
-    monkeypatch.setattr(presets, "table", lambda name, agent: (row,) if name == "quick" else ())
-    return row
-
-
-@pytest.mark.slow
-def test_a_suite_adds_its_rows_once(tmp_path: Path, tiny_preset: dict[str, str]) -> None:
-    data = save_walks(tmp_path / "walks.npz")
-    given = ("--agents=bc", "--suite=ogbench-singletask", "--envs=pointmaze-medium-navigate-singletask")
-    given = (*given, "--preset=quick", f"--data={data}", "--workers=1", f"--results={tmp_path / 'results'}")
-    assert compare(*given, f"--run_dir={tmp_path / 'a'}") == 0
-    page = tmp_path / "results" / "ogbench_singletask" / "README.md"
-    (row,) = map(logs.schema.parsed, (page.parent / "rows.jsonl").read_text().splitlines())
-    assert (row["task"], row["agent"], row["preset"]) == ("pointmaze-medium-navigate-singletask-task1", "bc", "quick")
-    assert row["size"]["updates"] == 20
-    assert row["speed"].keys() == {"per_action", "per_update"}
-    assert "## Preset quick: 20 updates" in page.read_text()
-    assert str(tmp_path) not in page.read_text()
-    before = page.read_bytes()
-    assert compare(*given, f"--run_dir={tmp_path / 'a'}") == 0  # the same run
-    assert page.read_bytes() == before
-    assert_error("has a row of bc on .* already, of another run", *given, f"--run_dir={tmp_path / 'b'}")
-    assert not (tmp_path / "b").exists()
-
-
-def test_a_suite_refuses_other_sizes_before_it_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(comparing, "_train_all", None)
-    given = ("--suite=ogbench-goals", "--preset=quick", "--results=results", "--run_dir=run")
-    held = {"task": "antmaze-large-navigate", "agent": "hiql", "preset": "quick", "size": {"updates": 20_000}}
-    held |= {"command": "compare.py", "git_commit": None, "run": "0"}
-    monkeypatch.setattr(suites, "read", lambda path: [held])
-    sizes = "gc_sscp on antmaze-large-navigate has 60,000 updates, hiql 20,000"
-    envs = "--envs=antmaze-medium-navigate,antmaze-large-navigate"
-    assert_error(
-        f"{sizes}; the table of --preset=quick in results.* does not mix sizes", "--agents=gc_sscp", envs, *given
-    )
-    assert [*tmp_path.iterdir()] == []
-
-
-def test_a_suite_leaves_out_what_has_no_published_settings(capsys: pytest.CaptureFixture[str]) -> None:
-    def found(agents: str, envs: str) -> list[str]:
-        options = cells.CompareSettings(agents=agents, envs=envs, suite="ogbench-singletask")
-        return [cell.name for cell in cells.cells(cells.Comparison({}, {}, options, ""))]
-
-    cube, soccer = "cube-double-play-singletask-task1", "antsoccer-arena-navigate-singletask-task1"
-    assert found("qam,fql", f"{cube},{soccer}") == [f"qam on {cube}", f"fql on {cube}", f"fql on {soccer}"]
-    assert capsys.readouterr().out == f"no published settings of qam, which is left out there: {soccer}\n"
-    with pytest.raises(UserError, match="none of these agents has published settings for any of these tasks"):
-        found("qam", soccer)
-
-
-def test_a_suite_is_fifty_tasks() -> None:
-    names = cells.SUITES["ogbench-singletask"].names
-    assert len(set(names)) == 50
-    assert set(names) <= presets.datasets("fql")
-
-
-def test_the_suite_of_goals_is_all_published_sets_of_states() -> None:
-    names = cells.SUITES["ogbench-goals"].names
-    published = {name for name in presets.datasets("hiql") if not name.startswith(("visual", "powderworld"))}
-    assert sorted(names) == sorted(published)
-
-
 FAULTS = {
     "flowrl/experiment/cells.py": [
         ("if twice := [", "if False and (twice := 1) and [", "test_what_cannot_be_is_one_line and twice"),
@@ -440,19 +368,7 @@ FAULTS = {
         ("        if one != two:", "        if False:", "test_what_cannot_be_is_one_line and mix"),
         ("held[entry.name] != entry.value:", "False:", "test_a_folder_with_runs_of_another_size_is_refused"),
         ("comparison.of_agents.get(name, {})", "{}", "test_settings_of_all_agents_and_of_one"),
-        ("    suites.require(comp", "    print(comp", "test_a_suite_adds_its_rows_once"),
-        (
-            "settings.preset, settings.total,",
-            "settings.preset, 20,",
-            "test_a_suite_refuses_other_sizes_before_it_trains",
-        ),
-        (
-            'if not {"", env.published} & presets.datasets(name)]',
-            "if False]",
-            "test_a_suite_leaves_out_what_has_no_published_settings",
-        ),
         ("if tasks_of and (", "if False and (", "test_what_cannot_be_is_one_line and goals"),
-        ('("play", "noisy"): (', '("play", "loud"): (', "test_the_suite_of_goals_is_all_published_sets_of_states"),
     ],
     "flowrl/experiment/comparing.py": [
         (

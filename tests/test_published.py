@@ -1,41 +1,21 @@
-"""Released curves of others: what they say, when they may stand beside ours, and rows of a suite."""
+"""Released curves of others: what they say, and when they may stand beside ours."""
 
 import json
-from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from commands import load
-from run_dirs import make_run
+from run_dirs import TASK, TEN, official
 
 from flowrl.errors import UserError
 from flowrl.experiment.presets import datasets
-from flowrl.reports import curves, figures, published, score_tables, suites
+from flowrl.reports import curves, figures, published, score_tables
 from flowrl.reports.curves import Group
 from flowrl.run_folder import evaluations, statistics
 
 plot = load("experiments/plot.py")
-TASK = "cube-double-play-singletask-task2"
-TEN = [0.0, 0.1, 0.1, 0.2, 0.2, 0.3, 0.3, 0.4, 0.5, 0.6]
-
-
-def official(folder: Path, curve: Sequence[float] = TEN, each: int = 100_000, **given: Any) -> Path:
-    """Writes a run of FQL with two seeds on OGBench's own data, evaluated every `each` updates."""
-    changed = {name: given.pop(name) for name in [*given] if "." in name or name == "max_episode_steps"}
-    origin = given.pop("origin", "official")
-    make_run(folder, {0: [*curve], 1: [*curve]}, **{"agent": "fql", "env": TASK, "batch_size": 256, **given})
-    config = json.loads((folder / "config.json").read_text())
-    config["settings"] |= {"steps": each * len(curve), "eval.interval": each} | changed
-    if origin == "official":
-        config["data"] |= {"origin": origin, "detail": "official download"}
-    (folder / "config.json").write_text(json.dumps(config))
-    lines = [json.loads(line) for line in (folder / "eval.jsonl").read_text().splitlines()]
-    lines = [line | {"step": line["step"] // 100 * each} for line in lines]
-    (folder / "eval.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    return folder
 
 
 def group_of(folder: Path) -> Group:
@@ -209,105 +189,6 @@ def test_bands_need_curves_over_updates(flags: list[str], message: str, tmp_path
         plot.main(["plot.py", str(official(tmp_path / "a")), f"--out={tmp_path / 'c.png'}", *flags])
 
 
-# ------------------------------------------------------------------------------------------------------- suites
-
-
-def line_of(folder: Path) -> dict[str, Any]:
-    entries, _ = score_tables.read([folder], {folder: {"per_action": 0.5}})
-    return suites.row(entries[0])
-
-
-def test_a_row_is_a_run_with_all_that_it_can_be_traced_by(tmp_path: Path) -> None:
-    row = line_of(official(tmp_path / "a", env="cube-double-play-singletask", preset="quick"))
-    assert [row[name] for name in suites.KEY] == [TASK, "fql", "quick"]
-    assert row["command"].startswith("python experiments/main.py --agent=fql")
-    assert (row["git_commit"], row["hardware"]) == ("0123456789abcdef-dirty", "an abacus, 2 cores")
-    assert row["data"] == {"from": "official download", "sha256": "ab" * 32}
-    assert row["per_seed"] == pytest.approx({"0": 0.5, "1": 0.5})
-    assert row["curve"]["updates"] == [*range(100_000, 1_000_001, 100_000)]
-    np.testing.assert_allclose(row["curve"]["per_seed"]["1"], TEN, atol=1e-12)
-    assert row["size"] == {"updates": 1_000_000, "batch_size": 256, "hidden_dims": [8, 8]}
-    assert str(tmp_path) not in json.dumps(row)
-
-
-def test_rows_of_presets_stand_apart_on_the_page(tmp_path: Path) -> None:
-    paper = line_of(official(tmp_path / "a"))
-    quick = line_of(official(tmp_path / "b", [0.1, 0.3], each=10_000, preset="quick"))
-    suites.add(tmp_path / "suite", [paper])
-    suites.add(tmp_path / "suite", [quick])
-    assert [row["preset"] for row in suites.read(tmp_path / "suite" / "rows.jsonl")] == ["paper", "quick"]
-    first, second = (tmp_path / "suite" / "README.md").read_text().split("## Preset ")[1:]
-    assert first.startswith("paper: 1,000,000 updates\n")
-    assert second.startswith("quick: 20,000 updates\n")
-    assert "50.0 %" in first
-    assert "20.0 %" in second
-    assert "10 → 30" in second
-    assert "`python experiments/main.py --agent=fql" in second
-
-
-def test_tasks_of_another_size_stand_apart_on_the_page(tmp_path: Path) -> None:
-    row = line_of(official(tmp_path / "a"))
-    other = row | {"task": "scene-play-singletask-task2", "size": row["size"] | {"updates": 500_000}}
-    suites.add(tmp_path / "suite", [row, other])
-    shorter, longer = (tmp_path / "suite" / "README.md").read_text().split("## Preset ")[1:]
-    assert shorter.startswith("paper: 500,000 updates\n")
-    assert ("scene-play" in shorter, "scene-play" in longer) == (True, False)
-    assert longer.startswith("paper: 1,000,000 updates\n")
-
-
-def test_sparse_rewards_are_another_task(tmp_path: Path) -> None:
-    folders = official(tmp_path / "a"), official(tmp_path / "b", agent="bc", **{"normalize.sparse": True})
-    entries, _ = score_tables.read(folders, {})
-    text = score_tables.markdown(entries, "a command", [])
-    assert f"- {TASK}: rewards differ, those of bc are sparse\n" in text
-    suites.add(tmp_path / "suite", [suites.row(entry) for entry in entries])
-    head, dense, sparse = [line for line in (tmp_path / "suite" / "README.md").read_text().split("\n") if "| " in line][
-        :3
-    ]
-    assert head == "| task | `bc` | `fql` |"
-    assert dense.startswith(f"| {TASK} |  | 50.0 %")
-    assert sparse.startswith(f"| {TASK}, sparse rewards | 50.0 %")
-
-
-def test_the_same_run_replaces_its_row_and_another_is_refused(tmp_path: Path) -> None:
-    row = line_of(official(tmp_path / "a"))
-    suites.add(tmp_path / "suite", [row])
-    suites.add(tmp_path / "suite", [line_of(tmp_path / "a") | {"one_draw": 0.25}])
-    (kept,) = suites.read(tmp_path / "suite" / "rows.jsonl")
-    assert kept["one_draw"] == 0.25
-    other = line_of(official(tmp_path / "b", alpha=1.0))
-    with pytest.raises(UserError, match=f"has a row of fql on {TASK} with --preset=paper already, of another run"):
-        suites.add(tmp_path / "suite", [other])
-    assert suites.read(tmp_path / "suite" / "rows.jsonl") == [kept]
-
-
-def test_a_table_does_not_mix_sizes(tmp_path: Path) -> None:
-    suites.add(tmp_path / "suite", [line_of(official(tmp_path / "a"))])
-    other = line_of(official(tmp_path / "b", TEN[:5], agent="sscp"))
-    with pytest.raises(UserError, match=r"sscp on .* has 500,000 updates, fql 1,000,000; .* not mix"):
-        suites.add(tmp_path / "suite", [other])
-    longest = suites.Claim.of(other)._replace(updates=2_000_000)
-    with pytest.raises(UserError, match=r"sscp on .* has 2,000,000 updates, sscp 500,000"):
-        suites.require(tmp_path / "new", [suites.Claim.of(other), longest])
-
-
-def test_an_unfinished_run_and_a_damaged_row_are_errors(tmp_path: Path) -> None:
-    folder = official(tmp_path / "a", steps=2000)
-    config = json.loads((folder / "config.json").read_text())
-    config["settings"]["steps"] = 2_000_000
-    (folder / "config.json").write_text(json.dumps(config))
-    with pytest.raises(UserError, match="unfinished: 1,000,000 of 2,000,000 updates; only finished runs"):
-        line_of(folder)
-    path = tmp_path / "rows.jsonl"
-    row = line_of(official(tmp_path / "b"))
-    path.write_text(json.dumps(row | {"mean": None}))
-    with pytest.raises(UserError, match=r"rows.jsonl, line 1: mean is null, not a number; put the right file back"):
-        suites.read(path)
-    path.write_text(f"{json.dumps(row)}\n{json.dumps(row)}\n")
-    with pytest.raises(UserError, match=r"line 2: .* is there twice"):
-        suites.read(path)
-
-
 FAULTS = {
     "flowrl/reports/published.py": [
         ("[row, :20] / 50)", "[row, 10:30] / 50)", "test_a_curve_is_means_over_seeds_of_shares_of_episodes"),
@@ -333,39 +214,6 @@ FAULTS = {
             "for group in groups if (problem",
             "for group in groups[:1] if (problem",
             "test_one_run_that_cannot_be_compared_keeps_all_bands_away",
-        ),
-    ],
-    "flowrl/reports/score_tables.py": [
-        ("rewards differ, those", "rewards, those", "test_sparse_rewards_are_another_task"),
-    ],
-    "flowrl/reports/suites.py": [
-        ('", sparse rewards" * row["sparse"]', '""', "test_sparse_rewards_are_another_task"),
-        ("(*held, *claims[:count])", "held", "test_a_table_does_not_mix_sizes"),
-        ("and other.run != claim.run:", "and False:", "test_the_same_run_replaces_its_row_and_another_is_refused"),
-        (
-            "(other.preset, other.task) == (claim.preset, claim.task)",
-            "other.task == claim.task",
-            "test_rows_of_presets_stand_apart_on_the_page",
-        ),
-        (
-            "(other.preset, other.task) == (claim.preset, claim.task)",
-            "other.preset == claim.preset",
-            "test_tasks_of_another_size_stand_apart_on_the_page",
-        ),
-        (
-            '(row["preset"], row["size"]["updates"]) == (preset, updates)',
-            'row["preset"] == preset',
-            "test_tasks_of_another_size_stand_apart_on_the_page",
-        ),
-        (
-            "other.updates != claim.updates",
-            "other.updates > 9 * claim.updates",
-            "test_a_table_does_not_mix_sizes",
-        ),
-        (
-            '"task": canonical(entry.environment)',
-            '"task": entry.environment',
-            "test_a_row_is_a_run_with_all_that_it_can_be_traced_by",
         ),
     ],
 }
