@@ -282,6 +282,22 @@ def test_a_checkpoint_is_cut_or_filled_up_to_the_rows(tmp_path: Path) -> None:
     checkpoints.close()
 
 
+def test_what_the_first_host_does_for_all_is_done_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse() -> None:
+        raise UserError("no room")
+
+    for host in (0, 1):
+        done = list[int]()
+        monkeypatch.setattr(hosts, "index", lambda host=host: host)
+        monkeypatch.setattr(hosts, "count", lambda: 2)
+        monkeypatch.setattr(hosts, "gather", lambda problem: [None, None])
+        hosts.on_first(lambda host=host, done=done: done.append(host))
+        assert done == [0][: 1 - host]
+        monkeypatch.setattr(hosts, "gather", lambda problem: ["no room", None])
+        with pytest.raises(hosts.SharedError, match="host 0: no room"):
+            hosts.on_first(refuse)
+
+
 FAULTS = {
     "flowrl/machine/devices.py": [
         ("self.runs - 1)]", "0)]", "test_rows_fill_the_devices"),
@@ -304,6 +320,7 @@ FAULTS = {
     ],
     "flowrl/machine/hosts.py": [
         ("watchdog.start()", "pass", "test_a_host_that_does_not_come_ends_the_others_with_a_message"),
+        ("function() if first() else None", "function()", "test_what_the_first_host_does_for_all_is_done_once"),
     ],
     "flowrl/experiment/grids.py": [
         ("rows_each <= each", "rows_each <= each + 1", "test_waves_fit_wherever_they_lie"),

@@ -336,6 +336,14 @@ def test_the_slow_policy_of_cac_keeps_up_with_a_quick_run() -> None:
     assert rates == [0.1, 0.005]
 
 
+def test_quick_iql_learns_mujoco_sets_at_its_published_rates() -> None:
+    for dataset in presets.datasets("iql"):
+        mujoco = dataset.startswith(("hopper", "walker2d", "halfcheetah"))
+        _, config = settings_of("quick", "iql", dataset)
+        rates = config["learning_rate"], config["critic.target_rate"]
+        assert rates == ((3e-4, 0.005) if mujoco else (1e-3, 0.02)), dataset
+
+
 def test_quick_cal_ql_proposes_fewer_actions() -> None:
     config = settings_of("quick", "cal_ql", "antmaze-large-navigate-singletask")[1]
     small = (256, 256, 256)

@@ -15,7 +15,7 @@ from flowrl.errors import UserError
 from flowrl.experiment import estimates
 from flowrl.experiment.settings import MOST_RUNS, Plan, Settings, plan, require_names
 from flowrl.experiment.stored import require_agent
-from flowrl.machine import devices, hosts, packages, schema
+from flowrl.machine import devices, hosts, schema
 from flowrl.run_folder import formats, texts
 from flowrl.run_folder.layout import SWEEP
 from flowrl.run_folder.runs import Run
@@ -177,13 +177,7 @@ def check(sweep: Sweep) -> None:
     given = configs.put(Settings(), sweep.given)
     configs.check(given)
     configs.check(sweep.options)
-    hosts.agreed(
-        lambda: (
-            packages.check(tensorboard=given.log.tensorboard, wandb=given.log.wandb, video=given.log.video_episodes > 0)
-            if hosts.first()
-            else None
-        )
-    )
+    hosts.on_first(given.log.require_packages)
     points = math.prod(len(values) for values in sweep.grid.values())
     if points * given.num_seeds > MOST_RUNS:
         raise UserError(

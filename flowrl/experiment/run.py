@@ -18,7 +18,7 @@ from flowrl.experiment.banner import describe, device_text, print_banner, warn_o
 from flowrl.experiment.build import Parts, prepare
 from flowrl.experiment.runner import Runner
 from flowrl.experiment.settings import LEAST, Plan
-from flowrl.machine import devices, hosts, packages
+from flowrl.machine import devices, hosts
 from flowrl.machine.files import make_folder
 from flowrl.machine.signals import Signals, promptly, within
 from flowrl.run_folder import logs
@@ -47,17 +47,7 @@ def execute(plan: Plan, stored: dict[str, Any] | None = None, signals: Signals |
             or the run diverged.
     """
     hosts.require_same({"--run_dir": str(plan.folder.absolute())})
-    hosts.agreed(
-        lambda: (
-            packages.check(
-                tensorboard=plan.settings.log.tensorboard,
-                wandb=plan.settings.log.wandb,
-                video=plan.settings.log.video_episodes > 0,
-            )
-            if hosts.first()
-            else None
-        )
-    )
+    hosts.on_first(plan.settings.log.require_packages)
     hosts.agreed(partial(_require_possible, plan, begun=stored is not None))
     with claimed(plan.folder):
         return _execute(plan, stored, signals or Signals())
@@ -79,7 +69,7 @@ def claimed(folder: Path) -> Iterator[None]:
             if not (folder / LOCK).exists():
                 raise UserError(f"--run_dir={folder} is not the folder that host 0 has; give one that all hosts share")
 
-        hosts.agreed(lambda: claims.enter_context(claiming(folder)) if hosts.first() else None)
+        hosts.on_first(lambda: claims.enter_context(claiming(folder)))
         hosts.agreed(look)
         yield
 

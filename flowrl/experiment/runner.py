@@ -217,7 +217,7 @@ class Runner:
         """
         plan, settings, step = self.parts.plan, self.parts.plan.settings, self.checkpoints.latest()
         if step is None:
-            hosts.agreed(lambda: self._start_anew() if hosts.first() else None)
+            hosts.on_first(self._start_anew)
             return 0, True
         facts = self.checkpoints.facts()
         if facts["agent"] != settings.agent:
@@ -240,7 +240,7 @@ class Runner:
         reached = resuming.Reached(
             step, facts["evaluated"], (*self.parts.agent.evaluations(plan.config),), tasks, steps
         )
-        hosts.agreed(lambda: self._continue_logs(reached) if hosts.first() else None)
+        hosts.on_first(partial(self._continue_logs, reached))
         print(f"resuming from {settings.unit} {step:,}")
         return step, facts["evaluated"] or not schedule.due(schedule.eval_interval, step)
 

@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from flowrl.config import MOST_COUNT, record, static
 from flowrl.errors import UserError
-from flowrl.machine import schema
+from flowrl.machine import packages, schema
 from flowrl.machine.files import replacing
 from flowrl.run_folder import formats, logs
 from flowrl.run_folder.layout import CONFIG
@@ -51,6 +51,14 @@ class Log:
         0, "Episodes per task of the first run's last evaluation to make videos of; needs the extra video.",
         low=0, high=MOST_COUNT, resumable=True, learning=False,
     )  # fmt: skip
+
+    def require_packages(self) -> None:
+        """Checks that what is asked for can be written.
+
+        Raises:
+            UserError: A package is missing, or nobody is logged in to Weights & Biases.
+        """
+        packages.check(tensorboard=self.tensorboard, wandb=self.wandb, video=self.video_episodes > 0)
 
 
 class Sink(Protocol):

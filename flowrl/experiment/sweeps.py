@@ -3,6 +3,7 @@
 import contextlib
 import gc
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +67,7 @@ def execute(sweep: Sweep) -> int:
     told = {f"--{name}": value for name, value in configs.values(sweep.options).items()}
     hosts.require_same(told | {"the sweep": command(sweep), "--run_dir": str(sweep.folder.absolute())})
     with run.claimed(sweep.folder), _forgotten_unless_begun(sweep.folder):
-        hosts.agreed(lambda: begin(sweep) if hosts.first() else None)
+        hosts.on_first(partial(begin, sweep))
         parts, signals = hosts.agreed(lambda: recorded(sweep)), Signals()
         total = sum(len(part.runs) for part in parts)
         print(f"sweep of {total} runs in {len(parts)} programs, in {sweep.folder}")

@@ -218,6 +218,15 @@ def agreed(function: Callable[[], T]) -> T:
     return result  # type: ignore[return-value]
 
 
+def on_first(function: Callable[[], object]) -> None:
+    """Calls a function on the first host alone; all go on once it has ended well, or none does.
+
+    Raises:
+        UserError: As the function raises it; where there are several hosts, on all of them.
+    """
+    agreed(lambda: function() if first() else None)
+
+
 def require_same(facts: dict[str, Any]) -> None:
     """Checks that all hosts were given the same.
 
