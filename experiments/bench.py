@@ -144,9 +144,9 @@ def sized(name: str, size: str) -> Any:
 def measure_acting(
     agent: Agent[Any], spec: Spec, state: TrainState[Any], seconds: float, mode: str = ""
 ) -> tuple[float, float]:
-    """Returns the seconds to compile acting on one observation, and those of one action, or chunk of them."""
+    """Returns the seconds to compile acting on one observation, and those of one action."""
     chosen = agent.evaluations(state.config)[mode] if mode else acting.by_itself(agent, state.config)
-    return acting_times(agent, spec, state.replace(config=chosen), seconds)
+    return acting_times(agent, spec, agent.policy(state.replace(config=chosen)), seconds)
 
 
 def online_session(name: str, size: str, env: str) -> tuple[Callable[[int], None], Callable[[int], None]]:

@@ -14,37 +14,33 @@ if __name__ == "__main__":
     import flowrl.cli.start  # noqa: F401 - before the other imports, which take seconds
 
 import dataclasses
-import functools
-import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 from tqdm import tqdm
 
 from flowrl import agents
-from flowrl.agent import Agent
 from flowrl.cli import flags
 from flowrl.config import MOST_COUNT, MOST_EPISODES, MOST_WORKERS, flatten, put, record, stacked, static
 from flowrl.config import values as values_of
 from flowrl.errors import UserError
+from flowrl.experiment.examiner import evaluator_of
 from flowrl.experiment.loading import load_states
 from flowrl.experiment.settings import Plan, check
+from flowrl.experiment.speed import acting_times
 from flowrl.experiment.stored import read_plan
 from flowrl.machine import hosts
 from flowrl.machine.provenance import git_commit, hardware, versions
-from flowrl.networks import Spec
-from flowrl.random_streams import root_keys
 from flowrl.run_folder import evaluations, logs, texts
 from flowrl.run_folder.runs import points
 from flowrl.run_folder.summary import SINGLE, acting_notes, evaluation_lines, shown, summarize
 from flowrl.tasks.sources import Source
-from flowrl.train_state import Policy
-from flowrl.training import acting, compiled
-from flowrl.training.evaluation import Evaluator
+from flowrl.training import compiled
+
+ACTING = 0.5
+"""Seconds that an action's time is measured for."""
 
 
 @record
@@ -120,20 +116,6 @@ def ways(plan: Plan, given: Settings) -> Iterator[tuple[dict[str, Any], Plan]]:
 # -------------------------------------------------------------------------------------------------------- numbers
 
 
-def milliseconds_per_action(agent: Agent[Any], policy: Policy[Any], spec: Spec, repeats: int = 200) -> float:
-    """Returns the time of one action for one observation, the median of several."""
-    act = jax.jit(functools.partial(acting.act, agent))
-    observations, _, goals, _ = (jnp.zeros(shape.shape, shape.dtype) for shape in spec.inputs())
-    arguments = (policy, {"observations": observations, "goals": goals}, jax.random.key(0))
-    act(*arguments).block_until_ready()
-    seconds = []
-    for _ in range(repeats):
-        began = time.perf_counter()
-        act(*arguments).block_until_ready()
-        seconds.append(time.perf_counter() - began)
-    return 1e3 * float(np.median(seconds))
-
-
 def evaluate(plan: Plan, step: int | None) -> list[dict[str, Any]]:
     """Evaluates the runs of a plan; returns a row for each configuration in each of the agent's evaluations."""
     facts, settings = plan.env.facts(), plan.settings
@@ -144,15 +126,7 @@ def evaluate(plan: Plan, step: int | None) -> list[dict[str, Any]]:
         plan.folder, settings.agent, agent, configs, len(plan.runs),
         goals_are_states=plan.env.goals == "state", step=step,
     )  # fmt: skip
-    evaluator = Evaluator(
-        agent,
-        plan.env.factory(),
-        root_keys(jnp.array([run.seed for run in plan.runs], jnp.uint32)),
-        tasks=facts.tasks,
-        episodes=settings.eval.episodes,
-        workers=settings.workers,
-        slots=plan.env.most,
-    )
+    evaluator = evaluator_of(agent, plan, facts.tasks, plan.runs)
     total = len(plan.runs) * max(1, facts.tasks) * settings.eval.episodes
     lines, times = list[dict[str, Any]](), {}
     try:
@@ -166,7 +140,7 @@ def evaluate(plan: Plan, step: int | None) -> list[dict[str, Any]]:
 
                 outcome = evaluator(policies.replace(normalizer=normalizer), on_step)
             lines += evaluation_lines(step, plan.runs, mode, outcome, plan.env.score)
-            times[mode] = milliseconds_per_action(agent, one, spec)
+            times[mode] = 1e3 * acting_times(agent, spec, one, ACTING)[1]
     finally:
         evaluator.close()
     notes = acting_notes(agent.evaluations(plan.config))

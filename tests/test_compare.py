@@ -8,17 +8,20 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 from commands import load, main
 from run_dirs import make_run
 
-from flowrl.config import values
+from flowrl import agents
+from flowrl.config import put, values
 from flowrl.errors import UserError
 from flowrl.experiment import cells, comparing, presets, run, speed
 from flowrl.experiment.recorder import Recorder
 from flowrl.experiment.settings import plan
 from flowrl.machine import signals
+from flowrl.networks import Spec
 from flowrl.reports import figures, score_tables
 from flowrl.run_folder import logs, statistics
 
@@ -253,25 +256,34 @@ def test_updates_of_a_later_stage_take_their_own_time(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("agent", "given", "acts", "chunk"),
+    ("agent", "given", "acts"),
     [
-        ("gfp", {}, {"acts": "actor"}, 1),
-        ("fmq", {"beam.rounds": 1}, {"beam.rounds": 0, "choice.num_samples": 32}, 5),
+        ("gfp", {}, {"acts": "actor"}),
+        ("fmq", {"beam.rounds": 1}, {"beam.rounds": 0, "choice.num_samples": 32}),
     ],
 )
 def test_the_action_that_is_timed_is_the_one_that_is_judged(
     agent: str,
     given: dict[str, Any],
     acts: dict[str, Any],
-    chunk: int,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     made = plan({"agent": agent, "env": "Pendulum-v1", "preset": "none", "run_dir": str(tmp_path)}, given)
     seen: list[Any] = []
-    monkeypatch.setattr(speed, "acting_times", lambda agent, spec, state, seconds: (seen.append(state), (0.0, 1.0))[1])
-    assert speed.action_seconds(made, made.env.facts().spec, 1.0) == 1.0 / chunk
+    monkeypatch.setattr(
+        speed, "acting_times", lambda agent, spec, policy, seconds: (seen.append(policy), (0.0, 1.0))[1]
+    )
+    assert speed.action_seconds(made, made.env.facts().spec, 1.0) == 1.0
     assert acts.items() <= values(seen[0].config).items()
+
+
+def test_of_several_actions_at_a_time_each_takes_its_share(monkeypatch: pytest.MonkeyPatch) -> None:
+    spec, config = Spec.of_sizes(3, 1), put(agents.default("qc"), {"hidden_dims": (4,), "horizon.steps": 5})
+    agent = agents.build("qc", config, spec)
+    monkeypatch.setattr(speed, "rate", lambda advance, seconds: 2.0)
+    policy = agent.policy(agent.init(jax.random.key(0), config))
+    assert speed.acting_times(agent, spec, policy, 1.0)[1] == 1 / 2 / 5
 
 
 def test_how_long_the_rest_takes(data: str, tmp_path: Path) -> None:
@@ -387,6 +399,7 @@ FAULTS = {
         ("found.seconds(min(done, settings.steps)", "found.seconds(0", "test_how_long_the_rest_takes"),
         ("if self.turn else", "if False else", "test_updates_of_a_later_stage_take_their_own_time"),
         ("min(last, self.turn) - first)", "self.turn)", "test_updates_of_a_later_stage_take_their_own_time"),
+        ("(agent.batch(policy.config).chunk or 1)", "1", "test_of_several_actions_at_a_time_each_takes_its_share"),
         (
             "evaluated[configured_among(evaluated)]",
             "[*evaluated.values()][-1]",

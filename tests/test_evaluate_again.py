@@ -171,8 +171,8 @@ FAULTS = {
     ],
     "experiments/evaluate.py": [
         (
-            "run.seed for run in plan.runs], jnp",
-            "0 for run in plan.runs], jnp",
+            "facts.tasks, plan.runs)",
+            "facts.tasks, plan.runs[::-1])",
             "test_another_checkpoint_and_more_episodes",
         ),
         ("given.episodes is None", "True", "test_another_checkpoint_and_more_episodes"),

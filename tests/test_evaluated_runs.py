@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import own_envs
 import pytest
@@ -12,9 +13,10 @@ from test_evaluate import fault, keys_of, policies_of, wanderer
 from flowrl.envs import workers
 from flowrl.envs.episodes import EnvironmentFailed
 from flowrl.errors import UserError
-from flowrl.experiment import run, settings, stored
+from flowrl.experiment import examiner, run, settings, stored
 from flowrl.reports import curves
 from flowrl.run_folder import evaluations, logs
+from flowrl.run_folder.runs import Run
 from flowrl.training.evaluation import Evaluation, Evaluator
 
 # -------------------------------------------------------------------------------------- what environments tell
@@ -143,6 +145,15 @@ def test_a_limit_of_steps_belongs_to_the_run(tmp_path: Path) -> None:
         own_run(tmp_path / "other", "own_envs:own/Endless-v0", max_episode_steps=0)
 
 
+def test_episodes_of_a_run_are_those_of_its_seed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(examiner, "Evaluator", lambda agent, factory, keys, **others: (keys, others["episodes"]))
+    made = own_run(tmp_path / "run", "own_envs:own/Own-v0")
+    keys, episodes = examiner.evaluator_of(None, made, 1, [Run(3, {}), Run(5, {})])  # type: ignore[arg-type,misc]
+    assert episodes == 4
+    for key, seed in zip(keys, (3, 5), strict=True):
+        assert key == jax.random.key(seed)
+
+
 def test_a_users_mistake_amid_a_run_says_how_it_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def failing(self: Evaluator, *arguments: Any, **options: Any) -> Evaluation:
         raise EnvironmentFailed("own/Own-v0 failed in step 3: KeyError (own.py:7)")
@@ -153,6 +164,9 @@ def test_a_users_mistake_amid_a_run_says_how_it_goes_on(tmp_path: Path, monkeypa
 
 
 FAULTS = {
+    "flowrl/experiment/examiner.py": [
+        ("[run.seed for run in runs]", "[0 for run in runs]", "test_episodes_of_a_run_are_those_of_its_seed"),
+    ],
     "flowrl/training/evaluation.py": [
         (
             "        tally.note(view)\n        while",

@@ -1,5 +1,6 @@
 """What a run's policies come to: episodes of evaluation, and videos of them."""
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -7,12 +8,15 @@ import jax
 import jax.numpy as jnp
 from tqdm import tqdm
 
+from flowrl.agent import Agent
 from flowrl.experiment import videos
 from flowrl.experiment.build import Parts
+from flowrl.experiment.settings import Plan
 from flowrl.machine import devices, hosts
 from flowrl.machine.progress import Progress
 from flowrl.machine.signals import Signals
 from flowrl.random_streams import root_keys
+from flowrl.run_folder.runs import Run
 from flowrl.run_folder.summary import evaluation_lines
 from flowrl.train_state import Policy
 from flowrl.training.acting import by_itself
@@ -22,6 +26,27 @@ from flowrl.training.evaluation import Evaluator
 
 class _BrokenOff(Exception):
     """Breaks off an evaluation because the run is to stop."""
+
+
+def evaluator_of(agent: Agent[Any], plan: Plan, tasks: int, runs: Sequence[Run]) -> Evaluator:
+    """Starts the environments in which runs of a plan are evaluated, each with episodes of its own seed.
+
+    Args:
+        agent: Whose policies they have.
+        plan: The environment and how many episodes.
+        tasks: Of its environment.
+        runs: Those that are evaluated.
+    """
+    settings = plan.settings
+    return Evaluator(
+        agent,
+        plan.env.factory(),
+        root_keys(jnp.array([run.seed for run in runs], jnp.uint32)),
+        tasks=tasks,
+        episodes=settings.eval.episodes,
+        workers=settings.workers,
+        slots=plan.env.most,
+    )
 
 
 class Examiner:
@@ -37,18 +62,11 @@ class Examiner:
             signals: Break evaluations off.
         """
         self._parts, self._program, self._signals = parts, program, signals
-        self._own, settings = layout.own, parts.plan.settings
+        self._own = layout.own
         self._evaluator: Evaluator | None = None
-        if settings.eval.episodes and self._own:
-            self._evaluator = Evaluator(
-                parts.agent,
-                parts.plan.env.factory(),
-                root_keys(jnp.array([parts.plan.runs[run].seed for run in self._own], jnp.uint32)),
-                tasks=parts.facts.tasks,
-                episodes=settings.eval.episodes,
-                workers=settings.workers,
-                slots=parts.plan.env.most,
-            )
+        if parts.plan.settings.eval.episodes and self._own:
+            own = [parts.plan.runs[run] for run in self._own]
+            self._evaluator = evaluator_of(parts.agent, parts.plan, parts.facts.tasks, own)
 
     def lines(self, step: int, states: States) -> list[dict[str, Any]] | None:
         """Evaluates the runs of all hosts.

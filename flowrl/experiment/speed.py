@@ -22,7 +22,7 @@ from flowrl.networks import Spec
 from flowrl.random_streams import root_keys
 from flowrl.run_folder.evaluations import configured_among
 from flowrl.tasks.task import Facts
-from flowrl.train_state import TrainState
+from flowrl.train_state import Policy
 from flowrl.training import acting, compiled
 
 STEPS = 50
@@ -65,17 +65,19 @@ def rate(advance: Callable[[int], None], seconds: float) -> float:
         count = max(2 * count, round(0.8 * count * seconds / max(elapsed, 1e-6)))
 
 
-def acting_times(agent: Agent[Any], spec: Spec, state: TrainState[Any], seconds: float) -> tuple[float, float]:
+def acting_times(agent: Agent[Any], spec: Spec, policy: Policy[Any], seconds: float) -> tuple[float, float]:
     """Returns the seconds to compile acting on one observation, and those of one action, host and device together.
+
+    Of an agent that chooses several actions at a time it is the share of one of them.
 
     Args:
         agent: Whose actions they are.
         spec: Its shapes.
-        state: Of one run, with the configuration that acts.
+        policy: Of one run, with the configuration that acts.
         seconds: Length of the measurement.
     """
     observation, _, goal, _ = (jnp.zeros(shape.shape, shape.dtype) for shape in spec.inputs())
-    arguments = (agent.policy(state), {"observations": observation, "goals": goal}, jax.random.key(0))
+    arguments = (policy, {"observations": observation, "goals": goal}, jax.random.key(0))
     began = time.perf_counter()
     act = jax.jit(functools.partial(acting.act, agent)).lower(*arguments).compile()
     compile_seconds = time.perf_counter() - began
@@ -84,20 +86,17 @@ def acting_times(agent: Agent[Any], spec: Spec, state: TrainState[Any], seconds:
         for _ in range(count):
             act(*arguments).block_until_ready()
 
-    return compile_seconds, 1 / rate(advance, seconds)
+    return compile_seconds, 1 / rate(advance, seconds) / (agent.batch(policy.config).chunk or 1)
 
 
 def action_seconds(plan: Plan, spec: Spec, seconds: float) -> float:
-    """Returns the seconds of one action of a plan's agent, as its scores are taken: by the best of N, where it chooses.
-
-    Of one that chooses several actions at a time it is the share of one of them.
-    """
+    """Returns the seconds of an action of a plan's agent, as its scores are taken: by the best of N, where it chooses."""
     agent = agents.build(plan.settings.agent, plan.config, spec)
     evaluated = agent.evaluations(plan.config)
     configured = evaluated[configured_among(evaluated)]
     state = agent.init(jax.random.key(0), plan.config)
-    each = acting_times(agent, spec, state.replace(config=configs.as_arrays(configured)), seconds)[1]
-    return each / (agent.batch(plan.config).chunk or 1)
+    policy = agent.policy(state.replace(config=configs.as_arrays(configured)))
+    return acting_times(agent, spec, policy, seconds)[1]
 
 
 class Pace(NamedTuple):
