@@ -233,8 +233,8 @@ def test_the_disk_of_a_resumed_run_holds_its_checkpoints_already(monkeypatch: py
     made = plan({"agent": "gcbc", "env": "pointmaze-medium-navigate", "preset": "quick"}, {})
     monkeypatch.setattr(shutil, "disk_usage", lambda _: (10**12, 0, 1000))
     with pytest.raises(UserError, match=r"3 checkpoints of 1\.6 MB"):
-        estimates.require(made.settings, made.config, made.env, made.folder, runs=1)
-    estimates.require(made.settings, made.config, made.env, made.folder, runs=1, begun=True)
+        estimates.require(made)
+    estimates.require(made, begun=True)
 
 
 def test_memory_is_what_the_narrowest_limit_leaves(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -343,7 +343,7 @@ FAULTS = {
     ],
     "flowrl/experiment/grids.py": [
         (
-            "        estimates.require(made.settings, made.config, made.env, made.folder, runs=1, swept=True)",
+            "        estimates.require(dataclasses.replace(made, runs=made.runs[:1]))",
             "        pass",
             "test_a_grid_of_a_million_points_is_not_written_out",
         ),

@@ -7,44 +7,32 @@ from typing import Any
 import jax
 
 from flowrl import config as configs
-from flowrl.experiment.settings import Settings
+from flowrl.experiment.settings import Plan, Settings
 from flowrl.experiment.stored import command, read_config
 from flowrl.machine import hosts
 from flowrl.machine.provenance import git_commit, hardware, versions
 from flowrl.run_folder import logs
 from flowrl.run_folder.layout import CONFIG
-from flowrl.run_folder.runs import Run, seeds
-from flowrl.tasks import Task, sources
+from flowrl.run_folder.runs import seeds
+from flowrl.tasks import sources
 from flowrl.train_state import TrainState
 
 
-def describe(
-    settings: Settings,
-    config: Any,
-    runs: Sequence[Run],
-    preset: str,
-    data: sources.Source,
-    task: Mapping[str, Any],
-    *,
-    swept: bool,
-) -> dict[str, Any]:
+def describe(plan: Plan, data: sources.Source, task: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the `config.json` of runs, by which they are told apart, repeated and continued.
 
     Args:
-        settings: Of the runs.
-        config: The agent's.
-        runs: The runs.
-        preset: Where the settings started from.
+        plan: The runs.
         data: What is learnt from.
         task: What a policy must know of its environment, as `Task.told` gives it.
-        swept: Whether the runs are a part of a sweep.
     """
+    settings = plan.settings
     packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "ogbench", "mujoco", "gymnasium")
     told: dict[str, Any] = {
         "settings": configs.values(settings) | {"resume": False, "run_dir": ""},
-        "agent_config": configs.values(config),
-        "seeds": seeds(runs),
-        "preset": {"name": settings.preset, "source": preset},
+        "agent_config": configs.values(plan.config),
+        "seeds": seeds(plan.runs),
+        "preset": {"name": settings.preset, "source": plan.source},
         "data": data._asdict() | {"path": "none" if data is sources.NONE else str(data.path.resolve())},
         "task": dict(task),
         "hardware": hardware(),
@@ -54,8 +42,8 @@ def describe(
         "git_commit": git_commit(),
         "incidental": [entry.name for entry in configs.flatten(settings) if not entry.field.metadata["learning"]],
     }
-    if swept:
-        told["grid"] = [run.labels for run in runs]
+    if plan.swept:
+        told["grid"] = [run.labels for run in plan.runs]
     return {"command": command(told)} | told
 
 
@@ -76,30 +64,21 @@ def warn_of_changes(stored: dict[str, Any], now: dict[str, Any]) -> None:
             print(f"note: {name} differ from the run's first part: {stored.get(name)} then, {now[name]} now")
 
 
-def print_banner(
-    settings: Settings,
-    batch_size: int,
-    runs: Sequence[Run],
-    env: Task,
-    states: TrainState[Any],
-    rows: dict[str, str | Sequence[str]],
-) -> None:
+def print_banner(plan: Plan, states: TrainState[Any], rows: dict[str, str | Sequence[str]]) -> None:
     """Says what begins.
 
     Args:
-        settings: Of the runs.
-        batch_size: Transitions of an update.
-        runs: The runs.
-        env: Where they are evaluated.
+        plan: The runs.
         states: Theirs.
         rows: Further lines, one or several, by what stands before them: `data`, `note`, `preset`, `device`, `run`.
     """
+    settings, runs, env = plan.settings, plan.runs, plan.env
     parameters = sum(leaf.size // len(leaf) for leaf in jax.tree.leaves(states.params))
     mapped = f" × {len(runs)} runs ({settings.map})" if len(runs) > 1 else ""
     shown: dict[str, str | Sequence[str]] = {
         "agent": f"{settings.agent}, {parameters:,} parameters{mapped}",
         "environment": "; ".join(filter(None, (env.env_id or "none: training only", env.note))),
-        "training": f"{_amount(settings)}, batches of {batch_size} transitions, {_seeds(seeds(runs))}",
+        "training": f"{_amount(settings)}, batches of {plan.config.batch_size} transitions, {_seeds(seeds(runs))}",
         "sweep": ", ".join(runs[0].swept),
         **rows,
     }

@@ -7,13 +7,13 @@ import math
 import os
 import shutil
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 
 from flowrl import agents
 from flowrl.errors import UserError
-from flowrl.experiment.settings import LEAST, MOST_ENVIRONMENTS, Online, Settings
+from flowrl.experiment.settings import LEAST, MOST_ENVIRONMENTS, Online, Plan, Settings
 from flowrl.machine import devices, memory
 from flowrl.machine.limits import available_memory
 from flowrl.machine.provenance import usable_cores
@@ -58,40 +58,26 @@ class Need(NamedTuple):
         return f"{self.cause}; give a {'larger' if self.larger else 'smaller'} {self.flag}"
 
 
-def require(
-    settings: Settings,
-    config: Any,
-    env: Task,
-    folder: Path,
-    *,
-    runs: int,
-    spec: Spec = LEAST,
-    begun: bool = False,
-    swept: bool = False,
-) -> None:
+def require(plan: Plan, *, spec: Spec = LEAST, begun: bool = False) -> None:
     """Checks that runs can fit into the memory and onto the disk, and end within a year.
 
     Args:
-        settings: Of the runs.
-        config: The agent's settings.
-        env: Where the agent acts.
-        folder: Where the runs are recorded.
-        runs: How many are trained at once.
+        plan: The runs, which are trained at once.
         spec: Shapes of observations, actions and goals; the least that they can be where they are not known yet.
         begun: Whether the run is resumed, with checkpoints on the disk.
-        swept: Whether the runs are a part of a sweep.
 
     Raises:
         UserError: They cannot; the message names the largest need and the flag to lower it by.
     """
+    settings, config, runs = plan.settings, plan.config, len(plan.runs)
     _require_environments(settings.online, runs)
     agent = agents.build(settings.agent, config, spec)
     state = jax.eval_shape(agent.init, jax.random.key(0), config)
     parameters, each = memory.size_of(state.params), memory.size_of(state.replace(config=None))
-    _require_time(settings, _tasks(env), runs, 2 * config.batch_size * parameters / 4)  # four bytes each
-    _require_memory(_device_needs(settings, config, spec, runs, each, swept), _host_needs(settings, env, runs))
+    _require_time(settings, _tasks(plan.env), runs, 2 * config.batch_size * parameters / 4)  # four bytes each
+    _require_memory(_device_needs(plan, spec, each), _host_needs(settings, plan.env, runs))
     if not begun:
-        _require_disk(settings, folder, runs, each + _replay_bytes(settings.online, spec))
+        _require_disk(settings, plan.folder, runs, each + _replay_bytes(settings.online, spec))
 
 
 def _tasks(env: Task) -> int:
@@ -109,9 +95,10 @@ def _replay_bytes(online: Online, spec: Spec) -> int:
     return 4 * online.capacity * numbers
 
 
-def _device_needs(settings: Settings, config: Any, spec: Spec, runs: int, state: int, swept: bool) -> list[Need]:
+def _device_needs(plan: Plan, spec: Spec, state: int) -> list[Need]:
     """Returns what states, batches and buffers need on each device, states of `state` bytes each."""
-    rows = devices.layout(runs, settings.shard, padded=not settings.online.steps).rows_each
+    settings, config = plan.settings, plan.config
+    rows = devices.layout(len(plan.runs), settings.shard, padded=not settings.online.steps).rows_each
     share = jax.device_count() if settings.shard == "batch" else 1
     at_once = rows if settings.map == "vmap" else 1
     batch = 4 * config.batch_size // share * (math.prod(spec.observation.shape) + sum(config.hidden_dims)) * at_once
@@ -119,7 +106,7 @@ def _device_needs(settings: Settings, config: Any, spec: Spec, runs: int, state:
     buffers = f"replay buffers of {settings.online.capacity:,} transitions{many}"
     lower = "--agent.hidden_dims"
     if rows > 1 and 4 * state < (memory.free_bytes() or 0):  # they are small, but many
-        lower = "--runs_at_once" if swept else "--num_seeds"
+        lower = "--runs_at_once" if plan.swept else "--num_seeds"
     return [
         Need(state * rows, f"the networks and their optimizers{many}", lower),
         Need(batch, f"batches of {config.batch_size:,} transitions", "--agent.batch_size"),

@@ -1,5 +1,6 @@
 """Grids of hyperparameters × seeds, split into programs and waves, and the record of that in a sweep's folder."""
 
+import dataclasses
 import itertools
 import math
 from collections.abc import Mapping, Sequence
@@ -191,7 +192,7 @@ def check(sweep: Sweep) -> None:
     for group in groups(sweep):
         made = group_plan(sweep, group)
         devices.check_runs(len(group.runs), made.settings.shard)
-        estimates.require(made.settings, made.config, made.env, made.folder, runs=1, swept=True)  # waves can be small
+        estimates.require(dataclasses.replace(made, runs=made.runs[:1]))  # waves can be small
 
 
 # ------------------------------------------------------------------------------------------------------- record

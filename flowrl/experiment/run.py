@@ -15,9 +15,9 @@ from flowrl.envs.episodes import EnvironmentFailed
 from flowrl.errors import SharedError, UserError
 from flowrl.experiment import estimates
 from flowrl.experiment.banner import describe, device_text, print_banner, warn_of_changes
-from flowrl.experiment.build import Parts, prepare
+from flowrl.experiment.build import prepare
 from flowrl.experiment.runner import Runner
-from flowrl.experiment.settings import LEAST, Plan
+from flowrl.experiment.settings import Plan
 from flowrl.machine import devices, hosts
 from flowrl.machine.files import make_folder
 from flowrl.machine.signals import Signals, promptly, within
@@ -48,7 +48,7 @@ def execute(plan: Plan, stored: dict[str, Any] | None = None, signals: Signals |
     """
     hosts.require_same({"--run_dir": str(plan.folder.absolute())})
     hosts.on_first(plan.settings.log.require_packages)
-    hosts.agreed(partial(_require_possible, plan, begun=stored is not None))
+    hosts.agreed(partial(estimates.require, plan, begun=stored is not None))
     with claimed(plan.folder):
         return _execute(plan, stored, signals or Signals())
 
@@ -101,13 +101,6 @@ def _require_same(config: dict[str, Any]) -> None:
     hosts.require_same(flags | agent | versions | {"data": config["data"]["sha256"], "commit": config["git_commit"]})
 
 
-def _require_possible(plan: Plan, parts: Parts | None = None, *, begun: bool) -> None:
-    """Checks that a plan suits the machine, once more when the shapes of the environment are known."""
-    spec, runs = LEAST if parts is None else parts.facts.spec, len(plan.runs)
-    where = (plan.env, plan.folder)
-    estimates.require(plan.settings, plan.config, *where, runs=runs, spec=spec, begun=begun, swept=plan.swept)
-
-
 def _execute(plan: Plan, stored: dict[str, Any] | None, signals: Signals) -> int:
     resume = stored is not None
     if not resume:
@@ -117,10 +110,8 @@ def _execute(plan: Plan, stored: dict[str, Any] | None, signals: Signals) -> int
     layout = devices.layout(len(plan.runs), settings.shard, padded=not settings.online.steps)
     parts = hosts.agreed(partial(prepare, plan, source, layout))
     plan = parts.plan
-    hosts.agreed(partial(_require_possible, plan, parts, begun=resume))
-    config = describe(
-        settings, plan.config, plan.runs, plan.source, source, parts.facts.told(plan.env.goals), swept=plan.swept
-    )
+    hosts.agreed(partial(estimates.require, plan, spec=parts.facts.spec, begun=resume))
+    config = describe(plan, source, parts.facts.told(plan.env.goals))
     _require_same(config)
     with signals, within(None) if hosts.count() > 1 else promptly():  # hosts wait for each other
         runner = Runner(parts, layout, signals)
@@ -158,7 +149,7 @@ def _announce(runner: Runner, source: sources.Source) -> None:
         "device": device_text(runner.layout.devices),
         "run": str(plan.folder),
     }
-    print_banner(plan.settings, plan.config.batch_size, plan.runs, plan.env, runner.states, rows)
+    print_banner(plan, runner.states, rows)
 
 
 def _diverged(runner: Runner, event: Divergence) -> str:

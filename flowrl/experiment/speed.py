@@ -90,7 +90,7 @@ def acting_times(agent: Agent[Any], spec: Spec, policy: Policy[Any], seconds: fl
 
 
 def action_seconds(plan: Plan, spec: Spec, seconds: float) -> float:
-    """Returns the seconds of an action of a plan's agent, as its scores are taken: by the best of N, where it chooses."""
+    """Returns the seconds of an action of a plan's agent as it is scored: by the best of N, where it chooses."""
     agent = agents.build(plan.settings.agent, plan.config, spec)
     evaluated = agent.evaluations(plan.config)
     configured = evaluated[configured_among(evaluated)]
