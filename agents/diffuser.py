@@ -5,8 +5,7 @@
   gradient and one of the return, for 64 plans each: T = 20.
 - `diffuser_goal`: one plan begins in the state and ends in the goal; T evaluations of the U-Net, T = 64.
 
-A new plan is made after each action, or after `played` of them. The defaults are those of the authors' code, of
-locomotion and of the smallest maze.
+Plans are made anew after each action, or after `played`. Defaults are the authors', of hopper and of the smallest maze.
 """
 
 from functools import partial
@@ -51,6 +50,11 @@ class Config:
     learning_rate: float = traced(2e-4, "Adam's step size, for every network.")
     action_weight: float = traced(10.0, "Weight of the first action in the loss.")
 
+    def problem(self, prefix: str) -> str:
+        """Says that the guide goes by the noise that steps add."""
+        guided = self.aim == "return" and self.guide.steps > 0
+        return self.diffusion.without_noise(f"{prefix}guide.steps", f"{prefix}diffusion.") if guided else ""
+
 
 NAMES = {
     "diffuser": Config(),
@@ -91,9 +95,8 @@ def plans_of(batch: Batch) -> jax.Array:
 def plan_loss(nets: Networks, params: Params, state: State, batch: Batch, key: jax.Array) -> Loss:
     """E w |x − x̂(x_t, t)|² (section 3.1); what is given has no error, and w is large for the first action."""
     config, x, s = state.config, plans_of(batch), batch["observations"]
-    g, nothing = (batch["states"][:, -1], jnp.zeros(s.shape[-1])) if config.aim == "goal" else (None, None)
-    weights = jnp.ones(x.shape[1:]).at[0, : -s.shape[-1]].set(config.action_weight)
-    weights = pinned(weights, jnp.zeros(s.shape[-1]), nothing)
+    g, nothing = (batch["states"][:, -1], 0 * s[0]) if config.aim == "goal" else (None, None)
+    weights = pinned(jnp.ones(x.shape[1:]).at[0, : -s.shape[-1]].set(config.action_weight), 0 * s[0], nothing)
     errors = config.diffusion.errors(partial(predict, nets.plan, params, s, g), x, key, weights)
     loss = (batch["valid"] * errors).mean()
     return loss, {"plan/loss": loss, "plan/valid": batch["valid"].mean()}
@@ -119,12 +122,10 @@ def plan(nets: Networks, policy: Policy[Config], s: jax.Array, g: jax.Array | No
     (z_key, steps_key), config, params = jax.random.split(key), policy.config, policy.params
     guide, width = config.guide, nets.spec.action_dim // config.plans.played + s.shape[-1]
 
-    def total(x: jax.Array, level: Any) -> jax.Array:
-        return predict(nets.value, params, s, g, x, jnp.full((1, 1), level)).sum()
-
     def nudge(x: jax.Array, level: Any, variance: Any) -> jax.Array:
+        rate, at = jnp.where(level >= guide.stop, guide.scale * variance, 0.0), jnp.full((1, 1), level)
         for _ in range(guide.steps if config.aim == "return" else 0):
-            x = x + jnp.where(level >= guide.stop, guide.scale * variance, 0.0) * jax.grad(total)(x, level)
+            x = x + rate * jax.grad(lambda x: predict(nets.value, params, s, g, x, at).sum())(x)
         return x
 
     z = jax.random.normal(z_key, (config.candidates, *s.shape[:-1], config.plans.length, width))
@@ -140,8 +141,7 @@ def act(nets: Networks, policy: Policy[Config], inputs: Batch, key: jax.Array, *
     if config.aim == "return":
         returns = predict(nets.value, policy.params, s, None, plans, jnp.zeros((1, 1)))
         best = jnp.take_along_axis(plans, returns.argmax(axis=0)[None, ..., None, None], axis=0)[0]
-    actions = best[..., : config.plans.played, : -s.shape[-1]]
-    return jnp.clip(actions.reshape(*s.shape[:-1], -1), -1.0, 1.0)
+    return jnp.clip(best[..., : config.plans.played, : -s.shape[-1]].reshape(*s.shape[:-1], -1), -1.0, 1.0)
 
 
 make = Maker(

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from flowrl import dpm_solver
 from flowrl.config import config, static
 from flowrl.losses import mse
 from flowrl.paths import one_each
@@ -29,7 +30,12 @@ class Diffusion:
     steps: int = static(0, "Denoising steps per action; 0 takes every level.", low=0)
     schedule: str = static("linear", "How the variance of noise grows.", choices=("linear", "cosine", "ddpm", "vp"))
     schedule_scale: float = static(0.8, "Factor of that variance's growth.", low=0.001, high=1.0)
-    sampler: str = static("ancestral", "Steps with fresh noise, or without (DDIM).", choices=("ancestral", "ddim"))
+    sampler: str = static(
+        "ancestral",
+        "Steps with fresh noise; or without (DDIM); or along DDIM's path by longer steps of three evaluations each "
+        "(DPM-Solver), to the first level.",
+        choices=("ancestral", "ddim", "dpm"),
+    )
     clip: str = static(
         "data",
         "What each denoising step cuts to [-1, 1]: the data that it sees; or the points that it leads to, whose noise "
@@ -41,12 +47,21 @@ class Diffusion:
     temperature: float = static(1.0, "Factor of the noise that steps add.", low=0.0)
 
     def problem(self, prefix: str) -> str:
-        """Says that there cannot be more steps than levels, and that DDPM's are many."""
+        """Says that there cannot be more steps than levels, that DDPM's are many, and what DPM-Solver needs."""
         least = math.floor(20 * self.schedule_scale) + 1
         if self.schedule == "ddpm" and self.levels < least:
             return f"{prefix}schedule=ddpm needs {least} noise levels; give more {prefix}levels, or another schedule"
+        if self.sampler == "dpm" and self.clip == "points":
+            return f"{prefix}clip=points cuts what DPM-Solver's path leads to; give {prefix}clip=data or nothing"
+        if self.sampler == "dpm" and (noise := math.sqrt(1 - self.variance_left()[0])) > dpm_solver.MOST_LEFT:
+            return f"{prefix}sampler=dpm ends with the noise of the first level, {noise:.2f}; give more {prefix}levels"
         told = f"{prefix}steps={self.steps} is more than the {self.levels} noise levels"
         return f"{told}; give fewer, or more {prefix}levels" if self.steps > self.levels else ""
+
+    def without_noise(self, name: str, prefix: str) -> str:
+        """Says that a setting needs noise that samples are not drawn with, if that is so; for `problem`."""
+        told = f"{name} needs noise, which {prefix}sampler={self.sampler} adds none of; give {prefix}sampler=ancestral"
+        return "" if self.sampler == "ancestral" else f"{told}, or {name}=0"
 
     def variance_left(self) -> np.ndarray:
         """Returns ᾱ of each level `[levels]`, the share of the data's variance that is left; level 0 is the last."""
@@ -83,9 +98,18 @@ class Diffusion:
         self, field: NoiseModel, z: jax.Array, key: jax.Array, nudge: Nudge = lambda points, level, variance: points,
         *, looped: bool = False,
     ) -> jax.Array:  # fmt: skip
-        """Denoises `[..., A]`, into actions in [−1, 1] where these are cut; last arguments as for `denoise`."""
+        """Denoises `[..., A]`, into actions in [−1, 1] where these are cut; last arguments as for `denoise`.
+
+        DPM-Solver takes no nudges, which are in units of a variance that its steps do not have.
+        """
+        schedule, steps = self.variance_left(), self.steps or self.levels
+        if self.sampler == "dpm":
+            return dpm_solver.solve(
+                field, z, schedule, steps, self.clip, bound=self.bound,
+                predicts=self.predicts, looped=looped or steps > WRITTEN_OUT,
+            )  # fmt: skip
         return denoise(
-            field, z, key, self.variance_left(), self.steps or self.levels, self.sampler, self.clip, bound=self.bound,
+            field, z, key, schedule, steps, self.sampler, self.clip, bound=self.bound,
             predicts=self.predicts, temperature=self.temperature, nudge=nudge, looped=looped,
         )  # fmt: skip
 

@@ -219,6 +219,7 @@ def test_cloning_alone_does_not_average_modes(name: str) -> None:
         ("edp", "antmaze-large-play-v2", {"normalize.reward_shift": -2.0}, {"max_grad_norm": 10.0, "q_alpha": 2.0}),
         ("edp_iql", "antmaze-large-play-v2", {"normalize.reward_shift": -1.0, "normalize.reward_scale": 1.0}, {}),
         ("edp_crr", "walker2d-medium-v2", {"steps": 2_000_000}, {"max_grad_norm": 1.0}),
+        ("edp", "pen-human-v1", {}, {"policy.levels": 1000, "policy.sampler": "dpm", "policy.steps": 15}),
         ("cac", "walker2d-medium-v2", {}, {"policy.steps": 5, "normalize_targets": True, "q_alpha": 1.0}),
         ("cac", "antmaze-large-diverse-v2", {"normalize.reward_scale": 4.0}, {"q_alpha": 3.5, "max_q_backup": True}),
         ("cac", "cube-double-play-singletask-task3", {"eval.episodes": 50}, {"q_alpha": 0.3, "max_grad_norm": 5.0}),

@@ -223,6 +223,15 @@ def test_the_guide_moves_plans_as_far_as_it_must(stop: int, steps: int) -> None:
     np.testing.assert_allclose(plans[:, 1:].mean(axis=0), 0, atol=0.02)
 
 
+def test_a_guide_without_noise_to_go_by_is_refused() -> None:
+    for sampler in ("ddim", "dpm"):
+        config = put(agents.default("diffuser"), {"diffusion.sampler": sampler})
+        with pytest.raises(UserError, match=rf"guide.steps needs noise, which .*{sampler} adds none of; give"):
+            check(config, "agent.")
+        check(put(config, {"guide.steps": 0}), "agent.")
+        check(put(agents.default("diffuser_goal"), {"diffusion.sampler": sampler}), "agent.")
+
+
 @pytest.mark.slow
 def test_the_plan_of_the_best_return_is_played() -> None:
     """Unguided plans are N(0, 0.6²) in a₀: the best of 64 is near its 2.4 deviations, and guided ones are better."""
@@ -301,6 +310,7 @@ def test_several_actions_may_be_played(name: str) -> None:
 
 FAULTS = {
     "agents/diffuser.py": [
+        ("self.guide.steps > 0", "False", "test_a_guide_without_noise_to_go_by_is_refused"),
         (
             "net(params, pinned(x, s, g), level[..., 0])",
             "net(params, x, level[..., 0])",
