@@ -319,11 +319,11 @@ FAULTS = {
         ("pinned(x, s, g)", "pinned(x, s)", "test_networks_meet_what_is_given_at_every_level"),
         ('batch["actions"] * batch["actions_valid"][..., None]', 'batch["actions"]', "test_the_loss_of_plans_by_hand"),
         (".set(config.action_weight)", ".set(1.0)", "test_the_loss_of_plans_by_hand"),
-        ("weights = pinned(weights, jnp.zeros", "pinned(weights, jnp.zeros", "test_the_loss_of_plans_by_hand"),
+        ("weights = pinned(jnp.ones(", "weights = (lambda ones, *_: ones)(jnp.ones(", "test_the_loss_of_plans_by_hand"),
         ('(batch["valid"] * errors)', "(errors)", "test_the_loss_of_plans_by_hand"),
         ('(batch["valid"] * (values', "((values", "test_the_loss_of_the_return_by_hand"),
         ("guide.scale * variance", "guide.scale * jnp.sqrt(variance)", "test_the_guide_moves_plans_as_far_as_it_must"),
-        ("x = x + jnp.where", "x = x - jnp.where", "test_the_guide_moves_plans_as_far_as_it_must"),
+        ("x = x + rate", "x = x - rate", "test_the_guide_moves_plans_as_far_as_it_must"),
         ("level >= guide.stop", "level > guide.stop", "test_the_guide_moves_plans_as_far_as_it_must"),
         ("returns.argmax(axis=0)", "returns.argmin(axis=0)", "test_the_plan_of_the_best_return_is_played"),
         (
