@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
@@ -17,7 +18,7 @@ from flowrl.config import MOST_COUNT, config, nested, static, traced
 from flowrl.critics import Critic, ImplicitValue, implicit_critic_loss, implicit_value_loss
 from flowrl.data.samplers import Horizon, Transitions
 from flowrl.diffusion import Diffusion
-from flowrl.encoders import TimedMLP
+from flowrl.encoders import TimedMLP, cosine_features
 from flowrl.losses import awr_weight, coin_q, unit_gaussian_log_prob
 from flowrl.networks import Network, Spec, named
 from flowrl.optim import Clip, LateTarget, LossFn, descend, polyak
@@ -33,7 +34,7 @@ class Config:
     policy: Diffusion = nested(Diffusion(levels=100, schedule="ddpm", schedule_scale=1.0))
     choice: BestOfN = nested(BestOfN(num_samples=50, temperature=1.0, critics="online"))
     horizon: Horizon = nested(Horizon())
-    actor_target: LateTarget = nested(LateTarget())
+    actor_target: LateTarget = nested(LateTarget(start=1001))
     improvement: str = static("td3", "How Q improves the policy.", choices=("td3", "crr", "iql"))
     hidden_dims: tuple[int, ...] = static((256, 256, 256), "Hidden layers of every network.")
     batch_size: int = static(256, "Transitions per update.", high=MOST_COUNT)
@@ -58,6 +59,8 @@ NAMES: Mapping[str, Config] = {
 }
 """The agents, each with its default configuration."""
 State = TrainState[Config]
+LECUN = nn.initializers.lecun_normal()
+"""How all kernels begin."""
 
 
 class Networks(NamedTuple):
@@ -72,8 +75,10 @@ class Networks(NamedTuple):
 def networks(config: Config, spec: Spec) -> Networks:
     """Builds the networks."""
     (s, a, _, t), layers = spec.inputs(), config.hidden_dims
-    critic, actor = critics.module(config.critic, layers), TimedMLP(layers, spec.action_dim, config.policy.times, 16)
-    value = {"value": (critics.value_module(config.critic, layers), s)} if config.improvement == "iql" else {}
+    ends = {"kernel_init": LECUN, "final_init": LECUN}
+    critic, value_of_state = (build(config.critic, layers, **ends) for build in (critics.module, critics.value_module))
+    actor = TimedMLP(layers, spec.action_dim, config.policy.times, 16, cosine_features, LECUN)
+    value = {"value": (value_of_state, s)} if config.improvement == "iql" else {}
     return Networks(spec, **named(actor=(actor, s, a, t), critic=(critic, s, a), **value))
 
 
@@ -123,7 +128,7 @@ def update(nets: Networks, state: State, batch: Batch, key: jax.Array) -> tuple[
         found, rates = [losses[name] for name in names], dict.fromkeys(names, config.learning_rate)
         state, more = descend(nets, state, batch, own, found, rates, clip)
         metrics |= more
-    slow_rate = config.actor_target.at(state.step)
+    slow_rate = config.actor_target.at(state.step + 1)  # updates count from 1
     return polyak(state, state.params, critic=config.critic.target_rate, actor=slow_rate), metrics
 
 

@@ -118,10 +118,15 @@ def sinusoidal_features(x: jax.Array, size: int) -> jax.Array:
     return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
 
 
-def scaled_sinusoidal_features(x: jax.Array, size: int) -> jax.Array:
-    """Fixed features [sin ωx, cos ωx]/√size, ω = 10,000^(−2j/size) (FPMD's code): `[..., 1]` to `[..., size]`."""
+def cosine_features(x: jax.Array, size: int) -> jax.Array:
+    """Fixed features [cos ωx, sin ωx], ω = 10,000^(−2j/size) (EDP's code): `[..., 1]` to `[..., size]`."""
     angles = x * 10_000.0 ** (-jnp.arange(size // 2) / (size // 2))
-    return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1) / jnp.sqrt(size)
+    return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
+
+
+def scaled_sinusoidal_features(x: jax.Array, size: int) -> jax.Array:
+    """The same, sines first and by √size smaller (FPMD's code): `[..., 1]` to `[..., size]`."""
+    return jnp.roll(cosine_features(x, size), size // 2, axis=-1) / jnp.sqrt(size)
 
 
 def rising_sinusoidal_features(x: jax.Array, size: int) -> jax.Array:

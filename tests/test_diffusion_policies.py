@@ -104,6 +104,16 @@ def test_what_draws_next_actions_is_refused_where_targets_bootstrap_v(name: str,
         check(told_config("edp_crr", told), "agent.")
 
 
+def test_edps_kernels_begin_by_the_rule_of_flax() -> None:
+    """Of variance 1/fan-in; Glorot's is 2/(fan-in + fan-out)."""
+    config = told_config("edp_iql", {"hidden_dims": (800, 800)})
+    params = agents.build("edp_iql", config, Spec.of_sizes(3, 2)).init(jax.random.key(0), config).params
+    last = [leaf for leaf in jax.tree.leaves(params) if leaf.shape[-2:] in ((800, 1), (800, 2))]
+    assert len(last) == 3  # critics, value and policy
+    for kernel in last:
+        np.testing.assert_allclose(kernel.std(), 800**-0.5, rtol=0.1)
+
+
 def test_iqls_value_in_edp_is_like_its_critics() -> None:
     config = told_config("edp_iql", {"hidden_dims": (8,), "critic.layer_norm": True, "critic.hidden_dims": (4, 4)})
     agent = agents.build("edp_iql", config, Spec.of_sizes(3, 2))
@@ -236,6 +246,8 @@ def test_published_values(name: str, dataset: str, run: dict[str, Any], own: dic
 
 FAULTS = {
     "agents/edp.py": [
+        ('"final_init": LECUN', '"final_init": None', "test_edps_kernels_begin_by_the_rule_of_flax"),
+        ("16, cosine_features, LECUN)", "16, cosine_features)", "test_edps_kernels_begin_by_the_rule_of_flax"),
         (
             "self.max_q_backup) if self",
             ") if self",

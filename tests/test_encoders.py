@@ -17,6 +17,7 @@ from flowrl.encoders import (
     JumpMLP,
     TimedMLP,
     TimePairEmbedding,
+    cosine_features,
     length_normalize,
     represented_value,
     scaled_sinusoidal_features,
@@ -156,6 +157,7 @@ def test_a_jump_is_an_mlp_of_its_inputs_and_of_its_embedding(layer_norm: bool) -
     # ω = 1 and 1/10,000 of size 4; or 1 and 10,000^(−½) = 1/100, all over √4.
     [
         (sinusoidal_features, [np.sin(2), np.sin(2e-4), np.cos(2), np.cos(2e-4)]),
+        (cosine_features, [np.cos(2), np.cos(0.02), np.sin(2), np.sin(0.02)]),
         (scaled_sinusoidal_features, [np.sin(2) / 2, np.sin(0.02) / 2, np.cos(2) / 2, np.cos(0.02) / 2]),
     ],
 )
@@ -200,10 +202,16 @@ FAULTS = {
         ),
         ("jnp.cos(angles)], axis=-1)\n", "jnp.sin(angles)], axis=-1)\n", "test_sinusoidal_features_by_hand"),
         (
-            "(size // 2))\n    return jnp.concatenate([jnp.sin",
-            "(size // 2 - 1))\n    return jnp.concatenate([jnp.sin",
+            "(size // 2))\n    return jnp.concatenate([jnp.cos",
+            "(size // 2 - 1))\n    return jnp.concatenate([jnp.cos",
             "test_sinusoidal_features_by_hand",
         ),
+        (
+            "jnp.sin(angles)], axis=-1)\n\n\ndef scaled",
+            "angles], axis=-1)\n\n\ndef scaled",
+            "test_sinusoidal_features_by_hand",
+        ),
+        ("size // 2, axis=-1)", "0, axis=-1)", "test_sinusoidal_features_by_hand"),
         (" / jnp.sqrt(size)", "", "test_sinusoidal_features_by_hand"),
     ],
 }
