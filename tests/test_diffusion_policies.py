@@ -254,8 +254,8 @@ FAULTS = {
             "test_what_draws_next_actions_is_refused_where_targets_bootstrap_v and edp_iql",
         ),
         (
-            "critics.value_module(config.critic, layers)",
-            "critics.value_module(Critic(), layers)",
+            "build(config.critic, layers, **ends)",
+            "build(Critic(), layers, **ends)",
             "test_iqls_value_in_edp_is_like_its_critics",
         ),
     ],

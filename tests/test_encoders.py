@@ -201,14 +201,10 @@ FAULTS = {
             "test_gc_sscp_actor_adds_its_output_to_the_noise_and_reads_all_inputs",
         ),
         ("jnp.cos(angles)], axis=-1)\n", "jnp.sin(angles)], axis=-1)\n", "test_sinusoidal_features_by_hand"),
+        ("(-jnp.arange(size // 2) / (", "(-jnp.arange(size // 2) / (-1 + ", "test_sinusoidal_features_by_hand"),
         (
-            "(size // 2))\n    return jnp.concatenate([jnp.cos",
-            "(size // 2 - 1))\n    return jnp.concatenate([jnp.cos",
-            "test_sinusoidal_features_by_hand",
-        ),
-        (
-            "jnp.sin(angles)], axis=-1)\n\n\ndef scaled",
-            "angles], axis=-1)\n\n\ndef scaled",
+            "[jnp.cos(angles), jnp.sin(angles)], axis=-1)\n\n\ndef",
+            "[jnp.cos(angles), angles], axis=-1)\n\n\ndef",
             "test_sinusoidal_features_by_hand",
         ),
         ("size // 2, axis=-1)", "0, axis=-1)", "test_sinusoidal_features_by_hand"),
