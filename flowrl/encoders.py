@@ -119,7 +119,7 @@ def sinusoidal_features(x: jax.Array, size: int) -> jax.Array:
 
 
 def cosine_features(x: jax.Array, size: int) -> jax.Array:
-    """Fixed features [cos ωx, sin ωx], ω = 10,000^(−2j/size) (EDP's code): `[..., 1]` to `[..., size]`."""
+    """Fixed features [cos ωx, sin ωx], ω = 10,000^(−2j/size) (EDP's, MeanFlowQL's): `[..., 1]` to `[..., size]`."""
     angles = x * 10_000.0 ** (-jnp.arange(size // 2) / (size // 2))
     return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
 
@@ -267,12 +267,6 @@ PERIODS = 256
 _Zero = partial(nn.Dense, kernel_init=nn.initializers.zeros)
 
 
-def time_features(x: jax.Array, size: int) -> jax.Array:
-    """Fixed features [cos ωx, sin ωx] with ω = 10,000^(−2j/size): `[..., 1]` to `[..., size]`."""
-    angles = x * 10_000.0 ** (-jnp.arange(size // 2) / (size // 2))
-    return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
-
-
 class RMSNorm(nn.Module):
     """x / √(mean x²) · √size · g; the root of the size comes on top in MeanFlowQL's code."""
 
@@ -346,7 +340,7 @@ class TimedTransformer(nn.Module):
         """Maps `[..., D_i]`..., and a time `[..., 1]`, to `[..., out_dim]`; at first to 0."""
         *parts, time = inputs
         embed = MLP((self.width,), self.width, activation=nn.silu, kernel_init=SMALL, final_init=SMALL)
-        condition = embed(time_features(time, PERIODS))[..., None, :]
+        condition = embed(cosine_features(time, PERIODS))[..., None, :]
         place = self.param("place", nn.initializers.normal(0.005), (self.width,))
         x = (SplitDense(self.width, SMALL)(*parts) + place)[..., None, :]
         for _ in range(self.depth):
