@@ -53,7 +53,7 @@ class Config:
     def problem(self, prefix: str) -> str:
         """Says that the guide goes by the noise that steps add."""
         guided = self.aim == "return" and self.guide.steps > 0
-        return self.diffusion.without_noise(f"{prefix}guide.steps", f"{prefix}diffusion.") if guided else ""
+        return self.diffusion.noise_refusal(f"{prefix}guide.steps", f"{prefix}diffusion.") if guided else ""
 
 
 NAMES = {
@@ -94,9 +94,9 @@ def plans_of(batch: Batch) -> jax.Array:
 
 def plan_loss(nets: Networks, params: Params, state: State, batch: Batch, key: jax.Array) -> Loss:
     """E w |x − x̂(x_t, t)|² (section 3.1); what is given has no error, and w is large for the first action."""
-    config, x, s = state.config, plans_of(batch), batch["observations"]
-    g, nothing = (batch["states"][:, -1], 0 * s[0]) if config.aim == "goal" else (None, None)
-    weights = pinned(jnp.ones(x.shape[1:]).at[0, : -s.shape[-1]].set(config.action_weight), 0 * s[0], nothing)
+    config, x, s, zero = state.config, plans_of(batch), batch["observations"], jnp.zeros_like(batch["observations"][0])
+    g, nothing = (batch["states"][:, -1], zero) if config.aim == "goal" else (None, None)
+    weights = pinned(jnp.ones(x.shape[1:]).at[0, : -s.shape[-1]].set(config.action_weight), zero, nothing)
     errors = config.diffusion.errors(partial(predict, nets.plan, params, s, g), x, key, weights)
     loss = (batch["valid"] * errors).mean()
     return loss, {"plan/loss": loss, "plan/valid": batch["valid"].mean()}

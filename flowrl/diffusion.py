@@ -10,12 +10,11 @@ import numpy as np
 
 from flowrl import dpm_solver
 from flowrl.config import config, static
+from flowrl.dpm_solver import NoiseModel
 from flowrl.losses import mse
 from flowrl.paths import one_each
 from flowrl.train_state import Scalar
 
-NoiseModel = Callable[[jax.Array, jax.Array], jax.Array]
-"""`(points [..., A], levels [..., 1]) -> the noise that is in them [..., A]`, or the data."""
 Nudge = Callable[[jax.Array, Any, Any], jax.Array]
 """`(points [..., A], level [], variance []) -> points [..., A]`: what is done before a step of that variance."""
 
@@ -58,7 +57,7 @@ class Diffusion:
         told = f"{prefix}steps={self.steps} is more than the {self.levels} noise levels"
         return f"{told}; give fewer, or more {prefix}levels" if self.steps > self.levels else ""
 
-    def without_noise(self, name: str, prefix: str) -> str:
+    def noise_refusal(self, name: str, prefix: str) -> str:
         """Says that a setting needs noise that samples are not drawn with, if that is so; for `problem`."""
         told = f"{name} needs noise, which {prefix}sampler={self.sampler} adds none of; give {prefix}sampler=ancestral"
         return "" if self.sampler == "ancestral" else f"{told}, or {name}=0"

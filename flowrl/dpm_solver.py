@@ -12,7 +12,7 @@ import numpy as np
 
 from flowrl.paths import one_each
 
-Model = Callable[[jax.Array, jax.Array], jax.Array]
+NoiseModel = Callable[[jax.Array, jax.Array], jax.Array]
 """`(points [..., A], levels [..., 1]) -> the noise that is in them [..., A]`, or the data; levels need not be whole."""
 MOST_LEFT = 0.1
 """The most noise that a first level may have, where the path ends."""
@@ -74,7 +74,7 @@ def table_of(schedule: np.ndarray, steps: int) -> list[tuple[np.ndarray, np.ndar
 
 
 def solve(
-    model: Model, starts: jax.Array, schedule: np.ndarray, steps: int, clip: str = "data", *, bound: float = 1.0,
+    model: NoiseModel, starts: jax.Array, schedule: np.ndarray, steps: int, clip: str = "data", *, bound: float = 1.0,
     predicts: str = "noise", looped: bool = False,
 ) -> jax.Array:  # fmt: skip
     """Samples along DDIM's path by steps of third order (DPM-Solver, https://arxiv.org/abs/2206.00927, "fast").

@@ -14,6 +14,7 @@ from ways import Way, array, each_way, variants
 from flowrl import diffusion
 from flowrl.config import check
 from flowrl.diffusion import Diffusion
+from flowrl.dpm_solver import NoiseModel
 from flowrl.errors import UserError
 
 # ---------------------------------------------------------------------------------------------------- diffusion
@@ -39,7 +40,7 @@ def test_visited_levels(steps: int, expected: Any) -> None:
     np.testing.assert_array_equal(diffusion.sampled_levels(20, steps), list(expected))
 
 
-def model_of(mean: float, std: float, schedule: np.ndarray = SCHEDULE) -> diffusion.NoiseModel:
+def model_of(mean: float, std: float, schedule: np.ndarray = SCHEDULE) -> NoiseModel:
     """The noise to be expected in √ᾱ x + √(1 − ᾱ) ε with x from a Gaussian."""
 
     def model(points: jax.Array, levels: jax.Array) -> jax.Array:

@@ -93,7 +93,7 @@ def test_the_second_evaluation_of_three_by_hand() -> None:
 MIDDLE = SCHEDULE[300:701]
 
 
-def gaussian(mean: float, std: float, schedule: np.ndarray = SCHEDULE) -> dpm_solver.Model:
+def gaussian(mean: float, std: float, schedule: np.ndarray = SCHEDULE) -> dpm_solver.NoiseModel:
     """The noise to be expected where data are from a Gaussian."""
 
     def model(points: jax.Array, levels: jax.Array) -> jax.Array:
