@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flowrl.version import __version__
+from flowrl.machine.version import __version__
 
 if TYPE_CHECKING:
     from flowrl.experiment.loading import Loaded

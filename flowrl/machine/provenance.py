@@ -8,7 +8,7 @@ import platform
 import subprocess
 from pathlib import Path
 
-from flowrl.version import __version__
+from flowrl.machine.version import __version__
 
 HERE = Path(__file__).resolve().parents[2]
 """flowrl's own checkout, if it is one."""
