@@ -5,7 +5,7 @@
   gradient and one of the return, for 64 plans each: T = 20.
 - `diffuser_goal`: one plan begins in the state and ends in the goal; T evaluations of the U-Net, T = 64.
 
-Plans are made anew after each action, or after `played`. Defaults are the authors', of hopper and of the smallest maze.
+Plans are made anew after `played` actions, 1 or all. Defaults are the authors', of hopper and of the smallest maze.
 """
 
 from functools import partial
@@ -59,7 +59,7 @@ class Config:
 NAMES = {
     "diffuser": Config(),
     "diffuser_goal": Config(
-        aim="goal", candidates=1, action_weight=1.0, hidden_dims=(32, 128, 256), plans=Plans(length=128),
+        aim="goal", candidates=1, action_weight=1.0, hidden_dims=(32, 128, 256), plans=Plans(length=128, played=127),
         diffusion=Diffusion(levels=64, schedule="cosine", schedule_scale=1.0, clip="nothing", predicts="data"),
     ),
 }  # fmt: skip

@@ -46,16 +46,19 @@ class Diffusion:
     temperature: float = static(1.0, "Factor of the noise that steps add.", low=0.0)
 
     def problem(self, prefix: str) -> str:
-        """Says that there cannot be more steps than levels, that DDPM's are many, and what DPM-Solver needs."""
-        least = math.floor(20 * self.schedule_scale) + 1
+        """Says that there cannot be more steps than levels, what schedules need, and what DPM-Solver does."""
+        least, left = math.floor(20 * self.schedule_scale) + 1, self.variance_left()
         if self.schedule == "ddpm" and self.levels < least:
             return f"{prefix}schedule=ddpm needs {least} noise levels; give more {prefix}levels, or another schedule"
+        if left[-1] < np.finfo(np.float32).tiny:
+            told = f"{prefix}schedule={self.schedule} leaves nothing of the data at the last of {self.levels} levels"
+            return f"{told}; give fewer {prefix}levels, or another schedule"
+        if self.steps > self.levels:
+            told = f"{prefix}steps={self.steps} is more than the {self.levels} noise levels"
+            return f"{told}; give fewer, or more {prefix}levels"
         if self.sampler == "dpm" and self.clip == "points":
             return f"{prefix}clip=points cuts what DPM-Solver's path leads to; give {prefix}clip=data or nothing"
-        if self.sampler == "dpm" and (noise := math.sqrt(1 - self.variance_left()[0])) > dpm_solver.MOST_LEFT:
-            return f"{prefix}sampler=dpm ends with the noise of the first level, {noise:.2f}; give more {prefix}levels"
-        told = f"{prefix}steps={self.steps} is more than the {self.levels} noise levels"
-        return f"{told}; give fewer, or more {prefix}levels" if self.steps > self.levels else ""
+        return dpm_solver.refusal(left, self.steps or self.levels, prefix) if self.sampler == "dpm" else ""
 
     def noise_refusal(self, name: str, prefix: str) -> str:
         """Says that a setting needs noise that samples are not drawn with, if that is so; for `problem`."""

@@ -3,6 +3,7 @@
 DPM-Solver (https://arxiv.org/abs/2206.00927), the form "fast" that combines its three orders, as EDP samples by it.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -16,6 +17,8 @@ NoiseModel = Callable[[jax.Array, jax.Array], jax.Array]
 """`(points [..., A], levels [..., 1]) -> the noise that is in them [..., A]`, or the data; levels need not be whole."""
 MOST_LEFT = 0.1
 """The most noise that a first level may have, where the path ends."""
+MOST_COUNTED = 10.0
+"""How often a move may count what evaluations differ by, and with it their errors."""
 
 
 def orders(steps: int) -> list[int]:
@@ -71,6 +74,20 @@ def table_of(schedule: np.ndarray, steps: int) -> list[tuple[np.ndarray, np.ndar
         table.append((places[first : first + order], moves))
         first += order
     return table
+
+
+def refusal(schedule: np.ndarray, steps: int, prefix: str) -> str:
+    """Says that the path would end in noise, or that its steps are too long for what a model gets wrong; or nothing.
+
+    Long steps are those of few evaluations, and of schedules that keep next to nothing of the data at their last
+    levels, such as the cosine's.
+    """
+    if (noise := math.sqrt(1 - schedule[0])) > MOST_LEFT:
+        return f"{prefix}sampler=dpm ends with the noise of the first level, {noise:.2f}; give more {prefix}levels"
+    if (times := max(np.abs(moves[:, 2]).max() for _, moves in table_of(schedule, steps))) > MOST_COUNTED:
+        told = f"{prefix}sampler=dpm with {steps} evaluations counts what they differ by {times:.0f} times"
+        return f"{told}; give more {prefix}steps, or another {prefix}schedule"
+    return ""
 
 
 def solve(

@@ -23,10 +23,16 @@ HEADS, HEAD_DIM = 4, 32
 """Of the linear attention."""
 
 
-def dense(x: jax.Array, features: int) -> jax.Array:
-    """A dense layer as PyTorch begins it, `[..., W]` to `[..., features]`; called within a module."""
-    bias_init = uniform_within(x.shape[-1] ** -0.5)
-    return nn.Dense(features, kernel_init=fan_in_uniform, bias_init=bias_init)(x)
+def dense(x: jax.Array, features: int, fan_in: int = 0) -> jax.Array:
+    """A dense layer as PyTorch begins it, `[..., W]` to `[..., features]`; called within a module.
+
+    Args:
+        x: What it sees.
+        features: How much it says.
+        fan_in: As how many inputs it begins; 0: as those that it has.
+    """
+    begun = uniform_within((fan_in or x.shape[-1]) ** -0.5)
+    return nn.Dense(features, kernel_init=begun, bias_init=begun)(x)
 
 
 def neighbours(x: jax.Array, kernel: int, stride: int = 1) -> jax.Array:
@@ -89,9 +95,12 @@ def halved(x: jax.Array) -> jax.Array:
 
 
 def doubled(x: jax.Array, length: int) -> jax.Array:
-    """A transposed convolution of four steps, `[..., H, W]` to the first of `[..., 2H, W]`; within a module."""
-    before, here, after = jnp.split(neighbours(x, 3), 3, axis=-1)
-    pairs = [dense(jnp.concatenate([here, other], axis=-1), x.shape[-1]) for other in (before, after)]
+    """A transposed convolution of four steps, `[..., H, W]` to the first of `[..., 2H, W]`; within a module.
+
+    It begins as one of 4 W inputs, as in PyTorch, though each step that it writes sees two.
+    """
+    width, (before, here, after) = x.shape[-1], jnp.split(neighbours(x, 3), 3, axis=-1)
+    pairs = [dense(jnp.concatenate([here, other], axis=-1), width, 4 * width) for other in (before, after)]
     both = jnp.stack(pairs, axis=-2)
     return both.reshape(*x.shape[:-2], -1, x.shape[-1])[..., :length, :]
 

@@ -281,6 +281,7 @@ def test_gradients_pass_the_whole_chain_and_die_where_it_is_cut() -> None:
         ("--policy.steps=30 is more than the 20 noise levels", Diffusion(steps=30)),
         ("--policy.schedule=ddpm needs 21 noise levels", Diffusion(schedule="ddpm", schedule_scale=1.0)),
         ("--policy.levels=1 is too small; the least is 2", Diffusion(levels=1)),
+        ("--policy.schedule=linear leaves nothing of the data at the last of 400 levels", Diffusion(levels=400)),
         ("--policy.schedule=linaer is unknown.*did you mean linear", Diffusion(schedule="linaer")),
     ],
 )
@@ -307,6 +308,7 @@ def test_steps_whose_points_are_cut_by_hand(way: Way) -> None:
 
 FAULTS = {
     "flowrl/diffusion.py": [
+        ("left[-1] < np.finfo", "left[0] < np.finfo", "test_choices_that_do_not_fit_are_refused"),
         ('data = jnp.clip(data, -bound, bound) if clip == "data" else data', "pass", "test_samples_stay_in_the_box"),
         ("* std * draw\n", "* std * draws[0]\n", "test_a_gaussian_is_sampled"),
         ("mse(predicted, noise, valid)", "mse(predicted, -noise, valid)", "test_errors_of_a_known_prediction_by_hand"),

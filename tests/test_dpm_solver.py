@@ -186,6 +186,11 @@ def test_edp_acts_with_it() -> None:
             {"policy.levels": 5, "policy.steps": 5, "policy.schedule": "vp"},
             r"sampler=dpm ends with the noise of the first level, 0\.44; give more .*levels",
         ),
+        (
+            {"policy.schedule": "cosine", "policy.levels": 1000},
+            r"sampler=dpm with 15 evaluations counts what they differ by 742 times; give more .*, or another",
+        ),
+        ({"policy.steps": 3}, r"sampler=dpm with 3 evaluations counts what they differ by 100 times"),
     ],
 )
 def test_what_it_cannot_do_is_refused(given: dict[str, Any], message: str) -> None:
@@ -213,11 +218,13 @@ FAULTS = {
             "(points + kept * (",
             "test_data_and_noise_lead_the_same_way",
         ),
+        ("> MOST_LEFT", "> 1", "test_what_it_cannot_do_is_refused"),
+        ("> MOST_COUNTED", "> 1e9", "test_what_it_cannot_do_is_refused"),
+        ("moves[:, 2]).max() for", "moves[:, 1]).max() for", "test_what_it_cannot_do_is_refused"),
         ("table = table[len(threes) :]", "table = []", "test_a_loop_is_the_same_as_steps_one_after_another"),
     ],
     "flowrl/diffusion.py": [
         ("looped=looped or steps > WRITTEN_OUT,", "looped=looped,", "test_many_evaluations_are_a_loop"),
         ('"dpm" and self.clip == "points"', '"dpm" and self.clip == "none"', "test_what_it_cannot_do_is_refused"),
-        ("> dpm_solver.MOST_LEFT", "> 1", "test_what_it_cannot_do_is_refused"),
     ],
 }

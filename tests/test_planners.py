@@ -48,7 +48,7 @@ def test_a_convolution_sees_neighbours_and_zeros_beyond_the_ends() -> None:
 
 def test_a_transposed_convolution_writes_between_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of steps 1, 2: each is followed by what lies toward the next."""
-    monkeypatch.setattr("flowrl.temporal.dense", lambda x, _: x @ jnp.array([[10.0], [1.0]]))
+    monkeypatch.setattr("flowrl.temporal.dense", lambda x, *_: x @ jnp.array([[10.0], [1.0]]))
     np.testing.assert_array_equal(doubled(jnp.array([[1.0], [2.0]]), 4)[:, 0], [10, 12, 21, 20])
     assert doubled(jnp.ones((3, 2, 1)), 3).shape == (3, 3, 1)
 
@@ -225,11 +225,12 @@ def test_the_guide_moves_plans_as_far_as_it_must(stop: int, steps: int) -> None:
 
 def test_a_guide_without_noise_to_go_by_is_refused() -> None:
     for sampler in ("ddim", "dpm"):
-        config = put(agents.default("diffuser"), {"diffusion.sampler": sampler})
+        told = {"diffusion.sampler": sampler, "diffusion.schedule": "ddpm", "diffusion.levels": 100}
+        config = put(agents.default("diffuser"), told)
         with pytest.raises(UserError, match=rf"guide.steps needs noise, which .*{sampler} adds none of; give"):
             check(config, "agent.")
         check(put(config, {"guide.steps": 0}), "agent.")
-        check(put(agents.default("diffuser_goal"), {"diffusion.sampler": sampler}), "agent.")
+        check(put(agents.default("diffuser_goal"), told), "agent.")
 
 
 @pytest.mark.slow
