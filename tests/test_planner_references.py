@@ -43,14 +43,15 @@ def predicted(params: Any, x: Any, level: Any) -> Any:
 
 
 def value(params: Any, x: Any, level: Any) -> Any:
-    """A return that is curved, the more so the higher the level."""
-    x = flat(x)
-    return ((x @ CURVED.astype(np.float32)) * x).sum(-1) / 2 * (1 + 0.1 * level[..., 0]) + x @ SLOPE.astype(np.float32)
+    """A return that is curved, the more so the higher the level, and sloped, the less so."""
+    x, level = flat(x), level[..., 0]
+    curved = ((x @ CURVED.astype(np.float32)) * x).sum(-1) / 2
+    return curved * (1 + 0.1 * level) + x @ SLOPE.astype(np.float32) * (1 - 0.05 * level)
 
 
 def value_slope(x: np.ndarray, level: int) -> np.ndarray:
     """Its gradient, by hand."""
-    return (flat(x) @ CURVED * (1 + 0.1 * level) + SLOPE).reshape(x.shape)
+    return (flat(x) @ CURVED * (1 + 0.1 * level) + SLOPE * (1 - 0.05 * level)).reshape(x.shape)
 
 
 def given(x: np.ndarray, goals: bool) -> np.ndarray:
