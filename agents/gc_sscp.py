@@ -1,6 +1,7 @@
 """GC-SSCP: one flat goal-conditioned policy that skips the hierarchy in one step (https://arxiv.org/abs/2506.21427).
 
-One actor jumps from noise to an action and the goal representation `d` levels below level `t` (0: goal, 1: subgoal).
+One actor jumps from noise to an action and the goal representation below, from level `t` (0: the goal, 1: a subgoal) by
+depth `d`. Jumps of depth 1 are regressed on data; that of depth 2, which acts, on two hops of the slow actor.
 """
 
 from functools import partial
@@ -30,7 +31,6 @@ class Config:
     hidden_dims: tuple[int, ...] = static((512, 512, 512), "Hidden layers of every network.")
     rep_dim: int = static(10, "Size of the goal representation.")
     time_dim: int = static(128, "Size of the embedding of levels and depths.")
-    adds_noise: bool = static(True, "Jumps end in their noise plus what the actor says, as published; else in that.")
     batch_size: int = static(1024, "Transitions per update.", high=MOST_COUNT)
     learning_rate: float = traced(3e-4, "Adam's step size, for every network.")
     decay: CosineDecay = nested(CosineDecay(final=0.0, warmup=0.0, steps=0), "The step size, in each stage.")
@@ -52,7 +52,6 @@ class Networks(NamedTuple):
 
     spec: Spec
     rep_dim: int
-    kept: float  # how much of its noise is in a jump's end: 1 or 0
     goal_rep: Network  # s [B, D], g [B, G] -> [B, R]
     value: Network  # s [B, D], φ [B, R] -> [2, B]
     actor: Network  # s [B, D], ψ [B, R], x_a [B, A], x_φ [B, R], t [1], d [1] -> [B, A + R]
@@ -61,8 +60,8 @@ class Networks(NamedTuple):
 def networks(config: Config, spec: Spec) -> Networks:
     """Builds the networks."""
     (s, a, g, _), rep, layers = spec.inputs(), vector(1, config.rep_dim), config.hidden_dims
-    actor = JumpMLP(layers, spec.action_dim + config.rep_dim, config.time_dim, True, 1.0 if config.adds_noise else 1e-2)
-    return Networks(spec, config.rep_dim, float(config.adds_noise), **named(
+    actor = JumpMLP(layers, spec.action_dim + config.rep_dim, config.time_dim, layer_norm=True)
+    return Networks(spec, config.rep_dim, **named(
         goal_rep=(GoalRep(layers, config.rep_dim), s, g),
         value=(ensemble(Value)(layers), s, rep),
         actor=(actor, s, rep, a, rep, vector(1), vector(1)),
@@ -79,7 +78,7 @@ def noise(nets: Networks, s: jax.Array, key: jax.Array) -> Pair:
 def jump(nets: Networks, params: Params, s: jax.Array, goal_rep: jax.Array, x: Pair, t: int, d: int) -> Pair:
     """f(s, ψ, x_a, x_φ, t, d): from noise x, the action and the goal representation `d` levels below level `t`."""
     out = nets.actor(params, s, goal_rep, *x, *(jnp.full((1,), n, float) for n in (t, d)))
-    return Pair(nets.kept * x.a + out[..., : -nets.rep_dim], nets.kept * x.rep + out[..., -nets.rep_dim :])
+    return Pair(x.a + out[..., : -nets.rep_dim], x.rep + out[..., -nets.rep_dim :])
 
 
 def two_hops(nets: Networks, params: Params, s: jax.Array, goal_rep: jax.Array, noises: Pairs) -> Pair:
@@ -142,7 +141,8 @@ def act(nets: Networks, policy: Policy[Config], inputs: Batch, key: jax.Array, *
 
 
 make = Maker(
-    networks, update, act, targets=("goal_rep", "value", "actor"), acting=lambda state: {  # the authors' slow one leaps
+    networks, update, act, targets=("goal_rep", "value", "actor"),
+    acting=lambda state: {  # the shortcut is the slow actor's, two hops are the trained one's, as in the authors' code
         "goal_rep": state.params["goal_rep"],
         "actor": (state.params if state.config.hops == 2 else state.target_params)["actor"],
     },

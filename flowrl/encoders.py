@@ -16,7 +16,10 @@ Features = Callable[[jax.Array, int], jax.Array]
 
 
 def length_normalize(x: jax.Array) -> jax.Array:
-    """Scales vectors `[..., R]` to length √R; zero stays zero, which φ([0; 0]) is before training."""
+    """Scales vectors `[..., R]` to length √R; zero stays zero.
+
+    Before training φ([0; 0]) is exactly zero, because biases start at zero.
+    """
     squared_length = jnp.maximum(jnp.sum(x**2, axis=-1, keepdims=True), 1e-12)
     return x / jnp.sqrt(squared_length) * jnp.sqrt(x.shape[-1])
 
@@ -93,21 +96,19 @@ class JumpMLP(nn.Module):
         out_dim: Output size.
         time_dim: Size of the embedding of time and size of the jump.
         layer_norm: Whether LayerNorm follows each activation, as in GC-SSCP.
-        final_scale: Scale of the last kernel's initial variance.
     """
 
     hidden_dims: Sequence[int]
     out_dim: int
     time_dim: int = 128
     layer_norm: bool = False
-    final_scale: float = 1.0
 
     @nn.compact
     def __call__(self, *inputs: jax.Array) -> jax.Array:
         """Maps `[..., D_i]`..., and time and size of the jump `[..., 1]` each, to `[..., out_dim]`."""
         *parts, begin, size = inputs
         embedding = TimePairEmbedding(self.layer_norm, self.time_dim)(begin, size)
-        return MLP(self.hidden_dims, self.out_dim, mish, self.layer_norm, self.final_scale)(*parts, embedding)
+        return MLP(self.hidden_dims, self.out_dim, activation=mish, layer_norm=self.layer_norm)(*parts, embedding)
 
 
 def sinusoidal_features(x: jax.Array, size: int) -> jax.Array:

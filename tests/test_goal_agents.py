@@ -344,7 +344,7 @@ def test_defaults_are_the_published_ones() -> None:
         "hiql": {**shared, **value, **hierarchy, **weights, "low_actor_rep_grad": False},
         "gc_sscp": {
             **shared, **value, **hierarchy, "low_alpha": 5.0, "high_alpha": 5.0, "actor_target_rate": 0.001, "hops": 1,
-            "time_dim": 128, "adds_noise": True, "decay.final": 0.0, "decay.warmup": 0.0, "decay.steps": 0,
+            "time_dim": 128, "decay.final": 0.0, "decay.warmup": 0.0, "decay.steps": 0,
         },
     }  # fmt: skip
     for name, expected in published.items():
